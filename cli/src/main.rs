@@ -1,0 +1,3 @@
+//! The `residuum` program.
+
+fn main() {}

@@ -1,0 +1,27 @@
+// The storage types f32, f16 and bf16: conversion to and from float. Conversion rounds to nearest even and keeps NaN.
+#pragma once
+
+#include "common/kernel.cuh"
+
+struct f16 {
+  u16 bits;
+};
+
+struct bf16 {
+  u16 bits;
+};
+
+static_assert(sizeof(f16) == 2 && sizeof(bf16) == 2, "storage types are two bytes wide");
+
+__device__ __forceinline__ float to_float(float v) { return v; }
+__device__ __forceinline__ float to_float(f16 v) { return ptx::f16_to_float(v.bits); }
+__device__ __forceinline__ float to_float(bf16 v) { return ptx::bits_to_float(u32(v.bits) << 16); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float v);
+template <>
+__device__ __forceinline__ float from_float<float>(float v) { return v; }
+template <>
+__device__ __forceinline__ f16 from_float<f16>(float v) { return f16{ptx::float_to_f16(v)}; }
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float v) { return bf16{ptx::float_to_bf16(v)}; }

@@ -1,0 +1,109 @@
+// All inline PTX of the library. kernels/sim/common/ptx.cuh is the same interface on the simulator and replaces this
+// file there. Each function is named for its instruction; see the PTX ISA for its exact meaning.
+#pragma once
+
+namespace ptx {
+
+__device__ __forceinline__ float bits_to_float(unsigned int bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ unsigned int float_to_bits(float v) { return __float_as_uint(v); }
+
+__device__ __forceinline__ float f16_to_float(unsigned short bits) {
+  float v;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(bits));
+  return v;
+}
+
+__device__ __forceinline__ unsigned short float_to_f16(float v) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(v));
+  return bits;
+}
+
+__device__ __forceinline__ unsigned short float_to_bf16(float v) {
+  unsigned short bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(v));
+  return bits;
+}
+
+__device__ __forceinline__ unsigned int shared_address(const void* p) {
+  return static_cast<unsigned int>(__cvta_generic_to_shared(p));
+}
+
+// cp.async.cg: copies `bytes` (0..16) from global `src` to 16-byte aligned shared `dst` and fills the rest of 16 with
+// zeros, past L1. `src` is not read where bytes is 0.
+__device__ __forceinline__ void cp_async_16(void* dst, const void* src, unsigned int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes) : "memory");
+}
+
+// cp.async.ca of 4 bytes, or 4 zero bytes where `bytes` is 0.
+__device__ __forceinline__ void cp_async_4(void* dst, const void* src, unsigned int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most `pending` of this thread's groups are under way. Other threads see the data after a barrier.
+template <int pending>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// Loads four 8x8 matrices of 16-bit elements; lane 8m+r gives the address of row r of matrix m.
+__device__ __forceinline__ void ldmatrix_x4(unsigned int (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The same, each matrix transposed.
+__device__ __forceinline__ void ldmatrix_x4_trans(unsigned int (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The element type of a tensor-core product.
+struct F16 {};
+struct BF16 {};
+
+// d += a b for every pair of fragments: d[i][j] of 16x8, a[i] of 16x16 (row), b[j] of 16x8 (col); f32 accumulation.
+// MI * NJ instructions mma.sync.m16n8k16.
+template <typename Type, int MI, int NJ>
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[MI][NJ][4], const unsigned int (&a)[MI][4],
+                                             const unsigned int (&b)[NJ][2]);
+
+template <int MI, int NJ>
+__device__ __forceinline__ void mma_tiles(F16, float (&d)[MI][NJ][4], const unsigned int (&a)[MI][4],
+                                          const unsigned int (&b)[NJ][2]) {
+#pragma unroll
+  for (int i = 0; i < MI; ++i)
+#pragma unroll
+    for (int j = 0; j < NJ; ++j)
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(d[i][j][0]), "+f"(d[i][j][1]), "+f"(d[i][j][2]), "+f"(d[i][j][3])
+          : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]));
+}
+
+template <int MI, int NJ>
+__device__ __forceinline__ void mma_tiles(BF16, float (&d)[MI][NJ][4], const unsigned int (&a)[MI][4],
+                                          const unsigned int (&b)[NJ][2]) {
+#pragma unroll
+  for (int i = 0; i < MI; ++i)
+#pragma unroll
+    for (int j = 0; j < NJ; ++j)
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(d[i][j][0]), "+f"(d[i][j][1]), "+f"(d[i][j][2]), "+f"(d[i][j][3])
+          : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]));
+}
+
+template <typename Type, int MI, int NJ>
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[MI][NJ][4], const unsigned int (&a)[MI][4],
+                                             const unsigned int (&b)[NJ][2]) {
+  mma_tiles(Type{}, d, a, b);
+}
+
+}  // namespace ptx

@@ -1,0 +1,251 @@
+//! Devices behind one small interface.
+//!
+//! A [`Device`] is the CPU, or a [`Backend`] that runs the library's kernels: a GPU (`cuda`) or the simulator (`sim`).
+//! Both take the same [`Launch`]es; nothing outside this folder names cudarc or the simulator.
+
+pub mod cpu;
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// Where a graph runs.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// The CPU, in plain Rust.
+    Cpu,
+    /// A device that runs the library's kernels.
+    Kernels(Arc<dyn Backend>),
+}
+
+impl Device {
+    /// The CPU.
+    pub fn cpu() -> Self {
+        Self::Cpu
+    }
+
+    /// `cpu`, `cuda` or `sim`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Kernels(b) => b.kind(),
+        }
+    }
+}
+
+/// A generation of GPUs for which kernels are chosen; see `build/arch.rs` for what is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Arch {
+    /// Compute capability 8.0 and later: `mma.sync`, `cp.async`.
+    Sm80,
+    /// Compute capability 9.0: Hopper.
+    Sm90,
+}
+
+/// For whom an op chooses its kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// The generation of the device.
+    pub arch: Arch,
+    /// The storage type of the program.
+    pub dtype: DType,
+}
+
+/// A device that runs the library's kernels.
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// `cuda` or `sim`.
+    fn kind(&self) -> &'static str;
+
+    /// The device's own name, for people.
+    fn name(&self) -> String;
+
+    /// The generation whose kernels it runs.
+    fn arch(&self) -> Arch;
+
+    /// Reserves `bytes` bytes at an address that is a multiple of 256. The content is undefined.
+    fn allocate(&self, bytes: usize) -> Result<Arc<dyn Memory>>;
+
+    /// Puts one launch on the device's queue.
+    fn launch(&self, launch: &Launch) -> Result<()>;
+
+    /// Waits for all launches; reports the first failure since the last call.
+    fn synchronize(&self) -> Result<()>;
+}
+
+/// A range of device memory, freed when dropped.
+pub trait Memory: fmt::Debug + Send + Sync {
+    /// The device address of the first byte.
+    fn address(&self) -> u64;
+
+    /// The number of bytes.
+    fn bytes(&self) -> usize;
+
+    /// Copies `src` to `offset`, ordered after earlier launches.
+    fn write(&self, offset: usize, src: &[u8]) -> Result<()>;
+
+    /// Copies from `offset` to `dst`, ordered after earlier launches, and waits for it.
+    fn read(&self, offset: usize, dst: &mut [u8]) -> Result<()>;
+}
+
+/// A part of a [`Memory`], kept alive by it.
+#[derive(Clone, Debug)]
+pub struct View {
+    memory: Arc<dyn Memory>,
+    offset: usize,
+    bytes: usize,
+}
+
+impl View {
+    /// The `bytes` bytes from `offset` on; fails where they leave the memory.
+    pub fn new(memory: Arc<dyn Memory>, offset: usize, bytes: usize) -> Result<Self> {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= memory.bytes() => Ok(Self { memory, offset, bytes }),
+            _ => Err(Error::invalid("view", format!("bytes {offset}..+{bytes} of a buffer of {}", memory.bytes()))),
+        }
+    }
+
+    /// The whole of `memory`.
+    pub fn whole(memory: Arc<dyn Memory>) -> Self {
+        let bytes = memory.bytes();
+        Self { memory, offset: 0, bytes }
+    }
+
+    /// The device address of the first byte.
+    pub fn address(&self) -> u64 {
+        self.memory.address() + self.offset as u64
+    }
+
+    /// The number of bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Copies `src` to the start of the view.
+    pub fn write(&self, src: &[u8]) -> Result<()> {
+        if src.len() > self.bytes {
+            return Err(Error::invalid("view", format!("{} bytes written to a view of {}", src.len(), self.bytes)));
+        }
+        self.memory.write(self.offset, src)
+    }
+
+    /// Copies the whole view to the host.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let mut dst = vec![0; self.bytes];
+        self.memory.read(self.offset, &mut dst)?;
+        Ok(dst)
+    }
+}
+
+/// An entry point of the embedded kernels: `<op>_<direction>_<dtype>[_<tile>]`.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The name of the entry.
+    pub name: &'static str,
+    /// Bytes of its one parameter struct; asserted equal on the device's side by a test.
+    pub params_bytes: usize,
+    /// Threads in a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: u32,
+}
+
+impl Kernel {
+    /// The entry `name` that takes a `P` by value.
+    pub const fn new<P: bytemuck::Pod>(name: &'static str, threads: u32, shared_bytes: u32) -> Self {
+        Self { name, params_bytes: size_of::<P>(), threads, shared_bytes }
+    }
+}
+
+/// Work and traffic: what a launch needs at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Floating-point operations; a multiply-add counts as two.
+    pub flops: u64,
+    /// Bytes read from global memory, each once.
+    pub bytes_read: u64,
+    /// Bytes written to global memory, each once.
+    pub bytes_written: u64,
+}
+
+impl std::ops::Add for Cost {
+    type Output = Self;
+
+    fn add(self, o: Self) -> Self {
+        Self {
+            flops: self.flops + o.flops,
+            bytes_read: self.bytes_read + o.bytes_read,
+            bytes_written: self.bytes_written + o.bytes_written,
+        }
+    }
+}
+
+impl std::iter::Sum for Cost {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        iter.fold(Self::default(), std::ops::Add::add)
+    }
+}
+
+/// One kernel launch with its parameters bound: a grid of `kernel.threads`-thread blocks.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    kernel: &'static Kernel,
+    grid: [u32; 3],
+    params: Box<[u64]>,
+    cost: Cost,
+    views: Vec<View>,
+}
+
+impl Launch {
+    /// Binds `params` to `kernel`. `views` are kept alive as long as the launch.
+    ///
+    /// # Safety
+    /// `P` is the kernel's parameter struct; every pointer in `params` is null where the kernel allows it or points
+    /// into one of `views`, which covers all that the kernel reads and writes there for these parameters and this grid.
+    ///
+    /// # Panics
+    /// If the size of `P` is not the kernel's, or the grid is empty or beyond CUDA's limits (2^31 - 1, 65,535, 65,535).
+    pub unsafe fn new<P: bytemuck::Pod>(
+        kernel: &'static Kernel,
+        grid: [u32; 3],
+        params: &P,
+        cost: Cost,
+        views: Vec<View>,
+    ) -> Self {
+        assert_eq!(size_of::<P>(), kernel.params_bytes, "parameter bytes of {}", kernel.name);
+        assert!(
+            grid.iter().all(|&g| g > 0) && grid[0] <= i32::MAX as u32 && grid[1] <= 65_535 && grid[2] <= 65_535,
+            "grid {grid:?} of {}",
+            kernel.name
+        );
+        let mut words = vec![0u64; size_of::<P>().div_ceil(8)].into_boxed_slice();
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..size_of::<P>()].copy_from_slice(bytemuck::bytes_of(params));
+        Self { kernel, grid, params: words, cost, views }
+    }
+
+    /// The entry point.
+    pub fn kernel(&self) -> &'static Kernel {
+        self.kernel
+    }
+
+    /// Blocks in x, y and z.
+    pub fn grid(&self) -> [u32; 3] {
+        self.grid
+    }
+
+    /// The bytes of the parameter struct.
+    pub fn params(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.params)[..self.kernel.params_bytes]
+    }
+
+    /// What it computes and moves.
+    pub fn cost(&self) -> Cost {
+        self.cost
+    }
+
+    /// The memory that it touches.
+    pub fn views(&self) -> &[View] {
+        &self.views
+    }
+}

@@ -1,0 +1,114 @@
+//! The one error type of the library.
+
+use std::path::PathBuf;
+
+use crate::tensor::Shape;
+
+/// What went wrong, in one line that names the op, tensor, file or option, what was found and what was expected.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A descriptor, an option or an argument that cannot be.
+    #[error("{what}: {problem}")]
+    Invalid {
+        /// The op, option or tensor.
+        what: String,
+        /// What was found and what was expected.
+        problem: String,
+    },
+    /// A tensor of another shape than the descriptor's.
+    #[error("{what}: shape {found}, expected {expected}")]
+    Shape {
+        /// The op and tensor.
+        what: String,
+        /// The shape that the descriptor needs.
+        expected: Shape,
+        /// The shape that was given.
+        found: Shape,
+    },
+    /// Something that this library, build or device does not do.
+    #[error("{what} is not supported: {reason}")]
+    Unsupported {
+        /// The request.
+        what: String,
+        /// Why, and what is supported instead.
+        reason: String,
+    },
+    /// A name that no model, tensor or kernel bears.
+    #[error("unknown {kind} `{name}`{}", suggestion(.nearest))]
+    Unknown {
+        /// What kind of name it is.
+        kind: &'static str,
+        /// The name that was given.
+        name: String,
+        /// The nearest names that exist.
+        nearest: Vec<String>,
+    },
+    /// The operating system refused a file operation.
+    #[error("{}: {problem}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's text.
+        problem: String,
+    },
+    /// A file whose content is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was found, where, and what was expected.
+        problem: String,
+    },
+    /// No usable device of that kind: the reason and the remedy.
+    #[error("{device} device: {reason}")]
+    NoDevice {
+        /// The kind of device.
+        device: &'static str,
+        /// What is missing and how to get it.
+        reason: String,
+    },
+    /// The device failed while running something; the context may be lost.
+    #[error("{device}: {what}: {problem}")]
+    Device {
+        /// The device.
+        device: String,
+        /// The kernel and its shapes, or the call.
+        what: String,
+        /// The device's own text.
+        problem: String,
+    },
+}
+
+/// The library's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An [`Error::Invalid`].
+    pub fn invalid(what: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid { what: what.into(), problem: problem.into() }
+    }
+
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Unsupported { what: what.into(), reason: reason.into() }
+    }
+
+    /// An [`Error::Io`] of `path`.
+    pub fn io(path: impl Into<PathBuf>, source: &std::io::Error) -> Self {
+        Self::Io { path: path.into(), problem: source.to_string() }
+    }
+
+    /// An [`Error::File`] of `path`.
+    pub fn file(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+        Self::File { path: path.into(), problem: problem.into() }
+    }
+}
+
+fn suggestion(nearest: &[String]) -> String {
+    if nearest.is_empty() {
+        String::new()
+    } else {
+        format!("; did you mean {}?", nearest.join(", "))
+    }
+}

@@ -1,0 +1,18 @@
+//! `residuum`: hand-written CUDA kernels for residual networks, wrapped in safe Rust and composed into training and
+//! inference graphs, every one checked against a CPU reference.
+//!
+//! Layers, each using only those before it: [`tensor`], [`device`], [`ops`], [`graph`], [`models`], [`data`], [`train`].
+
+pub mod data;
+pub mod device;
+mod error;
+pub mod graph;
+pub mod models;
+pub mod ops;
+pub mod tensor;
+pub mod train;
+
+#[cfg(feature = "cuda")]
+pub use cudarc;
+pub use error::{Error, Result};
+pub use half;

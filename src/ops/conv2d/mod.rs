@@ -1,0 +1,243 @@
+//! Two-dimensional convolution: any kernel size, stride, padding, dilation and number of groups.
+//!
+//! With `g` the group of output channel `k`, and `Cg = C / groups`:
+//!
+//! ```text
+//! fwd    y[n,p,q,k]  = sum_{r,s,c} x[n, p*u - ph + r*dh, q*v - pw + s*dw, g*Cg + c] * w[k,r,s,c]
+//! bwd_x  dx[n,h,w,c] = sum_{r,s,k} dy[n,p,q,k] * w[k,r,s,c]        over the p, q that read (h, w)
+//! bwd_w  dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, ...]         in f32
+//! ```
+
+mod launch;
+mod reference;
+
+pub(crate) use launch::KERNELS;
+
+use super::{Gradient, Io, Op, Operator, Source};
+use crate::device::{Launch, Target};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// What a convolution is; all fields in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Spec {
+    /// Images.
+    pub n: usize,
+    /// Input height.
+    pub h: usize,
+    /// Input width.
+    pub w: usize,
+    /// Input channels, over all groups.
+    pub c: usize,
+    /// Output channels, over all groups.
+    pub k: usize,
+    /// Kernel height and width, R and S.
+    pub kernel: [usize; 2],
+    /// Vertical and horizontal stride.
+    pub stride: [usize; 2],
+    /// Zero rows above and below, zero columns left and right.
+    pub padding: [usize; 2],
+    /// Distance between kernel taps; 1 is dense.
+    pub dilation: [usize; 2],
+    /// Groups; channels of one group see only their own.
+    pub groups: usize,
+}
+
+/// A convolution whose shapes have been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conv2d {
+    spec: Spec,
+    p: usize,
+    q: usize,
+}
+
+impl Conv2d {
+    /// Checks `spec`. Fails where an extent, a stride or a dilation is 0, where the groups do not divide the channels,
+    /// where the kernel is larger than the padded input, or where a tensor has 2^31 elements or more in one image.
+    pub fn new(spec: Spec) -> Result<Self> {
+        let Spec { n, h, w, c, k, kernel: [r, s], stride, padding, dilation, groups } = spec;
+        let bad = |problem: String| Err(Error::invalid("conv2d", problem));
+        if [n, h, w, c, k, r, s, groups, stride[0], stride[1], dilation[0], dilation[1]].contains(&0) {
+            return bad(format!("{spec:?} has a zero where at least 1 is needed"));
+        }
+        if c % groups != 0 || k % groups != 0 {
+            return bad(format!("{groups} groups do not divide {c} input and {k} output channels"));
+        }
+        let extent = |size: usize, taps: usize, i: usize| -> Option<usize> {
+            let span = dilation[i].checked_mul(taps - 1)?.checked_add(1)?;
+            let padded = padding[i].checked_mul(2)?.checked_add(size)?;
+            Some(padded.checked_sub(span)? / stride[i] + 1)
+        };
+        let (Some(p), Some(q)) = (extent(h, r, 0), extent(w, s, 1)) else {
+            return bad(format!(
+                "a {r}x{s} kernel of dilation {dilation:?} does not fit an input of {h}x{w} padded by {padding:?}"
+            ));
+        };
+        let fits = |dims: &[usize]| {
+            dims.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).is_some_and(|len| len <= i32::MAX as usize)
+        };
+        if !fits(&[h, w, c])
+            || !fits(&[p, q, k])
+            || !fits(&[k, r, s, c / groups])
+            || !fits(&[n, h, w])
+            || !fits(&[n, p, q])
+        {
+            return bad(format!("{spec:?} is larger than 2^31 - 1 elements an image, weights or pixels"));
+        }
+        Ok(Self { spec, p, q })
+    }
+
+    /// The spec.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Output height and width.
+    pub fn output(&self) -> [usize; 2] {
+        [self.p, self.q]
+    }
+
+    /// `x[N,H,W,C]`.
+    pub fn x(&self) -> TensorType {
+        let Spec { n, h, w, c, .. } = self.spec;
+        TensorType::real([n, h, w, c])
+    }
+
+    /// The shape of `w`: `[K,R,S,C/groups]`.
+    pub fn w_shape(&self) -> [usize; 4] {
+        let Spec { k, kernel: [r, s], c, groups, .. } = self.spec;
+        [k, r, s, c / groups]
+    }
+
+    /// `y[N,P,Q,K]`.
+    pub fn y(&self) -> TensorType {
+        TensorType::real([self.spec.n, self.p, self.q, self.spec.k])
+    }
+
+    /// Multiply-adds of one pass, padding counted.
+    pub fn macs(&self) -> u64 {
+        let [_, r, s, cg] = self.w_shape();
+        self.y().shape.len() as u64 * (r * s * cg) as u64
+    }
+}
+
+/// What the forward pass does to the sum before it is stored:
+/// `y = relu(scale[k] * sum + shift[k] + residual[n,p,q,k])`, each part only where set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Epilogue {
+    /// Multiply by a number per output channel: a folded batch norm.
+    pub scale: bool,
+    /// Add a number per output channel: a bias or a folded batch norm.
+    pub shift: bool,
+    /// Add a tensor of the output's shape.
+    pub residual: bool,
+    /// Replace negative results by 0.
+    pub relu: bool,
+}
+
+/// One pass of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// `x, w [, scale][, shift][, residual] -> y`.
+    Fwd(Epilogue),
+    /// `dy, w -> dx`.
+    BwdX,
+    /// `dy, x -> dw`, in f32.
+    BwdW,
+    /// `dy -> dbias`, in f32.
+    BwdBias,
+}
+
+/// A convolution's pass in a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// The convolution.
+    pub conv: Conv2d,
+    /// The pass.
+    pub pass: Pass,
+}
+
+impl Operator for Node {
+    fn name(&self) -> &'static str {
+        match self.pass {
+            Pass::Fwd(_) => "conv2d_fwd",
+            Pass::BwdX => "conv2d_bwd_x",
+            Pass::BwdW => "conv2d_bwd_w",
+            Pass::BwdBias => "conv2d_bwd_bias",
+        }
+    }
+
+    fn inputs(&self) -> Vec<TensorType> {
+        let c = &self.conv;
+        let w = TensorType::real(c.w_shape());
+        match self.pass {
+            Pass::Fwd(e) => {
+                let mut types = vec![c.x(), w];
+                let per_channel = TensorType::stat([c.spec.k]);
+                types.extend([e.scale, e.shift].iter().filter(|&&on| on).map(|_| per_channel.clone()));
+                types.extend(e.residual.then(|| c.y()));
+                types
+            }
+            Pass::BwdX => vec![c.y(), w],
+            Pass::BwdW => vec![c.y(), c.x()],
+            Pass::BwdBias => vec![c.y()],
+        }
+    }
+
+    fn outputs(&self) -> Vec<TensorType> {
+        let c = &self.conv;
+        match self.pass {
+            Pass::Fwd(_) => vec![c.y()],
+            Pass::BwdX => vec![c.x()],
+            Pass::BwdW => vec![TensorType::stat(c.w_shape())],
+            Pass::BwdBias => vec![TensorType::stat([c.spec.k])],
+        }
+    }
+
+    fn accumulates(&self) -> &'static [usize] {
+        match self.pass {
+            Pass::Fwd(_) => &[],
+            _ => &[0],
+        }
+    }
+
+    fn flops(&self) -> u64 {
+        match self.pass {
+            Pass::BwdBias => self.conv.y().shape.len() as u64,
+            _ => 2 * self.conv.macs(),
+        }
+    }
+
+    fn gradient(&self, needed: &[bool]) -> Result<Vec<Gradient>> {
+        let Pass::Fwd(epilogue @ Epilogue { scale: false, residual: false, relu: false, .. }) = self.pass else {
+            return Err(Error::unsupported(
+                format!("gradient of {}", self.name()),
+                "only a forward pass without scale, residual and ReLU has one; differentiate before fusing",
+            ));
+        };
+        let rule = |pass: Pass, sources: Vec<Source>, target: usize| Gradient::Node {
+            op: Op::Conv2d(Self { conv: self.conv, pass }),
+            sources,
+            targets: vec![Some(target)],
+        };
+        let mut rules = Vec::new();
+        if epilogue.shift && needed[2] {
+            rules.push(rule(Pass::BwdBias, vec![Source::Grad(0)], 2));
+        }
+        if needed[1] {
+            rules.push(rule(Pass::BwdW, vec![Source::Grad(0), Source::Input(0)], 1));
+        }
+        if needed[0] {
+            rules.push(rule(Pass::BwdX, vec![Source::Grad(0), Source::Input(1)], 0));
+        }
+        Ok(rules)
+    }
+
+    fn scratch_bytes(&self, target: Target) -> usize {
+        launch::scratch_bytes(self, target)
+    }
+
+    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io)
+    }
+}

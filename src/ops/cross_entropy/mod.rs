@@ -1,0 +1,121 @@
+//! Softmax cross-entropy with label smoothing, averaged over the batch.
+//!
+//! ```text
+//! target[n,k] = (1 - smoothing) [k = label n] + smoothing / K
+//! loss        = mean over n of -sum_k target[n,k] log softmax(logits)[n,k]
+//! dlogits     = grad_scale / N * (softmax(logits) - target)
+//! ```
+//!
+//! `correct` counts the images whose largest logit (the first of equal ones) is the label.
+
+mod launch;
+mod reference;
+
+pub(crate) use launch::KERNELS;
+
+use super::{Gradient, Io, Op, Operator, Source};
+use crate::device::{Launch, Target};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// What a loss is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spec {
+    /// Images, N.
+    pub n: usize,
+    /// Classes, K.
+    pub classes: usize,
+    /// The share of the target that is spread evenly over all classes, in 0..1.
+    pub smoothing: f64,
+    /// What the gradient is multiplied by: a loss scale that keeps f16 gradients representable.
+    pub grad_scale: f64,
+}
+
+/// A loss whose spec has been checked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CrossEntropy {
+    spec: Spec,
+}
+
+impl CrossEntropy {
+    /// Checks `spec`: at least one image and class, smoothing in 0..1, a positive finite scale.
+    pub fn new(spec: Spec) -> Result<Self> {
+        if spec.n == 0 || spec.classes == 0 {
+            return Err(Error::invalid("cross_entropy", format!("{} images of {} classes", spec.n, spec.classes)));
+        }
+        if !(0.0..1.0).contains(&spec.smoothing) || !(spec.grad_scale > 0.0 && spec.grad_scale.is_finite()) {
+            return Err(Error::invalid(
+                "cross_entropy",
+                format!("smoothing {} (expected 0..1) and scale {}", spec.smoothing, spec.grad_scale),
+            ));
+        }
+        Ok(Self { spec })
+    }
+
+    /// The spec.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The forward pass.
+    pub fn fwd(self) -> Node {
+        Node { loss: self, pass: Pass::Fwd }
+    }
+}
+
+/// One pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// `logits, labels -> loss[1], correct[1]`.
+    Fwd,
+    /// `logits, labels -> dlogits`. The incoming gradient is 1 by definition: a loss is where differentiation starts.
+    Bwd,
+}
+
+/// A loss's pass in a graph.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Node {
+    /// The loss.
+    pub loss: CrossEntropy,
+    /// The pass.
+    pub pass: Pass,
+}
+
+impl Operator for Node {
+    fn name(&self) -> &'static str {
+        match self.pass {
+            Pass::Fwd => "cross_entropy_fwd",
+            Pass::Bwd => "cross_entropy_bwd",
+        }
+    }
+
+    fn inputs(&self) -> Vec<TensorType> {
+        let Spec { n, classes, .. } = self.loss.spec;
+        vec![TensorType::real([n, classes]), TensorType::index([n])]
+    }
+
+    fn outputs(&self) -> Vec<TensorType> {
+        let Spec { n, classes, .. } = self.loss.spec;
+        match self.pass {
+            Pass::Fwd => vec![TensorType::stat([1]), TensorType::stat([1])],
+            Pass::Bwd => vec![TensorType::real([n, classes])],
+        }
+    }
+
+    fn flops(&self) -> u64 {
+        5 * (self.loss.spec.n * self.loss.spec.classes) as u64
+    }
+
+    fn gradient(&self, _needed: &[bool]) -> Result<Vec<Gradient>> {
+        let op = Op::CrossEntropy(Self { loss: self.loss, pass: Pass::Bwd });
+        Ok(vec![Gradient::Node { op, sources: vec![Source::Input(0), Source::Input(1)], targets: vec![Some(0)] }])
+    }
+
+    fn scratch_bytes(&self, target: Target) -> usize {
+        launch::scratch_bytes(self, target)
+    }
+
+    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io)
+    }
+}

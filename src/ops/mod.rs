@@ -1,0 +1,286 @@
+//! Operators: for each its maths, checked descriptor, cost, gradient, CPU reference, kernels and launch code.
+//!
+//! A folder here has a folder of the same name in `kernels/`. The graph knows an op only through [`Operator`] and
+//! [`HostOp`].
+
+pub mod add;
+pub mod batch_norm;
+pub mod conv2d;
+pub mod cross_entropy;
+pub mod linear;
+pub mod pool;
+pub mod relu;
+pub mod sgd;
+pub mod shortcut;
+
+use std::fmt;
+
+use crate::device::{Cost, Kernel, Launch, Target, View};
+use crate::tensor::{DType, Real, TensorType};
+use crate::Result;
+
+/// What the graph knows of an op: one pass of one operator, with a descriptor that has been checked.
+pub trait Operator: fmt::Debug {
+    /// A stable name for plans and errors: `conv2d_fwd`, `batch_norm_bwd`.
+    fn name(&self) -> &'static str;
+
+    /// The types of the inputs, in order.
+    fn inputs(&self) -> Vec<TensorType>;
+
+    /// The types of the outputs, in order.
+    fn outputs(&self) -> Vec<TensorType>;
+
+    /// The outputs that update a buffer in place: they hold its old content when the op starts.
+    fn updates(&self) -> &'static [usize] {
+        &[]
+    }
+
+    /// The outputs that can be added to what is there ([`Write::Accumulate`]).
+    fn accumulates(&self) -> &'static [usize] {
+        &[]
+    }
+
+    /// Floating-point operations, and the bytes of every input read and every output written once.
+    fn cost(&self, dtype: DType) -> Cost {
+        let bytes = |types: Vec<TensorType>| types.iter().map(|t| t.bytes(dtype) as u64).sum();
+        Cost { flops: self.flops(), bytes_read: bytes(self.inputs()), bytes_written: bytes(self.outputs()) }
+    }
+
+    /// Floating-point operations; a multiply-add counts as two.
+    fn flops(&self) -> u64;
+
+    /// The nodes that compute the gradients of those inputs for which `needed` is true.
+    fn gradient(&self, needed: &[bool]) -> Result<Vec<Gradient>> {
+        let _ = needed;
+        Err(crate::Error::unsupported(format!("gradient of {}", self.name()), "it only runs forward"))
+    }
+
+    /// Bytes of scratch memory that [`launches`](Self::launches) needs.
+    fn scratch_bytes(&self, target: Target) -> usize {
+        let _ = target;
+        0
+    }
+
+    /// The kernel launches that compute the op.
+    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>>;
+}
+
+/// The same op on the host.
+pub trait HostOp<T: Real> {
+    /// Plain loops that define the op. Ignores `accumulate` and `scratch`: the executor that calls it never sets them.
+    fn reference(&self, io: &mut HostIo<'_, T>);
+
+    /// The `cpu` device's way; where nothing faster is known, the reference.
+    fn host(&self, io: &mut HostIo<'_, T>) {
+        debug_assert!(io.writes.iter().all(|&w| w == Write::Overwrite));
+        self.reference(io);
+    }
+
+    /// Elements of `T` that [`host`](Self::host) needs as scratch memory.
+    fn host_scratch(&self) -> usize {
+        0
+    }
+}
+
+/// Whether an output replaces what is there or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Write {
+    /// y = f(x).
+    Overwrite,
+    /// y += f(x).
+    Accumulate,
+}
+
+/// Where a gradient node's input comes from, seen from the op that is differentiated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Input `i` of the op.
+    Input(usize),
+    /// Output `i` of the op.
+    Output(usize),
+    /// The gradient of output `i`.
+    Grad(usize),
+}
+
+/// One rule of an op's gradient.
+#[derive(Clone, Debug)]
+pub enum Gradient {
+    /// A node: its output `j` is the gradient of input `targets[j]`, or of nothing.
+    Node {
+        /// The op to run.
+        op: Op,
+        /// Its inputs.
+        sources: Vec<Source>,
+        /// Whose gradients its outputs are.
+        targets: Vec<Option<usize>>,
+    },
+    /// The gradient of output `output` is the gradient of input `input`, unchanged.
+    Same {
+        /// The output.
+        output: usize,
+        /// The input.
+        input: usize,
+    },
+}
+
+/// A tensor bound for launches.
+#[derive(Clone, Debug)]
+pub struct Arg {
+    /// Where it is.
+    pub view: View,
+    /// Elements from one pixel to the next: C for a dense tensor, more for a slice of channels. Only for NHWC tensors.
+    pub pixel_stride: usize,
+    /// For outputs: whether it is added to.
+    pub write: Write,
+}
+
+/// The bound inputs and outputs of an op.
+#[derive(Clone, Copy, Debug)]
+pub struct Io<'a> {
+    /// As [`Operator::inputs`] orders them.
+    pub inputs: &'a [Arg],
+    /// As [`Operator::outputs`] orders them.
+    pub outputs: &'a [Arg],
+    /// [`Operator::scratch_bytes`] bytes, where that is not 0.
+    pub scratch: Option<&'a View>,
+}
+
+/// A tensor on the host that is read.
+#[derive(Clone, Copy, Debug)]
+pub enum HostRef<'a, T> {
+    /// [`Elem::Real`](crate::tensor::Elem::Real) and [`Elem::Stat`](crate::tensor::Elem::Stat).
+    Real(&'a [T]),
+    /// Labels.
+    Index(&'a [i32]),
+    /// Window positions.
+    Byte(&'a [u8]),
+}
+
+/// A tensor on the host that is written.
+#[derive(Debug)]
+pub enum HostMut<'a, T> {
+    /// [`Elem::Real`](crate::tensor::Elem::Real) and [`Elem::Stat`](crate::tensor::Elem::Stat).
+    Real(&'a mut [T]),
+    /// Labels.
+    Index(&'a mut [i32]),
+    /// Window positions.
+    Byte(&'a mut [u8]),
+}
+
+impl<'a, T> HostRef<'a, T> {
+    /// The numbers; panics where it holds none.
+    pub fn real(&self) -> &'a [T] {
+        match *self {
+            Self::Real(v) => v,
+            _ => panic!("a tensor of numbers is expected here"),
+        }
+    }
+
+    /// The labels; panics where it holds none.
+    pub fn index(&self) -> &'a [i32] {
+        match *self {
+            Self::Index(v) => v,
+            _ => panic!("a tensor of labels is expected here"),
+        }
+    }
+
+    /// The window positions; panics where it holds none.
+    pub fn byte(&self) -> &'a [u8] {
+        match *self {
+            Self::Byte(v) => v,
+            _ => panic!("a tensor of window positions is expected here"),
+        }
+    }
+}
+
+impl<T> HostMut<'_, T> {
+    /// The numbers; panics where it holds none.
+    pub fn real(&mut self) -> &mut [T] {
+        match self {
+            Self::Real(v) => v,
+            _ => panic!("a tensor of numbers is expected here"),
+        }
+    }
+
+    /// The window positions; panics where it holds none.
+    pub fn byte(&mut self) -> &mut [u8] {
+        match self {
+            Self::Byte(v) => v,
+            _ => panic!("a tensor of window positions is expected here"),
+        }
+    }
+}
+
+/// The inputs and outputs of an op on the host; all dense, in the library's layouts.
+#[derive(Debug)]
+pub struct HostIo<'a, T> {
+    /// As [`Operator::inputs`] orders them.
+    pub inputs: Vec<HostRef<'a, T>>,
+    /// As [`Operator::outputs`] orders them.
+    pub outputs: Vec<HostMut<'a, T>>,
+    /// How each output is written.
+    pub writes: Vec<Write>,
+    /// [`HostOp::host_scratch`] elements.
+    pub scratch: &'a mut [T],
+}
+
+/// Every operator that a graph can hold.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Op {
+    Add(add::Node),
+    BatchNorm(batch_norm::Node),
+    Conv2d(conv2d::Node),
+    CrossEntropy(cross_entropy::Node),
+    Linear(linear::Node),
+    Pool(pool::Node),
+    Relu(relu::Node),
+    Shortcut(shortcut::Node),
+}
+
+impl Op {
+    /// What the graph asks of it.
+    pub fn operator(&self) -> &dyn Operator {
+        match self {
+            Self::Add(o) => o,
+            Self::BatchNorm(o) => o,
+            Self::Conv2d(o) => o,
+            Self::CrossEntropy(o) => o,
+            Self::Linear(o) => o,
+            Self::Pool(o) => o,
+            Self::Relu(o) => o,
+            Self::Shortcut(o) => o,
+        }
+    }
+
+    /// The op on the host, in `T`.
+    pub fn host<T: Real>(&self) -> &dyn HostOp<T> {
+        match self {
+            Self::Add(o) => o,
+            Self::BatchNorm(o) => o,
+            Self::Conv2d(o) => o,
+            Self::CrossEntropy(o) => o,
+            Self::Linear(o) => o,
+            Self::Pool(o) => o,
+            Self::Relu(o) => o,
+            Self::Shortcut(o) => o,
+        }
+    }
+}
+
+/// Every kernel that launch code uses.
+pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
+    [
+        add::KERNELS,
+        batch_norm::KERNELS,
+        conv2d::KERNELS,
+        cross_entropy::KERNELS,
+        pool::KERNELS,
+        relu::KERNELS,
+        sgd::KERNELS,
+        shortcut::KERNELS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+}

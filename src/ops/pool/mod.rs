@@ -1,0 +1,247 @@
+//! Max and average pooling over sliding windows (floor or ceil mode) or adaptive ones (global among them).
+//!
+//! ```text
+//! max  y = max over the window's pixels inside the image; backward: dy goes to the first such pixel, row by row
+//! avg  y = sum over the window / divisor; divisor = the pixels inside the image, or with `count_padding` those of the
+//!      window clipped to the padded image
+//! ```
+//!
+//! In ceil mode a window that would start beyond the image and its upper-left padding is dropped, as in torch and
+//! Caffe. Adaptive windows run from `floor(i H / P)` to `ceil((i + 1) H / P)`.
+
+mod launch;
+mod reference;
+
+pub(crate) use launch::KERNELS;
+
+use super::{Gradient, Io, Op, Operator, Source};
+use crate::device::{Launch, Target};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// How windows lie on the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Window {
+    /// At a fixed distance from each other.
+    Sliding {
+        /// Height and width.
+        kernel: [usize; 2],
+        /// Vertical and horizontal distance.
+        stride: [usize; 2],
+        /// Rows above and below, columns left and right; at most half the kernel.
+        padding: [usize; 2],
+        /// Whether the number of windows is rounded up.
+        ceil: bool,
+    },
+    /// So many windows, spread over the image. `[1, 1]` is global pooling.
+    Adaptive([usize; 2]),
+}
+
+/// What is taken of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The maximum.
+    Max,
+    /// The mean.
+    Average {
+        /// Whether padded pixels count in the divisor.
+        count_padding: bool,
+    },
+}
+
+/// What a pooling is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Spec {
+    /// N, H, W, C of the input.
+    pub x: [usize; 4],
+    /// The windows.
+    pub window: Window,
+    /// What is taken of them.
+    pub kind: Kind,
+}
+
+/// A pooling whose shapes have been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pool {
+    spec: Spec,
+    p: usize,
+    q: usize,
+}
+
+impl Pool {
+    /// Checks `spec`. Fails where an extent is 0, the padding is more than half the kernel, no window fits, or a
+    /// maximum is taken over a window of more than 256 pixels.
+    pub fn new(spec: Spec) -> Result<Self> {
+        let bad = |problem: String| Err(Error::invalid("pool", problem));
+        let [_, h, w, _] = spec.x;
+        if spec.x.contains(&0) {
+            return bad(format!("input {:?} has a zero extent", spec.x));
+        }
+        let (p, q) = match spec.window {
+            Window::Adaptive([p, q]) => (p, q),
+            Window::Sliding { kernel, stride, padding, ceil } => {
+                if kernel.contains(&0) || stride.contains(&0) {
+                    return bad(format!("kernel {kernel:?} and stride {stride:?}, expected at least 1"));
+                }
+                let count = |size: usize, i: usize| -> Option<usize> {
+                    if padding[i] * 2 > kernel[i] {
+                        return None;
+                    }
+                    let room = (size + 2 * padding[i]).checked_sub(kernel[i])?;
+                    if !ceil {
+                        return Some(room / stride[i] + 1);
+                    }
+                    let n = room.div_ceil(stride[i]) + 1;
+                    Some(if (n - 1) * stride[i] >= size + padding[i] { n - 1 } else { n })
+                };
+                let (Some(p), Some(q)) = (count(h, 0), count(w, 1)) else {
+                    return bad(format!("a window of {kernel:?} padded by {padding:?} does not fit {h}x{w}"));
+                };
+                (p, q)
+            }
+        };
+        if p == 0 || q == 0 {
+            return bad(format!("an output of {p}x{q}"));
+        }
+        let pool = Self { spec, p, q };
+        let most = (0..p).map(|i| pool.span(0, i).len()).max().unwrap_or(0)
+            * (0..q).map(|i| pool.span(1, i).len()).max().unwrap_or(0);
+        if spec.kind == Kind::Max && most > 256 {
+            return bad(format!("a maximum over {most} pixels, expected at most 256"));
+        }
+        Ok(pool)
+    }
+
+    /// The spec.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Output height and width.
+    pub fn output(&self) -> [usize; 2] {
+        [self.p, self.q]
+    }
+
+    /// The input.
+    pub fn x(&self) -> TensorType {
+        TensorType::real(self.spec.x)
+    }
+
+    /// The output's extents, N, P, Q, C.
+    pub fn y_shape(&self) -> [usize; 4] {
+        [self.spec.x[0], self.p, self.q, self.spec.x[3]]
+    }
+
+    /// The rows (`axis` 0) or columns (`axis` 1) inside the image of window `i`.
+    pub fn span(&self, axis: usize, i: usize) -> std::ops::Range<usize> {
+        let size = self.spec.x[1 + axis];
+        match self.spec.window {
+            Window::Adaptive(count) => i * size / count[axis]..((i + 1) * size).div_ceil(count[axis]),
+            Window::Sliding { kernel, stride, padding, .. } => {
+                let start = i * stride[axis];
+                start.saturating_sub(padding[axis]).min(size)
+                    ..(start + kernel[axis]).saturating_sub(padding[axis]).min(size)
+            }
+        }
+    }
+
+    /// The number that the sum of window `(i, j)` is divided by.
+    pub fn divisor(&self, i: usize, j: usize) -> usize {
+        let along = |axis: usize, i: usize| match (self.spec.window, self.spec.kind) {
+            (Window::Sliding { kernel, stride, padding, .. }, Kind::Average { count_padding: true }) => {
+                let padded = self.spec.x[1 + axis] + 2 * padding[axis];
+                (i * stride[axis] + kernel[axis]).min(padded) - i * stride[axis]
+            }
+            _ => self.span(axis, i).len(),
+        };
+        along(0, i) * along(1, j)
+    }
+
+    /// The forward pass.
+    pub fn fwd(self) -> Node {
+        Node { pool: self, pass: Pass::Fwd }
+    }
+}
+
+/// One pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// `x -> y`, and for a maximum also `index`: where in its clipped window each was found, row-major.
+    Fwd,
+    /// `dy [, index] -> dx`.
+    Bwd,
+}
+
+/// A pooling's pass in a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// The pooling.
+    pub pool: Pool,
+    /// The pass.
+    pub pass: Pass,
+}
+
+impl Operator for Node {
+    fn name(&self) -> &'static str {
+        match (self.pool.spec.kind, self.pass) {
+            (Kind::Max, Pass::Fwd) => "pool_max_fwd",
+            (Kind::Max, Pass::Bwd) => "pool_max_bwd",
+            (Kind::Average { .. }, Pass::Fwd) => "pool_avg_fwd",
+            (Kind::Average { .. }, Pass::Bwd) => "pool_avg_bwd",
+        }
+    }
+
+    fn inputs(&self) -> Vec<TensorType> {
+        match self.pass {
+            Pass::Fwd => vec![self.pool.x()],
+            Pass::Bwd => self.results(),
+        }
+    }
+
+    fn outputs(&self) -> Vec<TensorType> {
+        match self.pass {
+            Pass::Fwd => self.results(),
+            Pass::Bwd => vec![self.pool.x()],
+        }
+    }
+
+    fn accumulates(&self) -> &'static [usize] {
+        match self.pass {
+            Pass::Fwd => &[],
+            Pass::Bwd => &[0],
+        }
+    }
+
+    fn flops(&self) -> u64 {
+        let [n, h, w, c] = self.pool.spec.x;
+        let windows: usize = (0..self.pool.p).map(|i| self.pool.span(0, i).len()).sum::<usize>()
+            * (0..self.pool.q).map(|j| self.pool.span(1, j).len()).sum::<usize>();
+        match self.pass {
+            Pass::Fwd => (n * c * windows) as u64,
+            Pass::Bwd => (n * c * windows.max(h * w)) as u64,
+        }
+    }
+
+    fn gradient(&self, _needed: &[bool]) -> Result<Vec<Gradient>> {
+        if self.pass == Pass::Bwd {
+            return Err(Error::unsupported(format!("gradient of {}", self.name()), "only the forward pass has one"));
+        }
+        let mut sources = vec![Source::Grad(0)];
+        sources.extend((self.pool.spec.kind == Kind::Max).then_some(Source::Output(1)));
+        let op = Op::Pool(Self { pool: self.pool, pass: Pass::Bwd });
+        Ok(vec![Gradient::Node { op, sources, targets: vec![Some(0)] }])
+    }
+
+    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io)
+    }
+}
+
+impl Node {
+    /// `y`, and for a maximum `index`.
+    fn results(&self) -> Vec<TensorType> {
+        let mut types = vec![TensorType::real(self.pool.y_shape())];
+        types.extend((self.pool.spec.kind == Kind::Max).then(|| TensorType::byte(self.pool.y_shape())));
+        types
+    }
+}

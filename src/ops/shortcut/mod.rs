@@ -1,0 +1,125 @@
+//! The parameter-free shortcut, option A of He et al. (2015): subsample and pad with zero channels.
+//!
+//! `y[n,p,q,k] = x[n, p*stride, q*stride, k - lead]` where `0 <= k - lead < C`, else 0; P = ceil(H / stride).
+
+mod launch;
+mod reference;
+
+pub(crate) use launch::KERNELS;
+
+use super::{Gradient, Io, Op, Operator, Source};
+use crate::device::{Launch, Target};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// What a shortcut is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Spec {
+    /// N, H, W, C of the input.
+    pub x: [usize; 4],
+    /// Output channels, at least C.
+    pub k: usize,
+    /// Every so many rows and columns are kept.
+    pub stride: usize,
+    /// Zero channels before the input's: 0 in the authors' code, (K - C) / 2 in some others.
+    pub lead: usize,
+}
+
+/// A shortcut whose shapes have been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shortcut {
+    spec: Spec,
+}
+
+impl Shortcut {
+    /// Checks `spec`: no extent 0, and room for the input's channels after the leading zeros.
+    pub fn new(spec: Spec) -> Result<Self> {
+        if spec.x.contains(&0) || spec.stride == 0 {
+            return Err(Error::invalid("shortcut", format!("{spec:?} has a zero where at least 1 is needed")));
+        }
+        if spec.lead + spec.x[3] > spec.k {
+            return Err(Error::invalid(
+                "shortcut",
+                format!("{} channels after {} zeros do not fit {}", spec.x[3], spec.lead, spec.k),
+            ));
+        }
+        Ok(Self { spec })
+    }
+
+    /// The spec.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The extents of the output, N, P, Q, K.
+    pub fn y_shape(&self) -> [usize; 4] {
+        let Spec { x: [n, h, w, _], k, stride, .. } = self.spec;
+        [n, h.div_ceil(stride), w.div_ceil(stride), k]
+    }
+
+    /// The forward pass.
+    pub fn fwd(self) -> Node {
+        Node { shortcut: self, pass: Pass::Fwd }
+    }
+}
+
+/// One pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// `x -> y`.
+    Fwd,
+    /// `dy -> dx`.
+    Bwd,
+}
+
+/// A shortcut's pass in a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// The shortcut.
+    pub shortcut: Shortcut,
+    /// The pass.
+    pub pass: Pass,
+}
+
+impl Operator for Node {
+    fn name(&self) -> &'static str {
+        match self.pass {
+            Pass::Fwd => "shortcut_fwd",
+            Pass::Bwd => "shortcut_bwd",
+        }
+    }
+
+    fn inputs(&self) -> Vec<TensorType> {
+        match self.pass {
+            Pass::Fwd => vec![TensorType::real(self.shortcut.spec.x)],
+            Pass::Bwd => vec![TensorType::real(self.shortcut.y_shape())],
+        }
+    }
+
+    fn outputs(&self) -> Vec<TensorType> {
+        match self.pass {
+            Pass::Fwd => vec![TensorType::real(self.shortcut.y_shape())],
+            Pass::Bwd => vec![TensorType::real(self.shortcut.spec.x)],
+        }
+    }
+
+    fn accumulates(&self) -> &'static [usize] {
+        match self.pass {
+            Pass::Fwd => &[],
+            Pass::Bwd => &[0],
+        }
+    }
+
+    fn flops(&self) -> u64 {
+        0
+    }
+
+    fn gradient(&self, _needed: &[bool]) -> Result<Vec<Gradient>> {
+        let op = Op::Shortcut(Self { shortcut: self.shortcut, pass: Pass::Bwd });
+        Ok(vec![Gradient::Node { op, sources: vec![Source::Grad(0)], targets: vec![Some(0)] }])
+    }
+
+    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io)
+    }
+}

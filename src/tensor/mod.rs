@@ -1,0 +1,205 @@
+//! Shapes, element types and layouts; nothing here knows a device.
+//!
+//! Inside the library activations are NHWC (`x[N,H,W,C]`) and weights KRSC (`w[K,R,S,C]`). Files and the public API
+//! speak torch's NCHW and OIHW; [`layout`] converts.
+
+pub mod host;
+pub mod layout;
+mod real;
+
+pub use host::{HostData, HostTensor, StateDict};
+pub use real::Real;
+
+use std::fmt;
+
+/// The storage type of activations, their gradients and the working copy of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16: the upper half of a single.
+    BF16,
+    /// IEEE double precision; on the `cpu` device only.
+    F64,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::F64 => 8,
+        }
+    }
+
+    /// The name as options and files spell it: `f32`, `f16`, `bf16`, `f64`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::F64 => "f64",
+        }
+    }
+
+    /// Rounds `v` to this type, to nearest even, as storing and loading does.
+    pub fn round<T: Real>(self, v: T) -> T {
+        match self {
+            Self::F32 => T::from_f64(f64::from(v.to_f64() as f32)),
+            Self::F16 => T::from_f64(half::f16::from_f64(v.to_f64()).to_f64()),
+            Self::BF16 => T::from_f64(half::bf16::from_f64(v.to_f64()).to_f64()),
+            Self::F64 => v,
+        }
+    }
+
+    /// The distance from 1 to the next larger number.
+    pub const fn epsilon(self) -> f64 {
+        match self {
+            Self::F32 => f32::EPSILON as f64,
+            Self::F16 => 1.0 / 1024.0,
+            Self::BF16 => 1.0 / 128.0,
+            Self::F64 => f64::EPSILON,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for DType {
+    type Err = crate::Error;
+
+    fn from_str(s: &str) -> crate::Result<Self> {
+        [Self::F32, Self::F16, Self::BF16, Self::F64]
+            .into_iter()
+            .find(|d| d.name() == s)
+            .ok_or_else(|| crate::Error::invalid("dtype", format!("`{s}`, expected f32, f64, f16 or bf16")))
+    }
+}
+
+/// What a value's elements are; the program's [`DType`] decides how [`Elem::Real`] is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Elem {
+    /// Activations, their gradients, and the weights that matrix products read: stored in the program's dtype.
+    Real,
+    /// Statistics, reductions, batch-norm parameters, biases, parameter gradients, losses: f32 (f64 in an f64 program).
+    Stat,
+    /// Class labels: i32.
+    Index,
+    /// Positions inside a pooling window: u8.
+    Byte,
+}
+
+impl Elem {
+    /// Bytes of one element in a program of type `dtype`.
+    pub const fn bytes(self, dtype: DType) -> usize {
+        match (self, dtype) {
+            (Self::Real, _) => dtype.bytes(),
+            (Self::Stat, DType::F64) => 8,
+            (Self::Stat | Self::Index, _) => 4,
+            (Self::Byte, _) => 1,
+        }
+    }
+}
+
+/// The extents of a tensor, slowest first.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct Shape(Vec<usize>);
+
+impl Shape {
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.0.iter().product()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The extents.
+    pub fn dims(&self) -> &[usize] {
+        &self.0
+    }
+
+    /// The extents as N, H, W, C; a rank-2 `[N, C]` reads as `[N, 1, 1, C]`. `None` for any other rank.
+    pub fn nhwc(&self) -> Option<[usize; 4]> {
+        match *self.0 {
+            [n, h, w, c] => Some([n, h, w, c]),
+            [n, c] => Some([n, 1, 1, c]),
+            _ => None,
+        }
+    }
+}
+
+impl<const R: usize> From<[usize; R]> for Shape {
+    fn from(dims: [usize; R]) -> Self {
+        Self(dims.to_vec())
+    }
+}
+
+impl From<&[usize]> for Shape {
+    fn from(dims: &[usize]) -> Self {
+        Self(dims.to_vec())
+    }
+}
+
+impl From<Vec<usize>> for Shape {
+    fn from(dims: Vec<usize>) -> Self {
+        Self(dims)
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+/// The shape and the kind of element of a value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TensorType {
+    /// The extents, in the library's layout: NHWC or KRSC.
+    pub shape: Shape,
+    /// What the elements are.
+    pub elem: Elem,
+}
+
+impl TensorType {
+    /// Activations or weights.
+    pub fn real(shape: impl Into<Shape>) -> Self {
+        Self { shape: shape.into(), elem: Elem::Real }
+    }
+
+    /// Statistics and the like.
+    pub fn stat(shape: impl Into<Shape>) -> Self {
+        Self { shape: shape.into(), elem: Elem::Stat }
+    }
+
+    /// Labels.
+    pub fn index(shape: impl Into<Shape>) -> Self {
+        Self { shape: shape.into(), elem: Elem::Index }
+    }
+
+    /// Window positions.
+    pub fn byte(shape: impl Into<Shape>) -> Self {
+        Self { shape: shape.into(), elem: Elem::Byte }
+    }
+
+    /// Bytes of the whole tensor in a program of type `dtype`.
+    pub fn bytes(&self, dtype: DType) -> usize {
+        self.shape.len() * self.elem.bytes(dtype)
+    }
+}

@@ -1,0 +1,11 @@
+//! Every test of the library that needs more than one module, in one binary.
+
+mod build;
+mod data;
+mod golden;
+mod graph;
+mod harness;
+mod ops;
+mod sim;
+mod tidy;
+mod train;

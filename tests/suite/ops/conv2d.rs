@@ -1,0 +1,1 @@
+//! Tests of conv2d.
