@@ -15,6 +15,7 @@ pub mod shortcut;
 
 use std::fmt;
 
+pub use crate::device::cpu::{HostMut, HostRef};
 use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::tensor::{DType, Real, TensorType};
 use crate::Result;
@@ -143,72 +144,6 @@ pub struct Io<'a> {
     pub outputs: &'a [Arg],
     /// [`Operator::scratch_bytes`] bytes, where that is not 0.
     pub scratch: Option<&'a View>,
-}
-
-/// A tensor on the host that is read.
-#[derive(Clone, Copy, Debug)]
-pub enum HostRef<'a, T> {
-    /// [`Elem::Real`](crate::tensor::Elem::Real) and [`Elem::Stat`](crate::tensor::Elem::Stat).
-    Real(&'a [T]),
-    /// Labels.
-    Index(&'a [i32]),
-    /// Window positions.
-    Byte(&'a [u8]),
-}
-
-/// A tensor on the host that is written.
-#[derive(Debug)]
-pub enum HostMut<'a, T> {
-    /// [`Elem::Real`](crate::tensor::Elem::Real) and [`Elem::Stat`](crate::tensor::Elem::Stat).
-    Real(&'a mut [T]),
-    /// Labels.
-    Index(&'a mut [i32]),
-    /// Window positions.
-    Byte(&'a mut [u8]),
-}
-
-impl<'a, T> HostRef<'a, T> {
-    /// The numbers; panics where it holds none.
-    pub fn real(&self) -> &'a [T] {
-        match *self {
-            Self::Real(v) => v,
-            _ => panic!("a tensor of numbers is expected here"),
-        }
-    }
-
-    /// The labels; panics where it holds none.
-    pub fn index(&self) -> &'a [i32] {
-        match *self {
-            Self::Index(v) => v,
-            _ => panic!("a tensor of labels is expected here"),
-        }
-    }
-
-    /// The window positions; panics where it holds none.
-    pub fn byte(&self) -> &'a [u8] {
-        match *self {
-            Self::Byte(v) => v,
-            _ => panic!("a tensor of window positions is expected here"),
-        }
-    }
-}
-
-impl<T> HostMut<'_, T> {
-    /// The numbers; panics where it holds none.
-    pub fn real(&mut self) -> &mut [T] {
-        match self {
-            Self::Real(v) => v,
-            _ => panic!("a tensor of numbers is expected here"),
-        }
-    }
-
-    /// The window positions; panics where it holds none.
-    pub fn byte(&mut self) -> &mut [u8] {
-        match self {
-            Self::Byte(v) => v,
-            _ => panic!("a tensor of window positions is expected here"),
-        }
-    }
 }
 
 /// The inputs and outputs of an op on the host; all dense, in the library's layouts.
