@@ -99,8 +99,8 @@ impl Slot {
             Elem::Index => 4,
             Elem::Byte => 1,
         };
-        assert!(self.offset % element == 0, "{self:?} is not aligned to its elements of {element} bytes");
-        self.len.checked_mul(element).unwrap_or(usize::MAX)
+        assert!(self.offset.is_multiple_of(element), "{self:?} is not aligned to its elements of {element} bytes");
+        self.len.saturating_mul(element)
     }
 }
 
