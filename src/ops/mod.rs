@@ -224,6 +224,16 @@ pub struct HostIo<'a, T> {
     pub scratch: &'a mut [T],
 }
 
+impl<T: Real> HostIo<'_, T> {
+    /// All outputs, where every one of them holds numbers; panics where one does not or there are not `N`.
+    pub fn reals<const N: usize>(&mut self) -> [&mut [T]; N] {
+        let Ok(outputs) = <&mut [HostMut<'_, T>; N]>::try_from(self.outputs.as_mut_slice()) else {
+            panic!("{N} outputs are expected here");
+        };
+        outputs.each_mut().map(HostMut::real)
+    }
+}
+
 /// Every operator that a graph can hold.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
