@@ -1,7 +1,7 @@
 //! The reference executor: the graph as it was built, op by op in plain loops.
 
 use super::state::{counter, to_library, to_torch, torch_shape};
-use super::{Graph, StateReport, ValueId};
+use super::{Graph, Mode, StateReport, ValueId};
 use crate::ops::{HostIo, HostMut, HostRef, Write};
 use crate::tensor::{DType, Elem, HostData, HostTensor, Real, StateDict, TensorType};
 use crate::{Error, Result};
@@ -85,7 +85,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
                 self.round(value);
             }
         }
-        self.steps += 1;
+        self.steps += i64::from(self.graph.mode == Mode::Train);
     }
 
     /// An output in torch's layout.

@@ -221,6 +221,11 @@ impl Program {
         &self.plan
     }
 
+    /// The names of the ops that a run performs, in order; what runs once after loading comes first.
+    pub fn ops(&self) -> Vec<&'static str> {
+        self.graph.nodes.iter().map(|n| n.op.operator().name()).collect()
+    }
+
     /// The storage type.
     pub fn dtype(&self) -> DType {
         self.dtype
