@@ -5,6 +5,7 @@ mod data;
 mod golden;
 mod graph;
 mod harness;
+mod models;
 mod ops;
 mod sim;
 mod tidy;
