@@ -1,5 +1,6 @@
 //! Every test of the library that needs more than one module, in one binary.
 
+mod bounds;
 mod build;
 mod data;
 mod golden;
@@ -7,6 +8,7 @@ mod graph;
 mod harness;
 mod models;
 mod ops;
+mod random;
 mod sim;
 mod tidy;
 mod train;
