@@ -150,11 +150,10 @@ fn cifar(body: &str, suffix: &str) -> Option<Spec> {
         let n = depth.checked_sub(2)? / per_unit;
         (n > 0 && n * per_unit + 2 == depth).then(|| vec![n; 3])
     };
-    let spec = |planes, block, stages, shortcut, order| Spec { stem: Stem::Cifar, planes, block, stages, shortcut, order };
+    let spec =
+        |planes, block, stages, shortcut, order| Spec { stem: Stem::Cifar, planes, block, stages, shortcut, order };
     match (kind, form) {
-        ("plain", "") if suffix.is_empty() => {
-            Some(spec(16, Block::Basic, units(6)?, Shortcut::None, Order::Original))
-        }
+        ("plain", "") if suffix.is_empty() => Some(spec(16, Block::Basic, units(6)?, Shortcut::None, Order::Original)),
         ("resnet", "") => {
             let (shortcut, order) = variant(suffix, Shortcut::Pad)?;
             Some(spec(16, Block::Basic, units(6)?, shortcut, order))
@@ -312,9 +311,7 @@ impl Unit<'_> {
                 Order::FullPreact if i < last => norm_relu(b, &self.layer("bn", i + 1), x)?,
                 Order::FullPreact => x,
                 Order::BnAfterAdd if i == last => x,
-                Order::Original | Order::ReluOnlyPreact if i == last => {
-                    b.batch_norm(&self.layer("bn", i), x, EPS)?
-                }
+                Order::Original | Order::ReluOnlyPreact if i == last => b.batch_norm(&self.layer("bn", i), x, EPS)?,
                 _ => norm_relu(b, &self.layer("bn", i), x)?,
             };
         }
@@ -328,11 +325,7 @@ impl Unit<'_> {
             Block::Bottleneck { groups, width, stride_first } => {
                 let k = planes * width / 64 * groups;
                 let [first, second] = if stride_first { [stride, 1] } else { [1, stride] };
-                vec![
-                    conv(k, 1, first),
-                    ConvOptions { groups, ..conv(k, 3, second) },
-                    conv(planes * EXPANSION, 1, 1),
-                ]
+                vec![conv(k, 1, first), ConvOptions { groups, ..conv(k, 3, second) }, conv(planes * EXPANSION, 1, 1)]
             }
         }
     }

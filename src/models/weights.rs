@@ -31,8 +31,9 @@ pub fn read_with_metadata(path: impl AsRef<Path>) -> Result<(StateDict, Metadata
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(describe(&bytes, &e)))?;
     let mut state = StateDict::new();
     for (name, view) in tensors.iter() {
-        let data = elements(view.dtype(), view.data())
-            .ok_or_else(|| bad(format!("tensor `{name}`: {} data, expected F32, F64, F16, BF16 or I64", view.dtype())))?;
+        let data = elements(view.dtype(), view.data()).ok_or_else(|| {
+            bad(format!("tensor `{name}`: {} data, expected F32, F64, F16, BF16 or I64", view.dtype()))
+        })?;
         let tensor = HostTensor { shape: view.shape().into(), data };
         let name = modern_name(name);
         if state.insert(name.clone(), tensor).is_some() {
@@ -98,12 +99,13 @@ fn end_of_data(header: &[u8]) -> Option<usize> {
 fn modern_name(name: &str) -> String {
     let renamed = || {
         let start = name.find("denselayer")?;
-        let digits = name[start + "denselayer".len()..].find(|c: char| !c.is_ascii_digit())?;
-        let (layer, rest) = name.split_at(start + "denselayer".len() + digits);
+        let (prefix, rest) = name.split_at(start + "denselayer".len());
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&digits| digits > 0)?;
+        let (number, rest) = rest.split_at(digits);
         let mut parts = rest.strip_prefix('.')?.split('.');
         let [kind, index, leaf] = [parts.next()?, parts.next()?, parts.next()?];
         let dotted = matches!(kind, "norm" | "relu" | "conv") && matches!(index, "1" | "2") && parts.next().is_none();
-        dotted.then(|| format!("{layer}.{kind}{index}.{leaf}"))
+        dotted.then(|| format!("{prefix}{number}.{kind}{index}.{leaf}"))
     };
     renamed().unwrap_or_else(|| name.into())
 }
@@ -179,10 +181,7 @@ fn quoted(text: &str) -> String {
 
 /// Writes a file all or nothing: into `.NAME.tmp` beside it, which then takes its name, both on disk when this
 /// returns. Where `content` or the system fails, a file that was there before is untouched.
-pub fn write_atomically(
-    path: impl AsRef<Path>,
-    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<()> {
+pub fn write_atomically(path: impl AsRef<Path>, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
     let name = path.file_name().ok_or_else(|| Error::file(path, "not the name of a file"))?;
     let folder = match path.parent() {
@@ -234,7 +233,8 @@ mod tests {
 
     /// A file of one tensor `x`, with its own header.
     fn crafted(dtype: &str, shape: &str, data: &[u8]) -> Vec<u8> {
-        let header = format!("{{\"x\":{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[0,{}]}}}}", data.len());
+        let header =
+            format!("{{\"x\":{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[0,{}]}}}}", data.len());
         [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
     }
 
@@ -290,10 +290,7 @@ mod tests {
         assert!(text.starts_with("truncated or not a safetensors file: a header of "), "{text}");
         assert!(refusal(b"PK\x03\x04 a zip archive, as torch.save writes").starts_with("truncated or not"));
         assert!(refusal(&crafted("F32", "[4]", &[0; 12])).starts_with("not a safetensors file: "));
-        assert_eq!(
-            refusal(&crafted("U8", "[1]", &[0])),
-            "tensor `x`: U8 data, expected F32, F64, F16, BF16 or I64"
-        );
+        assert_eq!(refusal(&crafted("U8", "[1]", &[0])), "tensor `x`: U8 data, expected F32, F64, F16, BF16 or I64");
         for cut in 0..whole.len() {
             refusal(&whole[..cut]);
         }
