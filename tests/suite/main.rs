@@ -1,5 +1,7 @@
 //! Every test of the library that needs more than one module, in one binary.
 
+#![allow(clippy::unwrap_used)]
+
 mod bounds;
 mod build;
 mod data;
