@@ -4,6 +4,7 @@ mod bounds;
 mod build;
 mod data;
 mod golden;
+mod gradients;
 mod graph;
 mod harness;
 mod ops;
