@@ -7,6 +7,7 @@ mod golden;
 mod gradients;
 mod graph;
 mod harness;
+mod host;
 mod ops;
 mod random;
 mod sim;
