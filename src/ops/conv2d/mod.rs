@@ -11,6 +11,7 @@
 mod launch;
 mod reference;
 
+pub use launch::Plan;
 pub(crate) use launch::KERNELS;
 
 use super::{Gradient, Io, Op, Operator, Source};
@@ -234,10 +235,28 @@ impl Operator for Node {
     }
 
     fn scratch_bytes(&self, target: Target) -> usize {
-        launch::scratch_bytes(self, target)
+        launch::scratch_bytes(self, target, None)
     }
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
-        launch::launches(self, target, io)
+        launch::launches(self, target, io, None)
+    }
+}
+
+impl Node {
+    /// Every way in which the kernels can compute this pass: each tile, with and without a split of the reduction. For
+    /// tests and benchmarks; [`Operator::launches`] chooses one by the shape. None in f64 and for [`Pass::BwdBias`].
+    pub fn plans(&self, target: Target) -> Vec<Plan> {
+        launch::plans(self, target)
+    }
+
+    /// As [`Operator::scratch_bytes`], for `plan`.
+    pub fn scratch_bytes_with(&self, target: Target, plan: Plan) -> usize {
+        launch::scratch_bytes(self, target, Some(plan))
+    }
+
+    /// As [`Operator::launches`], for a `plan` of [`Node::plans`] for the same target.
+    pub fn launches_with(&self, target: Target, io: &Io<'_>, plan: Plan) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io, Some(plan))
     }
 }
