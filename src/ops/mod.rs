@@ -13,6 +13,7 @@ pub mod pool;
 pub mod relu;
 pub mod sgd;
 pub mod shortcut;
+mod strips;
 
 use std::fmt;
 
