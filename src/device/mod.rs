@@ -12,6 +12,7 @@ pub mod embedded;
 mod foreign;
 mod recording;
 mod select;
+pub mod sim;
 
 use std::fmt;
 use std::sync::Arc;
