@@ -17,7 +17,7 @@ namespace {
 // Threads in flight in the random schedules, where a block is not larger; each has a stack.
 constexpr u32 IN_FLIGHT = 1024;
 // Yields without any other progress after which the launch is given up.
-constexpr u64 PATIENCE = 20'000'000;
+constexpr u64 PATIENCE = 5'000'000;
 // One step in so many changes a priority, times the depth less one.
 constexpr u32 PRIORITY_PERIOD = 200;
 
