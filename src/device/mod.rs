@@ -4,6 +4,7 @@
 //! Both take the same [`Launch`]es; nothing outside this folder names cudarc or the simulator.
 
 pub mod cpu;
+pub mod sim;
 
 use std::fmt;
 use std::sync::Arc;

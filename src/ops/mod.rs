@@ -12,12 +12,13 @@ pub mod pool;
 pub mod relu;
 pub mod sgd;
 pub mod shortcut;
+mod strips;
 
 use std::fmt;
 
 use crate::device::{Cost, Kernel, Launch, Target, View};
-use crate::tensor::{DType, Real, TensorType};
-use crate::Result;
+use crate::tensor::{DType, Real, Shape, TensorType};
+use crate::{Error, Result};
 
 /// What the graph knows of an op: one pass of one operator, with a descriptor that has been checked.
 pub trait Operator: fmt::Debug {
@@ -52,7 +53,7 @@ pub trait Operator: fmt::Debug {
     /// The nodes that compute the gradients of those inputs for which `needed` is true.
     fn gradient(&self, needed: &[bool]) -> Result<Vec<Gradient>> {
         let _ = needed;
-        Err(crate::Error::unsupported(format!("gradient of {}", self.name()), "it only runs forward"))
+        Err(Error::unsupported(format!("gradient of {}", self.name()), "it only runs forward"))
     }
 
     /// Bytes of scratch memory that [`launches`](Self::launches) needs.
@@ -145,6 +146,54 @@ pub struct Io<'a> {
     pub scratch: Option<&'a View>,
 }
 
+impl Io<'_> {
+    /// Fails unless there is a view for every tensor of `op`, large enough for it at its pixel stride, and for its
+    /// scratch memory: what launch code relies on.
+    pub fn check(&self, op: &dyn Operator, target: Target) -> Result<()> {
+        let sides = [("input", op.inputs(), self.inputs), ("output", op.outputs(), self.outputs)];
+        for (side, types, args) in sides {
+            if types.len() != args.len() {
+                return Err(Error::invalid(
+                    op.name(),
+                    format!("{} {side}s bound, expected {}", args.len(), types.len()),
+                ));
+            }
+            for (i, (ty, arg)) in types.iter().zip(args).enumerate() {
+                let needed = arg.elements(&ty.shape).map(|n| n * ty.elem.bytes(target.dtype));
+                if needed.is_none_or(|n| n > arg.view.bytes()) {
+                    return Err(Error::invalid(
+                        format!("{side} {i} of {}", op.name()),
+                        format!(
+                            "a view of {} bytes with a pixel stride of {} for {} of shape {}",
+                            arg.view.bytes(),
+                            arg.pixel_stride,
+                            target.dtype,
+                            ty.shape
+                        ),
+                    ));
+                }
+            }
+        }
+        let (found, expected) = (self.scratch.map_or(0, View::bytes), op.scratch_bytes(target));
+        if found < expected {
+            return Err(Error::invalid(op.name(), format!("{found} bytes of scratch memory, expected {expected}")));
+        }
+        Ok(())
+    }
+}
+
+impl Arg {
+    /// Elements from the first to the last of a tensor of `shape`; `None` where the stride is less than a pixel.
+    fn elements(&self, shape: &Shape) -> Option<usize> {
+        match shape.nhwc() {
+            Some([n, h, w, c]) if shape.dims().len() == 4 && self.pixel_stride != c => {
+                (self.pixel_stride > c).then(|| (n * h * w).saturating_sub(1) * self.pixel_stride + c)
+            }
+            _ => Some(shape.len()),
+        }
+    }
+}
+
 /// A tensor on the host that is read.
 #[derive(Clone, Copy, Debug)]
 pub enum HostRef<'a, T> {
@@ -222,6 +271,16 @@ pub struct HostIo<'a, T> {
     pub writes: Vec<Write>,
     /// [`HostOp::host_scratch`] elements.
     pub scratch: &'a mut [T],
+}
+
+impl<T: Real> HostIo<'_, T> {
+    /// All outputs, where every one of them holds numbers; panics where one does not or there are not `N`.
+    pub fn reals<const N: usize>(&mut self) -> [&mut [T]; N] {
+        let Ok(outputs) = <&mut [HostMut<'_, T>; N]>::try_from(self.outputs.as_mut_slice()) else {
+            panic!("{N} outputs are expected here");
+        };
+        outputs.each_mut().map(HostMut::real)
+    }
 }
 
 /// Every operator that a graph can hold.
