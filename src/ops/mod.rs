@@ -16,6 +16,7 @@ mod strips;
 
 use std::fmt;
 
+pub use crate::device::cpu::{HostMut, HostRef};
 use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::tensor::{DType, Real, Shape, TensorType};
 use crate::{Error, Result};
@@ -73,7 +74,7 @@ pub trait HostOp<T: Real> {
 
     /// The `cpu` device's way; where nothing faster is known, the reference.
     fn host(&self, io: &mut HostIo<'_, T>) {
-        debug_assert!(io.writes.iter().all(|&w| w == Write::Overwrite));
+        assert!(io.writes.iter().all(|&w| w == Write::Overwrite), "an op that accumulates has its own way");
         self.reference(io);
     }
 
@@ -190,72 +191,6 @@ impl Arg {
                 (self.pixel_stride > c).then(|| (n * h * w).saturating_sub(1) * self.pixel_stride + c)
             }
             _ => Some(shape.len()),
-        }
-    }
-}
-
-/// A tensor on the host that is read.
-#[derive(Clone, Copy, Debug)]
-pub enum HostRef<'a, T> {
-    /// [`Elem::Real`](crate::tensor::Elem::Real) and [`Elem::Stat`](crate::tensor::Elem::Stat).
-    Real(&'a [T]),
-    /// Labels.
-    Index(&'a [i32]),
-    /// Window positions.
-    Byte(&'a [u8]),
-}
-
-/// A tensor on the host that is written.
-#[derive(Debug)]
-pub enum HostMut<'a, T> {
-    /// [`Elem::Real`](crate::tensor::Elem::Real) and [`Elem::Stat`](crate::tensor::Elem::Stat).
-    Real(&'a mut [T]),
-    /// Labels.
-    Index(&'a mut [i32]),
-    /// Window positions.
-    Byte(&'a mut [u8]),
-}
-
-impl<'a, T> HostRef<'a, T> {
-    /// The numbers; panics where it holds none.
-    pub fn real(&self) -> &'a [T] {
-        match *self {
-            Self::Real(v) => v,
-            _ => panic!("a tensor of numbers is expected here"),
-        }
-    }
-
-    /// The labels; panics where it holds none.
-    pub fn index(&self) -> &'a [i32] {
-        match *self {
-            Self::Index(v) => v,
-            _ => panic!("a tensor of labels is expected here"),
-        }
-    }
-
-    /// The window positions; panics where it holds none.
-    pub fn byte(&self) -> &'a [u8] {
-        match *self {
-            Self::Byte(v) => v,
-            _ => panic!("a tensor of window positions is expected here"),
-        }
-    }
-}
-
-impl<T> HostMut<'_, T> {
-    /// The numbers; panics where it holds none.
-    pub fn real(&mut self) -> &mut [T] {
-        match self {
-            Self::Real(v) => v,
-            _ => panic!("a tensor of numbers is expected here"),
-        }
-    }
-
-    /// The window positions; panics where it holds none.
-    pub fn byte(&mut self) -> &mut [u8] {
-        match self {
-            Self::Byte(v) => v,
-            _ => panic!("a tensor of window positions is expected here"),
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Every test of the library that needs more than one module, in one binary.
 
+#![allow(clippy::unwrap_used)]
+
 mod bounds;
 mod build;
 mod data;
 mod golden;
 mod graph;
 mod harness;
+mod models;
 mod ops;
 mod random;
 mod sim;
