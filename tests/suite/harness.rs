@@ -7,7 +7,7 @@
 use std::sync::{Arc, LazyLock};
 
 use residuum::device::sim::{Arithmetic, Copies, Schedule, SimOptions};
-use residuum::device::{Arch, Backend, Device, Memory, Target, View};
+use residuum::device::{Arch, Backend, Device, Memory, Recording, Target, View};
 use residuum::ops::{Arg, HostIo, HostMut, HostRef, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
@@ -134,13 +134,15 @@ struct Machine {
     group: &'static str,
     /// The least sweep that it belongs to.
     sweep: Sweep,
+    /// Whether the launches run as a recorded list.
+    replayed: bool,
 }
 
 static MACHINES: LazyLock<Vec<Machine>> = LazyLock::new(|| {
     let mut machines = simulators();
     machines.extend(gpu());
     if machines.is_empty() {
-        eprintln!("kernel tests skipped: no GPU, and built without the feature `sim`");
+        eprintln!("kernel tests skipped: no usable GPU, and built without the feature `sim`");
     }
     machines
 });
@@ -161,7 +163,9 @@ fn simulators() -> Vec<Machine> {
     });
     let all = schedules.into_iter().chain(approximate).chain(early).chain(cores);
     all.filter_map(|(options, group, sweep)| match Device::sim(options) {
-        Ok(Device::Kernels(backend)) => Some(Machine { label: format!("sim ({options})"), backend, group, sweep }),
+        Ok(Device::Kernels(backend)) => {
+            Some(Machine { label: format!("sim ({options})"), backend, group, sweep, replayed: false })
+        }
         Ok(Device::Cpu) => None,
         Err(e) => {
             assert!(!cfg!(feature = "sim"), "{e}");
@@ -171,12 +175,25 @@ fn simulators() -> Vec<Machine> {
     .collect()
 }
 
-fn gpu() -> Option<Machine> {
-    let found: Option<Machine> = None;
-    if found.is_none() && std::env::var_os("RESIDUUM_REQUIRE_GPU").is_some_and(|v| v == "1") {
-        panic!("RESIDUUM_REQUIRE_GPU is set and there is no usable GPU");
+/// The GPU, once as its launches come and once as a recorded list.
+fn gpu() -> Vec<Machine> {
+    match Device::cuda(0) {
+        Ok(Device::Kernels(backend)) => [("cuda", false), ("cuda, replayed", true)]
+            .map(|(label, replayed)| Machine {
+                label: label.into(),
+                backend: backend.clone(),
+                group: "cuda",
+                sweep: Sweep::Schedules,
+                replayed,
+            })
+            .into(),
+        Ok(Device::Cpu) => Vec::new(),
+        Err(e) => {
+            let required = std::env::var_os("RESIDUUM_REQUIRE_GPU").is_some_and(|v| v == "1");
+            assert!(!required, "RESIDUUM_REQUIRE_GPU is set: {e}");
+            Vec::new()
+        }
     }
-    found
 }
 
 /// Runs `case` everywhere in every storage type; panics with the case's name at the first difference.
@@ -201,7 +218,7 @@ pub fn check_dtype(case: &Case, dtype: DType, sweep: Sweep) {
                     continue;
                 }
                 let label = format!("{} {dtype} {write:?} {layout:?} on {}", case.name, machine.label);
-                let got = run(&prepared, &*machine.backend, layout).unwrap_or_else(|e| panic!("{label}: {e}"));
+                let got = run(&prepared, machine, layout).unwrap_or_else(|e| panic!("{label}: {e}"));
                 prepared.judge(case, &got).unwrap_or_else(|e| panic!("{label}: {e}"));
                 match bits.iter().find(|(group, ..)| *group == machine.group) {
                     Some((_, other, expected)) => assert!(got == *expected, "{label}: other bits than {other}"),
@@ -221,7 +238,7 @@ pub fn check_refused(case: &Case, inputs: &[Data]) {
         other.inputs = round_all(inputs, &case.op.operator().inputs(), dtype);
         let Some(machine) = MACHINES.first() else { return };
         let label = format!("{} {dtype} on {}", case.name, machine.label);
-        let got = run(&other, &*machine.backend, Layout::Dense).unwrap_or_else(|e| panic!("{label}: {e}"));
+        let got = run(&other, machine, Layout::Dense).unwrap_or_else(|e| panic!("{label}: {e}"));
         other.inputs = right;
         assert!(other.judge(case, &got).is_err(), "{label}: a wrong result passed");
     }
@@ -475,7 +492,8 @@ fn bind(
 }
 
 /// Runs the launches of a case and returns the bytes of the outputs; panics if anything else was written.
-fn run(p: &Prepared<'_>, backend: &dyn Backend, layout: Layout) -> residuum::Result<Vec<Vec<u8>>> {
+fn run(p: &Prepared<'_>, machine: &Machine, layout: Layout) -> residuum::Result<Vec<Vec<u8>>> {
+    let backend = &*machine.backend;
     let op = p.op.operator();
     let target = Target { arch: backend.arch(), dtype: p.dtype };
     let inputs = op.inputs();
@@ -493,8 +511,11 @@ fn run(p: &Prepared<'_>, backend: &dyn Backend, layout: Layout) -> residuum::Res
     let scratch = scratch(op, target, backend)?;
     let args = |b: &[Bound]| b.iter().map(|b| b.arg.clone()).collect::<Vec<_>>();
     let io = Io { inputs: &args(&inputs), outputs: &args(&outputs), scratch: scratch.as_ref() };
-    for launch in op.launches(target, &io)? {
-        backend.launch(&launch)?;
+    let launches = op.launches(target, &io)?;
+    if machine.replayed {
+        Recording::new(machine.backend.clone(), launches)?.replay()?;
+    } else {
+        launches.iter().try_for_each(|launch| backend.launch(launch))?;
     }
     backend.synchronize()?;
     for (i, input) in inputs.iter().enumerate() {
