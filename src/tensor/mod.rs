@@ -5,6 +5,7 @@
 
 pub mod host;
 pub mod layout;
+pub mod philox;
 mod real;
 
 pub use host::{HostData, HostTensor, StateDict};
