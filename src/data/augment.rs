@@ -1,6 +1,6 @@
 //! Random crops and flips, a function of (seed, epoch, image) alone.
 
-use super::philox::{Purpose, Stream};
+use super::stream::{Purpose, Stream};
 
 /// What is done at random to a training image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

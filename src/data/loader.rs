@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::augment::{Augment, Draw};
 use super::dataset::{Dataset, Images};
-use super::philox::{Purpose, Stream};
+use super::stream::{Purpose, Stream};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 

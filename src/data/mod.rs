@@ -8,8 +8,8 @@ pub mod dataset;
 pub mod digits;
 mod loader;
 pub mod mnist;
-pub mod philox;
 mod source;
+mod stream;
 
 pub use augment::Augment;
 pub use dataset::{Dataset, Images, Normalize, Splits};
