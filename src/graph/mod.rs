@@ -1,1 +1,193 @@
-//! Graphs.
+//! Graphs: build, differentiate, fuse, plan memory, run.
+//!
+//! A [`Builder`] makes a [`Graph`] of forward ops; [`Graph::differentiate`] appends the backward ones. A [`Program`] is
+//! the graph fused, with every value at a fixed place in one arena, on any device. The [`Interpreter`] runs the same
+//! graph as it was built, op by op in plain loops: it judges the programs.
+
+mod autodiff;
+mod build;
+mod fuse;
+mod host;
+mod interpreter;
+mod kernels;
+mod memory;
+mod program;
+mod state;
+
+pub use build::{Builder, ConvOptions};
+pub use interpreter::Interpreter;
+pub use memory::Plan;
+pub use program::Program;
+pub use state::StateReport;
+
+use crate::ops::{Op, Write};
+use crate::tensor::{Shape, TensorType};
+
+/// What a graph is built for: it decides which pass of a batch norm is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Batch statistics, running statistics updated.
+    Train,
+    /// Running statistics.
+    Infer,
+}
+
+/// A value of a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ValueId(u32);
+
+impl ValueId {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Set by the caller before a run.
+    Input,
+    /// A parameter of that index.
+    Parameter(usize),
+    /// A buffer of that index, which ops update in place.
+    Buffer(usize),
+    /// An op's output.
+    Node,
+}
+
+/// A value: its type and where it comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Value {
+    pub ty: TensorType,
+    pub origin: Origin,
+}
+
+/// One op with the values that it reads and writes.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub op: Op,
+    pub inputs: Vec<ValueId>,
+    pub outputs: Vec<ValueId>,
+    /// How each output is written; only fusion makes it anything but overwrite.
+    pub writes: Vec<Write>,
+}
+
+/// What kind of parameter it is: for initialisation and for the scope of weight decay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ParameterKind {
+    /// A convolution's `w`, in torch OIHW.
+    ConvWeight,
+    /// A linear layer's `w`, in torch `[out, in]`.
+    LinearWeight,
+    /// A bias per output channel or feature.
+    Bias,
+    /// A batch norm's gamma.
+    BatchNormWeight,
+    /// A batch norm's beta.
+    BatchNormBias,
+}
+
+/// A trained tensor.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Its name, as torch's state dict has it.
+    pub name: String,
+    /// Its shape in torch's layout.
+    pub shape: Shape,
+    /// What it is.
+    pub kind: ParameterKind,
+    pub(crate) value: ValueId,
+    pub(crate) grad: Option<ValueId>,
+}
+
+/// A tensor that ops update but the optimizer does not: running statistics.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    /// Its name, as torch's state dict has it.
+    pub name: String,
+    /// Its shape.
+    pub shape: Shape,
+    pub(crate) value: ValueId,
+}
+
+/// A network as a list of ops in the order in which they run.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    pub(crate) mode: Mode,
+    pub(crate) values: Vec<Value>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) parameters: Vec<Parameter>,
+    pub(crate) buffers: Vec<Buffer>,
+    pub(crate) inputs: Vec<(String, ValueId)>,
+    pub(crate) outputs: Vec<(String, ValueId)>,
+    pub(crate) loss: Option<ValueId>,
+    pub(crate) grad_scale: f64,
+}
+
+impl Graph {
+    /// What the graph was built for.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The parameters, in the order in which they were built.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// The buffers, in the order in which they were built: running mean and variance of each batch norm.
+    pub fn buffers(&self) -> &[Buffer] {
+        &self.buffers
+    }
+
+    /// The number of parameters' elements.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters.iter().map(|p| p.shape.len()).sum()
+    }
+
+    /// Multiply-adds of the forward convolutions and linear layers, for the whole batch.
+    pub fn macs(&self) -> u64 {
+        self.nodes
+            .iter()
+            .filter(|n| matches!(n.op.operator().name(), "conv2d_fwd" | "linear_fwd"))
+            .map(|n| n.op.operator().flops() / 2)
+            .sum()
+    }
+
+    /// The type of the named input.
+    pub fn input(&self, name: &str) -> Option<&TensorType> {
+        self.inputs.iter().find(|(n, _)| n == name).map(|&(_, v)| self.ty(v))
+    }
+
+    pub(crate) fn ty(&self, value: ValueId) -> &TensorType {
+        &self.values[value.index()].ty
+    }
+
+    pub(crate) fn add_value(&mut self, ty: TensorType, origin: Origin) -> ValueId {
+        let id = ValueId(self.values.len() as u32);
+        self.values.push(Value { ty, origin });
+        id
+    }
+
+    /// Appends `op`; its outputs are new values, but for those that update the buffers `updated`, in order.
+    pub(crate) fn add_node(&mut self, op: Op, inputs: Vec<ValueId>, updated: &[ValueId]) -> Vec<ValueId> {
+        let operator = op.operator();
+        let wanted: Vec<_> = operator.inputs().iter().map(|t| t.shape.len()).collect();
+        let given: Vec<_> = inputs.iter().map(|&v| self.ty(v).shape.len()).collect();
+        assert_eq!(given, wanted, "elements of the inputs of {}", operator.name());
+        let updates = operator.updates();
+        let mut updated = updated.iter();
+        let outputs: Vec<ValueId> = operator
+            .outputs()
+            .into_iter()
+            .enumerate()
+            .map(|(i, ty)| match updates.contains(&i).then(|| updated.next()) {
+                Some(Some(&buffer)) => buffer,
+                _ => self.add_value(ty, Origin::Node),
+            })
+            .collect();
+        let writes = vec![Write::Overwrite; outputs.len()];
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), writes });
+        outputs
+    }
+}

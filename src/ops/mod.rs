@@ -15,9 +15,10 @@ pub mod shortcut;
 
 use std::fmt;
 
+pub use crate::device::cpu::{HostMut, HostRef};
 use crate::device::{Cost, Kernel, Launch, Target, View};
-use crate::tensor::{DType, Real, TensorType};
-use crate::Result;
+use crate::tensor::{DType, Real, Shape, TensorType};
+use crate::{Error, Result};
 
 /// What the graph knows of an op: one pass of one operator, with a descriptor that has been checked.
 pub trait Operator: fmt::Debug {
@@ -52,7 +53,7 @@ pub trait Operator: fmt::Debug {
     /// The nodes that compute the gradients of those inputs for which `needed` is true.
     fn gradient(&self, needed: &[bool]) -> Result<Vec<Gradient>> {
         let _ = needed;
-        Err(crate::Error::unsupported(format!("gradient of {}", self.name()), "it only runs forward"))
+        Err(Error::unsupported(format!("gradient of {}", self.name()), "it only runs forward"))
     }
 
     /// Bytes of scratch memory that [`launches`](Self::launches) needs.
@@ -72,7 +73,7 @@ pub trait HostOp<T: Real> {
 
     /// The `cpu` device's way; where nothing faster is known, the reference.
     fn host(&self, io: &mut HostIo<'_, T>) {
-        debug_assert!(io.writes.iter().all(|&w| w == Write::Overwrite));
+        assert!(io.writes.iter().all(|&w| w == Write::Overwrite), "an op that accumulates has its own way");
         self.reference(io);
     }
 
@@ -145,68 +146,50 @@ pub struct Io<'a> {
     pub scratch: Option<&'a View>,
 }
 
-/// A tensor on the host that is read.
-#[derive(Clone, Copy, Debug)]
-pub enum HostRef<'a, T> {
-    /// [`Elem::Real`](crate::tensor::Elem::Real) and [`Elem::Stat`](crate::tensor::Elem::Stat).
-    Real(&'a [T]),
-    /// Labels.
-    Index(&'a [i32]),
-    /// Window positions.
-    Byte(&'a [u8]),
-}
-
-/// A tensor on the host that is written.
-#[derive(Debug)]
-pub enum HostMut<'a, T> {
-    /// [`Elem::Real`](crate::tensor::Elem::Real) and [`Elem::Stat`](crate::tensor::Elem::Stat).
-    Real(&'a mut [T]),
-    /// Labels.
-    Index(&'a mut [i32]),
-    /// Window positions.
-    Byte(&'a mut [u8]),
-}
-
-impl<'a, T> HostRef<'a, T> {
-    /// The numbers; panics where it holds none.
-    pub fn real(&self) -> &'a [T] {
-        match *self {
-            Self::Real(v) => v,
-            _ => panic!("a tensor of numbers is expected here"),
+impl Io<'_> {
+    /// Fails unless there is a view for every tensor of `op`, large enough for it at its pixel stride, and for its
+    /// scratch memory: what launch code relies on.
+    pub fn check(&self, op: &dyn Operator, target: Target) -> Result<()> {
+        let sides = [("input", op.inputs(), self.inputs), ("output", op.outputs(), self.outputs)];
+        for (side, types, args) in sides {
+            if types.len() != args.len() {
+                return Err(Error::invalid(
+                    op.name(),
+                    format!("{} {side}s bound, expected {}", args.len(), types.len()),
+                ));
+            }
+            for (i, (ty, arg)) in types.iter().zip(args).enumerate() {
+                let needed = arg.elements(&ty.shape).map(|n| n * ty.elem.bytes(target.dtype));
+                if needed.is_none_or(|n| n > arg.view.bytes()) {
+                    return Err(Error::invalid(
+                        format!("{side} {i} of {}", op.name()),
+                        format!(
+                            "a view of {} bytes with a pixel stride of {} for {} of shape {}",
+                            arg.view.bytes(),
+                            arg.pixel_stride,
+                            target.dtype,
+                            ty.shape
+                        ),
+                    ));
+                }
+            }
         }
-    }
-
-    /// The labels; panics where it holds none.
-    pub fn index(&self) -> &'a [i32] {
-        match *self {
-            Self::Index(v) => v,
-            _ => panic!("a tensor of labels is expected here"),
+        let (found, expected) = (self.scratch.map_or(0, View::bytes), op.scratch_bytes(target));
+        if found < expected {
+            return Err(Error::invalid(op.name(), format!("{found} bytes of scratch memory, expected {expected}")));
         }
-    }
-
-    /// The window positions; panics where it holds none.
-    pub fn byte(&self) -> &'a [u8] {
-        match *self {
-            Self::Byte(v) => v,
-            _ => panic!("a tensor of window positions is expected here"),
-        }
+        Ok(())
     }
 }
 
-impl<T> HostMut<'_, T> {
-    /// The numbers; panics where it holds none.
-    pub fn real(&mut self) -> &mut [T] {
-        match self {
-            Self::Real(v) => v,
-            _ => panic!("a tensor of numbers is expected here"),
-        }
-    }
-
-    /// The window positions; panics where it holds none.
-    pub fn byte(&mut self) -> &mut [u8] {
-        match self {
-            Self::Byte(v) => v,
-            _ => panic!("a tensor of window positions is expected here"),
+impl Arg {
+    /// Elements from the first to the last of a tensor of `shape`; `None` where the stride is less than a pixel.
+    fn elements(&self, shape: &Shape) -> Option<usize> {
+        match shape.nhwc() {
+            Some([n, h, w, c]) if shape.dims().len() == 4 && self.pixel_stride != c => {
+                (self.pixel_stride > c).then(|| (n * h * w).saturating_sub(1) * self.pixel_stride + c)
+            }
+            _ => Some(shape.len()),
         }
     }
 }
@@ -222,6 +205,16 @@ pub struct HostIo<'a, T> {
     pub writes: Vec<Write>,
     /// [`HostOp::host_scratch`] elements.
     pub scratch: &'a mut [T],
+}
+
+impl<T: Real> HostIo<'_, T> {
+    /// All outputs, where every one of them holds numbers; panics where one does not or there are not `N`.
+    pub fn reals<const N: usize>(&mut self) -> [&mut [T]; N] {
+        let Ok(outputs) = <&mut [HostMut<'_, T>; N]>::try_from(self.outputs.as_mut_slice()) else {
+            panic!("{N} outputs are expected here");
+        };
+        outputs.each_mut().map(HostMut::real)
+    }
 }
 
 /// Every operator that a graph can hold.

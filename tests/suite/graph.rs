@@ -1,1 +1,290 @@
-//! Tests of graph.
+//! Graphs: programs against the interpreter, gradients against differences, state dicts, memory.
+
+use residuum::device::Device;
+use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, Mode, Program};
+use residuum::ops::pool::{Kind, Window};
+use residuum::ops::sgd::{Sgd, Spec};
+use residuum::tensor::{DType, HostData, HostTensor, StateDict};
+
+use crate::random::Random;
+
+const BATCH: usize = 3;
+const CLASSES: usize = 5;
+
+/// A network with every op: stem, pooling, an identity block, a projection block, an option A block, a biased
+/// convolution, both ends.
+fn network(mode: Mode) -> Graph {
+    let mut b = Builder::new(mode);
+    let conv = |k, size: usize, stride| ConvOptions {
+        k,
+        kernel: [size; 2],
+        stride: [stride; 2],
+        padding: [size / 2; 2],
+        ..Default::default()
+    };
+    let build = |b: &mut Builder| -> residuum::Result<()> {
+        let x = b.input("input", [BATCH, 11, 9, 3]);
+        let x = b.conv2d("stem", x, conv(6, 3, 1))?;
+        let x = b.batch_norm("stem_bn", x, 1e-5)?;
+        let x = b.relu(x)?;
+        let window = Window::Sliding { kernel: [3; 2], stride: [2; 2], padding: [1; 2], ceil: true };
+        let x = b.pool(x, window, Kind::Max)?;
+        let f = b.conv2d("a.conv1", x, ConvOptions { groups: 2, ..conv(6, 3, 1) })?;
+        let f = b.batch_norm("a.bn1", f, 1e-5)?;
+        let f = b.relu(f)?;
+        let f = b.conv2d("a.conv2", f, conv(6, 1, 1))?;
+        let f = b.batch_norm("a.bn2", f, 1e-5)?;
+        let x = b.add(f, x)?;
+        let x = b.relu(x)?;
+        let f = b.conv2d("b.conv1", x, conv(8, 3, 2))?;
+        let f = b.batch_norm("b.bn1", f, 1e-5)?;
+        let s = b.conv2d("b.down", x, conv(8, 1, 2))?;
+        let s = b.batch_norm("b.down_bn", s, 1e-5)?;
+        let x = b.add(f, s)?;
+        let x = b.relu(x)?;
+        let f = b.conv2d("c.conv1", x, ConvOptions { bias: true, ..conv(10, 3, 2) })?;
+        let f = b.relu(f)?;
+        let s = b.shortcut(x, 10, 2, 1)?;
+        let x = b.add(f, s)?;
+        let x = b.pool(x, Window::Adaptive([2, 1]), Kind::Average { count_padding: false })?;
+        let logits = b.linear("fc", x, CLASSES)?;
+        b.output("logits", logits);
+        b.loss(logits, 0.1, 1.0)?;
+        Ok(())
+    };
+    build(&mut b).expect("a sound network");
+    b.finish()
+}
+
+fn differentiated() -> Graph {
+    let mut graph = network(Mode::Train);
+    graph.differentiate().expect("a loss");
+    graph
+}
+
+/// Random parameters and buffers.
+fn state(graph: &Graph, seed: u64) -> StateDict {
+    let mut rng = Random::new(&seed.to_string());
+    let mut tensor = |shape: &residuum::tensor::Shape, low: f64, high: f64| {
+        let v = (0..shape.len()).map(|_| (low + (high - low) * rng.unit()) as f32).collect();
+        HostTensor::f32(shape.clone(), v)
+    };
+    let mut state = StateDict::new();
+    for p in graph.parameters() {
+        let (low, high) = if p.name.contains("bn") && p.name.ends_with("weight") { (0.5, 1.5) } else { (-0.5, 0.5) };
+        state.insert(p.name.clone(), tensor(&p.shape, low, high));
+    }
+    for b in graph.buffers() {
+        let (low, high) = if b.name.ends_with("var") { (0.5, 1.5) } else { (-0.3, 0.3) };
+        state.insert(b.name.clone(), tensor(&b.shape, low, high));
+    }
+    state
+}
+
+fn input(seed: u64) -> HostTensor {
+    let mut rng = Random::new(&seed.to_string());
+    HostTensor::f32([BATCH, 3, 11, 9], (0..BATCH * 3 * 11 * 9).map(|_| (2.0 * rng.unit() - 1.0) as f32).collect())
+}
+
+const LABELS: [i32; BATCH] = [4, 0, 2];
+
+fn f64s(t: &HostTensor) -> Vec<f64> {
+    t.to_real()
+}
+
+fn distance(a: &HostTensor, b: &HostTensor) -> f64 {
+    assert_eq!(a.shape, b.shape);
+    let norm = |v: &[f64]| v.iter().map(|a| a * a).sum::<f64>().sqrt();
+    let (a, b) = (f64s(a), f64s(b));
+    let difference: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
+    norm(&difference) / norm(&b).max(1e-30)
+}
+
+fn assert_same(a: &StateDict, b: &StateDict, bound: f64) {
+    assert!(a.keys().eq(b.keys()), "{:?} and {:?}", a.keys(), b.keys());
+    for (name, tensor) in a {
+        let d = distance(tensor, &b[name]);
+        assert!(d <= bound, "{name}: relative distance {d:e}, allowed {bound:e}");
+    }
+}
+
+fn interpret<'g>(graph: &'g Graph, state: &StateDict, x: &HostTensor) -> Interpreter<'g, f64> {
+    let mut it = Interpreter::<f64>::new(graph, DType::F64);
+    it.load(state).expect("a sound state");
+    it.set_input("input", x).expect("the input");
+    it.set_labels(&LABELS).expect("labels");
+    it.run();
+    it
+}
+
+fn compile(graph: &Graph, device: &Device, dtype: DType, state: &StateDict, x: &HostTensor) -> Program {
+    let mut program = Program::compile(graph, device, dtype, None).expect("a program");
+    program.load(state).expect("a sound state");
+    program.set_input("input", x).expect("the input");
+    program.set_labels(&LABELS).expect("labels");
+    program
+}
+
+#[test]
+fn a_training_program_equals_the_interpreter() {
+    let graph = differentiated();
+    let (state, x) = (state(&graph, 1), input(2));
+    let it = interpret(&graph, &state, &x);
+    let mut program = compile(&graph, &Device::cpu(), DType::F64, &state, &x);
+    for run in 0..2 {
+        program.load(&state).expect("a sound state");
+        program.run().expect("a run");
+        for name in ["logits", "loss", "correct"] {
+            let d = distance(&program.output(name).expect(name), &it.output(name).expect(name));
+            assert!(d <= 1e-12, "{name} in run {run}: {d:e}");
+        }
+        assert_same(&program.gradients().expect("gradients"), &it.gradients(), 1e-11);
+        assert_same(&program.state().expect("state"), &it.state(), 1e-12);
+    }
+}
+
+#[test]
+fn an_inference_program_equals_the_interpreter() {
+    let graph = network(Mode::Infer);
+    let (state, x) = (state(&graph, 3), input(4));
+    let it = interpret(&graph, &state, &x);
+    let mut program = compile(&graph, &Device::cpu(), DType::F64, &state, &x);
+    program.run().expect("a run");
+    let d = distance(&program.output("logits").expect("logits"), &it.output("logits").expect("logits"));
+    assert!(d <= 1e-12, "{d:e}");
+    assert_same(&program.state().expect("state"), &it.state(), 1e-12);
+}
+
+#[test]
+fn rounding_to_a_storage_type_is_the_same_unfused() {
+    // Fusion leaves out the rounding of results that are not stored, so the two differ by a few roundings.
+    let graph = differentiated();
+    let (state, x) = (state(&graph, 5), input(6));
+    for dtype in [DType::F16, DType::BF16] {
+        let mut it = Interpreter::<f64>::new(&graph, dtype);
+        it.load(&state).expect("a sound state");
+        it.set_input("input", &x).expect("the input");
+        it.set_labels(&LABELS).expect("labels");
+        it.run();
+        let mut program = compile(&graph, &Device::cpu(), dtype, &state, &x);
+        program.run().expect("a run");
+        let d = distance(&program.output("logits").expect("logits"), &it.output("logits").expect("logits"));
+        assert!(d <= 8.0 * dtype.epsilon(), "{dtype}: {d:e}");
+        let exact = interpret(&graph, &state, &x).output("logits").expect("logits");
+        let rounding = distance(&program.output("logits").expect("logits"), &exact);
+        assert!(rounding > 0.1 * dtype.epsilon(), "{dtype}: something is rounded: {rounding:e}");
+    }
+}
+
+#[test]
+fn gradients_agree_with_differences() {
+    let graph = differentiated();
+    let (state, x) = (state(&graph, 7), input(8));
+    let loss = |state: &StateDict| f64s(&interpret(&graph, state, &x).output("loss").expect("loss"))[0];
+    let gradients = interpret(&graph, &state, &x).gradients();
+    for p in graph.parameters() {
+        let mut rng = Random::new("direction");
+        let direction: Vec<f64> = (0..p.shape.len()).map(|_| 2.0 * rng.unit() - 1.0).collect();
+        let moved = |by: f64| {
+            let v = f64s(&state[&p.name]).iter().zip(&direction).map(|(a, d)| a + by * d).collect();
+            let mut state = state.clone();
+            state.insert(p.name.clone(), HostTensor::f64(p.shape.clone(), v));
+            loss(&state)
+        };
+        let h = 1e-5;
+        let difference = (moved(h) - moved(-h)) / (2.0 * h);
+        let slope: f64 = f64s(&gradients[&p.name]).iter().zip(&direction).map(|(g, d)| g * d).sum();
+        let error = (difference - slope).abs();
+        assert!(error <= 1e-6 * (1.0 + slope.abs()), "{}: {slope:e} by rule, {difference:e} by difference", p.name);
+    }
+}
+
+#[test]
+fn fusion_shortens_both_kinds_of_program() {
+    // The plan of the fused graph is smaller than one in which every batch norm and ReLU had its own result.
+    let graph = network(Mode::Infer);
+    let program = Program::compile(&graph, &Device::cpu(), DType::F32, None).expect("a program");
+    let plan = program.plan();
+    assert!(plan.arena_bytes > plan.state_bytes && plan.state_bytes >= graph.parameter_count() * 4);
+    let listed = program.ops();
+    assert!(!listed.contains(&"relu_fwd"), "every ReLU is in an epilogue: {listed:?}");
+    assert!(!listed.contains(&"batch_norm_infer"), "every batch norm is folded: {listed:?}");
+    assert_eq!(listed.iter().filter(|n| **n == "add_fwd").count(), 1, "the addition to a shortcut stays: {listed:?}");
+}
+
+#[test]
+fn an_optimizer_follows_the_gradient() {
+    let graph = differentiated();
+    let (start, x) = (state(&graph, 10), input(11));
+    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-2, grad_scale: 1.0 };
+    let sgd = Sgd::new(spec).expect("a sound optimizer");
+    let mut program = Program::compile(&graph, &Device::cpu(), DType::F64, Some(sgd)).expect("a program");
+    program.load(&start).expect("a sound state");
+    program.set_learning_rate(0.1).expect("a rate");
+    let mut expected: StateDict = start.clone();
+    let mut velocity: std::collections::BTreeMap<String, Vec<f64>> = Default::default();
+    for _ in 0..3 {
+        program.set_input("input", &x).expect("the input");
+        program.set_labels(&LABELS).expect("labels");
+        program.run().expect("a run");
+        let mut it = interpret(&graph, &expected, &x);
+        for (name, grad) in it.gradients() {
+            let param = f64s(&expected[&name]);
+            let g: Vec<f64> = f64s(&grad).iter().zip(&param).map(|(g, p)| g + 1e-2 * p).collect();
+            let v = velocity.entry(name.clone()).or_insert_with(|| vec![0.0; g.len()]);
+            v.iter_mut().zip(&g).for_each(|(v, g)| *v = 0.9 * *v + g);
+            let moved = param.iter().zip(&g).zip(v.iter()).map(|((p, g), v)| p - 0.1 * (g + 0.9 * v)).collect();
+            expected.insert(name.clone(), HostTensor::f64(grad.shape.clone(), moved));
+        }
+        it.run();
+        for b in graph.buffers() {
+            let once = interpret_buffers(&graph, &expected, &program, &b.name);
+            expected.insert(b.name.clone(), once);
+        }
+    }
+    let state = program.state().expect("state");
+    for p in graph.parameters() {
+        let d = distance(&state[&p.name], &expected[&p.name]);
+        assert!(d <= 1e-10, "{}: {d:e}", p.name);
+    }
+}
+
+/// Running statistics do not feed back into training: take the program's.
+fn interpret_buffers(_: &Graph, _: &StateDict, program: &Program, name: &str) -> HostTensor {
+    program.state().expect("state")[name].clone()
+}
+
+#[test]
+fn bad_states_are_refused_by_name() {
+    let graph = network(Mode::Infer);
+    let sound = state(&graph, 12);
+    let mut program = Program::compile(&graph, &Device::cpu(), DType::F32, None).expect("a program");
+    let mut refused = |change: &dyn Fn(&mut StateDict), words: &[&str]| {
+        let mut state = sound.clone();
+        change(&mut state);
+        let message = program.load(&state).expect_err("refused").to_string();
+        assert!(words.iter().all(|w| message.contains(w)), "{message}");
+    };
+    refused(&|s| drop(s.remove("fc.bias")), &["fc.bias", "missing", "[5]"]);
+    refused(&|s| drop(s.insert("extra".into(), HostTensor::f32([1], vec![0.0]))), &["extra"]);
+    refused(&|s| drop(s.insert("fc.bias".into(), HostTensor::f32([4], vec![0.0; 4]))), &["fc.bias", "[4]", "[5]"]);
+    let mut odd = sound.clone();
+    odd.insert("fc.bias".into(), HostTensor::f32([5], vec![0.0, f32::NAN, 0.0, 0.0, 0.0]));
+    odd.insert("stem_bn.num_batches_tracked".into(), HostTensor::i64([], vec![7]));
+    let report = program.load(&odd).expect("a NaN is loaded");
+    assert_eq!(report.non_finite, [("fc.bias".to_string(), 1)]);
+    assert_eq!(program.state().expect("state")["stem_bn.num_batches_tracked"].data, HostData::I64(vec![7]));
+}
+
+#[test]
+fn labels_and_inputs_are_checked() {
+    let graph = network(Mode::Infer);
+    let mut program = Program::compile(&graph, &Device::cpu(), DType::F32, None).expect("a program");
+    for labels in [vec![0, 1], vec![0, 1, 5], vec![0, -1, 1]] {
+        assert!(program.set_labels(&labels).is_err(), "{labels:?}");
+    }
+    let wrong = HostTensor::f32([BATCH, 3, 9, 11], vec![0.0; BATCH * 3 * 99]);
+    let message = program.set_input("input", &wrong).expect_err("refused").to_string();
+    assert!(message.contains("[3, 3, 9, 11]") && message.contains("[3, 3, 11, 9]"), "{message}");
+    assert!(program.set_input("image", &wrong).expect_err("refused").to_string().contains("input"));
+}

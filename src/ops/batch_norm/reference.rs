@@ -1,10 +1,89 @@
-//! The op in plain loops.
-use super::Node;
+//! The op in plain loops. Sums over a channel run in f64, whatever `T` is.
+
+use super::{Node, Pass};
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
-    fn reference(&self, _io: &mut HostIo<'_, T>) {
-        unimplemented!()
+    fn reference(&self, io: &mut HostIo<'_, T>) {
+        match self.pass {
+            Pass::Train { relu } => self.train(relu, io),
+            Pass::Infer { relu } => self.infer(relu, io),
+            Pass::Fold { bias } => self.fold(bias, io),
+            Pass::Bwd { relu } => self.bwd(relu, io),
+        }
+    }
+}
+
+impl Node {
+    fn train<T: Real>(&self, relu: bool, io: &mut HostIo<'_, T>) {
+        let [x, gamma, beta] = [0, 1, 2].map(|i| io.inputs[i].real());
+        let [y, mean, invstd, running_mean, running_var] = io.reals();
+        let (c, m) = (self.bn.spec().x[3], self.bn.count() as f64);
+        let (eps, momentum) = (self.bn.spec().eps, self.bn.spec().momentum);
+        for k in 0..c {
+            let channel = || x.iter().skip(k).step_by(c).map(|v| v.to_f64());
+            let mu = channel().sum::<f64>() / m;
+            let squares: f64 = channel().map(|v| (v - mu) * (v - mu)).sum();
+            let (biased, unbiased) = (squares / m, squares / (m - 1.0));
+            mean[k] = T::from_f64(mu);
+            invstd[k] = T::from_f64(1.0 / (biased + eps).sqrt());
+            let moved = |old: T, new: f64| T::from_f64((1.0 - momentum) * old.to_f64() + momentum * new);
+            running_mean[k] = moved(running_mean[k], mu);
+            running_var[k] = moved(running_var[k], unbiased);
+        }
+        for (i, y) in y.iter_mut().enumerate() {
+            let k = i % c;
+            *y = rectified(relu, gamma[k] * ((x[i] - mean[k]) * invstd[k]) + beta[k]);
+        }
+    }
+
+    fn infer<T: Real>(&self, relu: bool, io: &mut HostIo<'_, T>) {
+        let [x, gamma, beta, running_mean, running_var] = [0, 1, 2, 3, 4].map(|i| io.inputs[i].real());
+        let eps = T::from_f64(self.bn.spec().eps);
+        let c = self.bn.spec().x[3];
+        let [y] = io.reals();
+        for (i, y) in y.iter_mut().enumerate() {
+            let k = i % c;
+            let xhat = (x[i] - running_mean[k]) / (running_var[k] + eps).sqrt();
+            *y = rectified(relu, gamma[k] * xhat + beta[k]);
+        }
+    }
+
+    fn fold<T: Real>(&self, bias: bool, io: &mut HostIo<'_, T>) {
+        let [gamma, beta, running_mean, running_var] = [0, 1, 2, 3].map(|i| io.inputs[i].real());
+        let bias = bias.then(|| io.inputs[4].real());
+        let eps = T::from_f64(self.bn.spec().eps);
+        let [scale, shift] = io.reals();
+        for k in 0..scale.len() {
+            scale[k] = gamma[k] / (running_var[k] + eps).sqrt();
+            shift[k] = beta[k] + (bias.map_or(T::ZERO, |b| b[k]) - running_mean[k]) * scale[k];
+        }
+    }
+
+    fn bwd<T: Real>(&self, relu: bool, io: &mut HostIo<'_, T>) {
+        let [dy, x, gamma, mean, invstd] = [0, 1, 2, 3, 4].map(|i| io.inputs[i].real());
+        let y = relu.then(|| io.inputs[5].real());
+        let [dx, dgamma, dbeta] = io.reals();
+        let (c, m) = (self.bn.spec().x[3], T::from_usize(self.bn.count()));
+        let counted = |i: usize| if y.is_none_or(|y| y[i] > T::ZERO) { dy[i] } else { T::ZERO };
+        let xhat = |i: usize| (x[i] - mean[i % c]) * invstd[i % c];
+        for k in 0..c {
+            let channel = || (k..x.len()).step_by(c);
+            dbeta[k] = T::from_f64(channel().map(|i| counted(i).to_f64()).sum());
+            dgamma[k] = T::from_f64(channel().map(|i| counted(i).to_f64() * xhat(i).to_f64()).sum());
+        }
+        for (i, dx) in dx.iter_mut().enumerate() {
+            let k = i % c;
+            *dx = gamma[k] * invstd[k] * (counted(i) - dbeta[k] / m - xhat(i) * dgamma[k] / m);
+        }
+    }
+}
+
+fn rectified<T: Real>(relu: bool, v: T) -> T {
+    if relu {
+        v.maximum(T::ZERO)
+    } else {
+        v
     }
 }

@@ -1,10 +1,115 @@
 //! The op in plain loops.
-use super::Node;
+
+use rayon::prelude::*;
+
+use super::{Kind, Node, Pass, Pool};
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
-    fn reference(&self, _io: &mut HostIo<'_, T>) {
-        unimplemented!()
+    fn reference(&self, io: &mut HostIo<'_, T>) {
+        let [_, h, w, c] = self.pool.spec().x;
+        let [_, p, q, _] = self.pool.y_shape();
+        let (image, result) = (h * w * c, p * q * c);
+        let (pool, src) = (&self.pool, io.inputs[0].real());
+        match (self.pass, pool.spec().kind) {
+            (Pass::Fwd, Kind::Max) => {
+                let [y, index] = io.outputs.as_mut_slice() else { panic!("a maximum has two outputs") };
+                let y = y.real().par_chunks_exact_mut(result).zip(index.byte().par_chunks_exact_mut(result));
+                y.zip(src.par_chunks_exact(image)).for_each(|((y, index), x)| max_fwd(pool, x, y, index));
+            }
+            (Pass::Fwd, Kind::Average { .. }) => {
+                let [y] = io.reals();
+                let y = y.par_chunks_exact_mut(result).zip(src.par_chunks_exact(image));
+                y.for_each(|(y, x)| average_fwd(pool, x, y));
+            }
+            (Pass::Bwd, Kind::Max) => {
+                let index = io.inputs[1].byte().par_chunks_exact(result);
+                let [dx] = io.reals();
+                let dx = dx.par_chunks_exact_mut(image).zip(src.par_chunks_exact(result));
+                dx.zip(index).for_each(|((dx, dy), index)| max_bwd(pool, dy, index, dx));
+            }
+            (Pass::Bwd, Kind::Average { .. }) => {
+                let [dx] = io.reals();
+                let dx = dx.par_chunks_exact_mut(image).zip(src.par_chunks_exact(result));
+                dx.for_each(|(dx, dy)| average_bwd(pool, dy, dx));
+            }
+        }
     }
+}
+
+/// Calls `f` for every window of an image with its row and column.
+fn windows(pool: &Pool, mut f: impl FnMut(usize, usize)) {
+    let [p, q] = pool.output();
+    for i in 0..p {
+        for j in 0..q {
+            f(i, j);
+        }
+    }
+}
+
+/// The offsets in an image of the pixels of window `(i, j)`, row by row.
+fn pixels(pool: &Pool, i: usize, j: usize) -> impl Iterator<Item = usize> + use<> {
+    let [_, _, w, c] = pool.spec().x;
+    let columns = pool.span(1, j);
+    pool.span(0, i).flat_map(move |row| columns.clone().map(move |column| (row * w + column) * c))
+}
+
+fn max_fwd<T: Real>(pool: &Pool, x: &[T], y: &mut [T], index: &mut [u8]) {
+    let (c, q) = (pool.spec().x[3], pool.output()[1]);
+    windows(pool, |i, j| {
+        for channel in 0..c {
+            let at = (i * q + j) * c + channel;
+            let mut best: Option<(T, usize)> = None;
+            for (position, pixel) in pixels(pool, i, j).enumerate() {
+                let v = x[pixel + channel];
+                let larger = best.is_none_or(|(b, _)| v > b || (is_nan(v) && !is_nan(b)));
+                if larger {
+                    best = Some((v, position));
+                }
+            }
+            let (v, position) = best.unwrap_or_default();
+            y[at] = v;
+            index[at] = position as u8;
+        }
+    });
+}
+
+fn max_bwd<T: Real>(pool: &Pool, dy: &[T], index: &[u8], dx: &mut [T]) {
+    let (c, q) = (pool.spec().x[3], pool.output()[1]);
+    dx.fill(T::ZERO);
+    windows(pool, |i, j| {
+        for channel in 0..c {
+            let at = (i * q + j) * c + channel;
+            if let Some(pixel) = pixels(pool, i, j).nth(usize::from(index[at])) {
+                dx[pixel + channel] += dy[at];
+            }
+        }
+    });
+}
+
+fn average_fwd<T: Real>(pool: &Pool, x: &[T], y: &mut [T]) {
+    let (c, q) = (pool.spec().x[3], pool.output()[1]);
+    windows(pool, |i, j| {
+        for channel in 0..c {
+            let sum: T = pixels(pool, i, j).map(|pixel| x[pixel + channel]).sum();
+            y[(i * q + j) * c + channel] = sum / T::from_usize(pool.divisor(i, j));
+        }
+    });
+}
+
+fn average_bwd<T: Real>(pool: &Pool, dy: &[T], dx: &mut [T]) {
+    let (c, q) = (pool.spec().x[3], pool.output()[1]);
+    dx.fill(T::ZERO);
+    windows(pool, |i, j| {
+        for pixel in pixels(pool, i, j) {
+            for channel in 0..c {
+                dx[pixel + channel] += dy[(i * q + j) * c + channel] / T::from_usize(pool.divisor(i, j));
+            }
+        }
+    });
+}
+
+fn is_nan<T: Real>(v: T) -> bool {
+    v.partial_cmp(&v).is_none()
 }

@@ -1,10 +1,27 @@
 //! The op in plain loops.
-use super::Node;
+
+use super::{Node, Pass, Spec};
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
-    fn reference(&self, _io: &mut HostIo<'_, T>) {
-        unimplemented!()
+    fn reference(&self, io: &mut HostIo<'_, T>) {
+        let Spec { x: [n, h, w, c], k, stride, lead } = *self.shortcut.spec();
+        let [_, p, q, _] = self.shortcut.y_shape();
+        let src = io.inputs[0].real();
+        let [dst] = io.reals();
+        dst.fill(T::ZERO);
+        for n in 0..n {
+            for i in 0..p {
+                for j in 0..q {
+                    let x = ((n * h + i * stride) * w + j * stride) * c;
+                    let y = ((n * p + i) * q + j) * k + lead;
+                    match self.pass {
+                        Pass::Fwd => dst[y..y + c].copy_from_slice(&src[x..x + c]),
+                        Pass::Bwd => dst[x..x + c].copy_from_slice(&src[y..y + c]),
+                    }
+                }
+            }
+        }
     }
 }

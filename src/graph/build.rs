@@ -1,0 +1,237 @@
+//! Building a graph of forward ops.
+
+use std::collections::HashSet;
+
+use super::{Buffer, Graph, Mode, Origin, Parameter, ParameterKind, ValueId};
+use crate::ops::{add, batch_norm, conv2d, cross_entropy, linear, pool, relu, shortcut, Op};
+use crate::tensor::{Shape, TensorType};
+use crate::{Error, Result};
+
+/// What a convolution layer is; the input brings the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvOptions {
+    /// Output channels.
+    pub k: usize,
+    /// Kernel height and width.
+    pub kernel: [usize; 2],
+    /// Vertical and horizontal stride.
+    pub stride: [usize; 2],
+    /// Zero rows above and below, zero columns left and right.
+    pub padding: [usize; 2],
+    /// Distance between kernel taps.
+    pub dilation: [usize; 2],
+    /// Groups.
+    pub groups: usize,
+    /// Whether there is a bias.
+    pub bias: bool,
+}
+
+impl Default for ConvOptions {
+    /// One 1x1 filter, dense, without bias.
+    fn default() -> Self {
+        Self { k: 1, kernel: [1; 2], stride: [1; 2], padding: [0; 2], dilation: [1; 2], groups: 1, bias: false }
+    }
+}
+
+/// Builds a [`Graph`] layer by layer. Names are torch's: layer `conv1` has the parameter `conv1.weight`.
+#[derive(Debug)]
+pub struct Builder {
+    graph: Graph,
+    names: HashSet<String>,
+}
+
+impl Builder {
+    /// An empty graph.
+    pub fn new(mode: Mode) -> Self {
+        let graph = Graph {
+            mode,
+            values: Vec::new(),
+            nodes: Vec::new(),
+            parameters: Vec::new(),
+            buffers: Vec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            loss: None,
+            grad_scale: 1.0,
+        };
+        Self { graph, names: HashSet::new() }
+    }
+
+    /// Images `[N,H,W,C]`, set before each run.
+    pub fn input(&mut self, name: &str, nhwc: [usize; 4]) -> ValueId {
+        self.add_input(name, TensorType::real(nhwc))
+    }
+
+    /// N, H, W, C of a value; a feature vector has H = W = 1.
+    ///
+    /// # Panics
+    /// If the value is neither.
+    pub fn shape(&self, value: ValueId) -> [usize; 4] {
+        match self.graph.ty(value).shape.nhwc() {
+            Some(nhwc) => nhwc,
+            None => panic!("value {value:?} is neither images nor features"),
+        }
+    }
+
+    /// A convolution with the parameters `{name}.weight` and, with a bias, `{name}.bias`.
+    pub fn conv2d(&mut self, name: &str, x: ValueId, options: ConvOptions) -> Result<ValueId> {
+        let [n, h, w, c] = self.shape(x);
+        let ConvOptions { k, kernel, stride, padding, dilation, groups, bias } = options;
+        let conv = conv2d::Conv2d::new(conv2d::Spec { n, h, w, c, k, kernel, stride, padding, dilation, groups })
+            .map_err(|e| within(name, e))?;
+        let [k, r, s, cg] = conv.w_shape();
+        let weight = self.parameter(
+            format!("{name}.weight"),
+            [k, cg, r, s].into(),
+            ParameterKind::ConvWeight,
+            TensorType::real([k, r, s, cg]),
+        )?;
+        let mut inputs = vec![x, weight];
+        if bias {
+            inputs.push(self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)?);
+        }
+        let epilogue = conv2d::Epilogue { shift: bias, ..Default::default() };
+        Ok(self.node(Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(epilogue) }), inputs, &[])[0])
+    }
+
+    /// A batch norm (momentum 0.1) with the parameters `{name}.weight`, `{name}.bias` and the buffers
+    /// `{name}.running_mean`, `{name}.running_var`.
+    pub fn batch_norm(&mut self, name: &str, x: ValueId, eps: f64) -> Result<ValueId> {
+        let shape = self.shape(x);
+        let bn = batch_norm::BatchNorm::new(batch_norm::Spec { x: shape, eps, momentum: 0.1 })
+            .map_err(|e| within(name, e))?;
+        let c = shape[3];
+        let gamma = self.per_channel(format!("{name}.weight"), c, ParameterKind::BatchNormWeight)?;
+        let beta = self.per_channel(format!("{name}.bias"), c, ParameterKind::BatchNormBias)?;
+        let mean = self.buffer(format!("{name}.running_mean"), c)?;
+        let var = self.buffer(format!("{name}.running_var"), c)?;
+        Ok(match self.graph.mode {
+            Mode::Train => {
+                let node = bn.train(false).map_err(|e| within(name, e))?;
+                self.node(Op::BatchNorm(node), vec![x, gamma, beta], &[mean, var])[0]
+            }
+            Mode::Infer => {
+                let node = batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu: false } };
+                self.node(Op::BatchNorm(node), vec![x, gamma, beta, mean, var], &[])[0]
+            }
+        })
+    }
+
+    /// `max(x, 0)`.
+    pub fn relu(&mut self, x: ValueId) -> Result<ValueId> {
+        let shape = self.graph.ty(x).shape.clone();
+        Ok(self.node(Op::Relu(relu::Node { shape, pass: relu::Pass::Fwd }), vec![x], &[])[0])
+    }
+
+    /// `a + b`; fails where their shapes differ.
+    pub fn add(&mut self, a: ValueId, b: ValueId) -> Result<ValueId> {
+        let (shape, other) = (self.graph.ty(a).shape.clone(), self.graph.ty(b).shape.clone());
+        if shape != other {
+            return Err(Error::Shape { what: "add".into(), expected: shape, found: other });
+        }
+        Ok(self.node(Op::Add(add::Node { shape, relu: false }), vec![a, b], &[])[0])
+    }
+
+    /// Pooling.
+    pub fn pool(&mut self, x: ValueId, window: pool::Window, kind: pool::Kind) -> Result<ValueId> {
+        let pool = pool::Pool::new(pool::Spec { x: self.shape(x), window, kind })?;
+        Ok(self.node(Op::Pool(pool.fwd()), vec![x], &[])[0])
+    }
+
+    /// The parameter-free shortcut: every `stride`-th pixel, `lead` zero channels, the input's, zeros up to `k`.
+    pub fn shortcut(&mut self, x: ValueId, k: usize, stride: usize, lead: usize) -> Result<ValueId> {
+        let shortcut = shortcut::Shortcut::new(shortcut::Spec { x: self.shape(x), k, stride, lead })?;
+        Ok(self.node(Op::Shortcut(shortcut.fwd()), vec![x], &[])[0])
+    }
+
+    /// A fully connected layer to `k` features with the parameters `{name}.weight` and `{name}.bias`; an image is
+    /// flattened in torch's order, channels slowest.
+    pub fn linear(&mut self, name: &str, x: ValueId, k: usize) -> Result<ValueId> {
+        let x_shape = self.shape(x);
+        let [_, h, w, c] = x_shape;
+        let linear = linear::Linear::new(linear::Spec { x: x_shape, k }).map_err(|e| within(name, e))?;
+        let weight = self.parameter(
+            format!("{name}.weight"),
+            [k, c * h * w].into(),
+            ParameterKind::LinearWeight,
+            TensorType::real(linear.w_shape()),
+        )?;
+        let bias = self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)?;
+        let node = linear::Node { linear, pass: linear::Pass::Fwd { bias: true } };
+        Ok(self.node(Op::Linear(node), vec![x, weight, bias], &[])[0])
+    }
+
+    /// The softmax cross-entropy of `logits` against the input `labels`, which it adds, as the outputs `loss` and
+    /// `correct`. Gradients are multiplied by `grad_scale` on the way and divided by it where they are used.
+    pub fn loss(&mut self, logits: ValueId, smoothing: f64, grad_scale: f64) -> Result<ValueId> {
+        if self.graph.loss.is_some() {
+            return Err(Error::invalid("loss", "the graph has one already"));
+        }
+        let [n, h, w, classes] = self.shape(logits);
+        if (h, w) != (1, 1) {
+            return Err(Error::invalid("loss", format!("logits of {h}x{w} pixels, expected one")));
+        }
+        let spec = cross_entropy::Spec { n, classes, smoothing, grad_scale };
+        let loss = cross_entropy::CrossEntropy::new(spec)?;
+        let labels = self.add_input("labels", TensorType::index([n]));
+        let outputs = self.node(Op::CrossEntropy(loss.fwd()), vec![logits, labels], &[]);
+        self.output("loss", outputs[0]);
+        self.output("correct", outputs[1]);
+        self.graph.loss = Some(outputs[0]);
+        self.graph.grad_scale = grad_scale;
+        Ok(outputs[0])
+    }
+
+    /// Gives a value a name under which it can be read after a run.
+    pub fn output(&mut self, name: &str, value: ValueId) {
+        self.graph.outputs.push((name.into(), value));
+    }
+
+    /// The graph.
+    pub fn finish(self) -> Graph {
+        self.graph
+    }
+
+    fn node(&mut self, op: Op, inputs: Vec<ValueId>, updated: &[ValueId]) -> Vec<ValueId> {
+        self.graph.add_node(op, inputs, updated)
+    }
+
+    fn add_input(&mut self, name: &str, ty: TensorType) -> ValueId {
+        let value = self.graph.add_value(ty, Origin::Input);
+        self.graph.inputs.push((name.into(), value));
+        value
+    }
+
+    fn per_channel(&mut self, name: String, c: usize, kind: ParameterKind) -> Result<ValueId> {
+        self.parameter(name, [c].into(), kind, TensorType::stat([c]))
+    }
+
+    fn parameter(&mut self, name: String, shape: Shape, kind: ParameterKind, ty: TensorType) -> Result<ValueId> {
+        self.claim(&name)?;
+        let value = self.graph.add_value(ty, Origin::Parameter(self.graph.parameters.len()));
+        self.graph.parameters.push(Parameter { name, shape, kind, value, grad: None });
+        Ok(value)
+    }
+
+    fn buffer(&mut self, name: String, c: usize) -> Result<ValueId> {
+        self.claim(&name)?;
+        let value = self.graph.add_value(TensorType::stat([c]), Origin::Buffer(self.graph.buffers.len()));
+        self.graph.buffers.push(Buffer { name, shape: [c].into(), value });
+        Ok(value)
+    }
+
+    fn claim(&mut self, name: &str) -> Result<()> {
+        if !self.names.insert(name.into()) {
+            return Err(Error::invalid(name, "a tensor of that name exists already"));
+        }
+        Ok(())
+    }
+}
+
+/// The same error with the layer's name in front.
+fn within(layer: &str, error: Error) -> Error {
+    match error {
+        Error::Invalid { what, problem } => Error::Invalid { what: format!("{layer}: {what}"), problem },
+        other => other,
+    }
+}

@@ -1,0 +1,269 @@
+//! Fusion: rewrites of a graph that save passes over memory.
+//!
+//! A value may be *pending*: stored untransformed, with a per-channel scale and shift, a second operand and a ReLU still
+//! to be applied. Each rewrite either makes a value pending or settles what is pending in the epilogue of the op that
+//! stores it. Every rewrite keeps the numbers, but for the rounding of intermediate results that are no longer stored.
+
+use std::collections::HashMap;
+
+use super::{Graph, Node, ValueId};
+use crate::ops::{batch_norm, conv2d, relu, Op, Write};
+
+/// A graph after fusion.
+#[derive(Clone, Debug)]
+pub(super) struct Fused {
+    pub graph: Graph,
+    /// The first so many nodes depend on parameters and buffers only: they run once after these have been set.
+    pub prepare: usize,
+}
+
+/// What still has to be done to a stored value: `relu(scale[c] * v + shift[c] + residual)`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pending {
+    scale_shift: Option<(ValueId, ValueId)>,
+    residual: Option<ValueId>,
+    relu: bool,
+}
+
+struct Fuser {
+    graph: Graph,
+    /// How many ops and outputs read each value.
+    uses: Vec<usize>,
+    /// The node that writes each value.
+    producer: HashMap<ValueId, usize>,
+    /// The stored value behind each pending one.
+    stored: HashMap<ValueId, ValueId>,
+    /// For each stored value, the pending value that replaces it and its transform.
+    pending: HashMap<ValueId, (ValueId, Pending)>,
+    removed: Vec<bool>,
+    prepare: Vec<Node>,
+}
+
+/// Applies every rewrite to `graph`.
+pub(super) fn fuse(graph: &Graph) -> Fused {
+    let mut fuser = Fuser::new(graph.clone());
+    for i in 0..fuser.graph.nodes.len() {
+        match fuser.graph.nodes[i].op {
+            Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Infer { .. }, .. }) => fuser.defer_norm(i),
+            Op::Relu(relu::Node { pass: relu::Pass::Fwd, .. }) => fuser.defer_relu(i),
+            Op::Add(_) => fuser.defer_add(i),
+            _ => {}
+        }
+    }
+    fuser.settle();
+    let mut fused = fuser.finish();
+    accumulate_in_place(&mut fused.graph);
+    fused
+}
+
+impl Fuser {
+    fn new(graph: Graph) -> Self {
+        let producer =
+            graph.nodes.iter().enumerate().flat_map(|(i, n)| n.outputs.iter().map(move |&o| (o, i))).collect();
+        let removed = vec![false; graph.nodes.len()];
+        let uses = count_uses(&graph);
+        Self { graph, uses, producer, stored: HashMap::new(), pending: HashMap::new(), removed, prepare: Vec::new() }
+    }
+
+    /// The stored value behind `v` and what is pending on it, where `v` has a single reader and a convolution whose
+    /// epilogue is still free for more stores it.
+    fn open_conv(&self, v: ValueId) -> Option<(ValueId, conv2d::Node, Pending)> {
+        let stored = self.stored.get(&v).copied().unwrap_or(v);
+        let Op::Conv2d(node @ conv2d::Node { pass: conv2d::Pass::Fwd(e), .. }) =
+            self.graph.nodes[*self.producer.get(&stored)?].op
+        else {
+            return None;
+        };
+        let pending = self.pending.get(&stored).map(|&(_, p)| p).unwrap_or_default();
+        let open = self.uses[v.index()] == 1 && !e.scale && !e.relu && !e.residual && !pending.relu;
+        open.then_some((stored, node, pending))
+    }
+
+    fn defer(&mut self, i: usize, stored: ValueId, pending: Pending) {
+        let y = self.graph.nodes[i].outputs[0];
+        self.stored.insert(y, stored);
+        self.pending.insert(stored, (y, pending));
+        self.removed[i] = true;
+    }
+
+    /// A batch norm on running statistics after a convolution: its scale and shift become pending.
+    fn defer_norm(&mut self, i: usize) {
+        let Op::BatchNorm(norm) = self.graph.nodes[i].op else { return };
+        let inputs = self.graph.nodes[i].inputs.clone();
+        let Some((stored, conv, pending)) = self.open_conv(inputs[0]) else { return };
+        if pending.scale_shift.is_some() || pending.residual.is_some() {
+            return;
+        }
+        let bias = matches!(conv.pass, conv2d::Pass::Fwd(conv2d::Epilogue { shift: true, .. }));
+        let mut fold_inputs = inputs[1..].to_vec();
+        if bias {
+            fold_inputs.push(self.graph.nodes[self.producer[&stored]].inputs[2]);
+        }
+        let fold = batch_norm::Node { bn: norm.bn, pass: batch_norm::Pass::Fold { bias } };
+        let outputs = self.graph.add_node(Op::BatchNorm(fold), fold_inputs, &[]);
+        self.prepare.extend(self.graph.nodes.pop());
+        let relu = matches!(norm.pass, batch_norm::Pass::Infer { relu: true });
+        self.defer(i, stored, Pending { scale_shift: Some((outputs[0], outputs[1])), relu, ..pending });
+    }
+
+    /// A ReLU after something that can apply it before it stores.
+    fn defer_relu(&mut self, i: usize) {
+        let x = self.graph.nodes[i].inputs[0];
+        if let Some((stored, _, pending)) = self.open_conv(x) {
+            self.defer(i, stored, Pending { relu: true, ..pending });
+        } else if self.uses[x.index()] == 1 {
+            self.relu_into_producer(i, x);
+        }
+    }
+
+    /// An addition of which the later operand is a convolution's output: the other becomes its residual.
+    fn defer_add(&mut self, i: usize) {
+        let [a, b] = self.graph.nodes[i].inputs[..] else { return };
+        let stored_at = |f: &Self, v: ValueId| {
+            let stored = f.stored.get(&v).copied().unwrap_or(v);
+            f.producer.get(&stored).copied()
+        };
+        let (carrier, residual) = if stored_at(self, a) > stored_at(self, b) { (a, b) } else { (b, a) };
+        let Some((stored, _, pending)) = self.open_conv(carrier) else { return };
+        if pending.residual.is_some() || stored_at(self, residual) >= stored_at(self, carrier) {
+            return;
+        }
+        self.defer(i, stored, Pending { residual: Some(residual), ..pending });
+    }
+
+    /// A ReLU after an addition or a training batch norm, with its backward pass where there is one.
+    fn relu_into_producer(&mut self, i: usize, x: ValueId) {
+        let y = self.graph.nodes[i].outputs[0];
+        let Some(&p) = self.producer.get(&x) else { return };
+        match self.graph.nodes[p].op.clone() {
+            Op::Add(node) if !node.relu && !self.stored.contains_key(&x) => {
+                self.graph.nodes[p].op = Op::Add(crate::ops::add::Node { relu: true, ..node });
+            }
+            Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu: false } })
+                if !self.stored.contains_key(&x) =>
+            {
+                let pass = batch_norm::Pass::Infer { relu: true };
+                self.graph.nodes[p].op = Op::BatchNorm(batch_norm::Node { bn, pass });
+            }
+            Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Train { relu: false } }) => {
+                if !self.mask_norm_backward(p, y) {
+                    return;
+                }
+                let pass = batch_norm::Pass::Train { relu: true };
+                self.graph.nodes[p].op = Op::BatchNorm(batch_norm::Node { bn, pass });
+            }
+            _ => return,
+        }
+        self.graph.nodes[p].outputs[0] = y;
+        self.producer.insert(y, p);
+        self.removed[i] = true;
+    }
+
+    /// Lets the backward pass of the batch norm `p` apply the mask of the ReLU that gave `y`, in place of the ReLU's
+    /// own backward op. True also where there is no backward pass.
+    fn mask_norm_backward(&mut self, p: usize, y: ValueId) -> bool {
+        let mean = self.graph.nodes[p].outputs[1];
+        let is_bwd = |n: &Node| {
+            let norm =
+                matches!(n.op, Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd { relu: false }, .. }));
+            norm && n.inputs[3] == mean
+        };
+        let Some(bwd) = self.graph.nodes.iter().position(is_bwd) else {
+            return self.uses[mean.index()] == 0;
+        };
+        let dy = self.graph.nodes[bwd].inputs[0];
+        let Some(&m) = self.producer.get(&dy) else { return false };
+        let masks = matches!(self.graph.nodes[m].op, Op::Relu(relu::Node { pass: relu::Pass::Bwd, .. }));
+        if !masks || self.graph.nodes[m].inputs[1] != y || self.uses[dy.index()] != 1 {
+            return false;
+        }
+        let dz = self.graph.nodes[m].inputs[0];
+        self.removed[m] = true;
+        let node = &mut self.graph.nodes[bwd];
+        if let Op::BatchNorm(norm) = &mut node.op {
+            norm.pass = batch_norm::Pass::Bwd { relu: true };
+        }
+        node.inputs[0] = dz;
+        node.inputs.push(y);
+        true
+    }
+
+    /// Moves every pending transform into the epilogue of the convolution that stores the value.
+    fn settle(&mut self) {
+        for (stored, (value, pending)) in std::mem::take(&mut self.pending) {
+            let node = &mut self.graph.nodes[self.producer[&stored]];
+            let Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(epilogue), .. }) = &mut node.op else {
+                unreachable!("only convolutions store pending values")
+            };
+            if let Some((scale, shift)) = pending.scale_shift {
+                node.inputs.truncate(2);
+                node.inputs.extend([scale, shift]);
+                (epilogue.scale, epilogue.shift) = (true, true);
+            }
+            node.inputs.extend(pending.residual);
+            epilogue.residual = pending.residual.is_some();
+            epilogue.relu = pending.relu;
+            node.outputs[0] = value;
+        }
+    }
+
+    fn finish(mut self) -> Fused {
+        let removed = std::mem::take(&mut self.removed);
+        let kept = self.graph.nodes.into_iter().zip(removed).filter(|(_, gone)| !gone).map(|(n, _)| n);
+        let prepare = self.prepare.len();
+        let nodes = self.prepare.into_iter().chain(kept).collect();
+        Fused { graph: Graph { nodes, ..self.graph }, prepare }
+    }
+}
+
+/// How many ops and outputs read each value.
+fn count_uses(graph: &Graph) -> Vec<usize> {
+    let mut uses = vec![0; graph.values.len()];
+    let reads = graph.nodes.iter().flat_map(|n| &n.inputs).chain(graph.outputs.iter().map(|(_, v)| v));
+    reads.for_each(|v| uses[v.index()] += 1);
+    uses
+}
+
+/// Sums of gradients: `b = f(..); c = a + b` becomes `a += f(..)` where `a` is not read any more.
+fn accumulate_in_place(graph: &mut Graph) {
+    let mut alias: Vec<ValueId> = (0..graph.values.len()).map(|i| ValueId(i as u32)).collect();
+    let mut last_read = vec![0; graph.values.len()];
+    let mut written_by = vec![None; graph.values.len()];
+    let uses = count_uses(graph);
+    for (i, node) in graph.nodes.iter().enumerate() {
+        node.inputs.iter().for_each(|v| last_read[v.index()] = i);
+        node.outputs.iter().for_each(|v| written_by[v.index()] = Some(i));
+    }
+    graph.outputs.iter().for_each(|(_, v)| last_read[v.index()] = usize::MAX);
+    let mut removed = vec![false; graph.nodes.len()];
+    for i in 0..graph.nodes.len() {
+        let Op::Add(crate::ops::add::Node { relu: false, .. }) = &graph.nodes[i].op else { continue };
+        let [first, second] = graph.nodes[i].inputs[..] else { continue };
+        for (a, b) in [(first, second), (second, first)] {
+            let (a, b) = (alias[a.index()], alias[b.index()]);
+            let (Some(at), Some(by)) = (written_by[a.index()], written_by[b.index()]) else { continue };
+            let output = graph.nodes[by].outputs.iter().position(|&o| o == b);
+            let Some(j) = output.filter(|j| graph.nodes[by].op.operator().accumulates().contains(j)) else { continue };
+            let fits = at < by && last_read[a.index()] <= i && uses[b.index()] == 1;
+            let quiet = (by..i).all(|k| k == by || !graph.nodes[k].inputs.iter().any(|&v| alias[v.index()] == a));
+            if !fits || !quiet || graph.nodes[by].inputs.contains(&a) || graph.nodes[by].writes[j] != Write::Overwrite {
+                continue;
+            }
+            let c = graph.nodes[i].outputs[0];
+            graph.nodes[by].outputs[j] = a;
+            graph.nodes[by].writes[j] = Write::Accumulate;
+            alias[c.index()] = a;
+            last_read[a.index()] = last_read[c.index()];
+            written_by[a.index()] = Some(by);
+            removed[i] = true;
+            break;
+        }
+    }
+    let mut gone = removed.into_iter();
+    graph.nodes.retain(|_| !gone.next().unwrap_or(false));
+    for node in &mut graph.nodes {
+        node.inputs.iter_mut().chain(&mut node.outputs).for_each(|v| *v = alias[v.index()]);
+    }
+    graph.outputs.iter_mut().for_each(|(_, v)| *v = alias[v.index()]);
+    graph.parameters.iter_mut().filter_map(|p| p.grad.as_mut()).for_each(|v| *v = alias[v.index()]);
+}

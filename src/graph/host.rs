@@ -1,0 +1,141 @@
+//! A planned program on the CPU.
+
+use super::fuse::Fused;
+use super::interpreter::host_data;
+use super::memory::{Flat, Plan};
+use super::program::Executor;
+use crate::device::cpu::{Arena, Slot};
+use crate::ops::{sgd, HostIo, Op, Write};
+use crate::tensor::{DType, Elem, HostData, HostTensor, Real};
+use crate::Result;
+
+/// One op with its places in the arena.
+#[derive(Debug)]
+struct Step {
+    op: Op,
+    reads: Vec<Slot>,
+    writes: Vec<Slot>,
+    modes: Vec<Write>,
+    scratch: Slot,
+}
+
+/// The steps of a program on the CPU, in `T`, with what is stored rounded to `dtype`.
+#[derive(Debug)]
+pub(super) struct HostProgram<T> {
+    arena: Arena,
+    dtype: DType,
+    steps: Vec<Step>,
+    prepare: usize,
+    flat: Flat,
+    optimizer: Option<sgd::Sgd>,
+    marker: std::marker::PhantomData<T>,
+}
+
+/// Bytes of scratch memory that each node needs.
+pub(super) fn scratch_bytes<T: Real>(fused: &Fused) -> Vec<usize> {
+    fused.graph.nodes.iter().map(|n| n.op.host::<T>().host_scratch() * size_of::<T>()).collect()
+}
+
+impl<T: Real> HostProgram<T> {
+    pub fn new(fused: &Fused, plan: &Plan, dtype: DType, optimizer: Option<sgd::Sgd>) -> Self {
+        let place = |v: &super::ValueId| match plan.slots[v.index()] {
+            Some(slot) => slot,
+            None => unreachable!("every value that an op touches has a place"),
+        };
+        let steps = fused.graph.nodes.iter().zip(&plan.scratch).map(|(node, scratch)| Step {
+            op: node.op.clone(),
+            reads: node.inputs.iter().map(place).collect(),
+            writes: node.outputs.iter().map(place).collect(),
+            modes: node.writes.clone(),
+            scratch: scratch.map_or(Slot { offset: 0, len: 0, elem: Elem::Real }, |s| Slot {
+                len: s.len / size_of::<T>(),
+                elem: Elem::Real,
+                ..s
+            }),
+        });
+        Self {
+            arena: Arena::new(plan.arena_bytes),
+            dtype,
+            steps: steps.collect(),
+            prepare: fused.prepare,
+            flat: plan.flat.clone(),
+            optimizer,
+            marker: std::marker::PhantomData,
+        }
+    }
+
+    fn run_steps(&mut self, which: std::ops::Range<usize>) {
+        let rounds = !matches!(self.dtype, DType::F32 | DType::F64);
+        for step in &self.steps[which] {
+            let mut writes = step.writes.clone();
+            writes.push(step.scratch);
+            let (inputs, mut outputs) = self.arena.slices::<T>(&step.reads, &writes);
+            let Some(mut scratch) = outputs.pop() else { unreachable!("scratch is always there") };
+            let mut io = HostIo { inputs, outputs, writes: step.modes.clone(), scratch: scratch.real() };
+            step.op.host::<T>().host(&mut io);
+            if rounds {
+                for (slot, output) in step.writes.iter().zip(&mut io.outputs) {
+                    if slot.elem == Elem::Real {
+                        output.real().iter_mut().for_each(|v| *v = self.dtype.round(*v));
+                    }
+                }
+            }
+        }
+    }
+
+    fn optimize(&mut self) {
+        let Some(optimizer) = &self.optimizer else { return };
+        let Flat { param, grad, velocity, shadow, control, .. } = self.flat;
+        let (reads, mut writes) = self.arena.slices::<T>(&[grad, control], &[param, velocity, shadow]);
+        let [param, velocity, shadow] = &mut writes[..] else { unreachable!("three tensors were asked for") };
+        let (lr, first) = (reads[1].real()[0].to_f64(), reads[1].real()[1] != T::ZERO);
+        let param = param.real();
+        sgd::step(optimizer, lr, first, param.len(), param, reads[0].real(), velocity.real());
+        for (copy, &master) in shadow.real().iter_mut().zip(param.iter()) {
+            *copy = self.dtype.round(master);
+        }
+    }
+}
+
+impl<T: Real> Executor for HostProgram<T> {
+    fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
+        let tensor = HostTensor { shape: [slot.len].into(), data: data.clone() };
+        match slot.elem {
+            Elem::Real => {
+                let dtype = self.dtype;
+                let rounded = tensor.to_real::<T>().into_iter().map(|v| dtype.round(v));
+                self.arena.write::<T>(slot).real().iter_mut().zip(rounded).for_each(|(a, b)| *a = b);
+            }
+            Elem::Stat => self.arena.write::<T>(slot).real().copy_from_slice(&tensor.to_real::<T>()),
+            Elem::Index => {
+                let labels = tensor.to_real::<f64>().into_iter().map(|v| v as i32);
+                self.arena.write::<T>(slot).index().iter_mut().zip(labels).for_each(|(a, b)| *a = b);
+            }
+            Elem::Byte => {
+                let bytes = tensor.to_real::<f64>().into_iter().map(|v| v as u8);
+                self.arena.write::<T>(slot).byte().iter_mut().zip(bytes).for_each(|(a, b)| *a = b);
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, slot: &Slot) -> Result<HostData> {
+        let content = self.arena.read::<T>(slot);
+        Ok(match slot.elem {
+            Elem::Real | Elem::Stat => host_data(content.real()),
+            Elem::Index => HostData::I64(content.index().iter().map(|&v| i64::from(v)).collect()),
+            Elem::Byte => HostData::I64(content.byte().iter().map(|&v| i64::from(v)).collect()),
+        })
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        self.run_steps(0..self.prepare);
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<()> {
+        self.run_steps(self.prepare..self.steps.len());
+        self.optimize();
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! The reference executor: the graph as it was built, op by op in plain loops.
+
+use super::state::{counter, to_library, to_torch, torch_shape};
+use super::{Graph, Mode, StateReport, ValueId};
+use crate::ops::{HostIo, HostMut, HostRef, Write};
+use crate::tensor::{DType, Elem, HostData, HostTensor, Real, StateDict, TensorType};
+use crate::{Error, Result};
+
+/// A value's content on the host.
+#[derive(Clone, Debug)]
+enum Content<T> {
+    Real(Vec<T>),
+    Index(Vec<i32>),
+    Byte(Vec<u8>),
+}
+
+/// Runs a graph without fusion or memory plan, in `T`, rounding what is stored to a storage type: an independent path
+/// to the same numbers as a [`Program`](super::Program)'s.
+#[derive(Debug)]
+pub struct Interpreter<'g, T: Real> {
+    graph: &'g Graph,
+    storage: DType,
+    contents: Vec<Content<T>>,
+    steps: i64,
+}
+
+impl<'g, T: Real> Interpreter<'g, T> {
+    /// Prepares to run `graph`, with every stored [`Elem::Real`] rounded to `storage`.
+    pub fn new(graph: &'g Graph, storage: DType) -> Self {
+        let contents = graph.values.iter().map(|v| empty(&v.ty)).collect();
+        Self { graph, storage, contents, steps: 0 }
+    }
+
+    /// Sets all parameters and buffers; see [`Graph::check_state`] for what fails.
+    pub fn load(&mut self, state: &StateDict) -> Result<StateReport> {
+        let report = self.graph.check_state(state)?;
+        let parameters = self.graph.parameters.iter().map(|p| (&p.name, p.value));
+        for (name, value) in parameters.chain(self.graph.buffers.iter().map(|b| (&b.name, b.value))) {
+            self.fill(value, &to_library(&state[name], self.graph.ty(value)));
+        }
+        self.steps = counter(state);
+        Ok(report)
+    }
+
+    /// Sets an input from a tensor in torch's layout.
+    pub fn set_input(&mut self, name: &str, tensor: &HostTensor) -> Result<()> {
+        let value = find(&self.graph.inputs, "input", name)?;
+        let ty = self.graph.ty(value);
+        let expected = torch_shape(ty);
+        if tensor.shape != expected {
+            return Err(Error::Shape { what: format!("input `{name}`"), expected, found: tensor.shape.clone() });
+        }
+        self.fill(value, &to_library(tensor, ty));
+        Ok(())
+    }
+
+    /// Sets the input `labels`, one for each image.
+    pub fn set_labels(&mut self, labels: &[i32]) -> Result<()> {
+        let value = find(&self.graph.inputs, "input", "labels")?;
+        let (expected, found) = (self.graph.ty(value).shape.clone(), [labels.len()].into());
+        if expected != found {
+            return Err(Error::Shape { what: "labels".into(), expected, found });
+        }
+        self.contents[value.index()] = Content::Index(labels.to_vec());
+        Ok(())
+    }
+
+    /// Runs every op once.
+    pub fn run(&mut self) {
+        for node in &self.graph.nodes {
+            let mut written: Vec<Content<T>> = node
+                .outputs
+                .iter()
+                .map(|v| std::mem::replace(&mut self.contents[v.index()], Content::Byte(Vec::new())))
+                .collect();
+            let mut io = HostIo {
+                inputs: node.inputs.iter().map(|v| self.contents[v.index()].as_ref()).collect(),
+                outputs: written.iter_mut().map(Content::as_mut).collect(),
+                writes: vec![Write::Overwrite; node.outputs.len()],
+                scratch: &mut [],
+            };
+            node.op.host::<T>().reference(&mut io);
+            for (&value, content) in node.outputs.iter().zip(written) {
+                self.contents[value.index()] = content;
+                self.round(value);
+            }
+        }
+        self.steps += i64::from(self.graph.mode == Mode::Train);
+    }
+
+    /// An output in torch's layout.
+    pub fn output(&self, name: &str) -> Result<HostTensor> {
+        let value = find(&self.graph.outputs, "output", name)?;
+        let ty = self.graph.ty(value);
+        Ok(to_torch(self.data(value), ty, &torch_shape(ty)))
+    }
+
+    /// The gradients of the loss with respect to every parameter, by name, in torch's layout; empty where the graph has
+    /// not been differentiated.
+    pub fn gradients(&self) -> StateDict {
+        let scale = T::from_f64(1.0 / self.graph.grad_scale);
+        let with_grad = self.graph.parameters.iter().filter_map(|p| Some((p, p.grad?)));
+        with_grad
+            .map(|(p, grad)| {
+                let Content::Real(v) = &self.contents[grad.index()] else { panic!("gradients are numbers") };
+                let unscaled: Vec<T> = v.iter().map(|&g| g * scale).collect();
+                (p.name.clone(), to_torch(host_data(&unscaled), self.graph.ty(grad), &p.shape))
+            })
+            .collect()
+    }
+
+    /// Parameters and buffers by name, in torch's layout.
+    pub fn state(&self) -> StateDict {
+        let parameters = self.graph.parameters.iter().map(|p| (&p.name, &p.shape, p.value));
+        let buffers = self.graph.buffers.iter().map(|b| (&b.name, &b.shape, b.value));
+        let mut state: StateDict = parameters
+            .chain(buffers)
+            .map(|(name, shape, v)| (name.clone(), to_torch(self.data(v), self.graph.ty(v), shape)))
+            .collect();
+        let counters = self.graph.counters().into_iter();
+        state.extend(counters.map(|name| (name, HostTensor::i64([], vec![self.steps]))));
+        state
+    }
+
+    fn fill(&mut self, value: ValueId, data: &HostData) {
+        let tensor = HostTensor { shape: self.graph.ty(value).shape.clone(), data: data.clone() };
+        self.contents[value.index()] = Content::Real(tensor.to_real());
+        self.round(value);
+    }
+
+    fn round(&mut self, value: ValueId) {
+        if self.graph.ty(value).elem == Elem::Real {
+            if let Content::Real(v) = &mut self.contents[value.index()] {
+                let storage = self.storage;
+                v.iter_mut().for_each(|a| *a = storage.round(*a));
+            }
+        }
+    }
+
+    fn data(&self, value: ValueId) -> HostData {
+        match &self.contents[value.index()] {
+            Content::Real(v) => host_data(v),
+            Content::Index(v) => HostData::I64(v.iter().map(|&a| i64::from(a)).collect()),
+            Content::Byte(v) => HostData::I64(v.iter().map(|&a| i64::from(a)).collect()),
+        }
+    }
+}
+
+impl<T: Real> Content<T> {
+    fn as_ref(&self) -> HostRef<'_, T> {
+        match self {
+            Self::Real(v) => HostRef::Real(v),
+            Self::Index(v) => HostRef::Index(v),
+            Self::Byte(v) => HostRef::Byte(v),
+        }
+    }
+
+    fn as_mut(&mut self) -> HostMut<'_, T> {
+        match self {
+            Self::Real(v) => HostMut::Real(v),
+            Self::Index(v) => HostMut::Index(v),
+            Self::Byte(v) => HostMut::Byte(v),
+        }
+    }
+}
+
+/// A tensor of `ty` that is wrong wherever it is read before it was written.
+fn empty<T: Real>(ty: &TensorType) -> Content<T> {
+    let len = ty.shape.len();
+    match ty.elem {
+        Elem::Real | Elem::Stat => Content::Real(vec![T::from_f64(f64::NAN); len]),
+        Elem::Index => Content::Index(vec![i32::MIN; len]),
+        Elem::Byte => Content::Byte(vec![u8::MAX; len]),
+    }
+}
+
+/// The value of that name.
+pub(super) fn find(named: &[(String, ValueId)], kind: &'static str, name: &str) -> Result<ValueId> {
+    named.iter().find(|(n, _)| n == name).map(|&(_, v)| v).ok_or_else(|| Error::Unknown {
+        kind,
+        name: name.into(),
+        nearest: named.iter().map(|(n, _)| n.clone()).collect(),
+    })
+}
+
+/// `v` as f32 or f64 data, whichever `T` is.
+pub(super) fn host_data<T: Real>(v: &[T]) -> HostData {
+    if size_of::<T>() == 8 {
+        HostData::F64(v.iter().map(|a| a.to_f64()).collect())
+    } else {
+        HostData::F32(v.iter().map(|a| a.to_f64() as f32).collect())
+    }
+}

@@ -1,0 +1,171 @@
+//! A planned program on a device that runs kernels.
+
+use std::sync::Arc;
+
+use super::fuse::Fused;
+use super::memory::{Flat, Plan};
+use super::program::Executor;
+use super::ValueId;
+use crate::device::cpu::Slot;
+use crate::device::{Backend, Launch, Memory, Target, View};
+use crate::ops::{sgd, Arg, Io, Write};
+use crate::tensor::{DType, Elem, HostData, HostTensor};
+use crate::{Error, Result};
+
+/// The launches of a program, all bound to one arena on the device.
+#[derive(Debug)]
+pub(super) struct KernelProgram {
+    backend: Arc<dyn Backend>,
+    arena: Arc<dyn Memory>,
+    dtype: DType,
+    prepare: Vec<Launch>,
+    launches: Vec<Launch>,
+}
+
+/// Bytes of scratch memory that each node needs.
+pub(super) fn scratch_bytes(fused: &Fused, target: Target) -> Vec<usize> {
+    fused.graph.nodes.iter().map(|n| n.op.operator().scratch_bytes(target)).collect()
+}
+
+impl KernelProgram {
+    pub fn new(
+        backend: &Arc<dyn Backend>,
+        fused: &Fused,
+        plan: &Plan,
+        dtype: DType,
+        optimizer: Option<sgd::Sgd>,
+    ) -> Result<Self> {
+        let target = Target { arch: backend.arch(), dtype };
+        let arena = backend.allocate(plan.arena_bytes)?;
+        let binder = Binder { fused, plan, dtype, arena: &arena };
+        let mut prepare = Vec::new();
+        let mut launches = Vec::new();
+        for i in 0..fused.graph.nodes.len() {
+            let list = if i < fused.prepare { &mut prepare } else { &mut launches };
+            list.extend(binder.bind(i, target)?);
+        }
+        if let Some(optimizer) = optimizer {
+            launches.push(binder.optimizer(&optimizer, target)?);
+        }
+        let program = Self { backend: backend.clone(), arena: arena.clone(), dtype, prepare, launches };
+        program.clear(plan)?;
+        Ok(program)
+    }
+
+    /// Sets everything that lives on between runs to zeros.
+    fn clear(&self, plan: &Plan) -> Result<()> {
+        self.arena.write(0, &vec![0; plan.state_bytes])
+    }
+
+    fn launch(&self, launches: &[Launch]) -> Result<()> {
+        launches.iter().try_for_each(|l| self.backend.launch(l))
+    }
+
+    fn element_bytes(&self, slot: &Slot) -> usize {
+        slot.elem.bytes(self.dtype)
+    }
+}
+
+/// Binds ops to places in the arena.
+struct Binder<'a> {
+    fused: &'a Fused,
+    plan: &'a Plan,
+    dtype: DType,
+    arena: &'a Arc<dyn Memory>,
+}
+
+impl Binder<'_> {
+    fn bind(&self, i: usize, target: Target) -> Result<Vec<Launch>> {
+        let node = &self.fused.graph.nodes[i];
+        let inputs: Result<Vec<Arg>> = node.inputs.iter().map(|&v| self.arg(v, Write::Overwrite)).collect();
+        let outputs: Result<Vec<Arg>> = node.outputs.iter().zip(&node.writes).map(|(&v, &w)| self.arg(v, w)).collect();
+        let scratch = self.plan.scratch[i].map(|s| self.view(&s)).transpose()?;
+        let io = Io { inputs: &inputs?, outputs: &outputs?, scratch: scratch.as_ref() };
+        node.op.operator().launches(target, &io)
+    }
+
+    fn arg(&self, value: ValueId, write: Write) -> Result<Arg> {
+        let Some(slot) = self.plan.slots[value.index()] else {
+            unreachable!("every value that an op touches has a place")
+        };
+        let pixel_stride = self.fused.graph.ty(value).shape.dims().last().copied().unwrap_or(1);
+        Ok(Arg { view: self.view(&slot)?, pixel_stride, write })
+    }
+
+    fn view(&self, slot: &Slot) -> Result<View> {
+        View::new(self.arena.clone(), slot.offset, slot.len * slot.elem.bytes(self.dtype))
+    }
+
+    fn optimizer(&self, sgd: &sgd::Sgd, target: Target) -> Result<Launch> {
+        let Flat { len, param, grad, velocity, shadow, control, .. } = &self.plan.flat;
+        let shadow = (shadow.len > 0).then(|| self.view(shadow)).transpose()?;
+        let buffers = sgd::Buffers {
+            param: &self.view(param)?,
+            grad: &self.view(grad)?,
+            velocity: &self.view(velocity)?,
+            shadow: shadow.as_ref(),
+            control: &self.view(control)?,
+            len: *len,
+            decay_end: *len,
+        };
+        Ok(sgd::launch(sgd, target, &buffers))
+    }
+}
+
+impl Executor for KernelProgram {
+    fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
+        let bytes = encode(slot.elem, self.dtype, data);
+        if bytes.len() != slot.len * self.element_bytes(slot) {
+            return Err(Error::invalid("write", format!("{} bytes to a value of {} elements", bytes.len(), slot.len)));
+        }
+        self.arena.write(slot.offset, &bytes)
+    }
+
+    fn read(&self, slot: &Slot) -> Result<HostData> {
+        let mut bytes = vec![0; slot.len * self.element_bytes(slot)];
+        self.arena.read(slot.offset, &mut bytes)?;
+        Ok(decode(slot.elem, self.dtype, &bytes))
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        self.launch(&self.prepare)
+    }
+
+    fn run(&mut self) -> Result<()> {
+        self.launch(&self.launches)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.backend.synchronize()
+    }
+}
+
+/// `data` as the device stores it.
+fn encode(elem: Elem, dtype: DType, data: &HostData) -> Vec<u8> {
+    let tensor = HostTensor { shape: [0].into(), data: data.clone() };
+    let halves = |bits: fn(f32) -> u16| -> Vec<u8> {
+        tensor.to_real::<f32>().into_iter().flat_map(|v| bits(v).to_le_bytes()).collect()
+    };
+    match (elem, dtype) {
+        (Elem::Real, DType::F16) => halves(|v| half::f16::from_f32(v).to_bits()),
+        (Elem::Real, DType::BF16) => halves(|v| half::bf16::from_f32(v).to_bits()),
+        (Elem::Real | Elem::Stat, _) => tensor.to_real::<f32>().into_iter().flat_map(f32::to_le_bytes).collect(),
+        (Elem::Index, _) => tensor.to_real::<f64>().into_iter().flat_map(|v| (v as i32).to_le_bytes()).collect(),
+        (Elem::Byte, _) => tensor.to_real::<f64>().into_iter().map(|v| v as u8).collect(),
+    }
+}
+
+/// What the device stores as `bytes`.
+fn decode(elem: Elem, dtype: DType, bytes: &[u8]) -> HostData {
+    let halves = |value: fn(u16) -> f32| -> HostData {
+        HostData::F32(bytes.chunks_exact(2).map(|b| value(u16::from_le_bytes([b[0], b[1]]))).collect())
+    };
+    let words = bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+    match (elem, dtype) {
+        (Elem::Real, DType::F16) => halves(|b| half::f16::from_bits(b).to_f32()),
+        (Elem::Real, DType::BF16) => halves(|b| half::bf16::from_bits(b).to_f32()),
+        (Elem::Real | Elem::Stat, _) => HostData::F32(words.map(f32::from_le_bytes).collect()),
+        (Elem::Index, _) => HostData::I64(words.map(|b| i64::from(i32::from_le_bytes(b))).collect()),
+        (Elem::Byte, _) => HostData::I64(bytes.iter().map(|&b| i64::from(b)).collect()),
+    }
+}

@@ -1,0 +1,285 @@
+//! A graph made ready to run on a device.
+
+use std::fmt;
+
+use super::fuse::{fuse, Fused};
+use super::host::{self, HostProgram};
+use super::interpreter::find;
+use super::kernels::{self, KernelProgram};
+use super::memory::{plan, Plan, Storage};
+use super::state::{counter, to_library, to_torch, torch_shape};
+use super::{Graph, Mode, StateReport, ValueId};
+use crate::device::cpu::Slot;
+use crate::device::{Device, Target};
+use crate::ops::sgd::Sgd;
+use crate::tensor::{DType, Elem, HostData, HostTensor, Shape, StateDict};
+use crate::{Error, Result};
+
+/// The arena of a program and the steps that work in it.
+pub(super) trait Executor: fmt::Debug + Send {
+    /// Sets a value, given in the library's layout.
+    fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()>;
+    /// Reads a value in the library's layout.
+    fn read(&self, slot: &Slot) -> Result<HostData>;
+    /// Runs what depends on parameters and buffers only.
+    fn prepare(&mut self) -> Result<()>;
+    /// Runs the rest, the optimizer last.
+    fn run(&mut self) -> Result<()>;
+    /// Waits for it.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A graph, fused and with all memory planned, on a device. Running it allocates nothing.
+#[derive(Debug)]
+pub struct Program {
+    graph: Graph,
+    plan: Plan,
+    executor: Box<dyn Executor>,
+    dtype: DType,
+    optimizer: Option<Sgd>,
+    /// Training runs so far, as torch's `num_batches_tracked` counts them.
+    batches: i64,
+    learning_rate: f64,
+    first_step: bool,
+}
+
+impl Program {
+    /// Fuses `graph`, plans its memory and binds it to `device`, storing activations and weights in `dtype`. With an
+    /// optimizer, every run ends with a step of it.
+    ///
+    /// Fails where the device cannot compute in `dtype` or has not enough memory, and where an optimizer is given for a
+    /// graph that has not been differentiated. On the CPU f16 and bf16 are computed in f32 and rounded after each op.
+    pub fn compile(graph: &Graph, device: &Device, dtype: DType, optimizer: Option<Sgd>) -> Result<Self> {
+        if optimizer.is_some() && graph.parameters.iter().any(|p| p.grad.is_none()) {
+            return Err(Error::invalid("optimizer", "the graph has not been differentiated"));
+        }
+        let fused = fuse(graph);
+        let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
+        let graph = fused.graph;
+        let mut program =
+            Self { graph, plan, executor, dtype, optimizer, batches: 0, learning_rate: 0.0, first_step: true };
+        program.write_control()?;
+        Ok(program)
+    }
+
+    /// Sets all parameters and buffers; see [`Graph::check_state`] for what fails. The velocities stay.
+    pub fn load(&mut self, state: &StateDict) -> Result<StateReport> {
+        let report = self.graph.check_state(state)?;
+        for i in 0..self.graph.parameters.len() {
+            let parameter = &self.graph.parameters[i];
+            let (value, data) = (parameter.value, to_library(&state[&parameter.name], self.graph.ty(parameter.value)));
+            let slot = self.slot(value)?;
+            self.executor.write(&self.master(i)?, &data)?;
+            self.executor.write(&slot, &data)?;
+        }
+        for buffer in &self.graph.buffers {
+            self.executor.write(&self.slot(buffer.value)?, &state[&buffer.name].data)?;
+        }
+        self.batches = counter(state);
+        self.executor.prepare()?;
+        Ok(report)
+    }
+
+    /// Parameters (the masters), buffers and step counters by name, in torch's layout.
+    pub fn state(&self) -> Result<StateDict> {
+        let mut state = StateDict::new();
+        for (i, p) in self.graph.parameters.iter().enumerate() {
+            let data = self.executor.read(&self.master(i)?)?;
+            state.insert(p.name.clone(), to_torch(data, self.graph.ty(p.value), &p.shape));
+        }
+        for buffer in &self.graph.buffers {
+            let data = self.executor.read(&self.slot(buffer.value)?)?;
+            state.insert(buffer.name.clone(), HostTensor { shape: buffer.shape.clone(), data });
+        }
+        let counters = self.graph.counters().into_iter();
+        state.extend(counters.map(|name| (name, HostTensor::i64([], vec![self.batches]))));
+        Ok(state)
+    }
+
+    /// The optimizer's velocities by parameter name, in torch's layout; empty without an optimizer or before its first
+    /// step.
+    pub fn velocity(&self) -> Result<StateDict> {
+        if self.first_step || self.optimizer.is_none() {
+            return Ok(StateDict::new());
+        }
+        let read = |(i, p): (usize, &super::Parameter)| -> Result<(String, HostTensor)> {
+            let data = self.executor.read(&self.part(&self.plan.flat.velocity, i)?)?;
+            Ok((p.name.clone(), to_torch(data, self.graph.ty(p.value), &p.shape)))
+        };
+        self.graph.parameters.iter().enumerate().map(read).collect()
+    }
+
+    /// Sets the optimizer's velocities, as [`velocity`](Self::velocity) gave them. Fails where one is missing, surplus
+    /// or of another shape; an empty dict starts anew.
+    pub fn load_velocity(&mut self, velocity: &StateDict) -> Result<()> {
+        if self.optimizer.is_none() {
+            return Err(Error::invalid("velocity", "the program has no optimizer"));
+        }
+        if velocity.is_empty() {
+            self.first_step = true;
+            return self.write_control();
+        }
+        let parameters = &self.graph.parameters;
+        if let Some(name) = velocity.keys().find(|&name| parameters.iter().all(|p| p.name != *name)) {
+            return Err(Error::invalid(format!("velocity `{name}`"), "not a parameter of this network"));
+        }
+        for i in 0..parameters.len() {
+            let p = &self.graph.parameters[i];
+            let what = format!("velocity `{}`", p.name);
+            let tensor = velocity.get(&p.name).ok_or_else(|| Error::invalid(&what, "missing"))?;
+            if tensor.shape != p.shape {
+                return Err(Error::Shape { what, expected: p.shape.clone(), found: tensor.shape.clone() });
+            }
+            let data = to_library(tensor, self.graph.ty(p.value));
+            let slot = self.part(&self.plan.flat.velocity, i)?;
+            self.executor.write(&slot, &data)?;
+        }
+        self.first_step = false;
+        self.write_control()
+    }
+
+    /// Sets an input from a tensor in torch's layout (NCHW).
+    pub fn set_input(&mut self, name: &str, tensor: &HostTensor) -> Result<()> {
+        let value = find(&self.graph.inputs, "input", name)?;
+        let ty = self.graph.ty(value);
+        let expected = torch_shape(ty);
+        if tensor.shape != expected {
+            return Err(Error::Shape { what: format!("input `{name}`"), expected, found: tensor.shape.clone() });
+        }
+        let data = to_library(tensor, ty);
+        let slot = self.slot(value)?;
+        self.executor.write(&slot, &data)
+    }
+
+    /// Sets the input `labels`, one for each image. Fails where one is negative or not a class of the network.
+    pub fn set_labels(&mut self, labels: &[i32]) -> Result<()> {
+        let value = find(&self.graph.inputs, "input", "labels")?;
+        let (expected, found): (Shape, Shape) = (self.graph.ty(value).shape.clone(), [labels.len()].into());
+        if expected != found {
+            return Err(Error::Shape { what: "labels".into(), expected, found });
+        }
+        let classes = self.classes();
+        if let Some(i) = labels.iter().position(|&l| l < 0 || l as usize >= classes) {
+            return Err(Error::invalid("labels", format!("{} of image {i}, expected 0..{classes}", labels[i])));
+        }
+        let data = HostData::I64(labels.iter().map(|&l| i64::from(l)).collect());
+        let slot = self.slot(value)?;
+        self.executor.write(&slot, &data)
+    }
+
+    /// Sets the learning rate of the next runs; it lies in the device's memory.
+    pub fn set_learning_rate(&mut self, lr: f64) -> Result<()> {
+        self.learning_rate = lr;
+        self.write_control()
+    }
+
+    /// Runs forward, backward where the graph was differentiated, and the optimizer where there is one.
+    pub fn run(&mut self) -> Result<()> {
+        self.executor.run()?;
+        self.batches += i64::from(self.graph.mode == Mode::Train);
+        if self.optimizer.is_some() && self.first_step {
+            self.first_step = false;
+            self.write_control()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything that was started has ended; reports the first failure.
+    pub fn synchronize(&self) -> Result<()> {
+        self.executor.synchronize()
+    }
+
+    /// An output of the last run in torch's layout: f64 in an f64 program, else f32.
+    pub fn output(&self, name: &str) -> Result<HostTensor> {
+        let value = find(&self.graph.outputs, "output", name)?;
+        let ty = self.graph.ty(value);
+        Ok(to_torch(self.executor.read(&self.slot(value)?)?, ty, &torch_shape(ty)))
+    }
+
+    /// The gradients of the last run by parameter name, in torch's layout, the loss scale divided out; empty where the
+    /// graph has not been differentiated.
+    pub fn gradients(&self) -> Result<StateDict> {
+        let mut gradients = StateDict::new();
+        for p in &self.graph.parameters {
+            let Some(grad) = p.grad else { continue };
+            let mut data = self.executor.read(&self.slot(grad)?)?;
+            let scale = 1.0 / self.graph.grad_scale;
+            match &mut data {
+                HostData::F32(v) => v.iter_mut().for_each(|g| *g *= scale as f32),
+                HostData::F64(v) => v.iter_mut().for_each(|g| *g *= scale),
+                HostData::I64(_) => {}
+            }
+            gradients.insert(p.name.clone(), to_torch(data, self.graph.ty(grad), &p.shape));
+        }
+        Ok(gradients)
+    }
+
+    /// What the program holds in memory.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The names of the ops that a run performs, in order; what runs once after loading comes first.
+    pub fn ops(&self) -> Vec<&'static str> {
+        self.graph.nodes.iter().map(|n| n.op.operator().name()).collect()
+    }
+
+    /// The storage type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn write_control(&mut self) -> Result<()> {
+        let control = HostData::F64(vec![self.learning_rate, f64::from(u8::from(self.first_step))]);
+        self.executor.write(&self.plan.flat.control, &control)
+    }
+
+    fn classes(&self) -> usize {
+        let loss = self.graph.nodes.iter().find(|n| n.op.operator().name() == "cross_entropy_fwd");
+        loss.and_then(|n| self.graph.ty(n.inputs[0]).shape.dims().last().copied()).unwrap_or(0)
+    }
+
+    fn slot(&self, value: ValueId) -> Result<Slot> {
+        let slot = self.plan.slots[value.index()];
+        slot.ok_or_else(|| Error::invalid(format!("value {value:?}"), "no op of the program computes it"))
+    }
+
+    /// The place of parameter `i` among the masters.
+    fn master(&self, i: usize) -> Result<Slot> {
+        self.part(&self.plan.flat.param, i)
+    }
+
+    /// The place of parameter `i` in a flat tensor of masters, gradients or velocities.
+    fn part(&self, flat: &Slot, i: usize) -> Result<Slot> {
+        let p = &self.graph.parameters[i];
+        Ok(Slot { offset: flat.offset + self.plan.flat.starts[i], len: p.shape.len(), elem: Elem::Stat })
+    }
+}
+
+fn bind(fused: &Fused, device: &Device, dtype: DType, optimizer: Option<Sgd>) -> Result<(Plan, Box<dyn Executor>)> {
+    Ok(match (device, dtype) {
+        (Device::Cpu, DType::F64) => {
+            let scratch = host::scratch_bytes::<f64>(fused);
+            let plan = plan(fused, Storage::host(dtype, 8), &scratch, optimizer.is_some());
+            let executor = HostProgram::<f64>::new(fused, &plan, dtype, optimizer);
+            (plan, Box::new(executor))
+        }
+        (Device::Cpu, _) => {
+            let scratch = host::scratch_bytes::<f32>(fused);
+            let plan = plan(fused, Storage::host(dtype, 4), &scratch, optimizer.is_some());
+            let executor = HostProgram::<f32>::new(fused, &plan, dtype, optimizer);
+            (plan, Box::new(executor))
+        }
+        (Device::Kernels(b), DType::F64) => {
+            return Err(Error::unsupported(format!("f64 on {}", b.kind()), "it runs on the cpu device"));
+        }
+        (Device::Kernels(backend), _) => {
+            let scratch = kernels::scratch_bytes(fused, Target { arch: backend.arch(), dtype });
+            let plan = plan(fused, Storage::kernels(dtype), &scratch, optimizer.is_some());
+            let executor = KernelProgram::new(backend, fused, &plan, dtype, optimizer)?;
+            (plan, Box::new(executor))
+        }
+    })
+}
