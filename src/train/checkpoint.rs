@@ -38,7 +38,7 @@ pub struct Checkpoint {
     pub normalize: Normalize,
     /// Steps done since the start of the run.
     pub step: usize,
-    /// Full epochs done.
+    /// Epochs done, their evaluation counted.
     pub epoch: u32,
     /// What the epoch under way has summed up.
     pub sums: Sums,

@@ -11,5 +11,5 @@ pub use checkpoint::Checkpoint;
 pub use evaluate::{Evaluation, Evaluator};
 pub use metrics::{Metrics, Progress};
 pub use schedule::Schedule;
-pub use settings::Settings;
+pub use settings::{grad_scale, Settings};
 pub use trainer::{Observer, Trainer};

@@ -68,6 +68,9 @@ impl Length {
 }
 
 impl Schedule {
+    /// Up and down again.
+    pub const ONE_CYCLE: Self = Self { curve: Curve::OneCycle, warmup: 0.0 };
+
     /// `curve` after a linear warm-up of `warmup` epochs, which may be a fraction; fails where the numbers make no
     /// schedule, or for a one-cycle, which warms up by itself, with a warm-up.
     pub fn new(curve: Curve, warmup: f64) -> Result<Self> {

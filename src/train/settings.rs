@@ -39,6 +39,36 @@ pub struct Settings {
     pub seed: u64,
 }
 
+impl Default for Settings {
+    /// resnet20_cifar on the digits as they are: 15 epochs of batches of 64 in f32, one-cycle to 0.1, momentum 0.9, weight
+    /// decay 1e-4, seed 0.
+    fn default() -> Self {
+        Self {
+            model: "resnet20_cifar".into(),
+            data: "digits".into(),
+            dtype: DType::F32,
+            epochs: 15,
+            batch: 64,
+            learning_rate: 0.1,
+            schedule: Schedule::ONE_CYCLE,
+            momentum: 0.9,
+            weight_decay: 1e-4,
+            smoothing: 0.0,
+            augment: Augment::default(),
+            seed: 0,
+        }
+    }
+}
+
+/// What gradients are multiplied by on their way in `dtype`: 256 in f16, whose least number is 6e-8, else 1.
+pub fn grad_scale(dtype: DType) -> f64 {
+    if dtype == DType::F16 {
+        256.0
+    } else {
+        1.0
+    }
+}
+
 impl Settings {
     /// The optimizer; fails where its numbers cannot be.
     pub fn optimizer(&self) -> Result<sgd::Sgd> {
@@ -47,17 +77,8 @@ impl Settings {
             dampening: 0.0,
             nesterov: self.momentum > 0.0,
             weight_decay: self.weight_decay,
-            grad_scale: self.grad_scale(),
+            grad_scale: grad_scale(self.dtype),
         })
-    }
-
-    /// What gradients are multiplied by on their way: 256 in f16, whose least number is 6e-8, else 1.
-    pub fn grad_scale(&self) -> f64 {
-        if self.dtype == DType::F16 {
-            256.0
-        } else {
-            1.0
-        }
     }
 
     /// Fails on settings that no run can have: no epoch, a batch of 0, a rate that is not positive and finite, a

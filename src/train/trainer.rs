@@ -7,7 +7,7 @@ use super::checkpoint::{Checkpoint, Sums};
 use super::evaluate::{Evaluation, Evaluator};
 use super::metrics::{Metrics, Progress};
 use super::schedule::Length;
-use super::settings::Settings;
+use super::settings::{grad_scale, Settings};
 use crate::data::{Batch, Loader, Splits};
 use crate::device::Device;
 use crate::graph::{Mode, Program};
@@ -40,6 +40,7 @@ pub struct Trainer<'a> {
     splits: &'a Splits,
     loader: Loader<'a>,
     length: Length,
+    parameter_count: usize,
     program: Program,
     evaluator: Evaluator,
     step: usize,
@@ -71,10 +72,11 @@ impl<'a> Trainer<'a> {
         trainer.program.load(&checkpoint.state)?;
         trainer.program.load_velocity(&checkpoint.velocity)?;
         let steps = trainer.length.steps;
-        if *step > trainer.length.total() || sums.steps != step % steps || checkpoint.epoch as usize != step / steps {
+        let epochs = checkpoint.epoch as usize;
+        if sums.steps > steps || epochs * steps + sums.steps != *step || *step > trainer.length.total() {
             let problem = format!(
-                "{step} ({} of epoch {}), not a moment of a run of {} epochs of {steps} steps",
-                sums.steps, checkpoint.epoch, settings.epochs
+                "{step} ({} after {epochs} epochs), not a moment of a run of {} epochs of {steps} steps",
+                sums.steps, settings.epochs
             );
             return Err(Error::invalid("step of the checkpoint", problem));
         }
@@ -92,16 +94,16 @@ impl<'a> Trainer<'a> {
         let model = models::find(&settings.model)?;
         let loader = Loader::train(train, settings.batch, settings.augment, settings.seed)?;
         let options =
-            BuildOptions { loss: true, smoothing: settings.smoothing, grad_scale: settings.grad_scale() };
+            BuildOptions { loss: true, smoothing: settings.smoothing, grad_scale: grad_scale(settings.dtype) };
         let mut graph = model.build(Mode::Train, settings.batch, train.shape(), train.classes(), options)?;
         graph.differentiate()?;
         let state = model.initialise(&graph, settings.seed);
+        let parameter_count = graph.parameter_count();
         let program = Program::compile(&graph, device, settings.dtype, Some(settings.optimizer()?))?;
-        let evaluator =
-            Evaluator::new(&model, train.shape(), train.classes(), settings.batch, device, settings.dtype)?;
+        let evaluator = Evaluator::new(&model, train.shape(), train.classes(), settings.batch, device, settings.dtype)?;
         let length = Length { epochs: settings.epochs, steps: loader.steps() };
         let sums = Sums::default();
-        Ok((Self { settings, splits, loader, length, program, evaluator, step: 0, sums }, state))
+        Ok((Self { settings, splits, loader, length, parameter_count, program, evaluator, step: 0, sums }, state))
     }
 
     /// What decides the run.
@@ -114,14 +116,19 @@ impl<'a> Trainer<'a> {
         self.length
     }
 
+    /// The number of the network's trained numbers.
+    pub fn parameter_count(&self) -> usize {
+        self.parameter_count
+    }
+
     /// Steps done.
     pub fn step(&self) -> usize {
         self.step
     }
 
-    /// Full epochs done.
+    /// Epochs done, their evaluation counted.
     pub fn epoch(&self) -> u32 {
-        (self.step / self.length.steps) as u32
+        ((self.step - self.sums.steps) / self.length.steps) as u32
     }
 
     /// The run at this moment.
@@ -141,7 +148,7 @@ impl<'a> Trainer<'a> {
 
     /// Goes on to the end of the run.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        while self.step < self.length.total() {
+        while self.epoch() < self.length.epochs {
             let metrics = self.run_epoch(observer)?;
             observer.epoch(&metrics, self)?;
         }
@@ -157,7 +164,7 @@ impl<'a> Trainer<'a> {
     /// Goes on to the end of the epoch, and evaluates.
     fn run_epoch(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
         let start = Instant::now();
-        let (epoch, first) = (self.epoch(), self.step % self.length.steps);
+        let (epoch, first) = (self.epoch(), self.sums.steps);
         let loader = self.loader.clone();
         let (send, receive) = mpsc::sync_channel(AHEAD);
         let training = std::thread::scope(|scope| {
@@ -168,9 +175,9 @@ impl<'a> Trainer<'a> {
             });
             self.steps(receive, observer)
         })?;
+        let test = self.evaluate()?;
         let Sums { loss, correct, steps } = std::mem::take(&mut self.sums);
         let images = ((steps - first) * self.settings.batch) as f64;
-        let test = self.evaluate()?;
         Ok(Metrics {
             epoch: epoch + 1,
             train_loss: loss / steps as f64,
@@ -192,7 +199,8 @@ impl<'a> Trainer<'a> {
             let rate = self.rate(self.step);
             let (loss, correct) = self.learn(&batch, rate)?;
             if !loss.is_finite() {
-                let problem = format!("became {loss} in step {} at learning rate {rate}; try a lower one", self.step + 1);
+                let problem =
+                    format!("became {loss} in step {} at learning rate {rate}; try a lower one", self.step + 1);
                 return Err(Error::invalid("loss", problem));
             }
             self.step += 1;
@@ -201,7 +209,7 @@ impl<'a> Trainer<'a> {
             time += start.elapsed();
             let Sums { loss, correct, steps } = self.sums;
             let progress = Progress {
-                epoch: ((self.step - 1) / self.length.steps) as u32 + 1,
+                epoch: self.epoch() + 1,
                 epochs: self.length.epochs,
                 step: steps,
                 steps: self.length.steps,
