@@ -4,10 +4,20 @@
 //! Both take the same [`Launch`]es; nothing outside this folder names cudarc or the simulator.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod doctor;
+#[cfg(feature = "cuda")]
+pub mod embedded;
+mod foreign;
+mod recording;
+mod select;
+pub mod sim;
 
 use std::fmt;
 use std::sync::Arc;
 
+pub use self::recording::{Recording, Replay};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -70,8 +80,21 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Puts one launch on the device's queue.
     fn launch(&self, launch: &Launch) -> Result<()>;
 
+    /// What repeats `launches` faster than launching them one by one, if the device has such; runs nothing. For
+    /// [`Recording`], which keeps the launches alive for it.
+    fn record(&self, launches: &[Launch]) -> Result<Option<Box<dyn Replay>>> {
+        let _ = launches;
+        Ok(None)
+    }
+
     /// Waits for all launches; reports the first failure since the last call.
     fn synchronize(&self) -> Result<()>;
+
+    /// The error after which this process can use the device no more; every call answers with it. A service that finds
+    /// one must restart.
+    fn failure(&self) -> Option<Error> {
+        None
+    }
 }
 
 /// A range of device memory, freed when dropped.

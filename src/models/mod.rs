@@ -1,1 +1,265 @@
-//! Networks by name.
+//! The networks: one table of all models, a file per family.
+//!
+//! A family is a grammar of names: [`find`] knows every name of [`all`] and the free forms, such as `resnet26_cifar`
+//! or `resnext50_16x4d`. Parameters bear torchvision's names.
+
+mod alexnet;
+mod blocks;
+pub mod init;
+mod resnet;
+mod table;
+mod vgg;
+pub mod weights;
+
+use std::sync::LazyLock;
+
+use crate::graph::{Builder, Graph, Mode, ValueId};
+use crate::tensor::StateDict;
+use crate::{Error, Result};
+
+/// What a model's source states of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Trained numbers, at the default number of classes.
+    pub parameters: u64,
+    /// Multiply-adds of an image at the default input size, rounded to ten thousand.
+    pub macs: u64,
+    /// The paper or code that defines the network.
+    pub source: &'static str,
+}
+
+/// A network by its name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    name: String,
+    input: [usize; 3],
+    classes: usize,
+    published: Option<Published>,
+    network: Network,
+}
+
+/// How a graph is built, besides its shapes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BuildOptions {
+    /// Whether the softmax cross-entropy against the input `labels` is added, with the outputs `loss` and `correct`.
+    pub loss: bool,
+    /// The loss's label smoothing, in 0..1.
+    pub smoothing: f64,
+    /// What gradients are multiplied by on their way: a loss scale for f16.
+    pub grad_scale: f64,
+}
+
+impl Default for BuildOptions {
+    /// No loss; no smoothing; a scale of 1.
+    fn default() -> Self {
+        Self { loss: false, smoothing: 0.0, grad_scale: 1.0 }
+    }
+}
+
+/// What a family's grammar makes of a name.
+#[derive(Clone, Debug, PartialEq)]
+enum Network {
+    AlexNet(alexnet::Spec),
+    Residual(resnet::Spec),
+    Vgg(vgg::Spec),
+}
+
+/// What the table needs to know of a family's network.
+trait Architecture {
+    /// The default channels, height and width of the input.
+    fn input(&self) -> [usize; 3];
+
+    /// The default number of classes.
+    fn classes(&self) -> usize;
+
+    /// The name of the first convolution.
+    fn stem(&self) -> &'static str;
+
+    /// The name of the last linear layer.
+    fn head(&self) -> &'static str;
+
+    /// How its source initialises it.
+    fn scheme(&self) -> init::Scheme;
+
+    /// Appends the layers from the images `x` to the logits.
+    fn layers(&self, b: &mut Builder, x: ValueId, classes: usize) -> Result<ValueId>;
+}
+
+impl Network {
+    /// The network called `name`, by the grammar of the family that knows it.
+    fn parse(name: &str) -> Option<Self> {
+        resnet::parse(name)
+            .map(Self::Residual)
+            .or_else(|| vgg::parse(name).map(Self::Vgg))
+            .or_else(|| alexnet::parse(name).map(Self::AlexNet))
+    }
+
+    fn architecture(&self) -> &dyn Architecture {
+        match self {
+            Self::AlexNet(spec) => spec,
+            Self::Residual(spec) => spec,
+            Self::Vgg(spec) => spec,
+        }
+    }
+}
+
+/// Every model of the table, in its order: those with published numbers.
+pub fn all() -> &'static [Model] {
+    static ALL: LazyLock<Vec<Model>> =
+        LazyLock::new(|| table::ROWS.iter().filter_map(|row| Model::new(row.name)).collect());
+    &ALL
+}
+
+/// The model called `name`, which may be one of [`all`] or of the families' free forms. An unknown name is an error
+/// that suggests the nearest ones.
+pub fn find(name: &str) -> Result<Model> {
+    Model::new(name).ok_or_else(|| {
+        let names = table::ROWS.iter().map(|row| row.name);
+        Error::Unknown { kind: "model", name: name.into(), nearest: nearest(name, names) }
+    })
+}
+
+impl Model {
+    fn new(name: &str) -> Option<Self> {
+        let network = Network::parse(name)?;
+        let architecture = network.architecture();
+        let (input, classes) = (architecture.input(), architecture.classes());
+        let published = table::ROWS.iter().find(|row| row.name == name).map(|row| row.published);
+        Some(Self { name: name.into(), input, classes, published, network })
+    }
+
+    /// The name by which [`find`] finds it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The default channels, height and width of an image.
+    pub fn input(&self) -> [usize; 3] {
+        self.input
+    }
+
+    /// The default number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// What its source states, for the models of [`all`].
+    pub fn published(&self) -> Option<Published> {
+        self.published
+    }
+
+    /// The graph for batches of `batch` images of `channels`, `height` and `width`: input `input`, output `logits`
+    /// of shape `[batch, classes]`, and a loss where `options` ask for one. It is not yet differentiated. Fails where
+    /// an extent is 0 or an image is too small for the network.
+    pub fn build(
+        &self,
+        mode: Mode,
+        batch: usize,
+        [channels, height, width]: [usize; 3],
+        classes: usize,
+        options: BuildOptions,
+    ) -> Result<Graph> {
+        for (what, value) in
+            [("batch", batch), ("channels", channels), ("height", height), ("width", width), ("classes", classes)]
+        {
+            if value == 0 {
+                return Err(Error::invalid(what, format!("0 for {}, expected at least 1", self.name)));
+            }
+        }
+        let mut b = Builder::new(mode);
+        let x = b.input("input", [batch, height, width, channels]);
+        let logits = self.network.architecture().layers(&mut b, x, classes)?;
+        b.output("logits", logits);
+        if options.loss {
+            b.loss(logits, options.smoothing, options.grad_scale)?;
+        }
+        Ok(b.finish())
+    }
+
+    /// New parameters and buffers for `graph`, as the model's source initialises them. Each tensor depends on `seed`
+    /// and its own name only.
+    pub fn initialise(&self, graph: &Graph, seed: u64) -> StateDict {
+        init::initialise(graph, &self.network.architecture().scheme(), seed)
+    }
+
+    /// The number of classes of the weights `state`: the rows of the last linear layer.
+    pub fn classes_of(&self, state: &StateDict) -> Result<usize> {
+        self.extent_of(state, self.network.architecture().head(), 0)
+    }
+
+    /// The number of input channels of the weights `state`: those that a filter of the first convolution reads.
+    pub fn channels_of(&self, state: &StateDict) -> Result<usize> {
+        self.extent_of(state, self.network.architecture().stem(), 1)
+    }
+
+    fn extent_of(&self, state: &StateDict, layer: &str, axis: usize) -> Result<usize> {
+        let name = format!("{layer}.weight");
+        let tensor = state.get(&name).ok_or_else(|| {
+            Error::invalid(format!("tensor `{name}`"), format!("missing from the weights of {}", self.name))
+        })?;
+        tensor.shape.dims().get(axis).copied().filter(|&extent| extent > 0).ok_or_else(|| {
+            Error::invalid(format!("tensor `{name}`"), format!("shape {}, not that of {}", tensor.shape, self.name))
+        })
+    }
+}
+
+/// Up to three of `names` that need the fewest edits to become `name`, none that is nearly all edits.
+fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut near: Vec<_> =
+        names.map(|n| (edits(name, n), n)).filter(|&(d, n)| 2 * d <= n.len().max(name.len())).collect();
+    near.sort();
+    near.into_iter().take(3).map(|(_, n)| n.into()).collect()
+}
+
+/// The least number of insertions, deletions and replacements of characters that turn `a` into `b`.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edit_distance() {
+        assert_eq!(edits("", "abc"), 3);
+        assert_eq!(edits("kitten", "sitting"), 3);
+        assert_eq!(edits("resnet50", "resnet50"), 0);
+    }
+
+    #[test]
+    fn an_unknown_name_suggests_the_nearest() {
+        let error = find("resnet20_cifr").unwrap_err().to_string();
+        assert!(error.starts_with("unknown model `resnet20_cifr`; did you mean resnet20_cifar, "), "{error}");
+        assert_eq!(find("zzzzzzzz").unwrap_err().to_string(), "unknown model `zzzzzzzz`");
+    }
+
+    #[test]
+    fn every_row_is_in_its_familys_grammar_and_names_are_unique() {
+        let names: std::collections::BTreeSet<_> = table::ROWS.iter().map(|row| row.name).collect();
+        assert_eq!(names.len(), table::ROWS.len());
+        let found: Vec<_> = all().iter().map(Model::name).collect();
+        assert_eq!(found, table::ROWS.iter().map(|row| row.name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn free_forms_are_found_and_impossible_depths_are_not() {
+        for name in ["resnet26_cifar", "plain14_cifar_", "resnet21_cifar", "resnet2_cifar", "resnet020_cifar"] {
+            assert_eq!(find(name).is_ok(), name == "resnet26_cifar", "{name}");
+        }
+        assert!(find("resnext50_16x4d").is_ok_and(|m| m.published().is_none()));
+        assert!(find("resnext50_0x4d").is_err());
+        assert!(find("resnext29_3x21d_cifar").is_ok());
+    }
+}

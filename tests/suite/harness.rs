@@ -6,7 +6,8 @@
 
 use std::sync::{Arc, LazyLock};
 
-use residuum::device::{Backend, Memory, Target, View};
+use residuum::device::sim::{Arithmetic, Copies, Schedule, SimOptions};
+use residuum::device::{Arch, Backend, Device, Memory, Target, View};
 use residuum::ops::{Arg, HostIo, HostMut, HostRef, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
@@ -144,8 +145,30 @@ static MACHINES: LazyLock<Vec<Machine>> = LazyLock::new(|| {
     machines
 });
 
+/// The simulator under every schedule; with approximate instructions a little off; for the wider sweeps also with early
+/// copies, and with the sums of both generations of tensor cores.
 fn simulators() -> Vec<Machine> {
-    Vec::new()
+    let plain = SimOptions::default();
+    let schedules = Schedule::ALL.map(|schedule| (SimOptions { schedule, ..plain }, "exact", Sweep::Schedules));
+    let early = [Schedule::InOrder, Schedule::Random, Schedule::Priority { depth: 2 }]
+        .map(|schedule| (SimOptions { schedule, copies: Copies::Early, ..plain }, "exact", Sweep::Copies));
+    let approximate = [(SimOptions { approximate: true, ..plain }, "approximate", Sweep::Schedules)];
+    let generations = [(Arch::Sm80, Arithmetic::Sm80, "sm80"), (Arch::Sm90, Arithmetic::Sm90, "sm90")];
+    let cores = generations.into_iter().flat_map(|(arch, arithmetic, group)| {
+        let of = move |schedule, copies| SimOptions { arch, arithmetic, schedule, copies, ..plain };
+        [of(Schedule::InOrder, Copies::Late), of(Schedule::Priority { depth: 2 }, Copies::Random)]
+            .map(|options| (options, group, Sweep::TensorCores))
+    });
+    let all = schedules.into_iter().chain(approximate).chain(early).chain(cores);
+    all.filter_map(|(options, group, sweep)| match Device::sim(options) {
+        Ok(Device::Kernels(backend)) => Some(Machine { label: format!("sim ({options})"), backend, group, sweep }),
+        Ok(Device::Cpu) => None,
+        Err(e) => {
+            assert!(!cfg!(feature = "sim"), "{e}");
+            None
+        }
+    })
+    .collect()
 }
 
 fn gpu() -> Option<Machine> {

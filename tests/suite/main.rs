@@ -1,11 +1,16 @@
 //! Every test of the library that needs more than one module, in one binary.
 
+#![allow(clippy::unwrap_used)]
+
 mod bounds;
 mod build;
 mod data;
 mod golden;
+mod gradients;
 mod graph;
 mod harness;
+mod models;
+mod host;
 mod ops;
 mod random;
 mod sim;

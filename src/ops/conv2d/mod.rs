@@ -8,9 +8,11 @@
 //! bwd_w  dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, ...]         in f32
 //! ```
 
+mod host;
 mod launch;
 mod reference;
 
+pub use launch::Plan;
 pub(crate) use launch::KERNELS;
 
 use super::{Gradient, Io, Op, Operator, Source};
@@ -112,6 +114,14 @@ impl Conv2d {
     /// `y[N,P,Q,K]`.
     pub fn y(&self) -> TensorType {
         TensorType::real([self.spec.n, self.p, self.q, self.spec.k])
+    }
+
+    /// For a kernel that covers the image: the same sums as a 1x1 convolution over images of one pixel.
+    pub(super) fn flattened(&self) -> Self {
+        let Spec { h, w, c, .. } = self.spec;
+        debug_assert_eq!((self.spec.kernel, self.p, self.q), ([h, w], 1, 1));
+        let spec = Spec { h: 1, w: 1, c: h * w * c, kernel: [1, 1], ..self.spec };
+        Self { spec, ..*self }
     }
 
     /// Multiply-adds of one pass, padding counted.
@@ -234,10 +244,28 @@ impl Operator for Node {
     }
 
     fn scratch_bytes(&self, target: Target) -> usize {
-        launch::scratch_bytes(self, target)
+        launch::scratch_bytes(self, target, None)
     }
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
-        launch::launches(self, target, io)
+        launch::launches(self, target, io, None)
+    }
+}
+
+impl Node {
+    /// Every way in which the kernels can compute this pass: each tile, with and without a split of the reduction. For
+    /// tests and benchmarks; [`Operator::launches`] chooses one by the shape. None in f64 and for [`Pass::BwdBias`].
+    pub fn plans(&self, target: Target) -> Vec<Plan> {
+        launch::plans(self, target)
+    }
+
+    /// As [`Operator::scratch_bytes`], for `plan`.
+    pub fn scratch_bytes_with(&self, target: Target, plan: Plan) -> usize {
+        launch::scratch_bytes(self, target, Some(plan))
+    }
+
+    /// As [`Operator::launches`], for a `plan` of [`Node::plans`] for the same target.
+    pub fn launches_with(&self, target: Target, io: &Io<'_>, plan: Plan) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io, Some(plan))
     }
 }

@@ -1,0 +1,38 @@
+//! The one table of GPU targets: what nvcc compiles every kernel for.
+//!
+//! A new generation of GPUs is a row here, a variant of `device::Arch` and, only where they pay, `smNN_*.cu` files.
+
+/// One thing that nvcc makes of a kernel file.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// What is made: machine code `sm_NN`, or PTX `compute_NN` that a driver compiles for other chips.
+    pub code: &'static str,
+    /// The virtual architecture that the source is compiled for.
+    pub compute: &'static str,
+    /// Files named `smNN_*.cu` are compiled for the targets of family NN alone.
+    pub family: u32,
+}
+
+/// Machine code for A100 and its kin and for Hopper; PTX for every later chip. The PTX of `compute_90a` runs on no other
+/// chip than its own, so the PTX that is kept is the older one.
+pub const TARGETS: &[Target] = &[
+    Target { code: "sm_80", compute: "compute_80", family: 80 },
+    Target { code: "sm_90a", compute: "compute_90a", family: 90 },
+    Target { code: "compute_80", compute: "compute_80", family: 80 },
+];
+
+impl Target {
+    /// The argument of nvcc's `-gencode`.
+    pub fn gencode(&self) -> String {
+        format!("arch={},code={}", self.compute, self.code)
+    }
+
+    /// Whether the kernel file with this name (`fwd.cu`, `sm90_fwd.cu`) is compiled for it.
+    pub fn takes(&self, file_name: &str) -> bool {
+        let family = file_name.strip_prefix("sm").and_then(|rest| rest.split_once('_')).map(|(family, _)| family);
+        match family.and_then(|f| f.parse::<u32>().ok()) {
+            Some(family) => family == self.family,
+            None => true,
+        }
+    }
+}

@@ -1,0 +1,69 @@
+// dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, p*u - ph + r*dh, q*v - pw + s*dw, g*C/G + c]; added to dw where asked.
+//
+// Tensors   dy[N,P,Q,K], x[N,H,W,C] in f32, f16 or bf16; dw[K,R,S,C/G] in f32. Pixels of dy and x may lie further apart
+//           than their channels.
+// Method    implicit GEMM: M = K/G rows, N = R*S*C/G columns, a reduction over the N*P*Q output pixels. The reduction is
+//           split as launch/choose.rs says, a function of the shape alone, and conv2d_reduce adds the splits in order:
+//           the same bits every time. f16 and bf16 promote their sums every 256 products.
+// Grid      x: column tiles, groups, row tiles (columns fastest); y: 1; z: splits of the reduction.
+// Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: dy, x, dw once each (dw twice where added to); a split adds K*R*S*C/G floats,
+//           twice.
+// Entries   *_scalar take any number of channels; the others need 16-byte accesses to dy and x.
+#include "conv2d/epilogue.cuh"
+#include "conv2d/load_weight.cuh"
+#include "conv2d/mainloop.cuh"
+
+namespace conv2d {
+
+constexpr int PROMOTE_PRODUCTS = 256;
+
+template <typename T, class Tile, bool VECTOR>
+__device__ __forceinline__ void bwd_w(const WeightParams& p) {
+  const Block block(p.n_tiles, p.groups);
+  const int split = int(blockIdx.z), m0 = block.m_tile * Tile::M, n0 = block.n_tile * Tile::N;
+  const int columns = p.h.taps * p.v.taps * p.x_c;
+  const Range range(i64(p.images) * p.h.out * p.v.out, DEPTH<T, Tile>, p.splits, split);
+  const i64 k0 = i64(range.begin) * DEPTH<T, Tile>;
+
+  SHARED(u8, shared);
+  GradientColumns<T, Tile, VECTOR> a(p, block.group, m0, k0);
+  PixelColumns<T, Tile, VECTOR> b(p, block.group, n0, k0);
+  Multiply<T, Tile, false, false, PROMOTE_PRODUCTS / DEPTH<T, Tile>> multiply;
+  run_stages<Tile>(a, b, multiply, Unchanged{}, shared, range.count);
+
+  float* staged = reinterpret_cast<float*>(shared);
+  multiply.put(staged);
+  __syncthreads();
+  const auto row_of = [&](int i) { return m0 + i < p.dy_c ? i64(block.group) * p.dy_c + m0 + i : -1; };
+  const Output<float> output{p.dw, columns, nullptr, nullptr, nullptr, 0, false, (p.flags & ACCUMULATE) != 0,
+                             (p.flags & VECTOR_OUT) != 0};
+  write_tile<Tile>(staged, row_of, n0, columns - n0,
+                   p.splits > 1
+                       ? partial_output(p.partial, split, i64(p.groups) * p.dy_c, columns, p.flags)
+                       : output);
+}
+
+KERNEL(conv2d_bwd_w_f32_128x128, WeightParams, 256, 1, (bwd_w<float, Tile128x128, true>))
+KERNEL(conv2d_bwd_w_f32_64x64, WeightParams, 128, 3, (bwd_w<float, Tile64x64, true>))
+KERNEL(conv2d_bwd_w_f32_32x128, WeightParams, 128, 3, (bwd_w<float, Tile32x128, true>))
+KERNEL(conv2d_bwd_w_f32_64x64_scalar, WeightParams, 128, 3, (bwd_w<float, Tile64x64, false>))
+KERNEL(conv2d_bwd_w_f32_32x128_scalar, WeightParams, 128, 3, (bwd_w<float, Tile32x128, false>))
+
+KERNEL(conv2d_bwd_w_f16_128x128, WeightParams, 256, 1, (bwd_w<f16, Tile128x128, true>))
+KERNEL(conv2d_bwd_w_f16_64x128, WeightParams, 128, 2, (bwd_w<f16, Tile64x128, true>))
+KERNEL(conv2d_bwd_w_f16_64x64, WeightParams, 128, 3, (bwd_w<f16, Tile64x64, true>))
+KERNEL(conv2d_bwd_w_f16_32x128, WeightParams, 128, 3, (bwd_w<f16, Tile32x128, true>))
+KERNEL(conv2d_bwd_w_f16_16x128, WeightParams, 128, 4, (bwd_w<f16, Tile16x128, true>))
+KERNEL(conv2d_bwd_w_f16_64x64_scalar, WeightParams, 128, 3, (bwd_w<f16, Tile64x64, false>))
+KERNEL(conv2d_bwd_w_f16_16x128_scalar, WeightParams, 128, 3, (bwd_w<f16, Tile16x128, false>))
+
+KERNEL(conv2d_bwd_w_bf16_128x128, WeightParams, 256, 1, (bwd_w<bf16, Tile128x128, true>))
+KERNEL(conv2d_bwd_w_bf16_64x128, WeightParams, 128, 2, (bwd_w<bf16, Tile64x128, true>))
+KERNEL(conv2d_bwd_w_bf16_64x64, WeightParams, 128, 3, (bwd_w<bf16, Tile64x64, true>))
+KERNEL(conv2d_bwd_w_bf16_32x128, WeightParams, 128, 3, (bwd_w<bf16, Tile32x128, true>))
+KERNEL(conv2d_bwd_w_bf16_16x128, WeightParams, 128, 4, (bwd_w<bf16, Tile16x128, true>))
+KERNEL(conv2d_bwd_w_bf16_64x64_scalar, WeightParams, 128, 3, (bwd_w<bf16, Tile64x64, false>))
+KERNEL(conv2d_bwd_w_bf16_16x128_scalar, WeightParams, 128, 3, (bwd_w<bf16, Tile16x128, false>))
+
+}  // namespace conv2d

@@ -1,0 +1,47 @@
+// dx[n,h,w,c] = sum_{r,s,k} dy[n,p,q,k] * w[k,r,s,c] over the k of c's group and the p, q with p*u - ph + r*dh = h and
+//               q*v - pw + s*dw = w; added to dx where asked.
+//
+// Tensors   dy[N,P,Q,K], w[K,R,S,C/G], dx[N,H,W,C] in f32, f16 or bf16. Pixels of dy and dx may lie further apart than
+//           their channels.
+// Method    implicit GEMM for each residue of (h, w) modulo the strides: M = the residue's pixels, N = C/G, a reduction
+//           over k = (r, s, k) of the taps that reach it. At stride 2 a 3x3 kernel reaches the four residues by 4, 2, 2
+//           and 1 taps: no product with the zeros between strides (GTC 2022, S41996). Residues without a tap get zeros.
+// Grid      x: column tiles, groups, row tiles (columns fastest) of the largest residue; y: residues; z: splits.
+// Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs, padding included; bytes: dy, w, dx once each (dx twice where added to); a split adds
+//           N*H*W*C floats, twice.
+// Entries   *_scalar take any number of channels; the others need 16-byte accesses to dy and w.
+#include "conv2d/gather.cuh"
+
+namespace conv2d {
+
+template <typename T, class Tile, bool VECTOR>
+__device__ __forceinline__ void bwd_x(const GatherParams& p) {
+  const int columns = residues(p.v);
+  const Slice h = residue_slice(p.h, int(blockIdx.y) / columns), v = residue_slice(p.v, int(blockIdx.y) % columns);
+  gather<T, Tile, VECTOR, WeightColumns<T, Tile, VECTOR>, false>(p, h, v);
+}
+
+KERNEL(conv2d_bwd_x_f32_128x128, GatherParams, 256, 1, (bwd_x<float, Tile128x128, true>))
+KERNEL(conv2d_bwd_x_f32_64x64, GatherParams, 128, 3, (bwd_x<float, Tile64x64, true>))
+KERNEL(conv2d_bwd_x_f32_128x16, GatherParams, 128, 3, (bwd_x<float, Tile128x16, true>))
+KERNEL(conv2d_bwd_x_f32_64x64_scalar, GatherParams, 128, 3, (bwd_x<float, Tile64x64, false>))
+KERNEL(conv2d_bwd_x_f32_128x16_scalar, GatherParams, 128, 3, (bwd_x<float, Tile128x16, false>))
+
+KERNEL(conv2d_bwd_x_f16_128x128, GatherParams, 256, 2, (bwd_x<f16, Tile128x128, true>))
+KERNEL(conv2d_bwd_x_f16_128x64, GatherParams, 128, 3, (bwd_x<f16, Tile128x64, true>))
+KERNEL(conv2d_bwd_x_f16_64x64, GatherParams, 128, 4, (bwd_x<f16, Tile64x64, true>))
+KERNEL(conv2d_bwd_x_f16_128x32, GatherParams, 128, 4, (bwd_x<f16, Tile128x32, true>))
+KERNEL(conv2d_bwd_x_f16_128x16, GatherParams, 128, 4, (bwd_x<f16, Tile128x16, true>))
+KERNEL(conv2d_bwd_x_f16_64x64_scalar, GatherParams, 128, 3, (bwd_x<f16, Tile64x64, false>))
+KERNEL(conv2d_bwd_x_f16_128x16_scalar, GatherParams, 128, 3, (bwd_x<f16, Tile128x16, false>))
+
+KERNEL(conv2d_bwd_x_bf16_128x128, GatherParams, 256, 2, (bwd_x<bf16, Tile128x128, true>))
+KERNEL(conv2d_bwd_x_bf16_128x64, GatherParams, 128, 3, (bwd_x<bf16, Tile128x64, true>))
+KERNEL(conv2d_bwd_x_bf16_64x64, GatherParams, 128, 4, (bwd_x<bf16, Tile64x64, true>))
+KERNEL(conv2d_bwd_x_bf16_128x32, GatherParams, 128, 4, (bwd_x<bf16, Tile128x32, true>))
+KERNEL(conv2d_bwd_x_bf16_128x16, GatherParams, 128, 4, (bwd_x<bf16, Tile128x16, true>))
+KERNEL(conv2d_bwd_x_bf16_64x64_scalar, GatherParams, 128, 3, (bwd_x<bf16, Tile64x64, false>))
+KERNEL(conv2d_bwd_x_bf16_128x16_scalar, GatherParams, 128, 3, (bwd_x<bf16, Tile128x16, false>))
+
+}  // namespace conv2d

@@ -1,0 +1,43 @@
+// y[n,p,q,k] = relu(scale[k] * sum_{r,s,c} x[n, p*u - ph + r*dh, q*v - pw + s*dw, g*C/G + c] * w[k,r,s,c]
+//                   + shift[k] + residual[n,p,q,k]), each part of the epilogue where it is set.
+//
+// Tensors   x[N,H,W,C], w[K,R,S,C/G], y and residual [N,P,Q,K] in f32, f16 or bf16; scale[K], shift[K] in f32.
+//           Pixels of x, y and the residual may lie further apart than their channels.
+// Method    implicit GEMM: M = N*P*Q rows, N = K/G columns, a reduction over k = (r, s, c) of R*S*C/G. Rows of x are
+//           gathered while they are copied to shared memory (Chetlur et al., cuDNN, arXiv 1410.0759).
+// Grid      x: column tiles, groups, row tiles (columns fastest); y: 1; z: splits of the reduction.
+// Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each; a split adds N*P*Q*K floats, twice.
+// Entries   *_scalar take any number of channels; the others need 16-byte accesses to x and w.
+#include "conv2d/gather.cuh"
+
+namespace conv2d {
+
+template <typename T, class Tile, bool VECTOR>
+__device__ __forceinline__ void fwd(const GatherParams& p) {
+  gather<T, Tile, VECTOR, WeightRows<T, Tile, VECTOR>, true>(p, forward_slice(p.h), forward_slice(p.v));
+}
+
+KERNEL(conv2d_fwd_f32_128x128, GatherParams, 256, 1, (fwd<float, Tile128x128, true>))
+KERNEL(conv2d_fwd_f32_64x64, GatherParams, 128, 3, (fwd<float, Tile64x64, true>))
+KERNEL(conv2d_fwd_f32_128x16, GatherParams, 128, 3, (fwd<float, Tile128x16, true>))
+KERNEL(conv2d_fwd_f32_64x64_scalar, GatherParams, 128, 3, (fwd<float, Tile64x64, false>))
+KERNEL(conv2d_fwd_f32_128x16_scalar, GatherParams, 128, 3, (fwd<float, Tile128x16, false>))
+
+KERNEL(conv2d_fwd_f16_128x128, GatherParams, 256, 2, (fwd<f16, Tile128x128, true>))
+KERNEL(conv2d_fwd_f16_128x64, GatherParams, 128, 3, (fwd<f16, Tile128x64, true>))
+KERNEL(conv2d_fwd_f16_64x64, GatherParams, 128, 4, (fwd<f16, Tile64x64, true>))
+KERNEL(conv2d_fwd_f16_128x32, GatherParams, 128, 4, (fwd<f16, Tile128x32, true>))
+KERNEL(conv2d_fwd_f16_128x16, GatherParams, 128, 4, (fwd<f16, Tile128x16, true>))
+KERNEL(conv2d_fwd_f16_64x64_scalar, GatherParams, 128, 3, (fwd<f16, Tile64x64, false>))
+KERNEL(conv2d_fwd_f16_128x16_scalar, GatherParams, 128, 3, (fwd<f16, Tile128x16, false>))
+
+KERNEL(conv2d_fwd_bf16_128x128, GatherParams, 256, 2, (fwd<bf16, Tile128x128, true>))
+KERNEL(conv2d_fwd_bf16_128x64, GatherParams, 128, 3, (fwd<bf16, Tile128x64, true>))
+KERNEL(conv2d_fwd_bf16_64x64, GatherParams, 128, 4, (fwd<bf16, Tile64x64, true>))
+KERNEL(conv2d_fwd_bf16_128x32, GatherParams, 128, 4, (fwd<bf16, Tile128x32, true>))
+KERNEL(conv2d_fwd_bf16_128x16, GatherParams, 128, 4, (fwd<bf16, Tile128x16, true>))
+KERNEL(conv2d_fwd_bf16_64x64_scalar, GatherParams, 128, 3, (fwd<bf16, Tile64x64, false>))
+KERNEL(conv2d_fwd_bf16_128x16_scalar, GatherParams, 128, 3, (fwd<bf16, Tile128x16, false>))
+
+}  // namespace conv2d

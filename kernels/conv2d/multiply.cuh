@@ -1,0 +1,183 @@
+// One stage of the reduction: the products of an operand tile A (M x DEPTH) and B (DEPTH x N) from shared memory, added
+// to sums in registers. An operand is K-major (rows are m or n, as in fwd) or not (rows are k, as in bwd_w).
+#pragma once
+
+#include "conv2d/tile.cuh"
+
+namespace conv2d {
+
+// An operand of `EXTENT` rows or columns in shared memory.
+template <typename T, class Tile, int EXTENT, bool K_MAJOR_>
+struct Operand {
+  static constexpr bool K_MAJOR = K_MAJOR_;
+  using Layout = Swizzled<K_MAJOR ? EXTENT : DEPTH<T, Tile>, K_MAJOR ? Tile::K_BYTES : EXTENT * int(sizeof(T))>;
+};
+
+// What is done to A between shared memory and the product: nothing.
+struct Unchanged {
+  template <typename Fragments>
+  __device__ __forceinline__ void operator()(Fragments&, int) const {}
+};
+
+template <typename T>
+struct TensorCoreType;
+template <>
+struct TensorCoreType<f16> {
+  using Type = ptx::F16;
+};
+template <>
+struct TensorCoreType<bf16> {
+  using Type = ptx::BF16;
+};
+
+// f16 and bf16: mma.sync.m16n8k16. With PROMOTE, the sums move to a second set of registers every PROMOTE stages:
+// tensor cores truncate, so that the error of a long sum grows with its length and not with its root.
+template <typename T, class Tile, bool A_K_MAJOR, bool B_K_MAJOR, int PROMOTE>
+struct Multiply {
+  using A = Operand<T, Tile, Tile::M, A_K_MAJOR>;
+  using B = Operand<T, Tile, Tile::N, B_K_MAJOR>;
+  static constexpr int MI = Tile::WARP_M / 16, NJ = Tile::WARP_N / 8, STEPS = DEPTH<T, Tile> / 16;
+
+  float sum[MI][NJ][4] = {};
+  float total[PROMOTE ? MI : 1][PROMOTE ? NJ : 1][4] = {};
+
+  // The 16x16 block of A from row m and the 16-byte chunk of k on. Lane l gives the address of row l % 8 of the 8x8
+  // matrix l / 8; these are ordered as the registers of the fragment: m, then k.
+  __device__ static __forceinline__ void load_a(u32 (&a)[4], const u8* tile, int m, int k) {
+    const int lane = Tile::lane(), low = lane % 16, high = lane / 16;
+    if (A::K_MAJOR)
+      ptx::ldmatrix_x4(a, A::Layout::at(tile, m + low, k / 8 + high));
+    else
+      ptx::ldmatrix_x4_trans(a, A::Layout::at(tile, k + lane % 8 + 8 * high, m / 8 + low / 8));
+  }
+
+  // The 16x16 block of B from column n on: two fragments, ordered k, then n.
+  __device__ static __forceinline__ void load_b(u32 (&b)[2][2], const u8* tile, int n, int k) {
+    const int lane = Tile::lane(), low = lane % 16, high = lane / 16;
+    u32 r[4];
+    if (B::K_MAJOR)
+      ptx::ldmatrix_x4(r, B::Layout::at(tile, n + lane % 8 + 8 * high, k / 8 + low / 8));
+    else
+      ptx::ldmatrix_x4_trans(r, B::Layout::at(tile, k + low, n / 8 + high));
+    b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
+  }
+
+  template <class Transform>
+  __device__ __forceinline__ void stage(const u8* a_tile, const u8* b_tile, const Transform& transform) {
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) {
+      u32 a[MI][4], b[NJ][2];
+#pragma unroll
+      for (int i = 0; i < MI; ++i) load_a(a[i], a_tile, Tile::warp_m() + 16 * i, 16 * step);
+#pragma unroll
+      for (int j = 0; j < NJ; j += 2)
+        load_b(reinterpret_cast<u32(&)[2][2]>(b[j]), b_tile, Tile::warp_n() + 8 * j, 16 * step);
+      transform(a, step);
+      ptx::mma_m16n8k16<typename TensorCoreType<T>::Type>(sum, a, b);
+    }
+  }
+
+  __device__ __forceinline__ void promote(int stages) {
+    if (PROMOTE && stages % (PROMOTE ? PROMOTE : 1) == 0) move();
+  }
+
+  __device__ __forceinline__ void move() {
+#pragma unroll
+    for (int i = 0; i < MI; ++i)
+#pragma unroll
+      for (int j = 0; j < NJ; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          total[PROMOTE ? i : 0][PROMOTE ? j : 0][e] += sum[i][j][e];
+          sum[i][j][e] = 0;
+        }
+  }
+
+  // Writes the finished sums to the staged tile.
+  __device__ __forceinline__ void put(float* staged) {
+    if (PROMOTE) move();
+    const int g = Tile::lane() / 4, t = Tile::lane() % 4;
+#pragma unroll
+    for (int i = 0; i < MI; ++i)
+#pragma unroll
+      for (int j = 0; j < NJ; ++j) {
+        const float(&d)[4] = PROMOTE ? total[PROMOTE ? i : 0][PROMOTE ? j : 0] : sum[i][j];
+        float* p = staged + (Tile::warp_m() + 16 * i + g) * Tile::STAGED_STRIDE + Tile::warp_n() + 8 * j + 2 * t;
+        store(p, Vec<float, 2>{d[0], d[1]});
+        store(p + 8 * Tile::STAGED_STRIDE, Vec<float, 2>{d[2], d[3]});
+      }
+  }
+};
+
+// f32: fused multiply-adds in the order of k. The lanes of a warp are 8 x 4; each has TM x TN sums.
+template <class Tile, bool A_K_MAJOR, bool B_K_MAJOR, int PROMOTE>
+struct Multiply<float, Tile, A_K_MAJOR, B_K_MAJOR, PROMOTE> {
+  using A = Operand<float, Tile, Tile::M, A_K_MAJOR>;
+  using B = Operand<float, Tile, Tile::N, B_K_MAJOR>;
+  static constexpr int TM = Tile::WARP_M / 8, TN = Tile::WARP_N / 4;
+  static_assert((A_K_MAJOR || TM % 4 == 0) && (B_K_MAJOR || TN % 4 == 0), "four columns are loaded at once");
+
+  float sum[TM][TN] = {};
+
+  // Which row or column of the warp's tile is the i-th of a lane, one of LANES: those loaded together are neighbours.
+  template <class Op, int LANES>
+  __device__ static __forceinline__ int extent_index(int lane, int i) {
+    return Op::K_MAJOR ? lane + LANES * i : (lane + LANES * (i / 4)) * 4 + i % 4;
+  }
+
+  // Four elements of k, from chunk k on, of a lane's rows or columns.
+  template <class Op, int LANES, int COUNT>
+  __device__ static __forceinline__ void load_operand(float (&f)[COUNT][4], const u8* tile, int start, int lane, int k) {
+    if (Op::K_MAJOR) {
+#pragma unroll
+      for (int i = 0; i < COUNT; ++i) {
+        const u8* p = Op::Layout::at(tile, start + lane + LANES * i, k);
+        const Vec<float, 4> v = load<float, 4>(reinterpret_cast<const float*>(p));
+#pragma unroll
+        for (int e = 0; e < 4; ++e) f[i][e] = v.v[e];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < COUNT; i += 4)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const u8* p = Op::Layout::at(tile, 4 * k + e, start / 4 + lane + LANES * (i / 4));
+          const Vec<float, 4> v = load<float, 4>(reinterpret_cast<const float*>(p));
+#pragma unroll
+          for (int j = 0; j < 4; ++j) f[i + j][e] = v.v[j];
+        }
+    }
+  }
+
+  template <class Transform>
+  __device__ __forceinline__ void stage(const u8* a_tile, const u8* b_tile, const Transform& transform) {
+#pragma unroll
+    for (int k = 0; k < Tile::K_BYTES / 16; ++k) {
+      float a[TM][4], b[TN][4];
+      load_operand<A, 8>(a, a_tile, Tile::warp_m(), Tile::lane() / 4, k);
+      load_operand<B, 4>(b, b_tile, Tile::warp_n(), Tile::lane() % 4, k);
+      transform(a, k);
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+#pragma unroll
+        for (int i = 0; i < TM; ++i)
+#pragma unroll
+          for (int j = 0; j < TN; ++j) sum[i][j] = fmaf(a[i][e], b[j][e], sum[i][j]);
+    }
+  }
+
+  __device__ __forceinline__ void promote(int) {}
+
+  __device__ __forceinline__ void put(float* staged) {
+#pragma unroll
+    for (int i = 0; i < TM; ++i)
+#pragma unroll
+      for (int j = 0; j < TN; ++j) {
+        const int m = Tile::warp_m() + extent_index<A, 8>(Tile::lane() / 4, i);
+        const int n = Tile::warp_n() + extent_index<B, 4>(Tile::lane() % 4, j);
+        staged[m * Tile::STAGED_STRIDE + n] = sum[i][j];
+      }
+  }
+};
+
+}  // namespace conv2d

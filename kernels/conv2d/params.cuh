@@ -1,0 +1,164 @@
+// What the convolution kernels are told. src/ops/conv2d/launch/params.rs has the same structs; both assert the sizes.
+//
+// fwd and bwd_x are one problem seen from two sides: every output pixel gathers some input pixels, one for each tap of
+// the kernel, and multiplies their channels by weights. fwd reads x and writes y, bwd_x reads dy and writes dx.
+#pragma once
+
+#include "common/vec.cuh"
+
+namespace conv2d {
+
+// One spatial axis of a gather.
+struct Axis {
+  int in;         // extent of the operand that is gathered: H of x in fwd and bwd_w, P of dy in bwd_x
+  int out;        // extent of the other one: P of y, or H of dx
+  int taps;       // R
+  int stride;     // of the convolution
+  int pad;        // of the convolution
+  int dilation;   // of the convolution
+  int tap_step;   // bwd_x: taps from one that reaches an output to the next, stride / gcd(stride, dilation); else 1
+  int tap_shift;  // bwd_x: input pixels between these two, -dilation / gcd(stride, dilation); else dilation
+};
+
+// The bits of `flags`.
+constexpr int RELU = 1;             // replace negative results by 0
+constexpr int ACCUMULATE = 2;       // add to what is there
+constexpr int VECTOR_OUT = 4;       // the output and the residual take 16-byte accesses
+constexpr int VECTOR_PARTIAL = 8;   // so do the partial sums
+
+// fwd and bwd_x. Channels are those of one group; a stride is the number of elements from one pixel to the next.
+struct GatherParams {
+  const void* in;       // x or dy
+  const void* w;        // w[K,R,S,C/groups]
+  void* out;            // y or dx
+  const float* scale;   // per output channel, or null
+  const float* shift;   // per output channel, or null
+  const void* residual; // of the output's shape, or null
+  float* partial;       // [splits][output pixels][output channels] where splits > 1
+  Axis h, v;            // vertical and horizontal
+  int images;
+  int in_c, out_c;
+  int in_stride, out_stride, residual_stride;
+  int groups, n_tiles, splits, flags;
+};
+static_assert(sizeof(GatherParams) == 160, "as in params.rs");
+
+// bwd_w.
+struct WeightParams {
+  const void* dy;  // dy[N,P,Q,K]
+  const void* x;   // x[N,H,W,C]
+  float* dw;       // dw[K,R,S,C/groups]
+  float* partial;  // [splits][K][R*S*C/groups] where splits > 1
+  Axis h, v;
+  int images;
+  int x_c, dy_c;  // channels of one group
+  int x_stride, dy_stride;
+  int groups, n_tiles, splits, flags;
+  int unused;
+};
+static_assert(sizeof(WeightParams) == 136, "as in params.rs");
+
+// The sum over splits, with the epilogue of fwd.
+struct ReduceParams {
+  const float* partial;  // [splits][rows][cols]
+  void* out;
+  const float* scale;
+  const float* shift;
+  const void* residual;
+  i64 rows;
+  int cols, splits;
+  int out_stride, residual_stride;
+  int flags;
+  int unused;
+};
+static_assert(sizeof(ReduceParams) == 72, "as in params.rs");
+
+// Column sums of dy, in slices of `rows_per_split` pixels.
+struct BiasParams {
+  const void* dy;
+  float* partial;  // [splits][cols]
+  i64 rows;
+  i64 rows_per_split;
+  int cols, dy_stride;
+};
+static_assert(sizeof(BiasParams) == 40, "as in params.rs");
+
+// The part of an axis that a block works on: output first + i * step, i < count, reads input
+// origin + i * stride + t * shift through tap + t * tap_step, for every t < taps that stays inside the input.
+struct Slice {
+  int count, first, step;
+  int origin, stride, shift;
+  int taps, tap, tap_step;
+};
+
+// fwd: all outputs and all taps.
+__device__ __forceinline__ Slice forward_slice(const Axis& a) {
+  return {a.out, 0, 1, -a.pad, a.stride, a.dilation, a.taps, 0, 1};
+}
+
+// bwd_x: the outputs residue, residue + stride, ... They are reached by every tap_step-th tap from the first one whose
+// distance is a multiple of the stride, so that no product with a zero between strides is formed. Perhaps by none.
+__device__ __forceinline__ Slice residue_slice(const Axis& a, int residue) {
+  int tap = 0, distance = residue + a.pad;
+  const int last = a.tap_step < a.taps ? a.tap_step : a.taps;
+  while (tap < last && distance % a.stride != 0) {
+    ++tap;
+    distance -= a.dilation;
+  }
+  const int taps = tap < last ? (a.taps - tap + a.tap_step - 1) / a.tap_step : 0;
+  return {(a.out - residue + a.stride - 1) / a.stride, residue, a.stride, distance / a.stride, 1, a.tap_shift,
+          taps, tap, a.tap_step};
+}
+
+// How many residues of the stride occur among the outputs.
+__device__ __forceinline__ int residues(const Axis& a) { return a.stride < a.out ? a.stride : a.out; }
+
+// Where in the problem a block is: consecutive blocks share their rows, for the sake of the L2 cache.
+struct Block {
+  int n_tile, group, m_tile;
+  __device__ __forceinline__ Block(int n_tiles, int groups) {
+    const u32 x = blockIdx.x, outer = x / u32(n_tiles);
+    n_tile = int(x % u32(n_tiles));
+    group = int(outer % u32(groups));
+    m_tile = int(outer / u32(groups));
+  }
+};
+
+// A number in mixed radix, (hi * radix.mid + mid) * radix.lo + lo, that is walked without divisions.
+struct Counter {
+  int hi, mid, lo;
+};
+
+struct Radix {
+  int mid, lo;
+
+  __device__ __forceinline__ Counter split(i64 value) const {
+    const u32 v = u32(value), outer = v / u32(lo);
+    return {int(outer / u32(mid)), int(outer % u32(mid)), int(v % u32(lo))};
+  }
+
+  // c += step; the digits of step are below their radix.
+  __device__ __forceinline__ void advance(Counter& c, const Counter& step) const {
+    c.lo += step.lo;
+    c.mid += step.mid;
+    c.hi += step.hi;
+    if (c.lo >= lo) {
+      c.lo -= lo;
+      ++c.mid;
+    }
+    if (c.mid >= mid) {
+      c.mid -= mid;
+      ++c.hi;
+    }
+  }
+
+  __device__ __forceinline__ void increment(Counter& c) const {
+    if (++c.lo < lo) return;
+    c.lo = 0;
+    if (++c.mid < mid) return;
+    c.mid = 0;
+    ++c.hi;
+  }
+};
+
+}  // namespace conv2d

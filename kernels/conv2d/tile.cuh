@@ -1,0 +1,72 @@
+// The tile of the result that a block computes, and how its operands lie in shared memory.
+#pragma once
+
+#include "conv2d/params.cuh"
+
+namespace conv2d {
+
+// M x N results from WARPS_M x WARPS_N warps; STAGES slices of the reduction, K_BYTES wide, are in flight.
+template <int M_, int N_, int WARPS_M_, int WARPS_N_, int K_BYTES_, int STAGES_>
+struct Tile {
+  static constexpr int M = M_, N = N_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_, K_BYTES = K_BYTES_, STAGES = STAGES_;
+  static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
+  static constexpr int WARP_M = M / WARPS_M, WARP_N = N / WARPS_N;
+  static constexpr int STAGE_BYTES = (M + N) * K_BYTES;
+
+  // The finished tile in shared memory, in floats. Eight more a row put the rows of a fragment into different banks.
+  static constexpr int STAGED_STRIDE = N + 8;
+
+  static constexpr int PIPELINE_BYTES = STAGES * STAGE_BYTES, STAGED_BYTES = M * STAGED_STRIDE * 4;
+  // As `Tile::shared_bytes` of variants.rs; the table of rows, 16 bytes each, comes behind it.
+  static constexpr int SHARED_BYTES = PIPELINE_BYTES > STAGED_BYTES ? PIPELINE_BYTES : STAGED_BYTES;
+
+  static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0, "ldmatrix.x4 loads 16 rows or columns");
+  static_assert(STAGES >= 2, "one slice is multiplied while others arrive");
+
+  __device__ static __forceinline__ int warp() { return int(threadIdx.x) / 32; }
+  __device__ static __forceinline__ int lane() { return int(threadIdx.x) % 32; }
+  __device__ static __forceinline__ int warp_m() { return warp() / WARPS_N * WARP_M; }
+  __device__ static __forceinline__ int warp_n() { return warp() % WARPS_N * WARP_N; }
+};
+
+using Tile128x128 = Tile<128, 128, 2, 4, 64, 4>;
+using Tile128x64 = Tile<128, 64, 2, 2, 64, 4>;
+using Tile64x128 = Tile<64, 128, 1, 4, 64, 4>;
+using Tile64x64 = Tile<64, 64, 2, 2, 64, 4>;
+using Tile128x32 = Tile<128, 32, 4, 1, 64, 4>;
+using Tile32x128 = Tile<32, 128, 1, 4, 64, 4>;
+using Tile128x16 = Tile<128, 16, 4, 1, 64, 4>;
+using Tile16x128 = Tile<16, 128, 1, 4, 64, 4>;
+
+// How many elements of the reduction a stage holds.
+template <typename T, class Tile>
+constexpr int DEPTH = Tile::K_BYTES / int(sizeof(T));
+
+// ROWS rows of ROW_BYTES bytes in shared memory. The 16-byte chunks of a row are permuted so that the same chunk of
+// eight consecutive rows lies in different banks: what ldmatrix reads at once.
+template <int ROWS, int ROW_BYTES>
+struct Swizzled {
+  static constexpr int CHUNKS = ROW_BYTES / 16, BYTES = ROWS * ROW_BYTES;
+  static constexpr int MASK = CHUNKS >= 8 ? 7 : CHUNKS - 1;
+  static constexpr int SHIFT = CHUNKS >= 8 ? 0 : CHUNKS == 4 ? 1 : CHUNKS == 2 ? 2 : 3;
+  static_assert((CHUNKS & (CHUNKS - 1)) == 0 && CHUNKS > 0, "the permutation is an exclusive or");
+
+  template <typename Byte>
+  __device__ static __forceinline__ Byte* at(Byte* tile, int row, int chunk) {
+    return tile + row * ROW_BYTES + ((chunk ^ ((row >> SHIFT) & MASK)) << 4);
+  }
+};
+
+// How the threads of a block share the chunks of a Swizzled: each has one chunk of every PER_PASS-th row.
+template <class Layout, int ROWS, int THREADS>
+struct Share {
+  static constexpr int PER_PASS = THREADS / Layout::CHUNKS, PASSES = (ROWS + PER_PASS - 1) / PER_PASS;
+  static_assert(THREADS % Layout::CHUNKS == 0, "every thread has the same chunk in each of its rows");
+
+  __device__ static __forceinline__ int chunk() { return int(threadIdx.x) % Layout::CHUNKS; }
+  __device__ static __forceinline__ int row(int pass) { return int(threadIdx.x) / Layout::CHUNKS + pass * PER_PASS; }
+  // Whether the thread has a row in this pass; known to the compiler where the rows divide evenly.
+  __device__ static __forceinline__ bool has(int pass) { return ROWS % PER_PASS == 0 || row(pass) < ROWS; }
+};
+
+}  // namespace conv2d

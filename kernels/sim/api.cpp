@@ -1,0 +1,147 @@
+// The simulator as C functions; src/device/sim/ffi.rs declares the same.
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "engine.hpp"
+#include "tensor_core.hpp"
+
+namespace sim {
+
+namespace {
+
+struct Kernel {
+  const char* name;
+  size_t params_bytes;
+  u32 threads;
+  Entry entry;
+};
+
+std::vector<Kernel>& kernels() {
+  static std::vector<Kernel> all;
+  return all;
+}
+
+// One simulated device.
+struct Device {
+  Options options;
+  Memory memory;
+  std::mutex queue;
+  u64 launches = 0;
+};
+
+// Engines are kept for the next launch, with their stacks: as many as ran at once.
+class Pool {
+ public:
+  std::unique_ptr<Engine> take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return std::make_unique<Engine>();
+    std::unique_ptr<Engine> engine = std::move(free_.back());
+    free_.pop_back();
+    return engine;
+  }
+  void give_back(std::unique_ptr<Engine> engine) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(engine));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Engine>> free_;
+};
+
+Pool& pool() {
+  static Pool* const all = new Pool;  // outlives the threads that launch
+  return *all;
+}
+
+std::string find(const char* name, size_t params_bytes, u32 threads, const Kernel** found) {
+  for (const Kernel& k : kernels()) {
+    if (strcmp(k.name, name) != 0) continue;
+    if (k.params_bytes != params_bytes) {
+      return "the launch has " + std::to_string(params_bytes) + " bytes of parameters, the kernel takes " + std::to_string(k.params_bytes);
+    }
+    if (k.threads != threads) {
+      return "the launch has " + std::to_string(threads) + " threads, the kernel is compiled for " + std::to_string(k.threads);
+    }
+    *found = &k;
+    return {};
+  }
+  return "no kernel of this name; there are " + std::to_string(kernels().size());
+}
+
+std::string run(Device& device, const Job& launch, size_t params_bytes) {
+  const Kernel* kernel = nullptr;
+  const std::string problem = find(launch.name, params_bytes, launch.threads, &kernel);
+  if (!problem.empty()) return problem;
+  if (launch.threads == 0 || launch.threads > 1024) return std::to_string(launch.threads) + " threads in a block";
+  if (launch.shared_bytes > device.options.shared_limit) {
+    return std::to_string(launch.shared_bytes) + " bytes of shared memory, at most " + std::to_string(device.options.shared_limit);
+  }
+  Job job = launch;
+  job.entry = kernel->entry;
+  const std::lock_guard<std::mutex> lock(device.queue);
+  std::unique_ptr<Engine> engine = pool().take();
+  const u64 number = device.launches++;
+  std::string error = engine->run(job, device.options, number, device.memory);
+  pool().give_back(std::move(engine));
+  const std::string stray = device.memory.check();
+  if (!stray.empty()) error += (error.empty() ? "" : "\n") + ("write to " + stray);
+  return error.empty() ? error : error + " [launch " + std::to_string(number) + "]";
+}
+
+char* copy_text(const std::string& text) { return text.empty() ? nullptr : strdup(text.c_str()); }
+
+}  // namespace
+
+Registration::Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry) {
+  kernels().push_back({name, params_bytes, threads, entry});
+}
+
+}  // namespace sim
+
+extern "C" {
+
+void* residuum_sim_new(const sim::Options* options) {
+  auto* device = new sim::Device;
+  device->options = *options;
+  return device;
+}
+
+void residuum_sim_free(void* device) { delete static_cast<sim::Device*>(device); }
+
+void* residuum_sim_allocate(void* device, size_t bytes) {
+  auto& d = *static_cast<sim::Device*>(device);
+  return d.memory.allocate(bytes, d.options.alignment);
+}
+
+void residuum_sim_release(void* device, void* address) { static_cast<sim::Device*>(device)->memory.release(address); }
+
+// nullptr, or what went wrong; to be freed with residuum_sim_free_text.
+char* residuum_sim_launch(void* device, const char* name, const void* params, size_t params_bytes, uint32_t threads,
+                          const uint32_t* grid, uint32_t shared_bytes) {
+  const sim::Job job{name, nullptr, params, threads, {grid[0], grid[1], grid[2]}, shared_bytes};
+  return sim::copy_text(sim::run(*static_cast<sim::Device*>(device), job, params_bytes));
+}
+
+void residuum_sim_free_text(char* text) { free(text); }
+
+size_t residuum_sim_kernels() { return sim::kernels().size(); }
+
+void residuum_sim_kernel(size_t i, const char** name, size_t* params_bytes, uint32_t* threads) {
+  const auto& k = sim::kernels()[i];
+  *name = k.name;
+  *params_bytes = k.params_bytes;
+  *threads = k.threads;
+}
+
+float residuum_sim_dot(uint32_t bf16, uint32_t arithmetic, uint32_t n, const uint16_t* a, const uint16_t* b, float c) {
+  return sim::dot(bf16 ? sim::Half::bf16 : sim::Half::f16, static_cast<sim::Arithmetic>(arithmetic), static_cast<int>(n), a, b, c);
+}
+
+float residuum_sim_from_f16(uint16_t bits) { return sim::f16_to_float(bits); }
+uint16_t residuum_sim_to_f16(float v) { return sim::float_to_f16(v); }
+uint16_t residuum_sim_to_bf16(float v) { return sim::float_to_bf16(v); }
+}

@@ -1,0 +1,320 @@
+//! One device's context, stream, modules and functions: what everything else of the device keeps alive.
+
+use std::collections::HashMap;
+use std::ffi::{c_void, CString};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::{sys, CudaContext, CudaStream};
+
+use super::driver::{Driver, Gpu};
+use super::faults::{self, Faults};
+use super::staging::Staging;
+use crate::device::{Arch, Kernel, Launch};
+use crate::{Error, Result};
+
+/// Kernels to load: [`embedded`](crate::device::embedded), or a test's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Images {
+    /// Every entry point and its place in `fatbins`, in order of name.
+    pub entries: &'static [(&'static str, usize)],
+    pub fatbins: &'static [(&'static str, &'static [u8])],
+    pub targets: &'static [&'static str],
+    /// What made them.
+    pub toolkit: Option<&'static str>,
+}
+
+/// Dynamic shared memory that a kernel may use without asking.
+const PLAIN_SHARED_BYTES: u32 = 48 << 10;
+
+#[derive(Debug)]
+pub(super) struct Context {
+    pub gpu: Gpu,
+    pub arch: Arch,
+    pub faults: Faults,
+    pub staging: Mutex<Staging>,
+    /// Whether every launch is waited for, so that a failing one is named.
+    pub synchronous: bool,
+    images: Images,
+    functions: RwLock<HashMap<&'static str, Function>>,
+    modules: Mutex<Vec<Option<Module>>>,
+    pub stream: Arc<CudaStream>,
+    pub primary: Arc<CudaContext>,
+}
+
+/// A loaded entry point; valid as long as its module.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Function(sys::CUfunction);
+
+// SAFETY: a function handle is a name for something in the context; the driver allows its use from any thread.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+#[derive(Debug)]
+struct Module(sys::CUmodule);
+
+// SAFETY: a module handle is a name for something in the context; the driver allows its use from any thread.
+unsafe impl Send for Module {}
+
+impl Context {
+    /// Opens `ordinal` on a new stream, or on `stream`.
+    ///
+    /// # Safety
+    /// `stream`, where given, is a valid stream that outlives the context.
+    pub unsafe fn open(ordinal: usize, stream: Option<u64>, images: Images) -> Result<Arc<Self>> {
+        let missing = |reason: String| Error::NoDevice { device: "cuda", reason };
+        let no_kernels = images.fatbins.is_empty();
+        let driver = Driver::find().map_err(|reason| missing(with_remedy(reason, no_kernels)))?;
+        let gpus = driver.gpus().map_err(missing)?;
+        let Some(gpu) = gpus.get(ordinal).cloned() else {
+            return Err(missing(format!("there is no device {ordinal}, the driver shows {}", gpus.len())));
+        };
+        if no_kernels {
+            return Err(missing(with_remedy(String::new(), true)));
+        }
+        let arch = arch_of(gpu.capability, images.targets).ok_or_else(|| {
+            let ((major, minor), targets) = (gpu.capability, images.targets.join(", "));
+            missing(format!("{} has compute capability {major}.{minor}, the kernels are for {targets}", gpu.name))
+        })?;
+
+        let device = format!("cuda:{ordinal} {}", gpu.name);
+        let faults = Faults::new(device, describe_images(&images, &gpu, &driver));
+        let failed = |error| faults.error("opening the device", error);
+        let primary = CudaContext::new(ordinal).map_err(failed)?;
+        // SAFETY: this wrapper of the context is ours alone, and all its memory is used on one stream.
+        unsafe { primary.disable_event_tracking() };
+        let stream = match stream {
+            None => primary.new_stream().map_err(failed)?,
+            Some(raw) => {
+                let raw = raw as sys::CUstream;
+                // SAFETY: the caller's promise.
+                unsafe { check_stream(raw, &primary) }.map_err(failed)?;
+                // SAFETY: the caller's promise; the stream belongs to this context.
+                unsafe { primary.wrap_borrowed_stream(raw) }
+            }
+        };
+        let synchronous = std::env::var_os("RESIDUUM_SYNC").is_some_and(|v| !v.is_empty() && v != *"0");
+        let modules = Mutex::new(images.fatbins.iter().map(|_| None).collect());
+        let staging = Mutex::default();
+        Ok(Arc::new(Self {
+            gpu,
+            arch,
+            faults,
+            staging,
+            synchronous,
+            images,
+            functions: RwLock::default(),
+            modules,
+            stream,
+            primary,
+        }))
+    }
+
+    /// Makes the context current on this thread; fails if it is lost.
+    pub fn enter(&self) -> Result<()> {
+        self.faults.check()?;
+        self.primary.bind_to_thread().map_err(|e| self.faults.error("entering the context", e))
+    }
+
+    /// Runs `call`, a use of the driver that is called `what` in errors.
+    pub fn call<T>(&self, what: &str, call: impl FnOnce() -> Result<T, DriverError>) -> Result<T> {
+        self.enter()?;
+        call().map_err(|e| self.faults.error(what, e))
+    }
+
+    /// Waits for the stream; `what` is the call that errors name.
+    pub fn synchronize(&self, what: &str) -> Result<()> {
+        self.call(what, || {
+            // SAFETY: the stream is alive.
+            unsafe { result::stream::synchronize(self.stream.cu_stream()) }
+        })?;
+        self.faults.synchronized();
+        Ok(())
+    }
+
+    /// The loaded function of `kernel`.
+    pub fn function(&self, kernel: &'static Kernel) -> Result<Function> {
+        if let Some(&function) = self.functions.read().unwrap_or_else(PoisonError::into_inner).get(kernel.name) {
+            return Ok(function);
+        }
+        self.enter()?;
+        let function = self.load(kernel)?;
+        self.functions.write().unwrap_or_else(PoisonError::into_inner).insert(kernel.name, function);
+        Ok(function)
+    }
+
+    /// Loads the module of `kernel` if it is not, looks the function up and allows it its shared memory.
+    fn load(&self, kernel: &'static Kernel) -> Result<Function> {
+        let entries = self.images.entries;
+        let Ok(place) = entries.binary_search_by_key(&kernel.name, |(name, _)| name) else {
+            let nearest = entries.iter().map(|(name, _)| name.to_string());
+            let op = kernel.name.split('_').next().unwrap_or_default();
+            let nearest = nearest.filter(|name| name.starts_with(op)).take(3).collect();
+            return Err(Error::Unknown { kind: "embedded kernel", name: kernel.name.to_string(), nearest });
+        };
+        let image = entries[place].1;
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if modules[image].is_none() {
+            let (name, bytes) = self.images.fatbins[image];
+            let what = format!("loading the kernels of {name}");
+            // SAFETY: `bytes` is a fatbin that nvcc made, and lives for ever.
+            let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) };
+            modules[image] = Some(Module(module.map_err(|e| self.faults.error(&what, e))?));
+        }
+        let Some(Module(module)) = modules[image] else {
+            return Err(Error::Unknown { kind: "module", name: kernel.name.to_string(), nearest: Vec::new() });
+        };
+        let what = format!("loading the kernel {}", kernel.name);
+        let failed = |e| self.faults.error(&what, e);
+        let name = CString::new(kernel.name).map_err(|e| Error::invalid("kernel name", e.to_string()))?;
+        // SAFETY: the module is loaded, and unloaded only when the context is dropped.
+        let function = unsafe { result::module::get_function(module, name) }.map_err(failed)?;
+        self.check_limits(kernel, function)?;
+        if kernel.shared_bytes > PLAIN_SHARED_BYTES {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = kernel.shared_bytes as i32;
+            // SAFETY: the function has just been loaded.
+            unsafe { result::function::set_function_attribute(function, attribute, bytes) }.map_err(failed)?;
+        }
+        Ok(Function(function))
+    }
+
+    /// Refuses a kernel that this device cannot launch, before the driver does with less to say.
+    fn check_limits(&self, kernel: &Kernel, function: sys::CUfunction) -> Result<()> {
+        use sys::{CUdevice_attribute_enum as Device, CUfunction_attribute_enum as Func};
+        let failed = |e| self.faults.error(&format!("asking for the limits of {}", kernel.name), e);
+        let shared = self.primary.attribute(Device::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
+        let shared = shared.map_err(failed)?;
+        // SAFETY: the function has just been loaded.
+        let threads = unsafe {
+            result::function::get_function_attribute(function, Func::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)
+        };
+        let threads = threads.map_err(failed)?;
+        if i64::from(kernel.shared_bytes) > i64::from(shared) || i64::from(kernel.threads) > i64::from(threads) {
+            return Err(Error::unsupported(
+                format!(
+                    "{} with {} threads and {} bytes of shared memory",
+                    kernel.name, kernel.threads, kernel.shared_bytes
+                ),
+                format!("{} allows it {threads} threads and {shared} bytes in a block", self.gpu.name),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Puts `launch` on `stream`, which may be capturing.
+    pub fn enqueue(&self, function: Function, launch: &Launch, stream: &CudaStream) -> Result<(), DriverError> {
+        let kernel = launch.kernel();
+        let [x, y, z] = launch.grid();
+        let mut params = [launch.params().as_ptr().cast::<c_void>().cast_mut()];
+        // SAFETY: who made the launch promised that the parameters are the kernel's and its pointers valid; the driver
+        // copies the one struct, whose size is the kernel's, before it returns, and does not write to it.
+        unsafe {
+            result::launch_kernel(
+                function.0,
+                (x, y, z),
+                (kernel.threads, 1, 1),
+                kernel.shared_bytes,
+                stream.cu_stream(),
+                &mut params,
+            )
+        }
+    }
+
+    /// The message for a launch that failed.
+    pub fn launch_failed(&self, launch: &Launch, error: DriverError) -> Error {
+        self.faults.error(&faults::label(launch), error)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // Errors have nowhere to go from here, and the driver frees all of it with the process.
+        if self.primary.bind_to_thread().is_err() {
+            return;
+        }
+        // SAFETY: the stream is alive; nothing is launched any more, so the functions are not used after this.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream.cu_stream());
+            for Module(module) in self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).iter().flatten() {
+                let _ = result::module::unload(*module);
+            }
+        }
+        self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).free();
+    }
+}
+
+/// Fails where `stream` is of another context.
+///
+/// # Safety
+/// `stream` is valid.
+unsafe fn check_stream(stream: sys::CUstream, context: &CudaContext) -> Result<(), DriverError> {
+    let mut owner = std::ptr::null_mut();
+    // SAFETY: the caller's promise; the call writes one handle.
+    unsafe { sys::cuStreamGetCtx(stream, &mut owner) }.result()?;
+    if owner == context.cu_ctx() {
+        Ok(())
+    } else {
+        Err(DriverError(sys::cudaError_enum::CUDA_ERROR_INVALID_CONTEXT))
+    }
+}
+
+/// The generation whose kernels a GPU runs; `None` where no target fits. Machine code runs on its own major version from
+/// its minor version on, `sm_90a` on 9.0 alone, PTX on everything from its version on.
+fn arch_of((major, minor): (i32, i32), targets: &[&str]) -> Option<Arch> {
+    let capability = major * 10 + minor;
+    if capability == 90 && targets.contains(&"sm_90a") {
+        return Some(Arch::Sm90);
+    }
+    let fits = |target: &&str| {
+        let number = |prefix: &str| target.strip_prefix(prefix).and_then(|n| n.parse::<i32>().ok());
+        number("compute_").is_some_and(|n| n <= capability)
+            || number("sm_").is_some_and(|n| n / 10 == major && n <= capability)
+    };
+    targets.iter().any(fits).then_some(Arch::Sm80)
+}
+
+fn with_remedy(reason: String, no_kernels: bool) -> String {
+    if !no_kernels {
+        return reason;
+    }
+    let joint = if reason.is_empty() { "" } else { "; moreover " };
+    format!("{reason}{joint}this build has no CUDA kernels, as it found no nvcc: {}", crate::device::embedded::REMEDY)
+}
+
+fn describe_images(images: &Images, gpu: &Gpu, driver: &Driver) -> String {
+    format!(
+        "the kernels were made by nvcc {} for {}, the device has compute capability {}.{} and a driver for CUDA {}",
+        images.toolkit.unwrap_or("of an unknown release"),
+        images.targets.join(", "),
+        gpu.capability.0,
+        gpu.capability.1,
+        driver.version_text()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_takes_the_images_that_run_on_it() {
+        let all = ["sm_80", "sm_90a", "compute_80"];
+        for (capability, targets, expected) in [
+            ((7, 5), &all[..], None),
+            ((8, 0), &all[..], Some(Arch::Sm80)),
+            ((8, 6), &all[..1], Some(Arch::Sm80)),
+            ((8, 9), &all[..1], Some(Arch::Sm80)),
+            ((9, 0), &all[..], Some(Arch::Sm90)),
+            ((9, 0), &all[..1], None),
+            ((9, 0), &all[2..], Some(Arch::Sm80)),
+            ((10, 0), &all[..2], None),
+            ((10, 0), &all[..], Some(Arch::Sm80)),
+            ((12, 1), &all[2..], Some(Arch::Sm80)),
+            ((9, 0), &all[..0], None),
+        ] {
+            assert_eq!(arch_of(capability, targets), expected, "{capability:?} {targets:?}");
+        }
+    }
+}

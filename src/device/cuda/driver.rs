@@ -1,0 +1,137 @@
+//! The CUDA driver library: is it there, and is it new enough. cudarc panics where it is not, so this looks first.
+
+use std::sync::OnceLock;
+
+use cudarc::driver::{result, sys};
+
+/// The names of the driver library, in the order in which cudarc tries them.
+const NAMES: &[&str] = if cfg!(windows) { &["cuda.dll", "nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
+
+/// What this library calls. The newest of them came with CUDA 11.4.
+const SYMBOLS: &[&str] = &[
+    "cuCtxGetCurrent",
+    "cuCtxSetCurrent",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetMemPool",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDeviceTotalMem_v2",
+    "cuDriverGetVersion",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventQuery",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuInit",
+    "cuLaunchKernel",
+    "cuMemAllocAsync",
+    "cuMemAlloc_v2",
+    "cuMemFreeAsync",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemPoolTrimTo",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamBeginCapture_v2",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
+    "cuStreamGetCtx",
+    "cuStreamSynchronize",
+];
+
+/// A driver that can be called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Driver {
+    /// The newest CUDA that it knows: 13000 is 13.0.
+    pub version: i32,
+}
+
+/// A GPU, as the driver describes it.
+#[derive(Clone, Debug)]
+pub(crate) struct Gpu {
+    pub ordinal: usize,
+    pub name: String,
+    /// Major and minor.
+    pub capability: (i32, i32),
+    pub memory_bytes: usize,
+}
+
+impl Driver {
+    /// The driver, or what is wrong with it and what to do. The answer of the first call is kept.
+    pub fn find() -> Result<Self, String> {
+        static FOUND: OnceLock<Result<Driver, String>> = OnceLock::new();
+        FOUND.get_or_init(load).clone()
+    }
+
+    /// Its version for people: `13.0`.
+    pub fn version_text(&self) -> String {
+        format!("{}.{}", self.version / 1000, self.version % 1000 / 10)
+    }
+
+    /// Every GPU that it shows to this process.
+    pub fn gpus(&self) -> Result<Vec<Gpu>, String> {
+        let count = result::device::get_count().map_err(describe)?;
+        (0..count).map(|i| self.gpu(i as usize).map_err(describe)).collect()
+    }
+
+    fn gpu(&self, ordinal: usize) -> Result<Gpu, result::DriverError> {
+        use sys::CUdevice_attribute_enum as Attribute;
+        let device = result::device::get(ordinal as i32)?;
+        // SAFETY: `device` comes from the driver, here and below.
+        let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+        Ok(Gpu {
+            ordinal,
+            name: result::device::get_name(device)?,
+            capability: (
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            // SAFETY: as above.
+            memory_bytes: unsafe { result::device::total_mem(device)? },
+        })
+    }
+}
+
+/// Loads the library, looks up what will be called, and initialises it.
+fn load() -> Result<Driver, String> {
+    // SAFETY: loading the driver runs its initialisers, which is what it is made for.
+    let library = NAMES.iter().find_map(|name| unsafe { libloading::Library::new(*name) }.ok()).ok_or_else(|| {
+        format!("there is no CUDA driver ({} cannot be loaded); install NVIDIA's driver", NAMES[NAMES.len() - 1])
+    })?;
+    // SAFETY: the symbol is only looked up, and the type is that of any function.
+    let has = |symbol: &&&str| unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) }.is_ok();
+    if let Some(missing) = SYMBOLS.iter().find(|symbol| !has(symbol)) {
+        return Err(format!("the CUDA driver is too old (it has no {missing}); install one for CUDA 12.0 or later"));
+    }
+    // cudarc opens it again; it must not be closed in between.
+    std::mem::forget(library);
+
+    let mut version = 0;
+    result::init().map_err(|e| format!("the CUDA driver does not start: {}", describe(e)))?;
+    // SAFETY: the call writes one integer.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(describe)?;
+    Ok(Driver { version })
+}
+
+/// The driver's name and text for an error; needs a driver that has been loaded.
+pub(crate) fn describe(error: result::DriverError) -> String {
+    let text = |c: Result<&std::ffi::CStr, _>| c.map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("{} ({}): {}", text(error.error_name()), error.0 as u32, text(error.error_string()))
+}

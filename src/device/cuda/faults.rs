@@ -1,0 +1,149 @@
+//! What went wrong on a device, and which launches may have done it.
+//!
+//! Kernels run later than they are launched, so an error shows up at a later call. Some errors end the context: from then
+//! on every call answers with the first of them.
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use cudarc::driver::result::DriverError;
+
+use super::driver::describe;
+use crate::device::Launch;
+use crate::{Error, Result};
+
+/// Errors after which the driver runs nothing more in this process, by the text of `cuda.h`: deinitialized, uncorrectable
+/// ECC and NVLink errors, contained, illegal address, launch timeout, destroyed context, assert, hardware stack error,
+/// illegal instruction, misaligned address, invalid address space, invalid PC, launch failed, tensor memory leak, MPS
+/// client terminated, external device.
+const FATAL: &[u32] = &[4, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911];
+
+/// Out of memory.
+pub(super) const OUT_OF_MEMORY: u32 = 2;
+/// An event whose work is not done.
+pub(super) const NOT_READY: u32 = 600;
+/// No kernel image, invalid PTX, no PTX compiler, PTX of a newer release, invalid image.
+const IMAGE: &[u32] = &[200, 209, 218, 221, 222, 223];
+
+/// Launches that are remembered by name between two synchronisations.
+const REMEMBERED: usize = 8;
+
+/// The errors of one device.
+#[derive(Debug)]
+pub(super) struct Faults {
+    /// The device, for messages.
+    device: String,
+    /// What the build embedded, for messages about images.
+    embedded: String,
+    first_fatal: OnceLock<Error>,
+    pending: Mutex<Pending>,
+}
+
+/// Launches since the last synchronisation.
+#[derive(Debug, Default)]
+struct Pending {
+    count: usize,
+    last: std::collections::VecDeque<Label>,
+}
+
+/// A launch, cheap to keep.
+#[derive(Clone, Copy, Debug)]
+struct Label {
+    kernel: &'static str,
+    grid: [u32; 3],
+    threads: u32,
+    /// Of how many launches, where a graph was replayed.
+    of: usize,
+}
+
+impl Faults {
+    pub fn new(device: String, embedded: String) -> Self {
+        Self { device, embedded, first_fatal: OnceLock::new(), pending: Mutex::default() }
+    }
+
+    /// Fails if the context is lost.
+    pub fn check(&self) -> Result<()> {
+        self.first_fatal.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// The error that ended the context.
+    pub fn fatal(&self) -> Option<&Error> {
+        self.first_fatal.get()
+    }
+
+    /// Remembers that `launch`, or a graph of `of` launches that begins with it, is under way.
+    pub fn launched(&self, launch: &Launch, of: usize) {
+        let mut pending = self.pending();
+        pending.count += of;
+        if pending.last.len() == REMEMBERED {
+            pending.last.pop_front();
+        }
+        let (kernel, grid) = (launch.kernel(), launch.grid());
+        pending.last.push_back(Label { kernel: kernel.name, grid, threads: kernel.threads, of });
+    }
+
+    /// Everything that was launched has ended well.
+    pub fn synchronized(&self) {
+        *self.pending() = Pending::default();
+    }
+
+    /// The library's error for the driver's `error` in `call`; the first fatal one is kept.
+    pub fn error(&self, call: &str, error: DriverError) -> Error {
+        let code = error.0 as u32;
+        let fatal = FATAL.contains(&code);
+        let what = if fatal { format!("{call}{}", self.suspects()) } else { call.to_string() };
+        let mut problem = describe(error);
+        if fatal {
+            problem += "; the CUDA context is lost, restart the process";
+        }
+        if IMAGE.contains(&code) {
+            problem = format!("{problem}; {}", self.embedded);
+        }
+        let error = Error::Device { device: self.device.clone(), what, problem };
+        if fatal {
+            self.first_fatal.get_or_init(|| error).clone()
+        } else {
+            error
+        }
+    }
+
+    /// The launches that may have failed, newest last.
+    fn suspects(&self) -> String {
+        let pending = self.pending();
+        if pending.count == 0 {
+            return String::new();
+        }
+        let labels: Vec<String> = pending.last.iter().map(Label::to_string).collect();
+        let shown: usize = pending.last.iter().map(|label| label.of).sum();
+        let more = if pending.count > shown { format!("{} others, ", pending.count - shown) } else { String::new() };
+        let hint = if pending.count > 1 { "; RESIDUUM_SYNC=1 finds the one that failed" } else { "" };
+        format!(" after launching {more}{}{hint}", labels.join(", "))
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Display for Label {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kernel, grid: [x, y, z], threads, of } = self;
+        match of {
+            1 => write!(f, "{kernel} on {x}x{y}x{z} blocks of {threads}"),
+            _ => write!(f, "a graph of {of} launches from {kernel} on"),
+        }
+    }
+}
+
+/// A launch with its sizes, for the message that names it.
+pub(super) fn label(launch: &Launch) -> String {
+    let kernel = launch.kernel();
+    let [x, y, z] = launch.grid();
+    let bytes: Vec<String> = launch.views().iter().map(|view| view.bytes().to_string()).collect();
+    format!(
+        "{} on {x}x{y}x{z} blocks of {} threads with {} bytes of shared memory, tensors of {} bytes",
+        kernel.name,
+        kernel.threads,
+        kernel.shared_bytes,
+        bytes.join(", ")
+    )
+}

@@ -1,0 +1,98 @@
+//! NVIDIA GPUs, through cudarc.
+//!
+//! One context, one stream, modules loaded when a kernel of theirs is first launched. Everything that a device hands out
+//! keeps its [`Context`] alive, which unloads the modules and closes the stream when the last of it is dropped.
+
+mod context;
+pub(crate) mod driver;
+mod faults;
+mod graph;
+mod memory;
+mod staging;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use self::context::{Context, Images};
+use self::graph::Graph;
+use self::memory::CudaMemory;
+use super::recording::Replay;
+use super::{embedded, Arch, Backend, Device, Launch, Memory};
+use crate::{Error, Result};
+
+/// The kernels of this build.
+fn embedded_images() -> Images {
+    Images {
+        entries: embedded::ENTRIES,
+        fatbins: embedded::FATBINS,
+        targets: embedded::TARGETS,
+        toolkit: embedded::TOOLKIT,
+    }
+}
+
+/// A GPU, or a foreign stream of one.
+#[derive(Debug)]
+struct Cuda(Arc<Context>);
+
+/// The device `ordinal` on a stream of its own.
+pub(super) fn open(ordinal: usize) -> Result<Device> {
+    // SAFETY: no stream is given.
+    let context = unsafe { Context::open(ordinal, None, embedded_images())? };
+    Ok(Device::Kernels(Arc::new(Cuda(context))))
+}
+
+/// The device `ordinal` on another library's stream.
+///
+/// # Safety
+/// `stream` is a valid stream that outlives the device and everything made of it.
+pub(super) unsafe fn open_on_stream(ordinal: usize, stream: u64) -> Result<Device> {
+    // SAFETY: the caller's promise.
+    let context = unsafe { Context::open(ordinal, Some(stream), embedded_images())? };
+    Ok(Device::Kernels(Arc::new(Cuda(context))))
+}
+
+impl Backend for Cuda {
+    fn kind(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn name(&self) -> String {
+        self.0.gpu.name.clone()
+    }
+
+    fn arch(&self) -> Arch {
+        self.0.arch
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Arc<dyn Memory>> {
+        Ok(Arc::new(CudaMemory::new(&self.0, bytes)?))
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        let context = &self.0;
+        let function = context.function(launch.kernel())?;
+        context.enter()?;
+        context.enqueue(function, launch, &context.stream).map_err(|e| context.launch_failed(launch, e))?;
+        if context.synchronous {
+            return context.synchronize(&faults::label(launch));
+        }
+        context.faults.launched(launch, 1);
+        Ok(())
+    }
+
+    fn record(&self, launches: &[Launch]) -> Result<Option<Box<dyn Replay>>> {
+        if launches.is_empty() || self.0.synchronous {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Graph::capture(&self.0, launches)?)))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.0.synchronize("waiting for the device")
+    }
+
+    fn failure(&self) -> Option<Error> {
+        self.0.faults.fatal().cloned()
+    }
+}

@@ -1,0 +1,154 @@
+//! What this machine and this build have, what is missing and how to get it: `residuum doctor`.
+
+use std::fmt;
+
+/// How a finding stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is there.
+    Good,
+    /// It is missing or does not work; the rest of the library does without.
+    Missing,
+}
+
+/// One thing that was looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked for: `driver`, `device`, `kernels`, `simulator`, ...
+    pub topic: &'static str,
+    /// Whether it was found.
+    pub state: State,
+    /// What was found, in one line.
+    pub text: String,
+    /// What to do where it is missing.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    fn good(topic: &'static str, text: impl Into<String>) -> Self {
+        Self { topic, state: State::Good, text: text.into(), remedy: None }
+    }
+
+    fn missing(topic: &'static str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { topic, state: State::Missing, text: text.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = match self.state {
+            State::Good => "ok",
+            State::Missing => "--",
+        };
+        write!(f, "{mark} {:<10} {}", self.topic, self.text)?;
+        self.remedy.iter().try_for_each(|remedy| write!(f, "\n   {:<10} to get it: {remedy}", ""))
+    }
+}
+
+/// Looks for everything that the library can use. Fails at nothing and fetches nothing.
+pub fn report() -> Vec<Finding> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut findings = vec![
+        Finding::good("library", format!("residuum {}", env!("CARGO_PKG_VERSION"))),
+        Finding::good("cpu", format!("{threads} threads, {}", std::env::consts::ARCH)),
+    ];
+    findings.extend(cuda());
+    findings.push(simulator());
+    let best = super::Device::best();
+    let name = match &best {
+        super::Device::Cpu => String::new(),
+        super::Device::Kernels(backend) => format!(", {}", backend.name()),
+    };
+    findings.push(Finding::good("auto", format!("`auto` is {}{name}", best.kind())));
+    findings
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Vec<Finding> {
+    vec![Finding::missing("cuda", "this build leaves the CUDA device out", "build with the feature `cuda`")]
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Vec<Finding> {
+    let mut findings = vec![kernels()];
+    let driver = match super::cuda::driver::Driver::find() {
+        Ok(driver) => driver,
+        Err(problem) => {
+            let remedy = "install NVIDIA's driver for the GPU; without a GPU, use `cpu` or `sim`";
+            findings.push(Finding::missing("driver", problem, remedy));
+            return findings;
+        }
+    };
+    findings.push(Finding::good("driver", format!("for CUDA {}", driver.version_text())));
+    match driver.gpus() {
+        Ok(gpus) if gpus.is_empty() => {
+            let remedy = "check CUDA_VISIBLE_DEVICES and the machine";
+            findings.push(Finding::missing("device", "the driver shows no GPU", remedy));
+        }
+        Ok(gpus) => findings.extend(gpus.iter().map(device)),
+        Err(problem) => findings.push(Finding::missing("device", problem, "check the driver's installation")),
+    }
+    findings
+}
+
+/// A GPU, and whether a program can be run on it.
+#[cfg(feature = "cuda")]
+fn device(gpu: &super::cuda::driver::Gpu) -> Finding {
+    let (major, minor) = gpu.capability;
+    let text = format!(
+        "cuda:{} {}, compute capability {major}.{minor}, {:.1} GiB",
+        gpu.ordinal,
+        gpu.name,
+        gpu.memory_bytes as f64 / (1u64 << 30) as f64
+    );
+    match super::Device::cuda(gpu.ordinal) {
+        Ok(_) => Finding::good("device", text),
+        Err(error) => Finding::missing("device", format!("{text}: {error}"), super::embedded::REMEDY),
+    }
+}
+
+/// What the build embedded.
+#[cfg(feature = "cuda")]
+fn kernels() -> Finding {
+    use super::embedded::{ENTRIES, FATBINS, REMEDY, TARGETS, TOOLKIT};
+    match TOOLKIT {
+        None => Finding::missing("kernels", "no nvcc was found when this was built", REMEDY),
+        Some(release) => {
+            let bytes: usize = FATBINS.iter().map(|(_, image)| image.len()).sum();
+            let text = format!(
+                "{} kernels for {}, {:.1} MiB, made by nvcc {release}",
+                ENTRIES.len(),
+                TARGETS.join(", "),
+                bytes as f64 / (1u64 << 20) as f64
+            );
+            Finding::good("kernels", text)
+        }
+    }
+}
+
+fn simulator() -> Finding {
+    if cfg!(feature = "sim") {
+        Finding::good("simulator", "runs the kernels on the CPU, to test them")
+    } else {
+        Finding::missing(
+            "simulator",
+            "this build leaves it out",
+            "build with the feature `sim`; it needs a C++ compiler",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_report_names_every_topic_and_a_remedy_for_what_is_missing() {
+        let findings = super::report();
+        for topic in ["library", "cpu", "simulator", "auto"] {
+            assert!(findings.iter().any(|f| f.topic == topic), "{topic} in {findings:?}");
+        }
+        for finding in &findings {
+            assert_eq!(finding.state == super::State::Missing, finding.remedy.is_some(), "{finding}");
+            assert!(!finding.text.is_empty());
+        }
+    }
+}

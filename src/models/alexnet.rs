@@ -1,0 +1,79 @@
+//! AlexNet as torchvision has it, `alexnet`: the single-column network of Krizhevsky 2014, without response
+//! normalisation.
+//!
+//! The graph has no dropout: its 0.5 before the first two linear layers acts in training only.
+
+use super::blocks::{average_to, conv, max_pool};
+use super::init::Scheme;
+use super::Architecture;
+use crate::graph::{Builder, ConvOptions, ValueId};
+use crate::Result;
+
+/// A layer of the features.
+enum Layer {
+    /// A convolution with bias and a ReLU: torch's index, output channels, kernel, stride, padding.
+    Conv(usize, usize, usize, usize, usize),
+    /// 3x3 max pooling at stride 2.
+    Pool,
+}
+
+const FEATURES: [Layer; 8] = [
+    Layer::Conv(0, 64, 11, 4, 2),
+    Layer::Pool,
+    Layer::Conv(3, 192, 5, 1, 2),
+    Layer::Pool,
+    Layer::Conv(6, 384, 3, 1, 1),
+    Layer::Conv(8, 256, 3, 1, 1),
+    Layer::Conv(10, 256, 3, 1, 1),
+    Layer::Pool,
+];
+
+/// AlexNet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Spec;
+
+/// The network called `name`.
+pub(super) fn parse(name: &str) -> Option<Spec> {
+    (name == "alexnet").then_some(Spec)
+}
+
+impl Architecture for Spec {
+    fn input(&self) -> [usize; 3] {
+        [3, 224, 224]
+    }
+
+    fn classes(&self) -> usize {
+        1000
+    }
+
+    fn stem(&self) -> &'static str {
+        "features.0"
+    }
+
+    fn head(&self) -> &'static str {
+        "classifier.6"
+    }
+
+    fn scheme(&self) -> Scheme {
+        Scheme::TORCH
+    }
+
+    fn layers(&self, b: &mut Builder, mut x: ValueId, classes: usize) -> Result<ValueId> {
+        for layer in FEATURES {
+            x = match layer {
+                Layer::Conv(index, k, kernel, stride, padding) => {
+                    let options = ConvOptions { padding: [padding; 2], bias: true, ..conv(k, kernel, stride) };
+                    let y = b.conv2d(&format!("features.{index}"), x, options)?;
+                    b.relu(y)?
+                }
+                Layer::Pool => max_pool(b, x, 3, 2, 0)?,
+            };
+        }
+        x = average_to(b, x, 6)?;
+        for name in ["classifier.1", "classifier.4"] {
+            x = b.linear(name, x, 4096)?;
+            x = b.relu(x)?;
+        }
+        b.linear("classifier.6", x, classes)
+    }
+}

@@ -1,0 +1,44 @@
+//! The vocabulary of layers that the families share.
+
+use crate::graph::{Builder, ConvOptions, ValueId};
+use crate::ops::pool::{Kind, Window};
+use crate::Result;
+
+/// What torchvision's residual networks add to the variance.
+pub(super) const EPS: f64 = 1e-5;
+
+/// A square convolution without bias whose padding keeps the size at stride 1.
+pub(super) fn conv(k: usize, kernel: usize, stride: usize) -> ConvOptions {
+    ConvOptions {
+        k,
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        padding: [kernel / 2; 2],
+        dilation: [1; 2],
+        groups: 1,
+        bias: false,
+    }
+}
+
+/// Batch norm and ReLU.
+pub(super) fn norm_relu(b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
+    let x = b.batch_norm(name, x, EPS)?;
+    b.relu(x)
+}
+
+/// Square max pooling, sizes rounded down.
+pub(super) fn max_pool(b: &mut Builder, x: ValueId, kernel: usize, stride: usize, padding: usize) -> Result<ValueId> {
+    let window = Window::Sliding { kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 2], ceil: false };
+    b.pool(x, window, Kind::Max)
+}
+
+/// The mean over windows that spread the image over `size` x `size` pixels; 1 is the global mean.
+pub(super) fn average_to(b: &mut Builder, x: ValueId, size: usize) -> Result<ValueId> {
+    b.pool(x, Window::Adaptive([size; 2]), Kind::Average { count_padding: false })
+}
+
+/// A number in decimal without leading zeros, from 1 to 99999.
+pub(super) fn number(digits: &str) -> Option<usize> {
+    let canonical = digits.len() <= 5 && digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
+    canonical.then(|| digits.parse().ok()).flatten()
+}

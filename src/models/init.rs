@@ -1,0 +1,142 @@
+//! Initialisation, as the networks' sources do it: reproducible from a seed, tensor by tensor.
+
+use crate::graph::{Graph, Parameter, ParameterKind};
+use crate::tensor::philox::Philox;
+use crate::tensor::{HostTensor, Shape, StateDict};
+
+/// The distribution of a tensor. `fan_in` is the number of inputs of one output (in/groups R S), `fan_out` = out R S.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// 0.
+    Zero,
+    /// Normal, of this standard deviation.
+    Normal(f64),
+    /// Normal, of standard deviation sqrt(2 / fan_in) (He et al. 2015, arXiv:1502.01852).
+    HeFanIn,
+    /// Normal, of standard deviation sqrt(2 / fan_out), as in the authors' code of residual networks.
+    HeFanOut,
+    /// Uniform in +-1 / sqrt(fan_in); of a bias, with the fan of the weight before it. Torch's default.
+    Uniform,
+}
+
+/// How a network is initialised. Batch norms start as the identity: gamma 1, beta 0, running mean 0 and variance 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scheme {
+    /// Weights of convolutions.
+    pub conv: Fill,
+    /// Weights of linear layers.
+    pub linear: Fill,
+    /// Biases.
+    pub bias: Fill,
+}
+
+impl Scheme {
+    /// Residual networks (the authors' `resnet.lua`): He normal over the outputs, linear weights uniform, biases 0.
+    pub const RESIDUAL: Self = Self { conv: Fill::HeFanOut, linear: Fill::Uniform, bias: Fill::Zero };
+    /// VGG as torchvision: He normal over the outputs, linear weights of deviation 0.01, biases 0.
+    pub const VGG: Self = Self { conv: Fill::HeFanOut, linear: Fill::Normal(0.01), bias: Fill::Zero };
+    /// Torch's defaults.
+    pub const TORCH: Self = Self { conv: Fill::Uniform, linear: Fill::Uniform, bias: Fill::Uniform };
+}
+
+/// Parameters and buffers for `graph`, in f32 and torch's shapes. The numbers of a tensor depend on `seed`, its name,
+/// its shape and `scheme` only.
+pub fn initialise(graph: &Graph, scheme: &Scheme, seed: u64) -> StateDict {
+    let mut state = StateDict::new();
+    let mut fan_in = 1;
+    for Parameter { name, shape, kind, .. } in graph.parameters() {
+        let fill = match kind {
+            ParameterKind::ConvWeight => scheme.conv,
+            ParameterKind::LinearWeight => scheme.linear,
+            ParameterKind::Bias => scheme.bias,
+            ParameterKind::BatchNormWeight => {
+                state.insert(name.clone(), constant(shape, 1.0));
+                continue;
+            }
+            ParameterKind::BatchNormBias => Fill::Zero,
+        };
+        if shape.dims().len() > 1 {
+            fan_in = shape.dims()[1..].iter().product();
+        }
+        state.insert(name.clone(), filled(name, shape, fill, fan_in, seed));
+    }
+    for buffer in graph.buffers() {
+        let value = if buffer.name.ends_with("running_var") { 1.0 } else { 0.0 };
+        state.insert(buffer.name.clone(), constant(&buffer.shape, value));
+    }
+    state
+}
+
+fn filled(name: &str, shape: &Shape, fill: Fill, fan_in: usize, seed: u64) -> HostTensor {
+    let numbers = Philox::named(seed, name);
+    let len = shape.len();
+    let normal = |deviation: f64| scaled(shape, numbers.normals(len), |z| deviation * z);
+    match fill {
+        Fill::Zero => constant(shape, 0.0),
+        Fill::Normal(deviation) => normal(deviation),
+        Fill::HeFanIn => normal((2.0 / fan_in as f64).sqrt()),
+        Fill::HeFanOut => {
+            let [out, _, taps @ ..] = shape.dims() else { return constant(shape, 0.0) };
+            normal((2.0 / (out * taps.iter().product::<usize>()) as f64).sqrt())
+        }
+        Fill::Uniform => {
+            let bound = 1.0 / (fan_in as f64).sqrt();
+            scaled(shape, numbers.uniforms(len), |u| (2.0 * u - 1.0) * bound)
+        }
+    }
+}
+
+fn scaled(shape: &Shape, numbers: Vec<f64>, f: impl Fn(f64) -> f64) -> HostTensor {
+    HostTensor::f32(shape.clone(), numbers.into_iter().map(|v| f(v) as f32).collect())
+}
+
+fn constant(shape: &Shape, value: f32) -> HostTensor {
+    HostTensor::f32(shape.clone(), vec![value; shape.len()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Mode;
+    use crate::models::{self, BuildOptions};
+
+    fn state(name: &str, seed: u64) -> StateDict {
+        let model = models::find(name).unwrap();
+        let graph = model.build(Mode::Infer, 1, model.input(), model.classes(), BuildOptions::default()).unwrap();
+        model.initialise(&graph, seed)
+    }
+
+    fn deviation(tensor: &HostTensor) -> f64 {
+        let v = tensor.to_real::<f64>();
+        (v.iter().map(|a| a * a).sum::<f64>() / v.len() as f64).sqrt()
+    }
+
+    #[test]
+    fn residual_networks_start_as_in_the_authors_code() {
+        let s = state("resnet20_cifar", 3);
+        for (name, fan_out) in [("layer1.1.conv2.weight", 16 * 9), ("layer3.0.conv1.weight", 64 * 9)] {
+            let expected = (2.0 / f64::from(fan_out)).sqrt();
+            // The deviation of n normal numbers has a relative deviation of 1 / sqrt(2 n).
+            let bound = 5.0 / (2.0 * s[name].len() as f64).sqrt();
+            let found = deviation(&s[name]);
+            assert!((found / expected - 1.0).abs() < bound, "{name}: deviation {found}, expected {expected}");
+        }
+        let fc = s["fc.weight"].to_real::<f64>();
+        assert!(fc.iter().all(|v| v.abs() <= 0.125) && fc.iter().any(|v| v.abs() > 0.12));
+        let all = |name: &str, value: f32| assert!(s[name].to_real::<f32>().iter().all(|&v| v == value), "{name}");
+        for (name, value) in [("fc.bias", 0.0), ("bn1.weight", 1.0), ("bn1.bias", 0.0), ("bn1.running_mean", 0.0)] {
+            all(name, value);
+        }
+        all("layer2.0.bn2.running_var", 1.0);
+    }
+
+    #[test]
+    fn a_tensor_depends_on_the_seed_and_its_name_only() {
+        let (a, b, other) = (state("resnet20_cifar", 3), state("resnet32_cifar", 3), state("resnet20_cifar", 4));
+        for name in ["conv1.weight", "layer3.2.conv2.weight", "fc.weight"] {
+            assert_eq!(a[name], b[name], "{name}");
+            assert_ne!(a[name], other[name], "{name}");
+        }
+        assert_ne!(a["layer1.0.conv1.weight"], a["layer1.0.conv2.weight"]);
+    }
+}

@@ -1,0 +1,368 @@
+//! Residual networks and their plain twins: He et al. 2015 and 2016, ResNeXt, wide networks.
+//!
+//! ```text
+//! resnet{18|34|50|101|152|200}[_v1|_option_a|_option_c]   plain{18|34}     ImageNet; _v1: stride in the first 1x1
+//! resnext{50|101}_{C}x{d}d   wide_resnet{50|101}_{f}                       C groups of d channels; f times as wide
+//! resnet{6n+2}_cifar[shortcut][order]   plain{6n+2}_cifar                  basic blocks
+//! resnet{9n+2}_bottleneck_cifar[shortcut][order]                           bottlenecks
+//! resnext{9n+2}_{C}x{d}d_cifar   preact_resnet{9n+2}_cifar
+//! shortcut   _option_b | _conv1x1          order   _bn_after_add | _relu_before_add | _relu_only_preact | _full_preact
+//! ```
+
+use super::blocks::{average_to, conv, max_pool, norm_relu, number, EPS};
+use super::init::Scheme;
+use super::Architecture;
+use crate::graph::{Builder, ConvOptions, ValueId};
+use crate::Result;
+
+/// Output channels of a bottleneck over its planes.
+const EXPANSION: usize = 4;
+
+/// The first layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stem {
+    /// 7x7 at stride 2, batch norm, ReLU, 3x3 max pooling at stride 2.
+    ImageNet,
+    /// 3x3, batch norm, ReLU.
+    Cifar,
+    /// 3x3 alone: the first unit brings its own activation.
+    CifarBare,
+}
+
+/// The residual branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Block {
+    /// Two 3x3.
+    Basic,
+    /// 1x1, 3x3, 1x1.
+    Bottleneck {
+        /// Groups of the 3x3.
+        groups: usize,
+        /// Channels of a group at 64 planes.
+        width: usize,
+        /// Whether the stride is in the first 1x1, as in the paper, and not in the 3x3.
+        stride_first: bool,
+    },
+}
+
+/// What goes around the branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shortcut {
+    /// Nothing: a plain network.
+    None,
+    /// Option A: the identity, subsampled and padded with zero channels at the end where the shape changes.
+    Pad,
+    /// Option B: a 1x1 convolution where the shape changes.
+    Project,
+    /// Option C: a 1x1 convolution everywhere.
+    ProjectAll,
+}
+
+/// Where batch norm and ReLU are (He et al. 2016, figure 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// (a) conv BN ReLU conv BN (+) ReLU.
+    Original,
+    /// (b) conv BN ReLU conv (+) BN ReLU.
+    BnAfterAdd,
+    /// (c) conv BN ReLU conv BN ReLU (+).
+    ReluBeforeAdd,
+    /// (d) ReLU conv BN ReLU conv BN (+).
+    ReluOnlyPreact,
+    /// (e) BN ReLU conv BN ReLU conv (+).
+    FullPreact,
+}
+
+/// A residual network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Spec {
+    stem: Stem,
+    /// Channels of the stem and planes of the first stage; each later stage doubles them at half the size.
+    planes: usize,
+    block: Block,
+    /// Units of each stage.
+    stages: Vec<usize>,
+    shortcut: Shortcut,
+    order: Order,
+}
+
+/// The network called `name`.
+pub(super) fn parse(name: &str) -> Option<Spec> {
+    if let Some(at) = name.find("_cifar") {
+        let (body, suffix) = (&name[..at], &name[at + "_cifar".len()..]);
+        return cifar(body, suffix);
+    }
+    let (kind, depth, suffix) = split_depth(name)?;
+    match (kind, suffix) {
+        ("resnet", "") => imagenet(depth, Shortcut::Project, bottleneck(1, 64, false)),
+        ("resnet", "_v1") if depth >= 50 => imagenet(depth, Shortcut::Project, bottleneck(1, 64, true)),
+        ("resnet", "_option_a") => imagenet(depth, Shortcut::Pad, bottleneck(1, 64, false)),
+        ("resnet", "_option_c") => imagenet(depth, Shortcut::ProjectAll, bottleneck(1, 64, false)),
+        ("plain", "") if depth < 50 => imagenet(depth, Shortcut::None, Block::Basic),
+        ("resnext", _) if depth >= 50 => {
+            let (groups, width) = cardinality(suffix)?;
+            imagenet(depth, Shortcut::Project, bottleneck(groups, width, false))
+        }
+        ("wide_resnet", _) if depth >= 50 => {
+            let factor = number(suffix.strip_prefix('_')?)?;
+            imagenet(depth, Shortcut::Project, bottleneck(1, factor * 64, false))
+        }
+        _ => None,
+    }
+}
+
+fn bottleneck(groups: usize, width: usize, stride_first: bool) -> Block {
+    Block::Bottleneck { groups, width, stride_first }
+}
+
+/// Splits `resnext50_32x4d` into `resnext`, 50 and `_32x4d`.
+fn split_depth(name: &str) -> Option<(&str, usize, &str)> {
+    let start = name.find(|c: char| c.is_ascii_digit())?;
+    let end = name[start..].find(|c: char| !c.is_ascii_digit()).map_or(name.len(), |i| start + i);
+    Some((&name[..start], number(&name[start..end])?, &name[end..]))
+}
+
+/// Reads `_32x4d` as 32 groups of 4 channels.
+fn cardinality(suffix: &str) -> Option<(usize, usize)> {
+    let (groups, width) = suffix.strip_prefix('_')?.strip_suffix('d')?.split_once('x')?;
+    Some((number(groups)?, number(width)?))
+}
+
+/// The table of He et al. 2015: two kinds of block, by depth.
+fn imagenet(depth: usize, shortcut: Shortcut, deep: Block) -> Option<Spec> {
+    let (stages, block) = match depth {
+        18 => ([2, 2, 2, 2], Block::Basic),
+        34 => ([3, 4, 6, 3], Block::Basic),
+        50 => ([3, 4, 6, 3], deep),
+        101 => ([3, 4, 23, 3], deep),
+        152 => ([3, 8, 36, 3], deep),
+        200 => ([3, 24, 36, 3], deep),
+        _ => return None,
+    };
+    let stages = stages.to_vec();
+    Some(Spec { stem: Stem::ImageNet, planes: 64, block, stages, shortcut, order: Order::Original })
+}
+
+/// The networks for 32x32 images: `body` is what stands before `_cifar`, `suffix` what follows.
+fn cifar(body: &str, suffix: &str) -> Option<Spec> {
+    let (kind, depth, form) = split_depth(body)?;
+    let units = |per_unit: usize| {
+        let n = depth.checked_sub(2)? / per_unit;
+        (n > 0 && n * per_unit + 2 == depth).then(|| vec![n; 3])
+    };
+    let spec =
+        |planes, block, stages, shortcut, order| Spec { stem: Stem::Cifar, planes, block, stages, shortcut, order };
+    match (kind, form) {
+        ("plain", "") if suffix.is_empty() => Some(spec(16, Block::Basic, units(6)?, Shortcut::None, Order::Original)),
+        ("resnet", "") => {
+            let (shortcut, order) = variant(suffix, Shortcut::Pad)?;
+            Some(spec(16, Block::Basic, units(6)?, shortcut, order))
+        }
+        ("resnet", "_bottleneck") => {
+            let (shortcut, order) = variant(suffix, Shortcut::Project)?;
+            Some(spec(16, bottleneck(1, 64, true), units(9)?, shortcut, order))
+        }
+        ("preact_resnet", "") if suffix.is_empty() => {
+            let spec = spec(16, bottleneck(1, 64, true), units(9)?, Shortcut::Project, Order::FullPreact);
+            Some(Spec { stem: Stem::CifarBare, ..spec })
+        }
+        ("resnext", _) if suffix.is_empty() => {
+            let (groups, width) = cardinality(form)?;
+            Some(spec(64, bottleneck(groups, width, false), units(9)?, Shortcut::Project, Order::Original))
+        }
+        _ => None,
+    }
+}
+
+/// Reads a shortcut type and an activation order. A 1x1 convolution on every shortcut is only defined for the original
+/// order.
+fn variant(suffix: &str, default: Shortcut) -> Option<(Shortcut, Order)> {
+    let (shortcut, rest) = [("_option_b", Shortcut::Project), ("_conv1x1", Shortcut::ProjectAll)]
+        .into_iter()
+        .find_map(|(text, shortcut)| Some((shortcut, suffix.strip_prefix(text)?)))
+        .unwrap_or((default, suffix));
+    let order = match rest {
+        "" => Order::Original,
+        "_bn_after_add" => Order::BnAfterAdd,
+        "_relu_before_add" => Order::ReluBeforeAdd,
+        "_relu_only_preact" => Order::ReluOnlyPreact,
+        "_full_preact" => Order::FullPreact,
+        _ => return None,
+    };
+    let defined = shortcut != Shortcut::ProjectAll || order == Order::Original;
+    defined.then_some((shortcut, order))
+}
+
+impl Architecture for Spec {
+    fn input(&self) -> [usize; 3] {
+        match self.stem {
+            Stem::ImageNet => [3, 224, 224],
+            Stem::Cifar | Stem::CifarBare => [3, 32, 32],
+        }
+    }
+
+    fn classes(&self) -> usize {
+        match self.stem {
+            Stem::ImageNet => 1000,
+            Stem::Cifar | Stem::CifarBare => 10,
+        }
+    }
+
+    fn stem(&self) -> &'static str {
+        "conv1"
+    }
+
+    fn head(&self) -> &'static str {
+        "fc"
+    }
+
+    fn scheme(&self) -> Scheme {
+        Scheme::RESIDUAL
+    }
+
+    fn layers(&self, b: &mut Builder, x: ValueId, classes: usize) -> Result<ValueId> {
+        let mut x = self.first_layers(b, x)?;
+        for (stage, &units) in self.stages.iter().enumerate() {
+            for unit in 0..units {
+                let stride = if stage > 0 && unit == 0 { 2 } else { 1 };
+                let activated = stage == 0 && unit == 0 && self.stem != Stem::CifarBare;
+                let unit = Unit {
+                    spec: self,
+                    name: format!("layer{}.{unit}", stage + 1),
+                    planes: self.planes << stage,
+                    stride,
+                    activated,
+                };
+                x = unit.layers(b, x)?;
+            }
+        }
+        x = match self.order {
+            Order::FullPreact => norm_relu(b, "norm", x)?,
+            Order::ReluOnlyPreact => b.relu(x)?,
+            Order::Original | Order::BnAfterAdd | Order::ReluBeforeAdd => x,
+        };
+        x = average_to(b, x, 1)?;
+        b.linear("fc", x, classes)
+    }
+}
+
+impl Spec {
+    fn first_layers(&self, b: &mut Builder, x: ValueId) -> Result<ValueId> {
+        match self.stem {
+            Stem::ImageNet => {
+                let x = b.conv2d("conv1", x, conv(self.planes, 7, 2))?;
+                let x = norm_relu(b, "bn1", x)?;
+                max_pool(b, x, 3, 2, 1)
+            }
+            Stem::Cifar => {
+                let x = b.conv2d("conv1", x, conv(self.planes, 3, 1))?;
+                norm_relu(b, "bn1", x)
+            }
+            Stem::CifarBare => b.conv2d("conv1", x, conv(self.planes, 3, 1)),
+        }
+    }
+}
+
+/// A residual unit: a branch, a shortcut and their sum.
+struct Unit<'a> {
+    spec: &'a Spec,
+    /// The prefix of its layers' names.
+    name: String,
+    planes: usize,
+    stride: usize,
+    /// Whether its input is activated already: the first unit after a stem with an activation.
+    activated: bool,
+}
+
+impl Unit<'_> {
+    fn layers(&self, b: &mut Builder, x: ValueId) -> Result<ValueId> {
+        let entry = self.entry(b, x)?;
+        let branch = self.branch(b, entry)?;
+        // The shortcut of a unit that changes the shape starts from the activated input, in every order.
+        let from = if self.changes_shape(b, x) { entry } else { x };
+        let y = match self.shortcut(b, from)? {
+            Some(shortcut) => b.add(branch, shortcut)?,
+            None => branch,
+        };
+        match self.spec.order {
+            Order::Original => b.relu(y),
+            Order::BnAfterAdd => norm_relu(b, &self.layer("bn", self.convolutions().len()), y),
+            Order::ReluBeforeAdd | Order::ReluOnlyPreact | Order::FullPreact => Ok(y),
+        }
+    }
+
+    /// What the branch starts from: in the pre-activation orders the activated input.
+    fn entry(&self, b: &mut Builder, x: ValueId) -> Result<ValueId> {
+        match self.spec.order {
+            _ if self.activated => Ok(x),
+            Order::FullPreact => norm_relu(b, &self.layer("bn", 1), x),
+            Order::ReluOnlyPreact => b.relu(x),
+            Order::Original | Order::BnAfterAdd | Order::ReluBeforeAdd => Ok(x),
+        }
+    }
+
+    /// The convolutions with what stands between and after them.
+    fn branch(&self, b: &mut Builder, mut x: ValueId) -> Result<ValueId> {
+        let convolutions = self.convolutions();
+        let last = convolutions.len();
+        for (i, options) in (1..).zip(convolutions) {
+            x = b.conv2d(&self.layer("conv", i), x, options)?;
+            x = match self.spec.order {
+                Order::FullPreact if i < last => norm_relu(b, &self.layer("bn", i + 1), x)?,
+                Order::FullPreact => x,
+                Order::BnAfterAdd if i == last => x,
+                Order::Original | Order::ReluOnlyPreact if i == last => b.batch_norm(&self.layer("bn", i), x, EPS)?,
+                _ => norm_relu(b, &self.layer("bn", i), x)?,
+            };
+        }
+        Ok(x)
+    }
+
+    fn convolutions(&self) -> Vec<ConvOptions> {
+        let (planes, stride) = (self.planes, self.stride);
+        match self.spec.block {
+            Block::Basic => vec![conv(planes, 3, stride), conv(planes, 3, 1)],
+            Block::Bottleneck { groups, width, stride_first } => {
+                let k = planes * width / 64 * groups;
+                let [first, second] = if stride_first { [stride, 1] } else { [1, stride] };
+                vec![conv(k, 1, first), ConvOptions { groups, ..conv(k, 3, second) }, conv(planes * EXPANSION, 1, 1)]
+            }
+        }
+    }
+
+    fn channels(&self) -> usize {
+        match self.spec.block {
+            Block::Basic => self.planes,
+            Block::Bottleneck { .. } => self.planes * EXPANSION,
+        }
+    }
+
+    fn changes_shape(&self, b: &Builder, x: ValueId) -> bool {
+        self.stride != 1 || b.shape(x)[3] != self.channels()
+    }
+
+    /// What is added to the branch; nothing in a plain network.
+    fn shortcut(&self, b: &mut Builder, x: ValueId) -> Result<Option<ValueId>> {
+        let changes = self.changes_shape(b, x);
+        Ok(Some(match self.spec.shortcut {
+            Shortcut::None => return Ok(None),
+            Shortcut::ProjectAll => self.projection(b, x)?,
+            Shortcut::Project if changes => self.projection(b, x)?,
+            Shortcut::Pad if changes => b.shortcut(x, self.channels(), self.stride, 0)?,
+            Shortcut::Pad | Shortcut::Project => x,
+        }))
+    }
+
+    /// A 1x1 convolution; with full pre-activation its input is normalised already, else its output is.
+    fn projection(&self, b: &mut Builder, x: ValueId) -> Result<ValueId> {
+        let y = b.conv2d(&self.layer("downsample.", 0), x, conv(self.channels(), 1, self.stride))?;
+        match self.spec.order {
+            Order::FullPreact => Ok(y),
+            _ => b.batch_norm(&self.layer("downsample.", 1), y, EPS),
+        }
+    }
+
+    fn layer(&self, kind: &str, i: usize) -> String {
+        format!("{}.{kind}{i}", self.name)
+    }
+}

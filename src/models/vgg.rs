@@ -1,0 +1,80 @@
+//! VGG (Simonyan and Zisserman 2014) as torchvision has it: `vgg{11|13|16|19}[_bn]`.
+//!
+//! The graph has no dropout: its 0.5 after the first two linear layers acts in training only.
+
+use super::blocks::{average_to, conv, max_pool, norm_relu};
+use super::init::Scheme;
+use super::Architecture;
+use crate::graph::{Builder, ConvOptions, ValueId};
+use crate::Result;
+
+/// Output channels of the 3x3 convolutions of each stage.
+const WIDTHS: [usize; 5] = [64, 128, 256, 512, 512];
+
+/// A VGG network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Spec {
+    /// Convolutions of each stage; a pooling ends it.
+    stages: [usize; 5],
+    /// Whether each convolution is followed by a batch norm.
+    norm: bool,
+}
+
+/// The network called `name`.
+pub(super) fn parse(name: &str) -> Option<Spec> {
+    let depth = name.strip_prefix("vgg")?;
+    let (depth, norm) = depth.strip_suffix("_bn").map_or((depth, false), |d| (d, true));
+    let stages = match depth {
+        "11" => [1, 1, 2, 2, 2],
+        "13" => [2, 2, 2, 2, 2],
+        "16" => [2, 2, 3, 3, 3],
+        "19" => [2, 2, 4, 4, 4],
+        _ => return None,
+    };
+    Some(Spec { stages, norm })
+}
+
+impl Architecture for Spec {
+    fn input(&self) -> [usize; 3] {
+        [3, 224, 224]
+    }
+
+    fn classes(&self) -> usize {
+        1000
+    }
+
+    fn stem(&self) -> &'static str {
+        "features.0"
+    }
+
+    fn head(&self) -> &'static str {
+        "classifier.6"
+    }
+
+    fn scheme(&self) -> Scheme {
+        Scheme::VGG
+    }
+
+    fn layers(&self, b: &mut Builder, mut x: ValueId, classes: usize) -> Result<ValueId> {
+        // Torch counts every layer of the sequence: convolution, (batch norm,) ReLU, pooling.
+        let mut index = 0;
+        for (convolutions, k) in self.stages.into_iter().zip(WIDTHS) {
+            for _ in 0..convolutions {
+                x = b.conv2d(&format!("features.{index}"), x, ConvOptions { bias: true, ..conv(k, 3, 1) })?;
+                x = match self.norm {
+                    true => norm_relu(b, &format!("features.{}", index + 1), x)?,
+                    false => b.relu(x)?,
+                };
+                index += if self.norm { 3 } else { 2 };
+            }
+            x = max_pool(b, x, 2, 2, 0)?;
+            index += 1;
+        }
+        x = average_to(b, x, 7)?;
+        for name in ["classifier.0", "classifier.3"] {
+            x = b.linear(name, x, 4096)?;
+            x = b.relu(x)?;
+        }
+        b.linear("classifier.6", x, classes)
+    }
+}

@@ -1,0 +1,332 @@
+//! State dicts in safetensors files: what torch saves loads here, and the other way round.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+
+use crate::graph::{Graph, StateReport};
+use crate::tensor::{HostData, HostTensor, StateDict};
+use crate::{Error, Result};
+
+/// Named strings that a file carries beside its tensors.
+pub type Metadata = BTreeMap<String, String>;
+
+/// Reads the tensors of a safetensors file: F32, F64 and I64 as they are, F16 and BF16 widened to f32. The names of
+/// torchvision's old DenseNet files (`denselayer1.norm.1.weight`) are brought to today's (`denselayer1.norm1.weight`).
+/// Fails where the file cannot be read, is not whole, or holds a tensor of another type.
+pub fn read(path: impl AsRef<Path>) -> Result<StateDict> {
+    Ok(read_with_metadata(path)?.0)
+}
+
+/// [`read`], with the strings that the file carries.
+pub fn read_with_metadata(path: impl AsRef<Path>) -> Result<(StateDict, Metadata)> {
+    let path = path.as_ref();
+    let bytes = fs::read(path).map_err(|e| Error::io(path, &e))?;
+    let bad = |problem: String| Error::file(path, problem);
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(describe(&bytes, &e)))?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(describe(&bytes, &e)))?;
+    let mut state = StateDict::new();
+    for (name, view) in tensors.iter() {
+        let data = elements(view.dtype(), view.data()).ok_or_else(|| {
+            bad(format!("tensor `{name}`: {} data, expected F32, F64, F16, BF16 or I64", view.dtype()))
+        })?;
+        let tensor = HostTensor { shape: view.shape().into(), data };
+        let name = modern_name(name);
+        if state.insert(name.clone(), tensor).is_some() {
+            return Err(bad(format!("tensor `{name}` is there twice, under its old and its new name")));
+        }
+    }
+    Ok((state, header.metadata().clone().unwrap_or_default().into_iter().collect()))
+}
+
+/// The tensor's elements, `None` for a type that no network here has.
+fn elements(dtype: Dtype, bytes: &[u8]) -> Option<HostData> {
+    fn each<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
+        bytes.as_chunks::<N>().0.iter().map(|&b| f(b)).collect()
+    }
+    Some(match dtype {
+        Dtype::F32 => HostData::F32(each(bytes, f32::from_le_bytes)),
+        Dtype::F64 => HostData::F64(each(bytes, f64::from_le_bytes)),
+        Dtype::F16 => HostData::F32(each(bytes, |b| f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => HostData::F32(each(bytes, |b| bf16::from_le_bytes(b).to_f32())),
+        Dtype::I64 => HostData::I64(each(bytes, i64::from_le_bytes)),
+        _ => return None,
+    })
+}
+
+/// What is wrong with a file that the format's reader refuses.
+fn describe(bytes: &[u8], error: &SafeTensorError) -> String {
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return format!("{} bytes, too short for a safetensors file", bytes.len());
+    };
+    let length = u64::from_le_bytes(*length);
+    match error {
+        SafeTensorError::InvalidHeaderLength | SafeTensorError::HeaderTooLarge => format!(
+            "truncated or not a safetensors file: a header of {length} bytes is announced, {} bytes follow",
+            rest.len()
+        ),
+        SafeTensorError::MetadataIncompleteBuffer => {
+            let (header, data) = rest.split_at(rest.len().min(length as usize));
+            match (data.len(), end_of_data(header)) {
+                (found, Some(end)) if found < end => {
+                    format!("truncated: {found} bytes of tensor data, the header describes {end}")
+                }
+                (found, end) => format!(
+                    "{found} bytes of tensor data, the header describes {}",
+                    end.map_or("another number".into(), |end| end.to_string())
+                ),
+            }
+        }
+        _ => format!("not a safetensors file: {error}"),
+    }
+}
+
+/// The largest end of a tensor that the header states.
+fn end_of_data(header: &[u8]) -> Option<usize> {
+    let text = std::str::from_utf8(header).ok()?;
+    let ends = text.split("\"data_offsets\"").skip(1).filter_map(|rest| {
+        let (offsets, _) = rest.split_once(']')?;
+        offsets.rsplit_once(',')?.1.trim().parse().ok()
+    });
+    ends.max()
+}
+
+/// Torchvision's name of today for a name of an old DenseNet file; other names stay.
+fn modern_name(name: &str) -> String {
+    let renamed = || {
+        let start = name.find("denselayer")?;
+        let (prefix, rest) = name.split_at(start + "denselayer".len());
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&digits| digits > 0)?;
+        let (number, rest) = rest.split_at(digits);
+        let mut parts = rest.strip_prefix('.')?.split('.');
+        let [kind, index, leaf] = [parts.next()?, parts.next()?, parts.next()?];
+        let dotted = matches!(kind, "norm" | "relu" | "conv") && matches!(index, "1" | "2") && parts.next().is_none();
+        dotted.then(|| format!("{prefix}{number}.{kind}{index}.{leaf}"))
+    };
+    renamed().unwrap_or_else(|| name.into())
+}
+
+/// [`Graph::check_state`], with the file `path` that `state` was read from in the error.
+pub fn check(path: impl AsRef<Path>, graph: &Graph, state: &StateDict) -> Result<StateReport> {
+    graph.check_state(state).map_err(|e| Error::file(path.as_ref(), e.to_string()))
+}
+
+/// Writes `state` and `metadata` as a safetensors file, all or nothing: see [`write_atomically`]. The same content
+/// gives the same bytes.
+pub fn write(path: impl AsRef<Path>, state: &StateDict, metadata: &Metadata) -> Result<()> {
+    write_atomically(path, |out| write_to(out, state, metadata))
+}
+
+fn write_to(out: &mut dyn Write, state: &StateDict, metadata: &Metadata) -> io::Result<()> {
+    // Wide elements first: each tensor then lies at a multiple of its element.
+    let mut order: Vec<_> = state.iter().collect();
+    order.sort_by_key(|(_, tensor)| std::cmp::Reverse(kind(&tensor.data).1));
+    let mut entries = Vec::new();
+    if !metadata.is_empty() {
+        let pairs: Vec<_> = metadata.iter().map(|(k, v)| format!("{}:{}", quoted(k), quoted(v))).collect();
+        entries.push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
+    }
+    let mut offset = 0;
+    for (name, tensor) in &order {
+        let (dtype, bytes) = kind(&tensor.data);
+        let end = offset + bytes * tensor.len();
+        let dims: Vec<_> = tensor.shape.dims().iter().map(usize::to_string).collect();
+        entries.push(format!(
+            "{}:{{\"dtype\":\"{dtype}\",\"shape\":[{}],\"data_offsets\":[{offset},{end}]}}",
+            quoted(name),
+            dims.join(",")
+        ));
+        offset = end;
+    }
+    let mut header = format!("{{{}}}", entries.join(","));
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(header.as_bytes())?;
+    for (_, tensor) in order {
+        match &tensor.data {
+            HostData::F32(v) => v.iter().try_for_each(|a| out.write_all(&a.to_le_bytes()))?,
+            HostData::F64(v) => v.iter().try_for_each(|a| out.write_all(&a.to_le_bytes()))?,
+            HostData::I64(v) => v.iter().try_for_each(|a| out.write_all(&a.to_le_bytes()))?,
+        }
+    }
+    Ok(())
+}
+
+/// The format's name of the element type, and bytes of an element.
+fn kind(data: &HostData) -> (&'static str, usize) {
+    match data {
+        HostData::F32(_) => ("F32", 4),
+        HostData::F64(_) => ("F64", 8),
+        HostData::I64(_) => ("I64", 8),
+    }
+}
+
+/// A JSON string.
+fn quoted(text: &str) -> String {
+    let mut out = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c < ' ' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Writes a file all or nothing: into `.NAME.tmp` beside it, which then takes its name, both on disk when this
+/// returns. Where `content` or the system fails, a file that was there before is untouched.
+pub fn write_atomically(path: impl AsRef<Path>, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let path = path.as_ref();
+    let name = path.file_name().ok_or_else(|| Error::file(path, "not the name of a file"))?;
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let temporary: PathBuf = folder.join(format!(".{}.tmp", name.to_string_lossy()));
+    let result = (|| {
+        let file = File::create(&temporary)?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        content(&mut out)?;
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_folder(folder)
+    })();
+    result.map_err(|e: io::Error| {
+        // Nothing more can be done where the removal fails too: the first error is the one to tell.
+        let _ = fs::remove_file(&temporary);
+        Error::io(path, &e)
+    })
+}
+
+/// Puts the folder's entries on disk, where the system has such a thing.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    fn sample() -> (StateDict, Metadata) {
+        let state = StateDict::from([
+            ("conv1.weight".into(), HostTensor::f32([2, 1, 1, 2], vec![1.0, -0.0, f32::NAN, f32::MIN_POSITIVE])),
+            ("loss".into(), HostTensor::f64([1], vec![0.1])),
+            ("bn1.num_batches_tracked".into(), HostTensor::i64([], vec![i64::MIN])),
+            ("empty".into(), HostTensor::f32([0, 3], vec![])),
+        ]);
+        let text = "quote \" backslash \\ line \n bell \u{7} \u{e9} \u{1f600}";
+        (state, Metadata::from([("a".into(), text.into()), ("b".into(), String::new())]))
+    }
+
+    /// A file of one tensor `x`, with its own header.
+    fn crafted(dtype: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+        let header =
+            format!("{{\"x\":{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[0,{}]}}}}", data.len());
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        fs::write(&path, bytes).unwrap();
+        let text = read(&path).unwrap_err().to_string();
+        let problem = text.strip_prefix(&format!("{}: ", path.display())).unwrap_or_else(|| panic!("{text}"));
+        assert!(!problem.contains('\n'), "{problem}");
+        problem.into()
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_has_the_same_bytes() {
+        let (folder, (state, metadata)) = (folder(), sample());
+        let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+        write(&one, &state, &metadata).unwrap();
+        let (found, strings) = read_with_metadata(&one).unwrap();
+        assert_eq!(strings, metadata);
+        assert_eq!(found.len(), state.len());
+        for (name, tensor) in &state {
+            let bits = |t: &HostTensor| match &t.data {
+                HostData::F32(v) => v.iter().map(|a| u64::from(a.to_bits())).collect(),
+                HostData::F64(v) => v.iter().map(|a| a.to_bits()).collect(),
+                HostData::I64(v) => v.iter().map(|&a| a as u64).collect::<Vec<_>>(),
+            };
+            assert_eq!((&found[name].shape, bits(&found[name])), (&tensor.shape, bits(tensor)), "{name}");
+        }
+        write(&two, &found, &strings).unwrap();
+        assert_eq!(fs::read(&one).unwrap(), fs::read(&two).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
+    }
+
+    #[test]
+    fn half_types_are_widened() {
+        let folder = folder();
+        let path = folder.path().join("w");
+        for (dtype, bytes) in [("F16", f16::from_f32(-1.5).to_le_bytes()), ("BF16", bf16::from_f32(-1.5).to_le_bytes())]
+        {
+            fs::write(&path, crafted(dtype, "[1,1]", &bytes)).unwrap();
+            assert_eq!(read(&path).unwrap()["x"], HostTensor::f32([1, 1], vec![-1.5]), "{dtype}");
+        }
+    }
+
+    #[test]
+    fn files_that_are_not_whole_are_refused_in_one_line() {
+        let whole = crafted("F32", "[3]", &[0; 12]);
+        assert_eq!(refusal(&[]), "0 bytes, too short for a safetensors file");
+        assert_eq!(refusal(&whole[..whole.len() - 1]), "truncated: 11 bytes of tensor data, the header describes 12");
+        assert_eq!(refusal(&[&whole[..], &[0]].concat()), "13 bytes of tensor data, the header describes 12");
+        let text = refusal(&whole[..40]);
+        assert!(text.starts_with("truncated or not a safetensors file: a header of "), "{text}");
+        assert!(refusal(b"PK\x03\x04 a zip archive, as torch.save writes").starts_with("truncated or not"));
+        assert!(refusal(&crafted("F32", "[4]", &[0; 12])).starts_with("not a safetensors file: "));
+        assert_eq!(refusal(&crafted("U8", "[1]", &[0])), "tensor `x`: U8 data, expected F32, F64, F16, BF16 or I64");
+        for cut in 0..whole.len() {
+            refusal(&whole[..cut]);
+        }
+        let missing = read("/nonexistent/w.safetensors").unwrap_err().to_string();
+        assert!(missing.starts_with("/nonexistent/w.safetensors: No such file"), "{missing}");
+    }
+
+    #[test]
+    fn old_densenet_names_are_brought_to_todays() {
+        for (old, new) in [
+            ("features.denseblock1.denselayer12.norm.1.weight", "features.denseblock1.denselayer12.norm1.weight"),
+            ("features.denseblock4.denselayer1.conv.2.weight", "features.denseblock4.denselayer1.conv2.weight"),
+            ("denselayer2.norm.2.running_var", "denselayer2.norm2.running_var"),
+        ] {
+            assert_eq!(modern_name(old), new);
+            assert_eq!(modern_name(new), new);
+        }
+        for name in ["features.transition1.norm.weight", "denselayer.norm.1.weight", "layer1.0.conv1.weight"] {
+            assert_eq!(modern_name(name), name);
+        }
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let folder = folder();
+        let path = folder.path().join("checkpoint.safetensors");
+        write_atomically(&path, |out| out.write_all(b"old")).unwrap();
+        let full = |out: &mut dyn Write| {
+            out.write_all(&[0; 1 << 21])?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        };
+        let text = write_atomically(&path, full).unwrap_err().to_string();
+        assert!(text.starts_with(&path.display().to_string()), "{text}");
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+        let nowhere = folder.path().join("missing/checkpoint.safetensors");
+        assert!(write_atomically(&nowhere, |_| Ok(())).is_err());
+    }
+}

@@ -1,0 +1,69 @@
+//! Operands of a launch: checked once, then only addresses.
+
+use crate::device::View;
+use crate::ops::Arg;
+use crate::{Error, Result};
+
+/// `v` as a kernel's parameter.
+pub fn int(v: usize) -> Result<i32> {
+    i32::try_from(v)
+        .map_err(|_| Error::unsupported(format!("conv2d with an extent or a stride of {v}"), "2^31 - 1 at most"))
+}
+
+/// A matrix in device memory whose rows are `stride` elements apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    pub view: &'a View,
+    pub rows: usize,
+    pub cols: usize,
+    pub stride: usize,
+    elem: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// A dense tensor: weights, statistics, partial sums.
+    pub fn dense(what: &str, view: &'a View, [rows, cols]: [usize; 2], elem: usize) -> Result<Self> {
+        Self::new(what, view, rows, cols, cols, elem)
+    }
+
+    /// An activation: a row is a pixel.
+    pub fn pixels(what: &str, arg: &'a Arg, [rows, cols]: [usize; 2], elem: usize) -> Result<Self> {
+        Self::new(what, &arg.view, rows, cols, arg.pixel_stride, elem)
+    }
+
+    fn new(what: &str, view: &'a View, rows: usize, cols: usize, stride: usize, elem: usize) -> Result<Self> {
+        let bad = |problem: String| Err(Error::invalid(format!("conv2d {what}"), problem));
+        if stride < cols {
+            return bad(format!("{stride} elements from pixel to pixel, but {cols} channels"));
+        }
+        let bytes = (stride.saturating_mul(rows - 1).saturating_add(cols)).saturating_mul(elem);
+        if view.bytes() < bytes {
+            return bad(format!("a view of {} bytes, {bytes} expected", view.bytes()));
+        }
+        if view.address() % elem as u64 != 0 {
+            return bad(format!("address {:#x} is not a multiple of {elem}", view.address()));
+        }
+        int(stride)?;
+        Ok(Self { view, rows, cols, stride, elem })
+    }
+
+    /// The device address.
+    pub fn address(&self) -> u64 {
+        self.view.address()
+    }
+
+    /// Elements from row to row; checked to fit.
+    pub fn stride(&self) -> i32 {
+        self.stride as i32
+    }
+
+    /// Whether accesses of 16 bytes fit, where each group has `channels` columns.
+    pub fn takes_vectors(&self, channels: usize) -> bool {
+        self.address() % 16 == 0 && (self.stride * self.elem) % 16 == 0 && (channels * self.elem) % 16 == 0
+    }
+
+    /// Bytes of all elements.
+    pub fn bytes(&self) -> u64 {
+        (self.rows * self.cols * self.elem) as u64
+    }
+}

@@ -1,0 +1,270 @@
+//! Which tile and how many splits: pure functions of the shape, the dtype and the architecture.
+
+use super::variants::{Access, Tile, Variant, BWD_W, BWD_X, FWD, STAGE_ROW_BYTES};
+use crate::device::Target;
+use crate::ops::conv2d::{Node, Pass};
+use crate::tensor::DType;
+
+/// How a pass is computed. The same plan gives the same bits on every device of an architecture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Plan {
+    /// The kernel where all operands take 16-byte accesses.
+    pub(super) vector: Option<&'static Variant>,
+    /// The kernel that takes any operands.
+    pub(super) scalar: &'static Variant,
+    /// Into how many parts the reduction is cut; they are added in ascending order.
+    pub(super) splits: usize,
+}
+
+impl Plan {
+    /// The entry that runs where all operands take 16-byte accesses, or else the one that takes any.
+    pub fn kernel(&self) -> &'static str {
+        self.vector.unwrap_or(self.scalar).kernel.name
+    }
+
+    /// The parts of the reduction.
+    pub fn splits(&self) -> usize {
+        self.splits
+    }
+}
+
+/// A pass as matrix products: `batches` times (groups times residues) an m x n result of a reduction over `depth`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub m: usize,
+    pub n: usize,
+    pub depth: usize,
+    pub groups: usize,
+    /// Residues of the stride, in bwd_x.
+    pub residues: usize,
+}
+
+pub(super) fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 {
+        a
+    } else {
+        gcd(b, a % b)
+    }
+}
+
+/// The largest of the products that `node` consists of. `None` for the bias gradient, which is none.
+pub(super) fn shape(node: &Node) -> Option<Shape> {
+    let s = node.conv.spec;
+    let (cg, kg) = (s.c / s.groups, s.k / s.groups);
+    let [r, t] = s.kernel;
+    let groups = s.groups;
+    let pixels = s.n * node.conv.p * node.conv.q;
+    match node.pass {
+        Pass::Fwd(_) => Some(Shape { m: pixels, n: kg, depth: r * t * cg, groups, residues: 1 }),
+        Pass::BwdW => Some(Shape { m: kg, n: r * t * cg, depth: pixels, groups, residues: 1 }),
+        Pass::BwdX => {
+            let axis = |i: usize, extent: usize, taps: usize| {
+                let (rows, residues) = (extent.div_ceil(s.stride[i]), s.stride[i].min(extent));
+                (rows, residues, taps.div_ceil(s.stride[i] / gcd(s.stride[i], s.dilation[i])))
+            };
+            let (h, v) = (axis(0, s.h, r), axis(1, s.w, t));
+            Some(Shape { m: s.n * h.0 * v.0, n: cg, depth: h.2 * v.2 * kg, groups, residues: h.1 * v.1 })
+        }
+        Pass::BwdBias => None,
+    }
+}
+
+/// Whether the channels of `node` allow 16-byte accesses to its operands.
+fn allows_vectors(node: &Node, dtype: DType) -> bool {
+    let (s, width) = (node.conv.spec, 16 / dtype.bytes());
+    let (c, k) = ((s.c / s.groups) % width == 0, (s.k / s.groups) % width == 0);
+    match node.pass {
+        Pass::Fwd(_) => c,
+        _ => c && k,
+    }
+}
+
+fn table(node: &Node) -> &'static [Variant] {
+    match node.pass {
+        Pass::Fwd(_) => &FWD,
+        Pass::BwdX => &BWD_X,
+        Pass::BwdW => &BWD_W,
+        Pass::BwdBias => &[],
+    }
+}
+
+fn variants(node: &Node, dtype: DType, access: Access) -> impl Iterator<Item = &'static Variant> {
+    table(node).iter().filter(move |v| v.dtype == dtype && v.access == access)
+}
+
+/// Whether `plan` is for `node` in `dtype`.
+pub(super) fn fits(plan: Plan, node: &Node, dtype: DType) -> bool {
+    let known = |v: &Variant| v.dtype == dtype && table(node).contains(v);
+    known(plan.scalar) && plan.vector.is_none_or(known) && plan.splits <= MAX_SPLITS
+}
+
+/// Elements of the reduction in one stage.
+fn stage_depth(dtype: DType) -> usize {
+    STAGE_ROW_BYTES / dtype.bytes()
+}
+
+/// Fewer stages than this a split are not worth their second kernel.
+const MIN_STAGES: usize = 4;
+const MAX_SPLITS: usize = 256;
+/// Floats of partial sums at most.
+const MAX_PARTIAL: usize = 16 << 20;
+
+fn possible_splits(shape: Shape, partial: usize, dtype: DType) -> impl Iterator<Item = usize> {
+    let stages = shape.depth.div_ceil(stage_depth(dtype));
+    std::iter::successors(Some(1), |s| Some(s * 2))
+        .take_while(move |&s| s == 1 || (s <= MAX_SPLITS && stages / s >= MIN_STAGES && s * partial <= MAX_PARTIAL))
+}
+
+/// Multiply-adds a clock of a whole multiprocessor for this tile, as assumed until they are measured (A100, H200:
+/// 1,024 and more for mma.sync, 64 and 128 for f32). Narrow tiles wait for shared memory: they read an operand element
+/// for fewer products.
+fn rate(tile: Tile, dtype: DType) -> u64 {
+    if dtype == DType::F32 {
+        return 100;
+    }
+    match tile.m.min(tile.n) {
+        128 => 1024,
+        64 if tile.m * tile.n > 64 * 64 => 900,
+        64 => 700,
+        32 => 560,
+        _ => 320,
+    }
+}
+
+/// Clocks that `tile` with `splits` would take on a nominal chip of 128 multiprocessors. A rough model: only the order of
+/// its results matters. Nothing in it has been measured.
+fn clocks(shape: Shape, partial: usize, tile: Tile, splits: usize, dtype: DType) -> u64 {
+    const PROCESSORS: u64 = 128;
+    const BLOCK_OVERHEAD: u64 = 1500; // fill the pipeline, write the tile
+    const SECOND_LAUNCH: u64 = 4000;
+    const BYTES_PER_CLOCK: u64 = 16 * PROCESSORS;
+    let blocks = shape.m.div_ceil(tile.m) * shape.n.div_ceil(tile.n) * shape.groups * shape.residues * splits;
+    let depth = shape.depth.div_ceil(splits).next_multiple_of(stage_depth(dtype));
+    let block = (tile.m * tile.n * depth) as u64 / rate(tile, dtype) + BLOCK_OVERHEAD;
+    let waves = (blocks as u64).div_ceil(PROCESSORS);
+    let second = if splits > 1 { SECOND_LAUNCH + (splits * partial * 8) as u64 / BYTES_PER_CLOCK } else { 0 };
+    waves * block + second
+}
+
+/// Elements of the whole result.
+pub(super) fn result_len(node: &Node) -> usize {
+    let c = &node.conv;
+    match node.pass {
+        Pass::Fwd(_) => c.y().shape.len(),
+        Pass::BwdX => c.x().shape.len(),
+        Pass::BwdW => c.w_shape().iter().product(),
+        Pass::BwdBias => c.spec.k,
+    }
+}
+
+fn best(node: &Node, shape: Shape, dtype: DType, access: Access, splits: Option<usize>) -> Option<Plan> {
+    let partial = result_len(node);
+    let scalar = variants(node, dtype, Access::Scalar).min_by_key(|v| clocks(shape, partial, v.tile, 1, dtype))?;
+    let candidates = variants(node, dtype, access).flat_map(|v| {
+        possible_splits(shape, partial, dtype)
+            .filter(move |&s| splits.is_none_or(|only| s == only))
+            .map(move |s| (v, s, clocks(shape, partial, v.tile, s, dtype)))
+    });
+    let (chosen, splits, _) = candidates.min_by_key(|&(_, _, clocks)| clocks)?;
+    Some(match access {
+        Access::Vector => Plan { vector: Some(chosen), scalar, splits },
+        Access::Scalar => Plan { vector: None, scalar: chosen, splits },
+    })
+}
+
+/// The plan for `node`; `None` for the bias gradient and in f64, where there are no tiles.
+pub(super) fn choose(node: &Node, target: Target) -> Option<Plan> {
+    let access = if allows_vectors(node, target.dtype) { Access::Vector } else { Access::Scalar };
+    best(node, shape(node)?, target.dtype, access, None)
+}
+
+/// Every tile that can compute `node`, each unsplit and with the most splits that are allowed.
+pub(super) fn plans(node: &Node, target: Target) -> Vec<Plan> {
+    let Some(shape) = shape(node) else { return Vec::new() };
+    let most = possible_splits(shape, result_len(node), target.dtype).last().unwrap_or(1);
+    let mut plans = Vec::new();
+    for v in table(node).iter().filter(|v| v.dtype == target.dtype) {
+        if v.access == Access::Vector && !allows_vectors(node, target.dtype) {
+            continue;
+        }
+        let Some(base) = best(node, shape, target.dtype, Access::Scalar, Some(1)) else { continue };
+        let plan = match v.access {
+            Access::Vector => Plan { vector: Some(v), ..base },
+            Access::Scalar => Plan { vector: None, scalar: v, splits: 1 },
+        };
+        plans.push(plan);
+        if most > 1 {
+            plans.push(Plan { splits: most, ..plan });
+        }
+    }
+    plans
+}
+
+/// Into how many slices of rows the bias gradient is cut.
+pub(super) fn bias_splits(pixels: usize) -> usize {
+    const ROWS_PER_SPLIT: usize = 256;
+    pixels.div_ceil(ROWS_PER_SPLIT).min(MAX_SPLITS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Arch;
+    use crate::ops::conv2d::{Conv2d, Epilogue, Spec};
+
+    fn node(pass: Pass, n: usize, hw: usize, c: usize, k: usize, rs: usize, stride: usize, groups: usize) -> Node {
+        let spec = Spec {
+            n,
+            h: hw,
+            w: hw,
+            c,
+            k,
+            kernel: [rs, rs],
+            stride: [stride, stride],
+            padding: [rs / 2, rs / 2],
+            dilation: [1, 1],
+            groups,
+        };
+        Node { conv: Conv2d::new(spec).expect("a valid case"), pass }
+    }
+
+    fn name(node: &Node, dtype: DType) -> (&'static str, usize) {
+        let plan = choose(node, Target { arch: Arch::Sm90, dtype }).expect("a plan");
+        (plan.kernel(), plan.splits)
+    }
+
+    const FORWARD: Pass = Pass::Fwd(Epilogue { scale: false, shift: false, residual: false, relu: false });
+
+    #[test]
+    fn wide_layers_take_wide_tiles_and_narrow_layers_narrow_ones() {
+        let b = DType::BF16;
+        assert_eq!(name(&node(FORWARD, 256, 14, 256, 256, 3, 1, 1), b), ("conv2d_fwd_bf16_128x128", 1));
+        assert_eq!(name(&node(FORWARD, 256, 56, 64, 64, 3, 1, 1), b), ("conv2d_fwd_bf16_128x64", 1));
+        assert_eq!(name(&node(FORWARD, 128, 32, 16, 16, 3, 1, 1), b), ("conv2d_fwd_bf16_128x16", 1));
+        assert_eq!(name(&node(FORWARD, 128, 16, 32, 32, 3, 1, 1), b), ("conv2d_fwd_bf16_128x32", 1));
+        assert_eq!(name(&node(Pass::BwdX, 128, 32, 16, 32, 3, 2, 1), b).0, "conv2d_bwd_x_bf16_128x16");
+        assert_eq!(name(&node(Pass::BwdW, 128, 32, 16, 16, 3, 1, 1), b).0, "conv2d_bwd_w_bf16_16x128");
+    }
+
+    #[test]
+    fn channels_that_do_not_fill_16_bytes_go_element_by_element() {
+        assert_eq!(name(&node(FORWARD, 256, 224, 3, 64, 7, 2, 1), DType::BF16).0, "conv2d_fwd_bf16_64x64_scalar");
+        assert_eq!(name(&node(FORWARD, 64, 8, 1, 16, 3, 1, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
+        assert_eq!(name(&node(Pass::BwdX, 64, 1, 64, 10, 1, 1, 1), DType::F16).0, "conv2d_bwd_x_f16_64x64_scalar");
+    }
+
+    #[test]
+    fn few_blocks_and_a_long_reduction_are_split() {
+        let (kernel, splits) = name(&node(Pass::BwdW, 256, 56, 64, 64, 3, 1, 1), DType::BF16);
+        assert!(kernel.starts_with("conv2d_bwd_w_bf16_64x") && splits >= 16, "{kernel} in {splits}");
+        let (_, splits) = name(&node(FORWARD, 1, 7, 512, 512, 3, 1, 1), DType::BF16);
+        assert!(splits >= 4, "batch 1, 7x7: {splits}");
+        assert_eq!(name(&node(FORWARD, 256, 56, 64, 64, 3, 1, 1), DType::F32).1, 1);
+    }
+
+    #[test]
+    fn residues_of_the_stride_share_the_taps() {
+        let s = shape(&node(Pass::BwdX, 2, 8, 16, 32, 3, 2, 1)).expect("a product");
+        assert_eq!((s.m, s.n, s.depth, s.residues), (2 * 4 * 4, 16, 2 * 2 * 32, 4));
+    }
+}

@@ -1,0 +1,103 @@
+//! The table of models: parameter counts, multiply-adds and tensors of every network, without running any.
+
+use residuum::graph::{Graph, Mode};
+use residuum::models::{self, BuildOptions, Model};
+
+fn graph(model: &Model, classes: usize) -> Graph {
+    model.build(Mode::Infer, 1, model.input(), classes, BuildOptions::default()).unwrap()
+}
+
+/// Multiply-adds, rounded as they are published.
+fn rounded(macs: u64) -> u64 {
+    (macs + 5_000) / 10_000 * 10_000
+}
+
+#[test]
+fn every_model_has_its_published_counts() {
+    for model in models::all() {
+        let published = model.published().unwrap();
+        let graph = graph(model, model.classes());
+        assert_eq!(graph.parameter_count() as u64, published.parameters, "parameters of {}", model.name());
+        assert_eq!(rounded(graph.macs()), published.macs, "multiply-adds of {}", model.name());
+    }
+}
+
+#[test]
+fn a_hundred_classes_have_the_published_counts() {
+    for (name, parameters, macs) in [
+        ("resnet110_cifar", 1_733_812, 252_890_000),
+        ("preact_resnet164_cifar", 1_726_388, 244_520_000),
+        ("preact_resnet1001_cifar", 10_350_836, 1_487_870_000),
+        ("resnext29_1x64d_cifar", 5_006_500, 748_460_000),
+        ("resnext29_8x64d_cifar", 34_518_948, 5_387_360_000),
+        ("resnext29_16x64d_cifar", 68_247_460, 10_688_960_000),
+        ("resnext29_32x4d_cifar", 4_868_004, 774_150_000),
+    ] {
+        let graph = graph(&models::find(name).unwrap(), 100);
+        assert_eq!((graph.parameter_count(), rounded(graph.macs())), (parameters, macs), "{name}");
+    }
+}
+
+/// Entries of torchvision's state dicts, `num_batches_tracked` among them.
+#[test]
+fn state_dicts_have_torchvisions_number_of_entries() {
+    for (name, entries) in [
+        ("resnet18", 122),
+        ("resnet34", 218),
+        ("resnet50", 320),
+        ("resnet101", 626),
+        ("resnet152", 932),
+        ("alexnet", 16),
+        ("vgg11", 22),
+        ("vgg11_bn", 62),
+        ("vgg13", 26),
+        ("vgg13_bn", 76),
+        ("vgg16", 32),
+        ("vgg16_bn", 97),
+        ("vgg19", 38),
+        ("vgg19_bn", 118),
+    ] {
+        let graph = graph(&models::find(name).unwrap(), 1000);
+        let counters = graph.buffers().len() / 2;
+        assert_eq!(graph.parameters().len() + graph.buffers().len() + counters, entries, "{name}");
+    }
+}
+
+/// The numbers in the names of VGG's layers (torchvision).
+#[test]
+fn vgg_layers_have_torchvisions_numbers() {
+    for (name, indices) in [
+        ("vgg13", &[0, 2, 5, 7, 10, 12, 15, 17, 20, 22][..]),
+        ("vgg16_bn", &[0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40]),
+        ("vgg19", &[0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34]),
+    ] {
+        let graph = graph(&models::find(name).unwrap(), 1000);
+        let names = graph.parameters().iter().filter(|p| p.shape.dims().len() == 4).map(|p| p.name.clone());
+        assert!(names.eq(indices.iter().map(|i| format!("features.{i}.weight"))), "{name}");
+    }
+}
+
+/// The input's channels, height and width come from the data: digits are 1x8x8.
+#[test]
+fn networks_take_the_shape_of_the_data() {
+    let model = models::find("resnet20_cifar").unwrap();
+    let graph = model.build(Mode::Train, 64, [1, 8, 8], 10, BuildOptions { loss: true, ..Default::default() }).unwrap();
+    assert_eq!(graph.parameters()[0].shape.dims(), [16, 1, 3, 3]);
+    assert_eq!(graph.parameter_count(), 269_722 - 2 * 16 * 9);
+    let outputs: Vec<_> = ["input", "labels"].map(|name| graph.input(name).unwrap().shape.dims().to_vec()).into();
+    assert_eq!(outputs, [vec![64, 8, 8, 1], vec![64]]);
+}
+
+#[test]
+fn impossible_shapes_are_errors_that_name_what_is_wrong() {
+    let model = models::find("resnet20_cifar").unwrap();
+    let error = |batch, chw, classes| {
+        model.build(Mode::Infer, batch, chw, classes, BuildOptions::default()).unwrap_err().to_string()
+    };
+    assert_eq!(error(0, [3, 32, 32], 10), "batch: 0 for resnet20_cifar, expected at least 1");
+    assert_eq!(error(1, [0, 32, 32], 10), "channels: 0 for resnet20_cifar, expected at least 1");
+    assert_eq!(error(1, [3, 32, 32], 0), "classes: 0 for resnet20_cifar, expected at least 1");
+    let small = models::find("alexnet").unwrap().build(Mode::Infer, 1, [3, 8, 8], 10, BuildOptions::default());
+    let text = small.unwrap_err().to_string();
+    assert!(text.contains("features.0") || text.contains("pool"), "{text}");
+}
