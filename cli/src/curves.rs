@@ -41,6 +41,7 @@ pub fn png(title: &str, history: &[Metrics]) -> Result<Vec<u8>, String> {
     let mut encoder = png::Encoder::new(&mut content, SIZE.0, SIZE.1);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(png::Compression::Best);
     let mut writer = encoder.write_header().map_err(text)?;
     writer.write_image_data(&reduced(&pixels, width as usize)).map_err(text)?;
     writer.finish().map_err(text)?;
@@ -83,22 +84,24 @@ fn draw<B: DrawingBackend>(
         .map_err(|_| "the font does not load".to_string())?;
     let curve = |of: fn(&Metrics) -> f64| history.iter().map(|m| (f64::from(m.epoch), of(m))).collect::<Vec<_>>();
     let loss = Panel {
-        title: "loss",
+        title: "loss (logarithmic)",
         unit: "",
         curves: [curve(|m| m.train_loss), curve(|m| m.test_loss)],
         log: true,
         legend: SeriesLabelPosition::UpperRight,
     };
     let accuracy = Panel {
-        title: "accuracy",
+        title: "accuracy, %",
         unit: " %",
         curves: [curve(|m| 100.0 * m.train_accuracy), curve(|m| 100.0 * m.test_accuracy)],
         log: false,
         legend: SeriesLabelPosition::LowerRight,
     };
     root.fill(&WHITE).map_err(text)?;
+    let edge = 10 * scale as i32;
+    let root = root.margin(edge, edge / 2, edge, edge);
     let root = root.titled(title, (FONT, 20 * scale).into_font().color(&INK)).map_err(text)?;
-    let (left, right) = root.split_horizontally((SIZE.0 * scale / 2) as i32);
+    let (left, right) = root.split_horizontally((SIZE.0 * scale / 2) as i32 - edge);
     panel(&left, scale, &loss)?;
     panel(&right, scale, &accuracy)?;
     root.present().map_err(text)
@@ -109,7 +112,8 @@ fn panel<B: DrawingBackend>(area: &DrawingArea<B, Shift>, scale: u32, panel: &Pa
     let axis = Axis::around(panel);
     let font = |size: u32| (FONT, size * scale).into_font().color(&INK);
     let mut chart = ChartBuilder::on(area)
-        .margin(14 * scale)
+        .margin(8 * scale)
+        .margin_right(16 * scale)
         .caption(panel.title, font(16))
         .x_label_area_size(40 * scale)
         .y_label_area_size(52 * scale)
@@ -123,6 +127,7 @@ fn panel<B: DrawingBackend>(area: &DrawingArea<B, Shift>, scale: u32, panel: &Pa
         .label_style(font(13))
         .x_desc("epoch")
         .axis_desc_style(font(13))
+        .set_all_tick_mark_size(4 * scale)
         .x_labels(9)
         .y_labels(8)
         .draw()

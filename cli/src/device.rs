@@ -5,40 +5,27 @@ use residuum::tensor::DType;
 
 use crate::failure::Failure;
 
-/// Where to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// The best that works here.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A GPU.
-    Cuda,
-    /// The simulator of a GPU.
-    Sim,
-}
+/// The name of a device, as [`Device::parse`] understands it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice(String);
 
 impl std::str::FromStr for Choice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let ordinal = |n: &str| n.parse::<usize>().is_ok();
         match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda),
-            "sim" => Ok(Self::Sim),
-            _ => Err("expected auto, cpu, cuda or sim".into()),
+            "auto" | "cpu" | "cuda" | "sim" => Ok(Self(text.into())),
+            _ if text.strip_prefix("cuda:").is_some_and(ordinal) => Ok(Self(text.into())),
+            _ => Err("expected auto, cpu, cuda, cuda:N or sim".into()),
         }
     }
 }
 
 impl Choice {
-    /// Opens the device.
-    pub fn open(self) -> Result<Device, Failure> {
-        match self {
-            Self::Auto | Self::Cpu => Ok(Device::cpu()),
-            Self::Cuda | Self::Sim => Err(Failure::Work("this build has the cpu device only".into())),
-        }
+    /// Opens the device; fails where there is none of that kind.
+    pub fn open(&self) -> Result<Device, Failure> {
+        Ok(Device::parse(&self.0)?)
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Args {
     /// The data set: digits, cifar10:DIR, cifar100:DIR or mnist:DIR [default: the one that it was trained on]
     #[arg(long)]
     data: Option<Source>,
-    /// Where to run: auto, cpu, cuda or sim
+    /// Where to run: auto, cpu, cuda, cuda:N or sim
     #[arg(long, default_value = "auto")]
     device: Choice,
     /// The storage type: f32, f64 (on cpu only), f16 or bf16 [default: the one that it was trained in]

@@ -44,7 +44,7 @@ pub struct Network {
     /// The images: the tensor `input`, NCHW
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,
-    /// Where to run: auto, cpu, cuda or sim
+    /// Where to run: auto, cpu, cuda, cuda:N or sim
     #[arg(long, default_value = "auto")]
     pub device: Choice,
     /// The storage type of activations and weights: f32, f64 (on cpu only), f16 or bf16

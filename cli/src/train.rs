@@ -35,7 +35,7 @@ pub struct Args {
     /// The data set: digits, cifar10:DIR, cifar100:DIR or mnist:DIR [default: digits]
     #[arg(long)]
     data: Option<Source>,
-    /// Where to run: auto, cpu, cuda or sim
+    /// Where to run: auto, cpu, cuda, cuda:N or sim
     #[arg(long, default_value = "auto")]
     device: Choice,
     /// The storage type of activations and weights: f32, f16 or bf16 [default: f32]
