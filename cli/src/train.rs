@@ -1,6 +1,7 @@
 //! `residuum train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use residuum::data::{Augment, Source, Splits};
 use residuum::models::Model;
@@ -121,7 +122,7 @@ impl Args {
 
     /// The checkpoint at `path`, with the epochs and the folder of the data set that were asked for; fails where
     /// another option contradicts it.
-    fn resumed(&self, path: &std::path::Path) -> Result<Checkpoint, Failure> {
+    fn resumed(&self, path: &Path) -> Result<Checkpoint, Failure> {
         let mut checkpoint = Checkpoint::read(path)?;
         let settings = &mut checkpoint.settings;
         let mut wanted = self.over(settings.clone());
@@ -136,6 +137,9 @@ impl Args {
         Ok(checkpoint)
     }
 }
+
+/// How long the curves may be behind.
+const REDRAW: Duration = Duration::from_secs(5);
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<(), Failure> {
@@ -161,7 +165,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     };
     folder.create()?;
     let history = folder.rewind(trainer.epoch())?;
-    let mut session = Session { folder, history, every: args.checkpoint_every, display: Display::new() };
+    let mut session =
+        Session { folder, history, every: args.checkpoint_every, display: Display::new(), drawn: Instant::now() };
     session.introduce(&args, &trainer, &splits, device.kind());
     trainer.run(&mut session)?;
     session.display.finish();
@@ -174,6 +179,7 @@ struct Session {
     history: Vec<Metrics>,
     every: Option<usize>,
     display: Display,
+    drawn: Instant,
 }
 
 impl Session {
@@ -233,6 +239,10 @@ impl Observer for Session {
         trainer.checkpoint()?.write(self.folder.checkpoint())?;
         self.history.push(*metrics);
         self.display.epoch(metrics, trainer.settings().epochs);
-        self.draw(trainer.settings())
+        if self.drawn.elapsed() > REDRAW {
+            self.draw(trainer.settings())?;
+            self.drawn = Instant::now();
+        }
+        Ok(())
     }
 }

@@ -10,6 +10,9 @@ use crate::ops::sgd;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
+/// The widest shift of an image, in pixels.
+const PAD: usize = 1 << 16;
+
 /// Everything that decides the bits of a run, but for the images themselves and the device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -93,6 +96,12 @@ impl Settings {
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
             let problem = format!("{}, expected a number above 0", self.learning_rate);
             return Err(Error::invalid("learning rate", problem));
+        }
+        if self.augment.pad > PAD {
+            return Err(Error::invalid(
+                "augmentation",
+                format!("shifts of {} pixels, expected at most {PAD}", self.augment.pad),
+            ));
         }
         self.schedule.check(self.epochs)?;
         self.optimizer().map(|_| ())
