@@ -4,10 +4,14 @@
 
 mod bounds;
 mod build;
+#[path = "../cases/mod.rs"]
+mod cases;
 mod data;
 mod golden;
+mod gradients;
 mod graph;
 mod harness;
+mod host;
 mod models;
 mod ops;
 mod random;

@@ -1,15 +1,413 @@
 //! Which kernels, on what grid.
-use crate::device::Kernel;
-pub(crate) const KERNELS: &[&Kernel] = &[];
-use super::Node;
-use crate::device::{Launch, Target};
-use crate::ops::Io;
+
+use super::{Node, Pass};
+use crate::device::{Cost, Kernel, Launch, Target, View};
+use crate::ops::strips::{entries, for_dtype, Rows, Strips, THREADS};
+use crate::ops::{Arg, Io, Operator, Write};
+use crate::tensor::DType;
 use crate::Result;
 
-pub(super) fn launches(_node: &Node, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
-    Err(crate::Error::unsupported("stub", "stub"))
+/// Rows that a thread walks where there are many: enough to make loading the channels' numbers cheap.
+const WALK: usize = 16;
+/// Channels of a block that merges bands.
+const MERGE_LANES: usize = 32;
+/// Shared memory of the kernels that reduce rows of strips: for the 16-bit types, the most.
+const STATS_SHARED: u32 = THREADS * (2 * 8 + 1) * 4;
+const SUMS_SHARED: u32 = THREADS * 2 * 8 * 4;
+
+/// `Stats` of kernels/batch_norm/train.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Stats {
+    x: u64,
+    mean: u64,
+    m2: u64,
+    x_stride: i64,
+    strips: Strips,
 }
 
-pub(super) fn scratch_bytes(_node: &Node, _target: Target) -> usize {
-    0
+/// `Finalize` of kernels/batch_norm/train.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Finalize {
+    band_mean: u64,
+    band_m2: u64,
+    mean: u64,
+    invstd: u64,
+    running_mean: u64,
+    running_var: u64,
+    rows: i64,
+    rows_per_band: u32,
+    bands: u32,
+    channels: u32,
+    eps: f32,
+    momentum: f32,
+    keep: f32,
+}
+
+/// `Apply` of kernels/batch_norm/apply.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Apply {
+    x: u64,
+    y: u64,
+    gamma: u64,
+    beta: u64,
+    mean: u64,
+    spread: u64,
+    x_stride: i64,
+    y_stride: i64,
+    strips: Strips,
+    relu: u32,
+    infer: u32,
+    eps: f32,
+    unused: u32,
+}
+
+/// `Fold` of kernels/batch_norm/apply.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Fold {
+    gamma: u64,
+    beta: u64,
+    mean: u64,
+    var: u64,
+    bias: u64,
+    scale: u64,
+    shift: u64,
+    channels: u32,
+    eps: f32,
+}
+
+/// `BandSums` of kernels/batch_norm/bwd.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct BandSums {
+    dy: u64,
+    x: u64,
+    y: u64,
+    mean: u64,
+    dy_sum: u64,
+    dyx_sum: u64,
+    dy_stride: i64,
+    x_stride: i64,
+    y_stride: i64,
+    strips: Strips,
+}
+
+/// `BwdFinalize` of kernels/batch_norm/bwd.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct BwdFinalize {
+    dy_sum: u64,
+    dyx_sum: u64,
+    invstd: u64,
+    dgamma: u64,
+    dbeta: u64,
+    bands: u32,
+    channels: u32,
+}
+
+/// `Bwd` of kernels/batch_norm/bwd.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Bwd {
+    dy: u64,
+    x: u64,
+    y: u64,
+    dx: u64,
+    gamma: u64,
+    mean: u64,
+    invstd: u64,
+    dgamma: u64,
+    dbeta: u64,
+    dy_stride: i64,
+    x_stride: i64,
+    y_stride: i64,
+    dx_stride: i64,
+    strips: Strips,
+    inverse_count: f32,
+    accumulate: u32,
+}
+
+static STATS: [Kernel; 3] =
+    entries::<Stats>(["batch_norm_stats_f32", "batch_norm_stats_f16", "batch_norm_stats_bf16"], STATS_SHARED);
+static FINALIZE: Kernel = Kernel::new::<Finalize>("batch_norm_finalize_f32", THREADS, THREADS * 3 * 4);
+static APPLY: [Kernel; 3] =
+    entries::<Apply>(["batch_norm_apply_f32", "batch_norm_apply_f16", "batch_norm_apply_bf16"], 0);
+static FOLD: Kernel = Kernel::new::<Fold>("batch_norm_fold_f32", THREADS, 0);
+static SUMS: [Kernel; 3] = entries::<BandSums>(
+    ["batch_norm_bwd_sums_f32", "batch_norm_bwd_sums_f16", "batch_norm_bwd_sums_bf16"],
+    SUMS_SHARED,
+);
+static BWD_FINALIZE: Kernel = Kernel::new::<BwdFinalize>("batch_norm_bwd_finalize_f32", THREADS, THREADS * 2 * 4);
+static BWD: [Kernel; 3] = entries::<Bwd>(["batch_norm_bwd_f32", "batch_norm_bwd_f16", "batch_norm_bwd_bf16"], 0);
+
+pub(crate) const KERNELS: &[&Kernel] = &[
+    &STATS[0],
+    &STATS[1],
+    &STATS[2],
+    &FINALIZE,
+    &APPLY[0],
+    &APPLY[1],
+    &APPLY[2],
+    &FOLD,
+    &SUMS[0],
+    &SUMS[1],
+    &SUMS[2],
+    &BWD_FINALIZE,
+    &BWD[0],
+    &BWD[1],
+    &BWD[2],
+];
+
+/// Two numbers for each band and channel.
+pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
+    match node.pass {
+        Pass::Train { .. } | Pass::Bwd { .. } => {
+            let bands = Strips::bands(node.rows(), target.dtype, false).map_or(0, |s| s.band_count());
+            2 * bands * node.bn.spec.x[3] * size_of::<f32>()
+        }
+        Pass::Infer { .. } | Pass::Fold { .. } => 0,
+    }
+}
+
+pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    io.check(node, target)?;
+    match node.pass {
+        Pass::Train { relu } => {
+            let [x, gamma, beta] = node.args(io.inputs);
+            let [y, mean, invstd] = node.args(io.outputs);
+            let [stats, finalize] = node.launch_statistics(target.dtype, io)?;
+            let parts = Parts { x, y, gamma, beta, mean, spread: invstd };
+            Ok(vec![stats, finalize, node.launch_apply(target.dtype, &parts, relu, false)?])
+        }
+        Pass::Infer { relu } => {
+            let [x, gamma, beta, mean, spread] = node.args(io.inputs);
+            let [y] = node.args(io.outputs);
+            Ok(vec![node.launch_apply(target.dtype, &Parts { x, y, gamma, beta, mean, spread }, relu, true)?])
+        }
+        Pass::Fold { .. } => node.launch_fold(io),
+        Pass::Bwd { .. } => node.launch_bwd(target.dtype, io),
+    }
+}
+
+/// The tensors of an `Apply`.
+struct Parts<'a> {
+    x: &'a Arg,
+    y: &'a Arg,
+    gamma: &'a Arg,
+    beta: &'a Arg,
+    mean: &'a Arg,
+    spread: &'a Arg,
+}
+
+impl Node {
+    fn rows(&self) -> Rows {
+        Rows::pixels(self.bn.count(), self.bn.spec.x[3])
+    }
+
+    fn args<'a, const N: usize>(&self, args: &'a [Arg]) -> [&'a Arg; N] {
+        std::array::from_fn(|i| &args[i])
+    }
+
+    /// The two halves of the scratch memory, for `strips`.
+    fn halves(&self, strips: &Strips, io: &Io<'_>) -> Result<(View, [u64; 2])> {
+        let Some(scratch) = io.scratch else {
+            return Err(crate::Error::invalid(self.name(), "no scratch memory"));
+        };
+        let half = strips.band_count() * self.bn.spec.x[3] * size_of::<f32>();
+        Ok((scratch.clone(), [scratch.address(), scratch.address() + half as u64]))
+    }
+
+    /// Bytes of two numbers for each band and channel.
+    fn band_bytes(&self, strips: &Strips) -> u64 {
+        (2 * strips.band_count() * self.bn.spec.x[3] * size_of::<f32>()) as u64
+    }
+
+    fn launch_statistics(&self, dtype: DType, io: &Io<'_>) -> Result<[Launch; 2]> {
+        let x = &io.inputs[0];
+        let [_, mean, invstd, running_mean, running_var] = self.args(io.outputs);
+        let strips = Strips::bands(self.rows(), dtype, self.rows().wide(dtype, &[x], &[]))?;
+        let (scratch, [band_mean, band_m2]) = self.halves(&strips, io)?;
+        let (elements, bands) = (self.bn.x().shape.len() as u64, self.band_bytes(&strips));
+        let channels = self.bn.spec.x[3];
+        let params =
+            Stats { x: x.view.address(), mean: band_mean, m2: band_m2, x_stride: self.rows().stride(x), strips };
+        let cost = Cost { flops: 3 * elements, bytes_read: self.bn.x().bytes(dtype) as u64, bytes_written: bands };
+        let views = vec![x.view.clone(), scratch.clone()];
+        // SAFETY: x and the scratch memory are as large as the descriptor says (`Io::check`), and `strips` covers x.
+        let stats = unsafe { Launch::new(for_dtype(dtype, &STATS)?, strips.grid()?, &params, cost, views) };
+
+        let params = Finalize {
+            band_mean,
+            band_m2,
+            mean: mean.view.address(),
+            invstd: invstd.view.address(),
+            running_mean: running_mean.view.address(),
+            running_var: running_var.view.address(),
+            rows: self.bn.count() as i64,
+            rows_per_band: strips.rows_per_band(),
+            bands: strips.band_count() as u32,
+            channels: channels as u32,
+            eps: self.bn.spec.eps as f32,
+            momentum: self.bn.spec.momentum as f32,
+            keep: (1.0 - self.bn.spec.momentum) as f32,
+        };
+        let cost =
+            Cost { flops: 5 * bands / 4, bytes_read: bands + 8 * channels as u64, bytes_written: 16 * channels as u64 };
+        let mut views = vec![scratch];
+        views.extend([mean, invstd, running_mean, running_var].map(|a| a.view.clone()));
+        let grid = [channels.div_ceil(MERGE_LANES) as u32, 1, 1];
+        // SAFETY: a number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
+        let finalize = unsafe { Launch::new(&FINALIZE, grid, &params, cost, views) };
+        Ok([stats, finalize])
+    }
+
+    fn launch_apply(&self, dtype: DType, parts: &Parts<'_>, relu: bool, infer: bool) -> Result<Launch> {
+        let Parts { x, y, gamma, beta, mean, spread } = *parts;
+        let rows = self.rows();
+        let strips = Strips::new(rows, dtype, WALK, rows.wide(dtype, &[x, y], &[]))?;
+        let params = Apply {
+            x: x.view.address(),
+            y: y.view.address(),
+            gamma: gamma.view.address(),
+            beta: beta.view.address(),
+            mean: mean.view.address(),
+            spread: spread.view.address(),
+            x_stride: rows.stride(x),
+            y_stride: rows.stride(y),
+            strips,
+            relu: relu.into(),
+            infer: infer.into(),
+            eps: self.bn.spec.eps as f32,
+            unused: 0,
+        };
+        let bytes = self.bn.x().bytes(dtype) as u64;
+        let cost = Cost {
+            flops: 3 * self.bn.x().shape.len() as u64,
+            bytes_read: bytes + 16 * self.bn.spec.x[3] as u64,
+            bytes_written: bytes,
+        };
+        let views = [x, y, gamma, beta, mean, spread].map(|a| a.view.clone()).to_vec();
+        // SAFETY: `strips` covers x and y; they and the channels' numbers are as large as it says (`Io::check`).
+        Ok(unsafe { Launch::new(for_dtype(dtype, &APPLY)?, strips.grid()?, &params, cost, views) })
+    }
+
+    fn launch_fold(&self, io: &Io<'_>) -> Result<Vec<Launch>> {
+        let [gamma, beta, mean, var] = self.args(io.inputs);
+        let [scale, shift] = self.args(io.outputs);
+        let channels = self.bn.spec.x[3];
+        let params = Fold {
+            gamma: gamma.view.address(),
+            beta: beta.view.address(),
+            mean: mean.view.address(),
+            var: var.view.address(),
+            bias: io.inputs.get(4).map_or(0, |a| a.view.address()),
+            scale: scale.view.address(),
+            shift: shift.view.address(),
+            channels: channels as u32,
+            eps: self.bn.spec.eps as f32,
+        };
+        let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
+        let grid = [channels.div_ceil(THREADS as usize) as u32, 1, 1];
+        // SAFETY: every view holds a number per channel (`Io::check`); the bias may be null.
+        Ok(vec![unsafe { Launch::new(&FOLD, grid, &params, self.cost(DType::F32), views) }])
+    }
+
+    fn launch_bwd(&self, dtype: DType, io: &Io<'_>) -> Result<Vec<Launch>> {
+        let invstd = &io.inputs[4];
+        let [_, dgamma, dbeta] = self.args(io.outputs);
+        let (sums, strips) = self.launch_sums(dtype, io)?;
+        let (scratch, [dy_sum, dyx_sum]) = self.halves(&strips, io)?;
+        let channels = self.bn.spec.x[3];
+        let params = BwdFinalize {
+            dy_sum,
+            dyx_sum,
+            invstd: invstd.view.address(),
+            dgamma: dgamma.view.address(),
+            dbeta: dbeta.view.address(),
+            bands: strips.band_count() as u32,
+            channels: channels as u32,
+        };
+        let bands = self.band_bytes(&strips);
+        let cost =
+            Cost { flops: bands / 4, bytes_read: bands + 4 * channels as u64, bytes_written: 8 * channels as u64 };
+        let views = vec![scratch, invstd.view.clone(), dgamma.view.clone(), dbeta.view.clone()];
+        let grid = [channels.div_ceil(MERGE_LANES) as u32, 1, 1];
+        // SAFETY: a number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
+        let finalize = unsafe { Launch::new(&BWD_FINALIZE, grid, &params, cost, views) };
+        Ok(vec![sums, finalize, self.launch_bwd_x(dtype, io)?])
+    }
+
+    fn launch_sums(&self, dtype: DType, io: &Io<'_>) -> Result<(Launch, Strips)> {
+        let [dy, x, _, mean] = self.args(io.inputs);
+        let y = io.inputs.get(5);
+        let rows = self.rows();
+        let mut tensors = vec![dy, x];
+        tensors.extend(y);
+        let strips = Strips::bands(rows, dtype, rows.wide(dtype, &tensors, &[]))?;
+        let (scratch, [dy_sum, dyx_sum]) = self.halves(&strips, io)?;
+        let params = BandSums {
+            dy: dy.view.address(),
+            x: x.view.address(),
+            y: y.map_or(0, |a| a.view.address()),
+            mean: mean.view.address(),
+            dy_sum,
+            dyx_sum,
+            dy_stride: rows.stride(dy),
+            x_stride: rows.stride(x),
+            y_stride: y.map_or(0, |a| rows.stride(a)),
+            strips,
+        };
+        let cost = Cost {
+            flops: 3 * self.bn.x().shape.len() as u64,
+            bytes_read: (tensors.len() * self.bn.x().bytes(dtype) + 4 * self.bn.spec.x[3]) as u64,
+            bytes_written: self.band_bytes(&strips),
+        };
+        let mut views: Vec<View> = tensors.iter().map(|a| a.view.clone()).collect();
+        views.extend([mean.view.clone(), scratch]);
+        // SAFETY: `strips` covers dy, x and y, which with the scratch memory are as large as it says (`Io::check`); y
+        // may be null.
+        let launch = unsafe { Launch::new(for_dtype(dtype, &SUMS)?, strips.grid()?, &params, cost, views) };
+        Ok((launch, strips))
+    }
+
+    fn launch_bwd_x(&self, dtype: DType, io: &Io<'_>) -> Result<Launch> {
+        let [dy, x, gamma, mean, invstd] = self.args(io.inputs);
+        let [dx, dgamma, dbeta] = self.args(io.outputs);
+        let y = io.inputs.get(5);
+        let rows = self.rows();
+        let mut tensors = vec![dy, x, dx];
+        tensors.extend(y);
+        let strips = Strips::new(rows, dtype, WALK, rows.wide(dtype, &tensors, &[]))?;
+        let params = Bwd {
+            dy: dy.view.address(),
+            x: x.view.address(),
+            y: y.map_or(0, |a| a.view.address()),
+            dx: dx.view.address(),
+            gamma: gamma.view.address(),
+            mean: mean.view.address(),
+            invstd: invstd.view.address(),
+            dgamma: dgamma.view.address(),
+            dbeta: dbeta.view.address(),
+            dy_stride: rows.stride(dy),
+            x_stride: rows.stride(x),
+            y_stride: y.map_or(0, |a| rows.stride(a)),
+            dx_stride: rows.stride(dx),
+            strips,
+            inverse_count: 1.0 / self.bn.count() as f32,
+            accumulate: (dx.write == Write::Accumulate).into(),
+        };
+        let bytes = self.bn.x().bytes(dtype) as u64;
+        let cost = Cost {
+            flops: 5 * self.bn.x().shape.len() as u64,
+            bytes_read: bytes * (tensors.len() as u64 - 1) + 20 * self.bn.spec.x[3] as u64,
+            bytes_written: bytes,
+        };
+        let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
+        // SAFETY: `strips` covers dy, x, y and dx, which with the channels' numbers are as large as it says
+        // (`Io::check`); y may be null.
+        Ok(unsafe { Launch::new(for_dtype(dtype, &BWD)?, strips.grid()?, &params, cost, views) })
+    }
 }

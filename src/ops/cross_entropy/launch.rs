@@ -1,15 +1,139 @@
 //! Which kernels, on what grid.
-use crate::device::Kernel;
-pub(crate) const KERNELS: &[&Kernel] = &[];
-use super::Node;
-use crate::device::{Launch, Target};
-use crate::ops::Io;
-use crate::Result;
 
-pub(super) fn launches(_node: &Node, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
-    Err(crate::Error::unsupported("stub", "stub"))
+use super::{Node, Pass, Spec};
+use crate::device::{Cost, Kernel, Launch, Target};
+use crate::ops::strips::{entries, for_dtype, THREADS};
+use crate::ops::{Io, Operator};
+use crate::{Error, Result};
+
+/// Shared memory: two numbers for each thread.
+const SHARED: u32 = THREADS * 2 * 4;
+
+/// `CrossEntropyFwd` of kernels/cross_entropy/cross_entropy.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Fwd {
+    logits: u64,
+    labels: u64,
+    loss: u64,
+    correct: u64,
+    classes: u32,
+    on: f32,
+    everywhere: f32,
+    unused: u32,
 }
 
-pub(super) fn scratch_bytes(_node: &Node, _target: Target) -> usize {
-    0
+/// `CrossEntropyMean` of kernels/cross_entropy/cross_entropy.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Mean {
+    row_loss: u64,
+    row_correct: u64,
+    loss: u64,
+    correct: u64,
+    n: u32,
+    unused: u32,
+}
+
+/// `CrossEntropyBwd` of kernels/cross_entropy/cross_entropy.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Bwd {
+    logits: u64,
+    labels: u64,
+    dlogits: u64,
+    classes: u32,
+    on: f32,
+    everywhere: f32,
+    scale: f32,
+}
+
+static FWD: [Kernel; 3] =
+    entries::<Fwd>(["cross_entropy_fwd_f32", "cross_entropy_fwd_f16", "cross_entropy_fwd_bf16"], SHARED);
+static MEAN: Kernel = Kernel::new::<Mean>("cross_entropy_mean_f32", THREADS, SHARED);
+static BWD: [Kernel; 3] =
+    entries::<Bwd>(["cross_entropy_bwd_f32", "cross_entropy_bwd_f16", "cross_entropy_bwd_bf16"], SHARED);
+
+pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &MEAN, &BWD[0], &BWD[1], &BWD[2]];
+
+/// Forward: the loss of each image, and whether it was right.
+pub(super) fn scratch_bytes(node: &Node, _target: Target) -> usize {
+    match node.pass {
+        Pass::Fwd => 2 * node.loss.spec.n * size_of::<f32>(),
+        Pass::Bwd => 0,
+    }
+}
+
+pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    io.check(node, target)?;
+    match node.pass {
+        Pass::Fwd => fwd(node, target, io),
+        Pass::Bwd => bwd(node, target, io),
+    }
+}
+
+/// N and K, where a grid and the kernels' counters hold them.
+fn extents(spec: &Spec) -> Result<[u32; 2]> {
+    match (i32::try_from(spec.n), i32::try_from(spec.classes)) {
+        (Ok(n), Ok(classes)) => Ok([n as u32, classes as u32]),
+        _ => Err(Error::unsupported("cross_entropy", format!("{} images of {} classes", spec.n, spec.classes))),
+    }
+}
+
+fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    let (logits, labels, loss, correct) = (&io.inputs[0], &io.inputs[1], &io.outputs[0], &io.outputs[1]);
+    let Some(scratch) = io.scratch else {
+        return Err(Error::invalid(node.name(), "no scratch memory"));
+    };
+    let spec = &node.loss.spec;
+    let [n, classes] = extents(spec)?;
+    let rows = scratch.address();
+    let rows_bytes = u64::from(n) * 8;
+    let params = Fwd {
+        logits: logits.view.address(),
+        labels: labels.view.address(),
+        loss: rows,
+        correct: rows + rows_bytes / 2,
+        classes,
+        on: (1.0 - spec.smoothing) as f32,
+        everywhere: (spec.smoothing / spec.classes as f64) as f32,
+        unused: 0,
+    };
+    let cost = Cost { bytes_written: rows_bytes, ..node.cost(target.dtype) };
+    let views = vec![logits.view.clone(), labels.view.clone(), scratch.clone()];
+    // SAFETY: a block for each of the N rows of K logits, and two numbers for each in the scratch memory (`Io::check`).
+    let fwd = unsafe { Launch::new(for_dtype(target.dtype, &FWD)?, [n, 1, 1], &params, cost, views) };
+
+    let params = Mean {
+        row_loss: rows,
+        row_correct: rows + rows_bytes / 2,
+        loss: loss.view.address(),
+        correct: correct.view.address(),
+        n,
+        unused: 0,
+    };
+    let cost = Cost { flops: 2 * u64::from(n), bytes_read: rows_bytes, bytes_written: 8 };
+    let views = vec![scratch.clone(), loss.view.clone(), correct.view.clone()];
+    // SAFETY: two numbers for each of N images in the scratch memory, one in each output (`Io::check`).
+    let mean = unsafe { Launch::new(&MEAN, [1, 1, 1], &params, cost, views) };
+    Ok(vec![fwd, mean])
+}
+
+fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    let (logits, labels, dlogits) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
+    let spec = &node.loss.spec;
+    let [n, classes] = extents(spec)?;
+    let params = Bwd {
+        logits: logits.view.address(),
+        labels: labels.view.address(),
+        dlogits: dlogits.view.address(),
+        classes,
+        on: (1.0 - spec.smoothing) as f32,
+        everywhere: (spec.smoothing / spec.classes as f64) as f32,
+        scale: (spec.grad_scale / spec.n as f64) as f32,
+    };
+    let views = [logits, labels, dlogits].map(|a| a.view.clone()).to_vec();
+    let kernel = for_dtype(target.dtype, &BWD)?;
+    // SAFETY: a block for each of the N rows of K logits, as large as the descriptor says (`Io::check`).
+    Ok(vec![unsafe { Launch::new(kernel, [n, 1, 1], &params, node.cost(target.dtype), views) }])
 }

@@ -1,11 +1,253 @@
 //! Which kernels, on what grid.
-use crate::device::Kernel;
-pub(crate) const KERNELS: &[&Kernel] = &[];
-use super::Node;
-use crate::device::{Launch, Target};
-use crate::ops::Io;
-use crate::Result;
 
-pub(super) fn launches(_node: &Node, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
-    Err(crate::Error::unsupported("stub", "stub"))
+use super::{Kind, Node, Pass, Pool, Window};
+use crate::device::{Kernel, Launch, Target};
+use crate::ops::strips::{entries, for_dtype, Rows, Strips, THREADS};
+use crate::ops::{Io, Operator, Write};
+use crate::{Error, Result};
+
+/// Rows that a thread walks where there are many.
+const WALK: usize = 2;
+/// From so many pixels on a block sums a window, not a thread.
+const TREE_PIXELS: usize = 32;
+
+/// `Windows` of kernels/pool/window.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Windows {
+    h: u32,
+    w: u32,
+    p: u32,
+    q: u32,
+    kernel: [u32; 2],
+    stride: [u32; 2],
+    padding: [u32; 2],
+    adaptive: u32,
+    count_padding: u32,
+}
+
+/// `MaxFwd` of kernels/pool/max.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct MaxFwd {
+    x: u64,
+    y: u64,
+    index: u64,
+    x_stride: i64,
+    y_stride: i64,
+    index_stride: i64,
+    strips: Strips,
+    windows: Windows,
+}
+
+/// `MaxBwd` of kernels/pool/max.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct MaxBwd {
+    dy: u64,
+    index: u64,
+    dx: u64,
+    dy_stride: i64,
+    index_stride: i64,
+    dx_stride: i64,
+    strips: Strips,
+    windows: Windows,
+    accumulate: u32,
+    unused: u32,
+}
+
+/// `AvgFwd` of kernels/pool/avg.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct AvgFwd {
+    x: u64,
+    y: u64,
+    x_stride: i64,
+    y_stride: i64,
+    strips: Strips,
+    windows: Windows,
+}
+
+/// `AvgBwd` of kernels/pool/avg.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct AvgBwd {
+    dy: u64,
+    dx: u64,
+    dy_stride: i64,
+    dx_stride: i64,
+    strips: Strips,
+    windows: Windows,
+    accumulate: u32,
+    unused: u32,
+}
+
+static MAX_FWD: [Kernel; 3] = entries::<MaxFwd>(["pool_max_fwd_f32", "pool_max_fwd_f16", "pool_max_fwd_bf16"], 0);
+static MAX_BWD: [Kernel; 3] = entries::<MaxBwd>(["pool_max_bwd_f32", "pool_max_bwd_f16", "pool_max_bwd_bf16"], 0);
+static AVG_FWD: [Kernel; 3] = entries::<AvgFwd>(["pool_avg_fwd_f32", "pool_avg_fwd_f16", "pool_avg_fwd_bf16"], 0);
+static AVG_FWD_TREE: [Kernel; 3] =
+    entries::<AvgFwd>(["pool_avg_fwd_f32_tree", "pool_avg_fwd_f16_tree", "pool_avg_fwd_bf16_tree"], THREADS * 8 * 4);
+static AVG_BWD: [Kernel; 3] = entries::<AvgBwd>(["pool_avg_bwd_f32", "pool_avg_bwd_f16", "pool_avg_bwd_bf16"], 0);
+
+pub(crate) const KERNELS: &[&Kernel] = &[
+    &MAX_FWD[0],
+    &MAX_FWD[1],
+    &MAX_FWD[2],
+    &MAX_BWD[0],
+    &MAX_BWD[1],
+    &MAX_BWD[2],
+    &AVG_FWD[0],
+    &AVG_FWD[1],
+    &AVG_FWD[2],
+    &AVG_FWD_TREE[0],
+    &AVG_FWD_TREE[1],
+    &AVG_FWD_TREE[2],
+    &AVG_BWD[0],
+    &AVG_BWD[1],
+    &AVG_BWD[2],
+];
+
+pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    io.check(node, target)?;
+    let launch = match (node.pool.spec.kind, node.pass) {
+        (Kind::Max, Pass::Fwd) => max_fwd(node, target, io),
+        (Kind::Max, Pass::Bwd) => max_bwd(node, target, io),
+        (Kind::Average { .. }, Pass::Fwd) => avg_fwd(node, target, io),
+        (Kind::Average { .. }, Pass::Bwd) => avg_bwd(node, target, io),
+    };
+    Ok(vec![launch?])
+}
+
+impl Windows {
+    fn new(pool: &Pool) -> Result<Self> {
+        let [_, h, w, _] = pool.spec.x;
+        let narrow = |v: usize| match i32::try_from(v) {
+            Ok(v) => Ok(v as u32),
+            Err(_) => Err(Error::unsupported("pool", format!("an extent of {v}, the most is 2^31 - 1"))),
+        };
+        let pair = |v: [usize; 2]| Ok::<_, Error>([narrow(v[0])?, narrow(v[1])?]);
+        let mut windows = Self {
+            h: narrow(h)?,
+            w: narrow(w)?,
+            p: narrow(pool.p)?,
+            q: narrow(pool.q)?,
+            kernel: [0; 2],
+            stride: [0; 2],
+            padding: [0; 2],
+            adaptive: 1,
+            count_padding: (pool.spec.kind == Kind::Average { count_padding: true }).into(),
+        };
+        if let Window::Sliding { kernel, stride, padding, .. } = pool.spec.window {
+            windows.kernel = pair(kernel)?;
+            windows.stride = pair(stride)?;
+            windows.padding = pair(padding)?;
+            windows.adaptive = 0;
+        }
+        Ok(windows)
+    }
+}
+
+impl Pool {
+    /// The pixels of the input.
+    fn x_rows(&self) -> Rows {
+        let [n, h, w, c] = self.spec.x;
+        Rows::pixels(n * h * w, c)
+    }
+
+    /// The pixels of the output.
+    fn y_rows(&self) -> Rows {
+        let [n, p, q, c] = self.y_shape();
+        Rows::pixels(n * p * q, c)
+    }
+
+    /// The most pixels of a window.
+    fn most_pixels(&self) -> usize {
+        let most = |axis: usize, count: usize| (0..count).map(|i| self.span(axis, i).len()).max().unwrap_or(0);
+        most(0, self.p) * most(1, self.q)
+    }
+}
+
+fn max_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
+    let (x, y, index) = (&io.inputs[0], &io.outputs[0], &io.outputs[1]);
+    let rows = node.pool.y_rows();
+    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[index]))?;
+    let params = MaxFwd {
+        x: x.view.address(),
+        y: y.view.address(),
+        index: index.view.address(),
+        x_stride: rows.stride(x),
+        y_stride: rows.stride(y),
+        index_stride: rows.stride(index),
+        strips,
+        windows: Windows::new(&node.pool)?,
+    };
+    let views = [x, y, index].map(|a| a.view.clone()).to_vec();
+    let kernel = for_dtype(target.dtype, &MAX_FWD)?;
+    // SAFETY: `strips` covers y and index, windows lie inside x, and all are as large as that (`Io::check`).
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+}
+
+fn max_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
+    let (dy, index, dx) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
+    let rows = node.pool.x_rows();
+    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[index]))?;
+    let params = MaxBwd {
+        dy: dy.view.address(),
+        index: index.view.address(),
+        dx: dx.view.address(),
+        dy_stride: rows.stride(dy),
+        index_stride: rows.stride(index),
+        dx_stride: rows.stride(dx),
+        strips,
+        windows: Windows::new(&node.pool)?,
+        accumulate: (dx.write == Write::Accumulate).into(),
+        unused: 0,
+    };
+    let views = [dy, index, dx].map(|a| a.view.clone()).to_vec();
+    let kernel = for_dtype(target.dtype, &MAX_BWD)?;
+    // SAFETY: `strips` covers dx, only windows of dy and index are read, and all are as large as that (`Io::check`).
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+}
+
+fn avg_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
+    let (x, y) = (&io.inputs[0], &io.outputs[0]);
+    let rows = node.pool.y_rows();
+    let wide = rows.wide(target.dtype, &[x, y], &[]);
+    let (entries, strips) = if node.pool.most_pixels() < TREE_PIXELS {
+        (&AVG_FWD, Strips::new(rows, target.dtype, WALK, wide)?)
+    } else {
+        (&AVG_FWD_TREE, Strips::blocks(rows, target.dtype, wide)?)
+    };
+    let params = AvgFwd {
+        x: x.view.address(),
+        y: y.view.address(),
+        x_stride: rows.stride(x),
+        y_stride: rows.stride(y),
+        strips,
+        windows: Windows::new(&node.pool)?,
+    };
+    let views = [x, y].map(|a| a.view.clone()).to_vec();
+    let kernel = for_dtype(target.dtype, entries)?;
+    // SAFETY: `strips` covers y, windows lie inside x, and both are as large as that (`Io::check`).
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+}
+
+fn avg_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
+    let (dy, dx) = (&io.inputs[0], &io.outputs[0]);
+    let rows = node.pool.x_rows();
+    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[]))?;
+    let params = AvgBwd {
+        dy: dy.view.address(),
+        dx: dx.view.address(),
+        dy_stride: rows.stride(dy),
+        dx_stride: rows.stride(dx),
+        strips,
+        windows: Windows::new(&node.pool)?,
+        accumulate: (dx.write == Write::Accumulate).into(),
+        unused: 0,
+    };
+    let views = [dy, dx].map(|a| a.view.clone()).to_vec();
+    let kernel = for_dtype(target.dtype, &AVG_BWD)?;
+    // SAFETY: `strips` covers dx, only windows of dy are read, and both are as large as that (`Io::check`).
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
 }

@@ -1,11 +1,81 @@
 //! Which kernels, on what grid.
-use crate::device::Kernel;
-pub(crate) const KERNELS: &[&Kernel] = &[];
-use super::Node;
-use crate::device::{Launch, Target};
-use crate::ops::Io;
+
+use super::{Node, Pass};
+use crate::device::{Kernel, Launch, Target};
+use crate::ops::strips::{entries, for_dtype, Rows, Strips};
+use crate::ops::{Io, Operator, Write};
 use crate::Result;
 
-pub(super) fn launches(_node: &Node, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
-    Err(crate::Error::unsupported("stub", "stub"))
+/// Rows that a thread walks where there are many.
+const WALK: usize = 4;
+
+/// `ReluFwd` of kernels/relu/relu.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Fwd {
+    x: u64,
+    y: u64,
+    x_stride: i64,
+    y_stride: i64,
+    strips: Strips,
+}
+
+/// `ReluBwd` of kernels/relu/relu.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Bwd {
+    dy: u64,
+    y: u64,
+    dx: u64,
+    dy_stride: i64,
+    y_stride: i64,
+    dx_stride: i64,
+    strips: Strips,
+    accumulate: u32,
+    unused: u32,
+}
+
+static FWD: [Kernel; 3] = entries::<Fwd>(["relu_fwd_f32", "relu_fwd_f16", "relu_fwd_bf16"], 0);
+static BWD: [Kernel; 3] = entries::<Bwd>(["relu_bwd_f32", "relu_bwd_f16", "relu_bwd_bf16"], 0);
+
+pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &BWD[0], &BWD[1], &BWD[2]];
+
+pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    io.check(node, target)?;
+    let launch = match node.pass {
+        Pass::Fwd => fwd(node, target, io),
+        Pass::Bwd => bwd(node, target, io),
+    };
+    Ok(vec![launch?])
+}
+
+fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
+    let (x, y) = (&io.inputs[0], &io.outputs[0]);
+    let rows = Rows::of(&node.shape, &[x, y]);
+    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[]))?;
+    let params =
+        Fwd { x: x.view.address(), y: y.view.address(), x_stride: rows.stride(x), y_stride: rows.stride(y), strips };
+    let (kernel, views) = (for_dtype(target.dtype, &FWD)?, vec![x.view.clone(), y.view.clone()]);
+    // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+}
+
+fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
+    let (dy, y, dx) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
+    let rows = Rows::of(&node.shape, &[dy, y, dx]);
+    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, y, dx], &[]))?;
+    let params = Bwd {
+        dy: dy.view.address(),
+        y: y.view.address(),
+        dx: dx.view.address(),
+        dy_stride: rows.stride(dy),
+        y_stride: rows.stride(y),
+        dx_stride: rows.stride(dx),
+        strips,
+        accumulate: (dx.write == Write::Accumulate).into(),
+        unused: 0,
+    };
+    let (kernel, views) = (for_dtype(target.dtype, &BWD)?, vec![dy.view.clone(), y.view.clone(), dx.view.clone()]);
+    // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
 }

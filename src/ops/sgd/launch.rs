@@ -1,8 +1,35 @@
-//! Which kernels, on what grid.
-use crate::device::Kernel;
-pub(crate) const KERNELS: &[&Kernel] = &[];
+//! Which kernel, on what grid.
+
 use super::Sgd;
-use crate::device::{Launch, Target, View};
+use crate::device::{Cost, Kernel, Launch, Target, View};
+use crate::ops::strips::{entries, THREADS};
+use crate::tensor::DType;
+
+/// Elements of a thread.
+const PER_THREAD: usize = 4;
+
+/// `Sgd` of kernels/sgd/sgd.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    param: u64,
+    grad: u64,
+    velocity: u64,
+    shadow: u64,
+    control: u64,
+    len: i64,
+    decay_end: i64,
+    momentum: f32,
+    keep: f32,
+    decay: f32,
+    scale: f32,
+    nesterov: u32,
+    unused: u32,
+}
+
+static STEP: [Kernel; 3] = entries::<Params>(["sgd_step_f32", "sgd_step_f16", "sgd_step_bf16"], 0);
+
+pub(crate) const KERNELS: &[&Kernel] = &[&STEP[0], &STEP[1], &STEP[2]];
 
 /// The flat tensors of a program, one element for each parameter element.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +51,44 @@ pub struct Buffers<'a> {
 }
 
 /// The one launch of a step.
-pub fn launch(_sgd: &Sgd, _target: Target, _buffers: &Buffers<'_>) -> Launch {
-    unimplemented!()
+///
+/// # Panics
+/// If a buffer has no room for `len` elements, `len` is 0 or no multiple of 4, a buffer is not aligned to 16 bytes, or
+/// there is a shadow in a program whose type is not f16 or bf16.
+pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
+    let Buffers { param, grad, velocity, shadow, control, len, decay_end } = *buffers;
+    assert!(len > 0 && len % PER_THREAD == 0, "sgd: {len} elements, expected a multiple of 4");
+    let fits = |view: &View, bytes: usize| view.bytes() >= bytes && view.address() % 16 == 0;
+    assert!([param, grad, velocity].iter().all(|v| fits(v, len * 4)), "sgd: a buffer of less than {len} elements");
+    assert!(shadow.is_none_or(|v| fits(v, len * 2)), "sgd: a shadow of less than {len} elements");
+    assert!(fits(control, 8), "sgd: a control of less than 2 elements");
+    let kernel = match (shadow, target.dtype) {
+        (None, _) => &STEP[0],
+        (Some(_), DType::F16) => &STEP[1],
+        (Some(_), DType::BF16) => &STEP[2],
+        (Some(_), dtype) => panic!("sgd: a shadow in {dtype}"),
+    };
+    let spec = sgd.spec();
+    let params = Params {
+        param: param.address(),
+        grad: grad.address(),
+        velocity: velocity.address(),
+        shadow: shadow.map_or(0, View::address),
+        control: control.address(),
+        len: len as i64,
+        decay_end: decay_end as i64,
+        momentum: spec.momentum as f32,
+        keep: (1.0 - spec.dampening) as f32,
+        decay: spec.weight_decay as f32,
+        scale: spec.grad_scale as f32,
+        nesterov: spec.nesterov.into(),
+        unused: 0,
+    };
+    let n = len as u64;
+    let cost = Cost { flops: 8 * n, bytes_read: 12 * n + 8, bytes_written: (8 + 2 * u64::from(shadow.is_some())) * n };
+    let mut views = vec![param.clone(), grad.clone(), velocity.clone(), control.clone()];
+    views.extend(shadow.cloned());
+    let blocks = len.div_ceil(PER_THREAD * THREADS as usize);
+    // SAFETY: every buffer holds `len` elements, aligned, and the control two, as asserted above; the shadow may be null.
+    unsafe { Launch::new(kernel, [blocks as u32, 1, 1], &params, cost, views) }
 }

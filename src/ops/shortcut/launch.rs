@@ -1,11 +1,71 @@
 //! Which kernels, on what grid.
-use crate::device::Kernel;
-pub(crate) const KERNELS: &[&Kernel] = &[];
-use super::Node;
-use crate::device::{Launch, Target};
-use crate::ops::Io;
-use crate::Result;
 
-pub(super) fn launches(_node: &Node, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
-    Err(crate::Error::unsupported("stub", "stub"))
+use super::{Node, Pass, Spec};
+use crate::device::{Kernel, Launch, Target};
+use crate::ops::strips::{entries, for_dtype, Rows, Strips};
+use crate::ops::{Io, Operator, Write};
+use crate::{Error, Result};
+
+/// Rows that a thread walks where there are many.
+const WALK: usize = 4;
+
+/// `Shortcut` of kernels/shortcut/shortcut.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    src: u64,
+    dst: u64,
+    src_stride: i64,
+    dst_stride: i64,
+    strips: Strips,
+    h: u32,
+    w: u32,
+    p: u32,
+    q: u32,
+    stride: u32,
+    c: u32,
+    lead: u32,
+    accumulate: u32,
+}
+
+static FWD: [Kernel; 3] = entries::<Params>(["shortcut_fwd_f32", "shortcut_fwd_f16", "shortcut_fwd_bf16"], 0);
+static BWD: [Kernel; 3] = entries::<Params>(["shortcut_bwd_f32", "shortcut_bwd_f16", "shortcut_bwd_bf16"], 0);
+
+pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &BWD[0], &BWD[1], &BWD[2]];
+
+pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    io.check(node, target)?;
+    let (src, dst) = (&io.inputs[0], &io.outputs[0]);
+    let Spec { x: [n, h, w, c], stride, lead, .. } = node.shortcut.spec;
+    let [_, p, q, k] = node.shortcut.y_shape();
+    let (entries, rows) = match node.pass {
+        Pass::Fwd => (&FWD, Rows::pixels(n * p * q, k)),
+        Pass::Bwd => (&BWD, Rows::pixels(n * h * w, c)),
+    };
+    let width = Strips::width(target.dtype);
+    let wide = rows.wide(target.dtype, &[src, dst], &[]) && lead % width == 0 && c % width == 0;
+    let strips = Strips::new(rows, target.dtype, WALK, wide)?;
+    let narrow = |v: usize| match i32::try_from(v) {
+        Ok(v) => Ok(v as u32),
+        Err(_) => Err(Error::unsupported("shortcut", format!("an extent of {v}, the most is 2^31 - 1"))),
+    };
+    let params = Params {
+        src: src.view.address(),
+        dst: dst.view.address(),
+        src_stride: rows.stride(src),
+        dst_stride: rows.stride(dst),
+        strips,
+        h: narrow(h)?,
+        w: narrow(w)?,
+        p: narrow(p)?,
+        q: narrow(q)?,
+        stride: narrow(stride)?,
+        c: narrow(c)?,
+        lead: narrow(lead)?,
+        accumulate: (dst.write == Write::Accumulate).into(),
+    };
+    let (kernel, views) = (for_dtype(target.dtype, entries)?, vec![src.view.clone(), dst.view.clone()]);
+    // SAFETY: `strips` covers the output, the pixels that are read lie inside the input, and both are as large as that
+    // (`Io::check`).
+    Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) }])
 }

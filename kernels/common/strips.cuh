@@ -1,0 +1,103 @@
+// How memory-bound kernels share a tensor: seen as rows of channels (a row is a pixel; a tensor without pixels is cut
+// into rows), each thread takes a strip of 16 bytes of channels and walks down the rows of its block. What a thread
+// adds up, and in what order, depends on the shape only, not on whether the accesses are 16 bytes wide.
+#pragma once
+
+#include "common/vec.cuh"
+
+constexpr int STRIP_THREADS = 256;
+
+// The division of a tensor among blocks; the same struct is in src/ops/strips.rs.
+struct Strips {
+  i64 rows;
+  u32 channels;        // of every row but the last
+  u32 last_channels;   // of the last row
+  u32 blocks_per_row;  // blocks side by side along the channels
+  u32 lanes_log2;      // threads of a block side by side; the others take other rows
+  u32 rows_per_block;
+  u32 wide;  // 1 where every address and stride of the launch allows 16-byte accesses
+};
+static_assert(sizeof(Strips) == 32, "as in src/ops/strips.rs");
+
+// A thread's share: channels `channel` .. `channel` + V of rows first, first + step, ... below end.
+struct Share {
+  i64 first, end;
+  int step;
+  u32 channel;
+};
+
+__device__ __forceinline__ int strip_lane(const Strips& s) { return int(threadIdx.x & ((1u << s.lanes_log2) - 1)); }
+__device__ __forceinline__ int strip_walker(const Strips& s) { return int(threadIdx.x >> s.lanes_log2); }
+__device__ __forceinline__ int strip_walkers(const Strips& s) { return STRIP_THREADS >> s.lanes_log2; }
+
+template <int V>
+__device__ __forceinline__ Share thread_share(const Strips& s) {
+  const u32 column = blockIdx.x % s.blocks_per_row, band = blockIdx.x / s.blocks_per_row;
+  const i64 begin = i64(band) * s.rows_per_block, end = begin + s.rows_per_block;
+  Share share;
+  share.first = begin + strip_walker(s);
+  share.end = end < s.rows ? end : s.rows;
+  share.step = strip_walkers(s);
+  share.channel = ((column << s.lanes_log2) + strip_lane(s)) * V;
+  return share;
+}
+
+// How many of the V channels from `channel` on row `row` has; 0 where the strip lies beyond it.
+template <int V>
+__device__ __forceinline__ int strip_width(const Strips& s, i64 row, u32 channel) {
+  const u32 channels = row == s.rows - 1 ? s.last_channels : s.channels;
+  const u32 left = channel < channels ? channels - channel : 0;
+  return left < V ? int(left) : V;
+}
+
+// The first `n` of V values from `p` on, as floats; the others are 0.
+template <typename T, int V>
+__device__ __forceinline__ void load_strip(float (&v)[V], const T* p, int n, u32 wide) {
+  if (wide && n == V) {
+    const Vec<T, V> t = load<T, V>(p);
+#pragma unroll
+    for (int j = 0; j < V; ++j) v[j] = to_float(t.v[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) v[j] = j < n ? to_float(p[j]) : 0.0f;
+  }
+}
+
+// Stores the first `n` of V floats, rounded to T.
+template <typename T, int V>
+__device__ __forceinline__ void store_strip(T* p, const float (&v)[V], int n, u32 wide) {
+  if (wide && n == V) {
+    Vec<T, V> t;
+#pragma unroll
+    for (int j = 0; j < V; ++j) t.v[j] = from_float<T>(v[j]);
+    store<T, V>(p, t);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j)
+      if (j < n) p[j] = from_float<T>(v[j]);
+  }
+}
+
+// Stores, or with `accumulate` adds to what is there.
+template <typename T, int V>
+__device__ __forceinline__ void write_strip(T* p, const float (&v)[V], int n, u32 wide, u32 accumulate) {
+  if (!accumulate) {
+    store_strip<T, V>(p, v, n, wide);
+    return;
+  }
+  float sum[V];
+  load_strip<T, V>(sum, p, n, wide);
+#pragma unroll
+  for (int j = 0; j < V; ++j) sum[j] += v[j];
+  store_strip<T, V>(p, sum, n, wide);
+}
+
+// A number for each of `n` of V channels from `p` on; the others are 0. `p` has no alignment of its own.
+template <int V>
+__device__ __forceinline__ void load_channels(float (&v)[V], const float* p, u32 channel, int n) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) v[j] = j < n ? p[channel + j] : 0.0f;
+}
+
+// max(v, 0); a NaN stays.
+__device__ __forceinline__ float rectified(float v) { return v < 0.0f ? 0.0f : v; }

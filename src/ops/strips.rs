@@ -1,0 +1,170 @@
+//! The launch geometry that the memory-bound kernels share; kernels/common/strips.cuh is its other half.
+
+use super::Arg;
+use crate::device::Kernel;
+use crate::tensor::{DType, Shape};
+use crate::{Error, Result};
+
+/// Threads in a block.
+pub(super) const THREADS: u32 = 256;
+/// Channels in a row of a tensor that has no pixels: 8 accesses of 16 bytes for each thread side by side.
+const FLAT_ROW: usize = 2048;
+/// Blocks that fill a large GPU several times over; with more there is nothing to gain.
+const MANY_BLOCKS: usize = 1024;
+/// The most threads of a block side by side along the channels: a warp.
+const MOST_LANES: usize = 32;
+
+/// The division of a tensor among blocks: `Strips` of kernels/common/strips.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(super) struct Strips {
+    rows: i64,
+    channels: u32,
+    last_channels: u32,
+    blocks_per_row: u32,
+    lanes_log2: u32,
+    rows_per_block: u32,
+    wide: u32,
+}
+
+/// A tensor as rows of channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rows {
+    rows: usize,
+    channels: usize,
+    last_channels: usize,
+    /// Whether the rows are pixels, at each tensor's own stride, or pieces of a dense tensor.
+    pixels: bool,
+}
+
+impl Rows {
+    /// Pixels of `channels` channels.
+    pub fn pixels(rows: usize, channels: usize) -> Self {
+        Self { rows, channels, last_channels: channels, pixels: true }
+    }
+
+    /// The pixels of `shape` where one of `args` is a slice of channels, else pieces of one length.
+    pub fn of(shape: &Shape, args: &[&Arg]) -> Self {
+        match *shape.dims() {
+            [n, h, w, c] if args.iter().any(|a| a.pixel_stride != c) => Self::pixels(n * h * w, c),
+            _ => Self::flat(shape.len()),
+        }
+    }
+
+    fn flat(len: usize) -> Self {
+        let rows = len.div_ceil(FLAT_ROW).max(1);
+        Self { rows, channels: FLAT_ROW, last_channels: len - (rows - 1) * FLAT_ROW, pixels: false }
+    }
+
+    /// Elements from one row of `arg` to the next.
+    pub fn stride(&self, arg: &Arg) -> i64 {
+        if self.pixels {
+            arg.pixel_stride as i64
+        } else {
+            self.channels as i64
+        }
+    }
+
+    /// Whether every strip of `args` is aligned to its size: 16 bytes of numbers, or as many window positions.
+    pub fn wide(&self, dtype: DType, numbers: &[&Arg], positions: &[&Arg]) -> bool {
+        let width = Strips::width(dtype);
+        let aligned =
+            |arg: &Arg, to: usize| arg.view.address() % to as u64 == 0 && self.stride(arg) % width as i64 == 0;
+        numbers.iter().all(|a| aligned(a, 16)) && positions.iter().all(|a| aligned(a, width))
+    }
+}
+
+impl Strips {
+    /// Elements of a strip: 16 bytes of `dtype`.
+    pub fn width(dtype: DType) -> usize {
+        16 / dtype.bytes()
+    }
+
+    /// Divides `rows` so that each thread walks `walk` rows, or fewer where that would leave the GPU idle.
+    pub fn new(rows: Rows, dtype: DType, walk: usize, wide: bool) -> Result<Self> {
+        let mut strips = Self::lanes(rows, dtype, wide)?;
+        let blocks = |walk: usize| rows.rows.div_ceil(strips.walkers() * walk) * strips.blocks_per_row as usize;
+        let walk = (1..=walk).rev().find(|&w| blocks(w) >= MANY_BLOCKS).unwrap_or(1);
+        strips.rows_per_block = (strips.walkers() * walk) as u32;
+        Ok(strips)
+    }
+
+    /// Divides `rows` into bands for a reduction over rows. The bands depend on the shape and the type only.
+    pub fn bands(rows: Rows, dtype: DType, wide: bool) -> Result<Self> {
+        /// Rows that a thread adds up at least: fewer would leave more to merge than to add.
+        const LEAST_WALK: usize = 8;
+        let mut strips = Self::lanes(rows, dtype, wide)?;
+        let most = (MANY_BLOCKS / strips.blocks_per_row as usize).max(1);
+        let bands = rows.rows.div_ceil(strips.walkers() * LEAST_WALK).clamp(1, most);
+        let per_walker = rows.rows.div_ceil(bands * strips.walkers());
+        strips.rows_per_block = u32::try_from(per_walker * strips.walkers()).map_err(|_| too_large(rows))?;
+        Ok(strips)
+    }
+
+    /// Divides `rows` so that a block takes one.
+    pub fn blocks(rows: Rows, dtype: DType, wide: bool) -> Result<Self> {
+        Self::lanes(rows, dtype, wide)
+    }
+
+    fn lanes(rows: Rows, dtype: DType, wide: bool) -> Result<Self> {
+        let across = rows.channels.div_ceil(Self::width(dtype));
+        let lanes = across.next_power_of_two().min(MOST_LANES);
+        let narrow = |v: usize| u32::try_from(v).map_err(|_| too_large(rows));
+        Ok(Self {
+            rows: rows.rows as i64,
+            channels: narrow(rows.channels)?,
+            last_channels: narrow(rows.last_channels)?,
+            blocks_per_row: narrow(across.div_ceil(lanes))?,
+            lanes_log2: lanes.ilog2(),
+            rows_per_block: 1,
+            wide: wide.into(),
+        })
+    }
+
+    /// Threads of a block that walk down the rows side by side.
+    fn walkers(&self) -> usize {
+        (THREADS >> self.lanes_log2) as usize
+    }
+
+    /// The number of bands of rows: blocks one below the other.
+    pub fn band_count(&self) -> usize {
+        (self.rows as usize).div_ceil(self.rows_per_block as usize)
+    }
+
+    /// Rows of every band but the last.
+    pub fn rows_per_band(&self) -> u32 {
+        self.rows_per_block
+    }
+
+    /// The grid.
+    pub fn grid(&self) -> Result<[u32; 3]> {
+        let blocks = self.band_count() * self.blocks_per_row as usize;
+        match i32::try_from(blocks) {
+            Ok(blocks) => Ok([blocks as u32, 1, 1]),
+            Err(_) => Err(Error::unsupported("launch", format!("{blocks} blocks, the most is 2^31 - 1"))),
+        }
+    }
+}
+
+fn too_large(rows: Rows) -> Error {
+    Error::unsupported("launch", format!("{} rows of {} channels", rows.rows, rows.channels))
+}
+
+/// The entries for f32, f16 and bf16 of a kernel that takes a `P`.
+pub(super) const fn entries<P: bytemuck::Pod>(names: [&'static str; 3], shared_bytes: u32) -> [Kernel; 3] {
+    [
+        Kernel::new::<P>(names[0], THREADS, shared_bytes),
+        Kernel::new::<P>(names[1], THREADS, shared_bytes),
+        Kernel::new::<P>(names[2], THREADS, shared_bytes),
+    ]
+}
+
+/// That of the entries which is for `dtype`.
+pub(super) fn for_dtype(dtype: DType, entries: &'static [Kernel; 3]) -> Result<&'static Kernel> {
+    match dtype {
+        DType::F32 => Ok(&entries[0]),
+        DType::F16 => Ok(&entries[1]),
+        DType::BF16 => Ok(&entries[2]),
+        DType::F64 => Err(Error::unsupported(entries[0].name, "kernels compute in f32, f16 and bf16; use the CPU")),
+    }
+}
