@@ -51,7 +51,8 @@ fn wrap(kernel: &Path, kernels: &Path, out: &Path) -> PathBuf {
 fn compiler() -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).pic(true).cargo_metadata(false);
-    for flag in ["-ffp-contract=off", "-fno-fast-math", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    for flag in
+        ["-ffp-contract=off", "-fno-fast-math", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     {
         build.flag(flag);
     }
