@@ -11,6 +11,7 @@ use residuum::device::{Arch, Backend, Device, Memory, Target, View};
 use residuum::ops::{Arg, HostIo, HostMut, HostRef, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
+use crate::machine;
 pub use crate::random::Random;
 
 /// The storage types that kernels are compiled for.
@@ -172,11 +173,8 @@ fn simulators() -> Vec<Machine> {
 }
 
 fn gpu() -> Option<Machine> {
-    let found: Option<Machine> = None;
-    if found.is_none() && std::env::var_os("RESIDUUM_REQUIRE_GPU").is_some_and(|v| v == "1") {
-        panic!("RESIDUUM_REQUIRE_GPU is set and there is no usable GPU");
-    }
-    found
+    let backend = machine::gpu("the kernels on a GPU")?;
+    Some(Machine { label: backend.name(), backend, group: "cuda", sweep: Sweep::Schedules })
 }
 
 /// Runs `case` everywhere in every storage type; panics with the case's name at the first difference.
