@@ -181,6 +181,7 @@ pub struct Machine {
 static MACHINES: LazyLock<Vec<Machine>> = LazyLock::new(|| {
     let mut machines = simulators();
     machines.extend(gpu());
+    machines.retain(|m| machine::wanted(m.backend.kind()));
     if machines.is_empty() {
         eprintln!("kernel tests skipped: no usable GPU, and built without the feature `sim`");
     }
@@ -225,7 +226,7 @@ fn gpu() -> Vec<Machine> {
         label: label.into(),
         backend: backend.clone(),
         group: "cuda",
-        sweep: Sweep::Schedules,
+        sweep: Sweep::Quick,
         replayed,
     };
     [("cuda", false), ("cuda, replayed", true)].map(as_machine).into()

@@ -2,7 +2,7 @@
 //!
 //! A test that needs something that is not here prints that it skipped. Where the thing must be there, a variable turns
 //! the skip into a failure: `RESIDUUM_REQUIRE_GPU=1`, `RESIDUUM_REQUIRE_NVCC=1`. `RESIDUUM_LONG=1` turns on long lists of
-//! cases.
+//! cases; `RESIDUUM_ONLY=cuda` leaves the other devices out.
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -24,6 +24,11 @@ pub fn shared() -> PathBuf {
 /// Whether the environment sets `variable` to 1.
 pub fn asked(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| value == "1")
+}
+
+/// Whether tests run on devices of `kind`: `RESIDUUM_ONLY` names another.
+pub fn wanted(kind: &str) -> bool {
+    std::env::var("RESIDUUM_ONLY").map_or(true, |only| only == kind)
 }
 
 /// Says that `what` is skipped for `reason`; fails where `RESIDUUM_REQUIRE_<thing>` is 1.
@@ -56,5 +61,6 @@ pub fn devices(what: &str) -> Vec<Device> {
         Err(error) => assert!(!cfg!(feature = "sim"), "{error}"),
     }
     devices.extend(gpu(what).map(Device::Kernels));
+    devices.retain(|device| wanted(device.kind()));
     devices
 }

@@ -15,6 +15,8 @@ mod host;
 mod machine;
 mod models;
 mod ops;
+#[cfg(feature = "cuda")]
+mod planted;
 mod random;
 mod sim;
 mod tidy;
