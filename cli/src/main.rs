@@ -1,3 +1,61 @@
-//! The `residuum` program.
+//! The `residuum` program: train, evaluate, serve and inspect residual networks.
 
-fn main() {}
+mod curves;
+mod device;
+mod doctor;
+mod eval;
+mod failure;
+mod folder;
+mod infer;
+mod models;
+mod progress;
+mod step;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Trains, evaluates, serves and inspects residual networks.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "Examples:
+  residuum train                               resnet20_cifar on handwritten digits, in seconds
+  residuum train --data cifar10:/data/cifar --epochs 30 --batch 128
+  residuum eval --checkpoint runs/resnet20_cifar-digits-seed0/checkpoint.safetensors
+  residuum infer --model resnet50 --weights resnet50.safetensors --input x.safetensors --output y.safetensors
+  residuum models
+
+Exit codes: 0 done, 1 failed, 2 bad arguments. A failure is one line on standard error.")]
+struct Program {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(train::Args),
+    Eval(eval::Args),
+    Infer(infer::Args),
+    Step(step::Args),
+    Models(models::Args),
+    Doctor(doctor::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Program::try_parse() {
+        Err(error) => return failure::usage(&error),
+        Ok(Program { command }) => match command {
+            Command::Train(args) => train::run(args),
+            Command::Eval(args) => eval::run(&args),
+            Command::Infer(args) => infer::run(&args),
+            Command::Step(args) => step::run(&args),
+            Command::Models(args) => models::run(&args),
+            Command::Doctor(args) => doctor::run(&args),
+        },
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

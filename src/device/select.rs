@@ -1,5 +1,6 @@
 //! Which device: by name, the best there is, or on another library's stream.
 
+use super::sim::SimOptions;
 use super::Device;
 use crate::{Error, Result};
 
@@ -24,7 +25,7 @@ impl Device {
             "auto" => Ok(Self::best()),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Self::cuda(0),
-            "sim" => simulator(),
+            "sim" => Self::sim(SimOptions::default()),
             _ => Self::cuda(name.strip_prefix("cuda:").and_then(|n| n.parse().ok()).ok_or_else(unknown)?),
         }
     }
@@ -62,9 +63,4 @@ impl Device {
 fn without_feature(_ordinal: usize) -> Error {
     let reason = "this build leaves it out; build with the feature `cuda`".to_string();
     Error::NoDevice { device: "cuda", reason }
-}
-
-fn simulator() -> Result<Device> {
-    let reason = "this build leaves it out; build with the feature `sim`".to_string();
-    Err(Error::NoDevice { device: "sim", reason })
 }

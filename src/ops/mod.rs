@@ -8,6 +8,7 @@ pub mod batch_norm;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod linear;
+mod parallel;
 pub mod pool;
 pub mod relu;
 pub mod sgd;
@@ -215,6 +216,12 @@ impl<T: Real> HostIo<'_, T> {
             panic!("{N} outputs are expected here");
         };
         outputs.each_mut().map(HostMut::real)
+    }
+
+    /// As [`reals`](Self::reals), with the scratch memory.
+    pub fn split<const N: usize>(&mut self) -> ([&mut [T]; N], &mut [T]) {
+        let scratch = std::mem::take(&mut self.scratch);
+        (self.reals(), scratch)
     }
 }
 

@@ -12,6 +12,12 @@ pub fn sum(terms: usize, magnitude: f64) -> f64 {
     (terms as f64 + 1.0) * U * magnitude
 }
 
+/// A sum of `terms` products on tensor cores, in blocks of eight: each block is added to the sum in f32 with
+/// truncation. Eight more for what follows: sums of sums, the epilogue.
+pub fn tensor_core_sum(terms: usize, magnitude: f64) -> f64 {
+    (terms as f64 / 8.0 + 8.0) * 2.0 * U * magnitude
+}
+
 /// A sum of at most `terms` quotients of whole numbers whose magnitudes add up to `magnitude`: each is a product with a
 /// rounded reciprocal.
 pub fn quotients(terms: usize, magnitude: f64) -> f64 {

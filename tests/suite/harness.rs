@@ -7,7 +7,7 @@
 use std::sync::{Arc, LazyLock};
 
 use residuum::device::sim::{Arithmetic, Copies, Schedule, SimOptions};
-use residuum::device::{Arch, Backend, Device, Memory, Recording, Target, View};
+use residuum::device::{Arch, Backend, Device, Launch, Memory, Recording, Target, View};
 use residuum::ops::{Arg, HostIo, HostMut, HostRef, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
@@ -82,14 +82,28 @@ pub struct Case {
     pub judge: Judge,
     /// Whether the NHWC tensors may also be slices of wider ones.
     pub slices: bool,
+    /// The inputs that are weights, which are always dense.
+    pub weights: &'static [usize],
+    /// Another way to run the op than the one that it chooses.
+    pub launcher: Option<Launcher>,
 }
+
+/// A way to run an op.
+pub struct Launcher {
+    /// In place of [`Operator::scratch_bytes`].
+    pub scratch_bytes: Box<dyn Fn(Target) -> usize>,
+    /// In place of [`Operator::launches`].
+    pub launches: Box<Launches>,
+}
+
+type Launches = dyn Fn(Target, &Io<'_>) -> residuum::Result<Vec<Launch>>;
 
 impl Case {
     /// A case whose outputs must be exact.
     pub fn exact(name: impl Into<String>, op: Op, inputs: Vec<Data>) -> Self {
         let outputs = op.operator().outputs().len();
         let judge: Judge = Box::new(move |_| vec![Compare::Exact; outputs]);
-        Self { name: name.into(), op, inputs, updates: Vec::new(), judge, slices: false }
+        Self { name: name.into(), op, inputs, updates: Vec::new(), judge, slices: false, weights: &[], launcher: None }
     }
 
     /// A case whose outputs are judged by `judge`.
@@ -99,12 +113,33 @@ impl Case {
         inputs: Vec<Data>,
         judge: impl Fn(&Judged<'_>) -> Vec<Compare> + 'static,
     ) -> Self {
-        Self { name: name.into(), op, inputs, updates: Vec::new(), judge: Box::new(judge), slices: false }
+        Self {
+            name: name.into(),
+            op,
+            inputs,
+            updates: Vec::new(),
+            judge: Box::new(judge),
+            slices: false,
+            weights: &[],
+            launcher: None,
+        }
     }
 
     /// The old content of the outputs that the op updates.
     pub fn updating(mut self, updates: Vec<Data>) -> Self {
         self.updates = updates;
+        self
+    }
+
+    /// Input `i` is dense even then, for every `i` of `inputs`.
+    pub fn with_weights(mut self, inputs: &'static [usize]) -> Self {
+        self.weights = inputs;
+        self
+    }
+
+    /// Runs as `launcher` says.
+    pub fn launched_by(mut self, launcher: Launcher) -> Self {
+        self.launcher = Some(launcher);
         self
     }
 
@@ -115,9 +150,11 @@ impl Case {
     }
 }
 
-/// Which variants of the simulator a case needs; all schedules are in each.
+/// Which variants of the simulator a case needs; all schedules are in each but the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sweep {
+    /// One schedule, the one that finds most: for long lists of cases.
+    Quick,
     /// Nothing more: for kernels without asynchronous copies and tensor cores.
     Schedules,
     /// Early and late copies.
@@ -153,7 +190,10 @@ static MACHINES: LazyLock<Vec<Machine>> = LazyLock::new(|| {
 /// copies, and with the sums of both generations of tensor cores.
 fn simulators() -> Vec<Machine> {
     let plain = SimOptions::default();
-    let schedules = Schedule::ALL.map(|schedule| (SimOptions { schedule, ..plain }, "exact", Sweep::Schedules));
+    let schedules = Schedule::ALL.map(|schedule| {
+        let sweep = if schedule == (Schedule::Priority { depth: 2 }) { Sweep::Quick } else { Sweep::Schedules };
+        (SimOptions { schedule, ..plain }, "exact", sweep)
+    });
     let early = [Schedule::InOrder, Schedule::Random, Schedule::Priority { depth: 2 }]
         .map(|schedule| (SimOptions { schedule, copies: Copies::Early, ..plain }, "exact", Sweep::Copies));
     let approximate = [(SimOptions { approximate: true, ..plain }, "approximate", Sweep::Schedules)];
@@ -307,6 +347,8 @@ impl Layout {
 /// A case in one storage type: rounded inputs, what the outputs hold before, what they should hold after.
 struct Prepared<'a> {
     op: &'a Op,
+    launcher: Option<&'a Launcher>,
+    weights: &'static [usize],
     dtype: DType,
     inputs: Vec<Data>,
     before: Vec<Option<Data>>,
@@ -334,7 +376,16 @@ impl<'a> Prepared<'a> {
                 writes[i] = Write::Accumulate;
             }
         }
-        Self { op: &case.op, dtype, inputs, before, after, writes }
+        Self {
+            op: &case.op,
+            launcher: case.launcher.as_ref(),
+            weights: case.weights,
+            dtype,
+            inputs,
+            before,
+            after,
+            writes,
+        }
     }
 
     /// What output `i` held when it is added to.
@@ -498,17 +549,25 @@ fn run(p: &Prepared<'_>, machine: &Machine, layout: Layout) -> residuum::Result<
     let inputs: Vec<Bound> = inputs
         .iter()
         .enumerate()
-        .map(|(i, ty)| bind(backend, ty, p.dtype, Some(&p.inputs[i]), Write::Overwrite, layout))
+        .map(|(i, ty)| {
+            let layout = if p.weights.contains(&i) { Layout::Dense } else { layout };
+            bind(backend, ty, p.dtype, Some(&p.inputs[i]), Write::Overwrite, (layout, i))
+        })
         .collect::<residuum::Result<_>>()?;
     let outputs: Vec<Bound> = outputs
         .iter()
         .enumerate()
-        .map(|(i, ty)| bind(backend, ty, p.dtype, p.before[i].as_ref(), p.writes[i], layout))
+        .map(|(i, ty)| {
+            // Gradients of weights are statistics.
+            let layout = if ty.elem == Elem::Stat { Layout::Dense } else { layout };
+            bind(backend, ty, p.dtype, p.before[i].as_ref(), p.writes[i], (layout, i))
+        })
         .collect::<residuum::Result<_>>()?;
-    let scratch = scratch(op, target, backend)?;
+    let scratch_bytes = p.launcher.map_or_else(|| op.scratch_bytes(target), |l| (l.scratch_bytes)(target));
+    let scratch = scratch(scratch_bytes, backend)?;
     let args = |b: &[Bound]| b.iter().map(|b| b.arg.clone()).collect::<Vec<_>>();
     let io = Io { inputs: &args(&inputs), outputs: &args(&outputs), scratch: scratch.as_ref() };
-    let launches = op.launches(target, &io)?;
+    let launches = p.launcher.map_or_else(|| op.launches(target, &io), |l| (l.launches)(target, &io))?;
     if machine.replayed {
         Recording::new(machine.backend.clone(), launches)?.replay()?;
     } else {
@@ -523,8 +582,7 @@ fn run(p: &Prepared<'_>, machine: &Machine, layout: Layout) -> residuum::Result<
     outputs.iter().enumerate().map(|(i, output)| collect(output, i, op)).collect()
 }
 
-fn scratch(op: &dyn Operator, target: Target, backend: &dyn Backend) -> residuum::Result<Option<View>> {
-    let bytes = op.scratch_bytes(target);
+fn scratch(bytes: usize, backend: &dyn Backend) -> residuum::Result<Option<View>> {
     if bytes == 0 {
         return Ok(None);
     }

@@ -1,1 +1,284 @@
-//! Tests of train.
+//! Runs: that they learn, that they end with the same bits whatever happens on the way, that bad ones are refused.
+
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+use residuum::data::{digits, Augment, Dataset, Images, Source, Splits};
+use residuum::device::Device;
+use residuum::models;
+use residuum::tensor::{DType, HostData, HostTensor, StateDict};
+use residuum::train::{Checkpoint, Evaluator, Metrics, Observer, Progress, Settings, Trainer};
+
+/// 160 digits to learn from, 50 to judge.
+static FEW: LazyLock<Splits> = LazyLock::new(|| {
+    let all = digits::read().unwrap();
+    Splits { train: first(&all.train, 160), test: first(&all.test, 50) }
+});
+
+fn first(data: &Dataset, count: usize) -> Dataset {
+    let Images::U8(pixels) = data.images() else { panic!("bytes") };
+    let images = Images::U8(pixels[..64 * count].to_vec());
+    Dataset::new(images, data.labels()[..count].to_vec(), 10, [1, 8, 8], data.normalize().clone()).unwrap()
+}
+
+/// Three epochs of four steps of a small network.
+fn settings() -> Settings {
+    let augment = Augment { pad: 1, flip: false };
+    Settings { model: "resnet8_cifar".into(), epochs: 3, batch: 40, augment, seed: 4, ..Settings::default() }
+}
+
+/// Keeps all metrics, and a checkpoint after every step and epoch.
+#[derive(Default)]
+struct Record {
+    metrics: Vec<Metrics>,
+    progress: Vec<Progress>,
+    checkpoints: Vec<Checkpoint>,
+}
+
+impl Observer for Record {
+    fn step(&mut self, progress: &Progress, trainer: &Trainer<'_>) -> residuum::Result<()> {
+        self.progress.push(*progress);
+        self.checkpoints.push(trainer.checkpoint()?);
+        Ok(())
+    }
+
+    fn epoch(&mut self, metrics: &Metrics, trainer: &Trainer<'_>) -> residuum::Result<()> {
+        self.metrics.push(*metrics);
+        self.checkpoints.push(trainer.checkpoint()?);
+        Ok(())
+    }
+}
+
+fn run(settings: &Settings) -> Record {
+    let mut record = Record::default();
+    Trainer::new(settings.clone(), &FEW, &Device::cpu()).unwrap().run(&mut record).unwrap();
+    record
+}
+
+/// What does not depend on the clock.
+fn timeless(metrics: &[Metrics]) -> Vec<Metrics> {
+    metrics.iter().map(|m| Metrics { images_per_second: 0.0, seconds: 0.0, ..*m }).collect()
+}
+
+fn message<T>(result: residuum::Result<T>) -> String {
+    match result {
+        Ok(_) => panic!("an error was expected"),
+        Err(error) => {
+            let text = error.to_string();
+            assert!(!text.contains('\n'), "one line: {text}");
+            text
+        }
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_same_bits() {
+    let whole = run(&settings());
+    let end = whole.checkpoints.last().unwrap();
+    assert_eq!((end.step, end.epoch, whole.metrics.len()), (12, 3, 3));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    for stop in &whole.checkpoints {
+        stop.write(&path).unwrap();
+        let read = Checkpoint::read(&path).unwrap();
+        assert_eq!(read, *stop);
+        let mut record = Record::default();
+        let mut trainer = Trainer::resume(&read, &FEW, &Device::cpu()).unwrap();
+        trainer.run(&mut record).unwrap();
+        assert_eq!(trainer.checkpoint().unwrap(), *end, "resumed after {} steps", stop.step);
+        let rest = timeless(&whole.metrics[stop.epoch as usize..]);
+        assert_eq!(timeless(&record.metrics), rest, "resumed after {} steps", stop.step);
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| run(&Settings { epochs: 1, ..settings() }).checkpoints.pop().unwrap())
+    };
+    let one = on(1);
+    assert_eq!(one, on(2));
+    assert_eq!(one, on(3));
+}
+
+#[test]
+fn seeds_differ_and_metrics_are_what_they_say() {
+    let one = run(&Settings { epochs: 1, ..settings() });
+    let other = run(&Settings { epochs: 1, seed: 5, ..settings() });
+    assert_ne!(one.checkpoints[0].state, other.checkpoints[0].state);
+    let (metrics, last) = (one.metrics[0], *one.progress.last().unwrap());
+    assert_eq!((metrics.epoch, last.epoch, last.step, last.steps), (1, 1, 4, 4));
+    assert_eq!((metrics.train_loss, metrics.train_accuracy), (last.loss, last.accuracy));
+    assert_eq!(metrics.learning_rate, last.learning_rate);
+    assert!((4e-7..1e-6).contains(&metrics.learning_rate), "a one-cycle ends low: {}", metrics.learning_rate);
+    assert!(metrics.seconds > 0.0 && metrics.images_per_second > 0.0);
+    assert!((metrics.test_accuracy * 50.0).fract() == 0.0);
+}
+
+#[test]
+fn every_dtype_learns() {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let metrics = run(&Settings { dtype, epochs: 8, batch: 20, ..settings() }).metrics;
+        let (start, end) = (metrics[0], metrics[7]);
+        assert!(end.train_loss < 0.4 * start.train_loss, "{dtype}: {} after {}", end.train_loss, start.train_loss);
+        assert!(end.test_accuracy > 0.7, "{dtype}: test accuracy {}", end.test_accuracy);
+    }
+}
+
+#[test]
+fn an_evaluation_does_not_depend_on_the_batch_and_ignores_padding() {
+    let checkpoint = run(&Settings { epochs: 2, ..settings() }).checkpoints.pop().unwrap();
+    let model = models::find("resnet8_cifar").unwrap();
+    let evaluate = |batch| {
+        let mut evaluator = Evaluator::new(&model, [1, 8, 8], 10, batch, &Device::cpu(), DType::F64).unwrap();
+        evaluator.load(&checkpoint.state).unwrap();
+        evaluator.run(&FEW.test).unwrap()
+    };
+    let whole = evaluate(50);
+    assert_eq!(whole.images, 50);
+    for batch in [1, 7, 49, 64] {
+        let found = evaluate(batch);
+        assert_eq!((found.correct, found.images), (whole.correct, whole.images), "batch {batch}");
+        assert!((found.loss - whole.loss).abs() < 1e-12 * whole.loss, "batch {batch}: {found:?}, {whole:?}");
+    }
+    let mut other = Evaluator::new(&model, [1, 8, 8], 12, 50, &Device::cpu(), DType::F32).unwrap();
+    assert_eq!(message(other.run(&FEW.test)), "classes: 12 in the network, 10 in the data");
+}
+
+#[test]
+fn impossible_runs_are_refused() {
+    let start = |change: fn(&mut Settings)| {
+        let mut settings = settings();
+        change(&mut settings);
+        message(Trainer::new(settings, &FEW, &Device::cpu()))
+    };
+    assert_eq!(start(|s| s.batch = 0), "batch: 0, expected at least 1");
+    assert_eq!(start(|s| s.batch = 161), "batch: 161, expected 1..=160 (the number of training images)");
+    assert_eq!(start(|s| s.epochs = 0), "epochs: 0, expected at least 1");
+    assert_eq!(start(|s| s.learning_rate = 0.0), "learning rate: 0, expected a number above 0");
+    assert!(start(|s| s.learning_rate = f64::NAN).starts_with("learning rate: NaN"));
+    assert!(start(|s| s.momentum = 1.5).contains("momentum 1.5"));
+    assert!(start(|s| s.smoothing = 1.0).contains("smoothing 1"));
+    assert!(start(|s| s.augment.pad = usize::MAX).contains("expected at most 65536"));
+    assert!(start(|s| s.schedule = "cosine+warmup:3".parse().unwrap()).contains("a warm-up of 3 epochs in a run of 3"));
+    assert!(start(|s| s.model = "resnet9_cifar".into()).contains("unknown model `resnet9_cifar`"));
+}
+
+#[test]
+fn a_run_that_diverges_says_so() {
+    let settings = Settings { learning_rate: 1e30, schedule: "constant".parse().unwrap(), ..settings() };
+    let mut trainer = Trainer::new(settings, &FEW, &Device::cpu()).unwrap();
+    let text = message(trainer.run(&mut Record::default()));
+    assert!(text.starts_with("loss: became ") && text.contains("at learning rate"), "{text}");
+}
+
+#[test]
+fn a_checkpoint_of_something_else_is_refused() {
+    let good = run(&Settings { epochs: 1, ..settings() }).checkpoints.pop().unwrap();
+    let resume = |change: &dyn Fn(&mut Checkpoint)| {
+        let mut checkpoint = good.clone();
+        change(&mut checkpoint);
+        message(Trainer::resume(&checkpoint, &FEW, &Device::cpu()))
+    };
+    let text = resume(&|c| c.settings.model = "resnet14_cifar".into());
+    assert!(text.contains("tensor `layer1.1.") && text.contains("missing"), "{text}");
+    assert!(resume(&|c| c.classes = 12).contains("10 classes, shape [1, 8, 8]; the checkpoint is of 12 classes"));
+    assert!(resume(&|c| c.input = [3, 8, 8]).contains("shape [3, 8, 8]"));
+    assert!(resume(&|c| c.step = 5).contains("not a moment of a run of 1 epochs of 4 steps"));
+    assert!(resume(&|c| c.sums.steps = usize::MAX).contains("not a moment"));
+    assert!(resume(&|c| drop(c.velocity.remove("conv1.weight"))).contains("velocity `conv1.weight`: missing"));
+    let flat = HostTensor::f32([9], vec![0.0; 9]);
+    assert!(resume(&|c| drop(c.state.insert("conv1.weight".into(), flat.clone()))).contains("shape [9], expected"));
+}
+
+fn two_tensors() -> Checkpoint {
+    Checkpoint {
+        settings: Settings { learning_rate: 0.1 + 0.2, seed: u64::MAX, ..settings() },
+        classes: 10,
+        input: [1, 8, 8],
+        normalize: digits::normalize(),
+        step: 5,
+        epoch: 1,
+        sums: residuum::train::checkpoint::Sums { loss: 0.1, correct: 7.0, steps: 1 },
+        state: StateDict::from([
+            ("a.weight".into(), HostTensor::f32([2], vec![f32::NAN, -0.0])),
+            ("a.num_batches_tracked".into(), HostTensor::i64([], vec![5])),
+        ]),
+        velocity: StateDict::from([("a.weight".into(), HostTensor::f32([2], vec![1.0, 2.0]))]),
+    }
+}
+
+#[test]
+fn checkpoints_keep_every_bit_and_say_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.safetensors");
+    let checkpoint = two_tensors();
+    checkpoint.write(&path).unwrap();
+    let read = Checkpoint::read(&path).unwrap();
+    assert_eq!(read.settings, checkpoint.settings);
+    let HostData::F32(weight) = &read.state["a.weight"].data else { panic!("f32") };
+    assert_eq!(weight.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), [f32::NAN.to_bits(), (-0.0f32).to_bits()]);
+    let bytes = std::fs::read(&path).unwrap();
+    read.write(&path).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    let (tensors, metadata) = models::weights::read_with_metadata(&path).unwrap();
+    assert!(tensors.contains_key("optim.velocity.a.weight"));
+    assert_eq!(residuum::train::checkpoint::without_optimizer(tensors).len(), 2);
+    for (key, value) in [("model", "resnet8_cifar"), ("seed", "18446744073709551615"), ("input", "1,8,8")] {
+        assert_eq!(metadata[key], value);
+    }
+    assert!(metadata["library"].starts_with("residuum "));
+}
+
+#[test]
+fn a_weights_file_is_no_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    models::weights::write(&path, &two_tensors().state, &Default::default()).unwrap();
+    let text = message(Checkpoint::read(&path));
+    assert!(text.ends_with("w.safetensors: metadata `input`: missing: not a checkpoint of a run"), "{text}");
+}
+
+#[test]
+fn every_truncation_of_a_checkpoint_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.safetensors");
+    two_tensors().write(&path).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    for len in 0..whole.len() {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        message(Checkpoint::read(&path));
+    }
+}
+
+#[test]
+fn settings_differ_by_name_and_the_folder_of_the_data_does_not_count() {
+    let one = Settings { data: "cifar10:/a".into(), ..settings() };
+    let other = Settings { data: "cifar10:/b".into(), ..settings() };
+    assert_eq!(one.difference(&other), None);
+    let other = Settings { model: "resnet20_cifar".into(), batch: 7, ..other };
+    let expected = ("model".to_string(), "resnet8_cifar".to_string(), "resnet20_cifar".to_string());
+    assert_eq!(one.difference(&other), Some(expected));
+    assert_eq!(Settings::from_metadata(&one.to_metadata()).unwrap(), one);
+    assert!(Source::Digits.augment() == Augment { pad: 1, flip: false });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn flipped_bytes_of_a_checkpoint_give_an_error_or_a_checkpoint(at: proptest::sample::Index, flip in 1u8..=255) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.safetensors");
+        two_tensors().write(&path).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = at.index(bytes.len());
+        bytes[at] ^= flip;
+        std::fs::write(&path, bytes).unwrap();
+        if let Ok(checkpoint) = Checkpoint::read(&path) {
+            // Whatever was read cannot bring a trainer down either: its tensors are not the network's.
+            prop_assert!(Trainer::resume(&checkpoint, &FEW, &Device::cpu()).is_err());
+        }
+    }
+}

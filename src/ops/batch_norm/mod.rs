@@ -13,6 +13,7 @@
 //!
 //! It normalises with the biased variance and stores the unbiased one (Ioffe and Szegedy, 2015; torch's convention).
 
+mod host;
 mod launch;
 mod reference;
 

@@ -1,6 +1,6 @@
 //! The op in plain loops. Sums over a channel run in f64, whatever `T` is.
 
-use super::{Node, Pass};
+use super::{host, Node, Pass};
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
@@ -12,6 +12,17 @@ impl<T: Real> HostOp<T> for Node {
             Pass::Fold { bias } => self.fold(bias, io),
             Pass::Bwd { relu } => self.bwd(relu, io),
         }
+    }
+
+    fn host(&self, io: &mut HostIo<'_, T>) {
+        match self.pass {
+            Pass::Fold { bias } => self.fold(bias, io),
+            _ => host::run(self, io),
+        }
+    }
+
+    fn host_scratch(&self) -> usize {
+        host::scratch(self)
     }
 }
 

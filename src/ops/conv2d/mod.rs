@@ -8,6 +8,7 @@
 //! bwd_w  dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, ...]         in f32
 //! ```
 
+mod host;
 mod launch;
 mod reference;
 
@@ -113,6 +114,14 @@ impl Conv2d {
     /// `y[N,P,Q,K]`.
     pub fn y(&self) -> TensorType {
         TensorType::real([self.spec.n, self.p, self.q, self.spec.k])
+    }
+
+    /// For a kernel that covers the image: the same sums as a 1x1 convolution over images of one pixel.
+    pub(super) fn flattened(&self) -> Self {
+        let Spec { h, w, c, .. } = self.spec;
+        debug_assert_eq!((self.spec.kernel, self.p, self.q), ([h, w], 1, 1));
+        let spec = Spec { h: 1, w: 1, c: h * w * c, kernel: [1, 1], ..self.spec };
+        Self { spec, ..*self }
     }
 
     /// Multiply-adds of one pass, padding counted.

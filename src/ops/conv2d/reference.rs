@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Epilogue, Node, Pass, Spec};
+use super::{host, Conv2d, Epilogue, Node, Pass, Spec};
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
@@ -22,6 +22,14 @@ impl<T: Real> HostOp<T> for Node {
                 }
             }
         }
+    }
+
+    fn host(&self, io: &mut HostIo<'_, T>) {
+        host::run(self, io);
+    }
+
+    fn host_scratch(&self) -> usize {
+        host::scratch(self)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Node, Pass};
+use super::{conv2d, Node, Pass};
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
@@ -32,5 +32,26 @@ impl<T: Real> HostOp<T> for Node {
                 }
             }
         }
+    }
+
+    fn host(&self, io: &mut HostIo<'_, T>) {
+        HostOp::<T>::host(&self.as_pointwise(), io);
+    }
+
+    fn host_scratch(&self) -> usize {
+        HostOp::<T>::host_scratch(&self.as_pointwise())
+    }
+}
+
+impl Node {
+    /// The same sums as a 1x1 convolution over images of one pixel.
+    fn as_pointwise(&self) -> conv2d::Node {
+        let pass = match self.pass {
+            Pass::Fwd { bias } => conv2d::Pass::Fwd(conv2d::Epilogue { shift: bias, ..Default::default() }),
+            Pass::BwdX => conv2d::Pass::BwdX,
+            Pass::BwdW => conv2d::Pass::BwdW,
+            Pass::BwdBias => conv2d::Pass::BwdBias,
+        };
+        conv2d::Node { conv: self.linear.conv.flattened(), pass }
     }
 }

@@ -9,6 +9,7 @@
 //! In ceil mode a window that would start beyond the image and its upper-left padding is dropped, as in torch and
 //! Caffe. Adaptive windows run from `floor(i H / P)` to `ceil((i + 1) H / P)`.
 
+mod host;
 mod launch;
 mod reference;
 

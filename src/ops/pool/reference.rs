@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Kind, Node, Pass, Pool};
+use super::{host, Kind, Node, Pass, Pool};
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
@@ -35,6 +35,10 @@ impl<T: Real> HostOp<T> for Node {
                 dx.for_each(|(dx, dy)| average_bwd(pool, dy, dx));
             }
         }
+    }
+
+    fn host(&self, io: &mut HostIo<'_, T>) {
+        host::run(self, io);
     }
 }
 

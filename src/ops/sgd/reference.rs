@@ -1,7 +1,12 @@
 //! The step in plain loops.
 
-use super::Sgd;
+use super::{Sgd, Spec};
+use crate::device::cpu::vectorized;
+use crate::ops::parallel::{in_lanes, split};
 use crate::tensor::Real;
+
+/// The elements of a parallel run.
+const RUN: usize = 1 << 15;
 
 /// One step on the host: updates `param` and `velocity`. The elements below `decay_end` decay; `first` at the first step.
 pub fn step<T: Real>(
@@ -13,12 +18,27 @@ pub fn step<T: Real>(
     grad: &[T],
     velocity: &mut [T],
 ) {
-    let spec = sgd.spec();
+    let decay_end = decay_end.min(param.len());
+    let (decaying, free) = param.split_at_mut(decay_end);
+    let (decaying_velocity, free_velocity) = velocity.split_at_mut(decay_end);
+    let halves = [(decaying, decaying_velocity, 0), (free, free_velocity, decay_end)];
+    for (param, velocity, start) in halves {
+        let weight_decay = if start < decay_end { sgd.spec.weight_decay } else { 0.0 };
+        let spec = Spec { weight_decay, ..sgd.spec };
+        let lanes = split(param, RUN).into_iter().zip(split(velocity, RUN)).collect();
+        in_lanes(lanes, |i, (param, velocity): (&mut [T], &mut [T])| {
+            vectorized(|| run(&spec, lr, first, param, &grad[start + i * RUN..], velocity));
+        });
+    }
+}
+
+#[inline(always)]
+fn run<T: Real>(spec: &Spec, lr: f64, first: bool, param: &mut [T], grad: &[T], velocity: &mut [T]) {
     let [momentum, keep, decay, scale, lr] =
         [spec.momentum, 1.0 - spec.dampening, spec.weight_decay, spec.grad_scale, lr].map(T::from_f64);
-    for (i, ((p, &grad), v)) in param.iter_mut().zip(grad).zip(velocity).enumerate() {
+    for ((p, &grad), v) in param.iter_mut().zip(grad).zip(velocity) {
         let mut g = grad / scale;
-        if i < decay_end {
+        if spec.weight_decay > 0.0 {
             g += decay * *p;
         }
         *v = if first { g } else { momentum * *v + keep * g };

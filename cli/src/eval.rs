@@ -1,0 +1,82 @@
+//! `residuum eval`.
+
+use std::path::PathBuf;
+
+use residuum::data::Source;
+use residuum::models;
+use residuum::tensor::DType;
+use residuum::train::{Checkpoint, Evaluator};
+
+use crate::device::{self, Choice};
+use crate::failure::{note, print, Failure};
+use crate::infer::within;
+
+/// Evaluates a checkpoint on the test images of a data set
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  residuum eval --checkpoint runs/resnet20_cifar-digits-seed0/checkpoint.safetensors
+  residuum eval --checkpoint runs/mine/checkpoint.safetensors --data cifar10:/data/cifar --device cuda --dtype bf16")]
+pub struct Args {
+    /// The checkpoint of a run
+    #[arg(long, value_name = "FILE")]
+    checkpoint: PathBuf,
+    /// The data set: digits, cifar10:DIR, cifar100:DIR or mnist:DIR [default: the one that it was trained on]
+    #[arg(long)]
+    data: Option<Source>,
+    /// Where to run: auto, cpu, cuda, cuda:N or sim
+    #[arg(long, default_value = "auto")]
+    device: Choice,
+    /// The storage type: f32, f64 (on cpu only), f16 or bf16 [default: the one that it was trained in]
+    #[arg(long, value_parser = device::dtype)]
+    dtype: Option<DType>,
+    /// Images that run at once
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = crate::train::at_least_one)]
+    batch: usize,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let checkpoint = Checkpoint::read(&args.checkpoint)?;
+    let source = match &args.data {
+        Some(source) => source.clone(),
+        None => checkpoint.settings.data.parse().map_err(|e| within(&args.checkpoint, e))?,
+    };
+    let data = source.read()?.test;
+    for (what, found, expected) in [
+        ("classes", format!("{}", data.classes()), format!("{}", checkpoint.classes)),
+        ("images of shape", format!("{:?}", data.shape()), format!("{:?}", checkpoint.input)),
+    ] {
+        if found != expected {
+            let network = args.checkpoint.display();
+            return Err(Failure::Work(format!("--data {source}: {what} {found}, but {network} is of {expected}")));
+        }
+    }
+    let model = models::find(&checkpoint.settings.model).map_err(|e| within(&args.checkpoint, e))?;
+    let dtype = args.dtype.unwrap_or(checkpoint.settings.dtype);
+    let batch = args.batch.min(data.len());
+    let device = args.device.open()?;
+    let mut evaluator = Evaluator::new(&model, data.shape(), data.classes(), batch, &device, dtype)?;
+    let report = evaluator.load(&checkpoint.state).map_err(|e| within(&args.checkpoint, e))?;
+    for (name, index) in report.non_finite {
+        let text = format!("tensor `{name}` is NaN or infinite at element {index}");
+        note("warning", &format!("{}: {text}", args.checkpoint.display()));
+    }
+    let found = evaluator.run(&data)?;
+    if args.json {
+        return print(
+            &serde_json::json!({
+                "loss": found.loss,
+                "accuracy": found.accuracy(),
+                "correct": found.correct,
+                "images": found.images,
+            })
+            .to_string(),
+        );
+    }
+    let (percent, name) = (100.0 * found.accuracy(), source.name());
+    let counts = format!("{} of {} test images of {name}", found.correct, found.images);
+    print(&format!("loss {:.4}, accuracy {percent:.2} % ({counts})", found.loss))
+}

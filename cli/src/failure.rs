@@ -1,0 +1,94 @@
+//! How the program fails: one line on standard error and an exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Why a command ended early.
+#[derive(Debug)]
+pub enum Failure {
+    /// The arguments cannot be: exit code 2.
+    Arguments(String),
+    /// The work failed: exit code 1.
+    Work(String),
+    /// Nobody reads the output any more; that is no failure.
+    Closed,
+}
+
+impl Failure {
+    /// Prints the cause; the exit code.
+    pub fn report(self) -> ExitCode {
+        match self {
+            Self::Arguments(cause) => {
+                note("error", &cause);
+                ExitCode::from(2)
+            }
+            Self::Work(cause) => {
+                note("error", &cause);
+                ExitCode::FAILURE
+            }
+            Self::Closed => ExitCode::SUCCESS,
+        }
+    }
+}
+
+impl From<residuum::Error> for Failure {
+    fn from(error: residuum::Error) -> Self {
+        Self::Work(error.to_string())
+    }
+}
+
+/// Prints `kind: text` as one line on standard error.
+pub fn note(kind: &str, text: &str) {
+    // Nothing is left to be done where standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{kind}: {}", text.replace('\n', " "));
+}
+
+/// Prints `text` and a line end on standard output.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|e| match e.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::Closed,
+        _ => Failure::Work(format!("standard output: {e}")),
+    })
+}
+
+/// Prints help or the version as asked, or what is wrong with the arguments in one line; the exit code.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    let text = error.render();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match print(text.ansi().to_string().trim_end()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => failure.report(),
+        },
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = write!(std::io::stderr(), "{}", text.ansi());
+            ExitCode::from(2)
+        }
+        _ => Failure::Arguments(one_line(&text.to_string())).report(),
+    }
+}
+
+/// The cause and the tips of clap's message, without the usage.
+fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let cause: Vec<&str> =
+        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information")).collect();
+    let cause = cause.join(" ");
+    cause.strip_prefix("error: ").unwrap_or(&cause).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claps_messages_become_one_line() {
+        let text = "error: the following required arguments were not provided:\n  --weights <FILE>\n\nUsage: residuum \
+                    infer\n\nFor more information, try '--help'.\n";
+        assert_eq!(one_line(text), "the following required arguments were not provided: --weights <FILE>");
+        let text =
+            "error: unexpected argument '--ephocs' found\n\n  tip: a similar argument exists: '--epochs'\n\nUsage: x";
+        assert_eq!(one_line(text), "unexpected argument '--ephocs' found tip: a similar argument exists: '--epochs'");
+    }
+}

@@ -1,0 +1,164 @@
+//! `residuum infer`.
+
+use std::path::{Path, PathBuf};
+
+use residuum::graph::{Graph, Mode, Program, StateReport};
+use residuum::models::{weights, BuildOptions, Model};
+use residuum::tensor::{DType, HostData, HostTensor, StateDict};
+use residuum::train::checkpoint::without_optimizer;
+
+use crate::device::{self, Choice};
+use crate::failure::{note, Failure};
+
+/// Images that run at once: more than that go in several parts.
+const PART: usize = 64;
+
+/// Runs a network on a batch of images
+///
+/// The tensor `input` (NCHW, already normalised) of the input file goes in, the tensor `logits` [N, classes] comes out.
+/// The number of classes comes from the weights, the batch and the image size from the input.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  residuum infer --model resnet50 --weights resnet50.safetensors --input x.safetensors --output y.safetensors
+  residuum infer --model resnet20_cifar --weights runs/mine/checkpoint.safetensors --input x.safetensors \\
+      --output y.safetensors --dtype bf16 --device cuda
+
+Any torchvision state dict works: safetensors.torch.save_file(model.state_dict(), \"resnet50.safetensors\").")]
+pub struct Args {
+    #[command(flatten)]
+    pub network: Network,
+    /// The file to write: `logits`
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// A network, its weights and its input.
+#[derive(Debug, clap::Args)]
+pub struct Network {
+    /// The network, as `residuum models` lists them
+    #[arg(long, value_name = "NAME", value_parser = crate::models::parse)]
+    pub model: Model,
+    /// The weights: a state dict under torchvision's names, or a checkpoint of `residuum train`
+    #[arg(long, value_name = "FILE")]
+    pub weights: PathBuf,
+    /// The images: the tensor `input`, NCHW
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Where to run: auto, cpu, cuda, cuda:N or sim
+    #[arg(long, default_value = "auto")]
+    pub device: Choice,
+    /// The storage type of activations and weights: f32, f64 (on cpu only), f16 or bf16
+    #[arg(long, default_value = "f32", value_parser = device::dtype)]
+    pub dtype: DType,
+}
+
+impl Network {
+    /// The weights, without what is an optimizer's.
+    pub fn read_weights(&self) -> Result<StateDict, Failure> {
+        Ok(without_optimizer(weights::read(&self.weights)?))
+    }
+
+    /// The number of classes of `state`, which was read from the weights file.
+    pub fn classes(&self, state: &StateDict) -> Result<usize, Failure> {
+        self.model.classes_of(state).map_err(|e| within(&self.weights, e))
+    }
+
+    /// Fails where `state`, which was read from the weights file, is not `graph`'s; says where it is not finite.
+    pub fn check(&self, graph: &Graph, state: &StateDict) -> Result<(), Failure> {
+        let StateReport { non_finite } = weights::check(&self.weights, graph, state)?;
+        for (name, index) in non_finite {
+            let text = format!("tensor `{name}` is NaN or infinite at element {index}");
+            note("warning", &format!("{}: {text}", self.weights.display()));
+        }
+        Ok(())
+    }
+
+    /// Takes the tensor `input` out of `tensors`, which were read from the input file, with its N and its C, H, W.
+    pub fn take_input(&self, tensors: &mut StateDict) -> Result<(HostTensor, usize, [usize; 3]), Failure> {
+        let input = take(&self.input, tensors, "input")?;
+        let &[n, c, h, w] = input.shape.dims() else {
+            return Err(wrong(&self.input, "input", &format!("shape {}, expected N, C, H, W", input.shape)));
+        };
+        if input.is_empty() {
+            return Err(wrong(&self.input, "input", &format!("shape {}, expected no 0 in it", input.shape)));
+        }
+        if matches!(input.data, HostData::I64(_)) {
+            return Err(wrong(&self.input, "input", "integers, expected floating-point numbers"));
+        }
+        Ok((input, n, [c, h, w]))
+    }
+
+    /// Fails where the images do not have the channels that `state` expects.
+    pub fn check_channels(&self, state: &StateDict, found: usize) -> Result<(), Failure> {
+        let expected = self.model.channels_of(state).map_err(|e| within(&self.weights, e))?;
+        if found != expected {
+            let problem = format!("{found} channels, expected {expected} as in {}", self.weights.display());
+            return Err(wrong(&self.input, "input", &problem));
+        }
+        Ok(())
+    }
+}
+
+/// Takes a tensor out of those that were read from `path`.
+pub fn take(path: &Path, tensors: &mut StateDict, name: &str) -> Result<HostTensor, Failure> {
+    let found = || tensors.keys().take(5).map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+    let missing = wrong(
+        path,
+        name,
+        &format!("missing; the file holds {}", if tensors.is_empty() { "none".into() } else { found() }),
+    );
+    tensors.remove(name).ok_or(missing)
+}
+
+/// What is wrong with tensor `name` of `path`.
+pub fn wrong(path: &Path, name: &str, problem: &str) -> Failure {
+    Failure::Work(format!("{}: tensor `{name}`: {problem}", path.display()))
+}
+
+/// `error` with the file's name in front.
+pub fn within(path: &Path, error: residuum::Error) -> Failure {
+    Failure::Work(format!("{}: {error}", path.display()))
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let network = &args.network;
+    let state = network.read_weights()?;
+    let classes = network.classes(&state)?;
+    let (input, n, shape) = network.take_input(&mut weights::read(&network.input)?)?;
+    network.check_channels(&state, shape[0])?;
+    let part = n.min(PART);
+    let graph = network.model.build(Mode::Infer, part, shape, classes, BuildOptions::default())?;
+    network.check(&graph, &state)?;
+    let device = network.device.open()?;
+    let mut program = Program::compile(&graph, &device, network.dtype, None)?;
+    program.load(&state)?;
+    let image = shape.iter().product::<usize>();
+    let mut logits = Vec::with_capacity(n * classes);
+    for first in (0..n).step_by(part) {
+        let rows = part.min(n - first);
+        program.set_input("input", &window(&input, first * image, rows * image, part, shape))?;
+        program.run()?;
+        logits.extend_from_slice(&program.output("logits")?.to_real::<f64>()[..rows * classes]);
+    }
+    let logits = match network.dtype {
+        DType::F64 => HostTensor::f64([n, classes], logits),
+        _ => HostTensor::f32([n, classes], logits.into_iter().map(|v| v as f32).collect()),
+    };
+    Ok(weights::write(&args.output, &StateDict::from([("logits".into(), logits)]), &Default::default())?)
+}
+
+/// `part` images: the `len` numbers of `input` from `first` on, then zeros.
+fn window(input: &HostTensor, first: usize, len: usize, part: usize, [c, h, w]: [usize; 3]) -> HostTensor {
+    fn cut<T: Copy + Default>(all: &[T], first: usize, len: usize, total: usize) -> Vec<T> {
+        let mut cut = all[first..first + len].to_vec();
+        cut.resize(total, T::default());
+        cut
+    }
+    let (shape, total) = ([part, c, h, w], part * c * h * w);
+    match &input.data {
+        HostData::F32(v) => HostTensor::f32(shape, cut(v, first, len, total)),
+        HostData::F64(v) => HostTensor::f64(shape, cut(v, first, len, total)),
+        HostData::I64(v) => HostTensor::i64(shape, cut(v, first, len, total)),
+    }
+}

@@ -1,0 +1,82 @@
+//! `residuum step`.
+
+use std::path::PathBuf;
+
+use residuum::graph::{Mode, Program};
+use residuum::models::{weights, BuildOptions};
+use residuum::tensor::{HostData, HostTensor, StateDict};
+use residuum::train::grad_scale;
+
+use crate::failure::Failure;
+use crate::infer::{take, wrong, Network};
+
+/// Runs one forward and backward pass in training mode, to check a network against PyTorch
+///
+/// The input file holds `input` (NCHW) and `labels` (int64, one for each image). The output file gets `loss`,
+/// `logits`, `grad.PARAMETER` for every parameter and `running.BUFFER` for every running statistic after the pass, in
+/// torch's names and shapes; f64 tensors with `--dtype f64`. The loss is the mean cross-entropy.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  residuum step --model resnet20_cifar --weights w.safetensors --input x.safetensors --output g.safetensors --dtype f64
+  residuum step --model resnet18 --weights w.safetensors --input x.safetensors --output g.safetensors --device sim
+
+The same in PyTorch: model.train(); logits = model(input); loss = cross_entropy(logits, labels); loss.backward()")]
+pub struct Args {
+    #[command(flatten)]
+    network: Network,
+    /// The file to write: `loss`, `logits`, `grad.*`, `running.*`
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Draw dropout masks and stochastic-depth gates from this seed; without it dropout is off and all gates are open
+    #[arg(long, value_name = "SEED")]
+    stochastic: Option<u64>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let network = &args.network;
+    if args.stochastic.is_some() {
+        let name = network.model.name();
+        let cause = format!("--stochastic: {name} is built without dropout and stochastic depth; leave the option out");
+        return Err(Failure::Arguments(cause));
+    }
+    let state = network.read_weights()?;
+    let classes = network.classes(&state)?;
+    let mut tensors = weights::read(&network.input)?;
+    let (input, n, shape) = network.take_input(&mut tensors)?;
+    network.check_channels(&state, shape[0])?;
+    let labels = labels(args, take(&network.input, &mut tensors, "labels")?, n, classes)?;
+    let options = BuildOptions { loss: true, smoothing: 0.0, grad_scale: grad_scale(network.dtype) };
+    let mut graph = network.model.build(Mode::Train, n, shape, classes, options)?;
+    graph.differentiate()?;
+    network.check(&graph, &state)?;
+    let device = network.device.open()?;
+    let mut program = Program::compile(&graph, &device, network.dtype, None)?;
+    program.load(&state)?;
+    program.set_input("input", &input)?;
+    program.set_labels(&labels)?;
+    program.run()?;
+    let loss = HostTensor { shape: Vec::new().into(), ..program.output("loss")? };
+    let mut results = StateDict::from([("loss".into(), loss), ("logits".into(), program.output("logits")?)]);
+    results.extend(program.gradients()?.into_iter().map(|(name, v)| (format!("grad.{name}"), v)));
+    let buffers = program.state()?.into_iter().filter(|(name, _)| graph.buffers().iter().any(|b| b.name == *name));
+    results.extend(buffers.map(|(name, v)| (format!("running.{name}"), v)));
+    Ok(weights::write(&args.output, &results, &Default::default())?)
+}
+
+/// The labels of `n` images, each below `classes`.
+fn labels(args: &Args, tensor: HostTensor, n: usize, classes: usize) -> Result<Vec<i32>, Failure> {
+    let path = &args.network.input;
+    let HostData::I64(labels) = &tensor.data else {
+        return Err(wrong(path, "labels", "floating-point numbers, expected int64"));
+    };
+    if tensor.shape.dims() != [n] {
+        let problem = format!("shape {}, expected [{n}], one for each image of `input`", tensor.shape);
+        return Err(wrong(path, "labels", &problem));
+    }
+    if let Some(i) = labels.iter().position(|&label| label < 0 || label >= classes as i64) {
+        let expected = format!("expected 0..{classes}, the classes of {}", args.network.weights.display());
+        return Err(wrong(path, "labels", &format!("{} at element {i}, {expected}", labels[i])));
+    }
+    Ok(labels.iter().map(|&label| label as i32).collect())
+}

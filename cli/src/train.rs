@@ -1,0 +1,248 @@
+//! `residuum train`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use residuum::data::{Augment, Source, Splits};
+use residuum::models::Model;
+use residuum::tensor::DType;
+use residuum::train::{Checkpoint, Metrics, Observer, Progress, Schedule, Settings, Trainer};
+
+use crate::device::{self, Choice};
+use crate::failure::{print, Failure};
+use crate::folder::Folder;
+use crate::infer::within;
+use crate::models::grouped;
+use crate::progress::Display;
+
+/// Trains a network; with no options, resnet20_cifar on handwritten digits
+///
+/// The run's folder gets checkpoint.safetensors and a line of metrics.jsonl after every epoch, and curves.png and
+/// curves.svg. Data sets are read from files that you have; nothing is downloaded. The digits are inside the program.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  residuum train
+  residuum train --seed 3 --out runs/third
+  residuum train --model resnet56_cifar --data cifar10:/data/cifar --device cuda --dtype bf16 \\
+      --epochs 164 --batch 128 --schedule steps:0.1@81,122
+  residuum train --resume --out runs/third
+
+A run that was killed at any moment and is resumed ends with the same bits as one that was not. With --resume, options
+that are left out are the run's own; an option that contradicts the run is an error.")]
+pub struct Args {
+    /// The network, as `residuum models` lists them [default: resnet20_cifar]
+    #[arg(long, value_name = "NAME", value_parser = crate::models::parse)]
+    model: Option<Model>,
+    /// The data set: digits, cifar10:DIR, cifar100:DIR or mnist:DIR [default: digits]
+    #[arg(long)]
+    data: Option<Source>,
+    /// Where to run: auto, cpu, cuda, cuda:N or sim
+    #[arg(long, default_value = "auto")]
+    device: Choice,
+    /// The storage type of activations and weights: f32, f16 or bf16 [default: f32]
+    #[arg(long, value_parser = device::training_dtype)]
+    dtype: Option<DType>,
+    /// Passes over the training images [default: 15]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: Option<u32>,
+    /// Images in a step [default: 64]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    batch: Option<usize>,
+    /// The peak learning rate [default: 0.1]
+    #[arg(long, value_name = "X", value_parser = positive)]
+    lr: Option<f64>,
+    /// How the rate moves: constant, steps:FACTOR@EPOCH,EPOCH,..., cosine or onecycle; +warmup:EPOCHS may follow any
+    /// but the last [default: onecycle]
+    #[arg(long)]
+    schedule: Option<Schedule>,
+    /// The share of the velocity that is kept; steps are Nesterov's [default: 0.9]
+    #[arg(long, value_name = "X")]
+    momentum: Option<f64>,
+    /// The pull of all parameters towards 0 [default: 0.0001]
+    #[arg(long, value_name = "X")]
+    weight_decay: Option<f64>,
+    /// The share of the target that is spread over all classes [default: 0]
+    #[arg(long, value_name = "X")]
+    smoothing: Option<f64>,
+    /// Leave the training images as they are: no shifts, no flips
+    #[arg(long)]
+    no_augment: bool,
+    /// Decides the first weights, the order of the images and their augmentation [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// The run's folder [default: runs/MODEL-DATA-seedSEED, with a number after it if that holds a run]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on from the checkpoint in the run's folder; from the beginning if it has none yet
+    #[arg(long)]
+    resume: bool,
+    /// Write a checkpoint after so many steps, too, and not after each epoch only
+    #[arg(long, value_name = "STEPS", value_parser = at_least_one)]
+    checkpoint_every: Option<usize>,
+}
+
+/// A whole number above 0.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number, at least 1".into())
+}
+
+/// A finite number above 0.
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|&x: &f64| x > 0.0 && x.is_finite()).ok_or_else(|| "expected a number above 0".into())
+}
+
+impl Args {
+    /// `base` with every option that was given.
+    fn over(&self, base: Settings) -> Settings {
+        let data = self.data.as_ref().map_or(base.data, Source::to_string);
+        let augment = if self.no_augment { Augment::default() } else { base.augment };
+        Settings {
+            model: self.model.as_ref().map_or(base.model, |model| model.name().to_string()),
+            data,
+            dtype: self.dtype.unwrap_or(base.dtype),
+            epochs: self.epochs.unwrap_or(base.epochs),
+            batch: self.batch.unwrap_or(base.batch),
+            learning_rate: self.lr.unwrap_or(base.learning_rate),
+            schedule: self.schedule.clone().unwrap_or(base.schedule),
+            momentum: self.momentum.unwrap_or(base.momentum),
+            weight_decay: self.weight_decay.unwrap_or(base.weight_decay),
+            smoothing: self.smoothing.unwrap_or(base.smoothing),
+            augment,
+            seed: self.seed.unwrap_or(base.seed),
+        }
+    }
+
+    /// The settings of a new run.
+    fn settings(&self) -> Result<Settings, Failure> {
+        let augment = self.data.as_ref().unwrap_or(&Source::Digits).augment();
+        let settings = self.over(Settings { augment, ..Settings::default() });
+        settings.check().map_err(|e| Failure::Arguments(e.to_string()))?;
+        Ok(settings)
+    }
+
+    /// The checkpoint at `path`, with the epochs and the folder of the data set that were asked for; fails where
+    /// another option contradicts it.
+    fn resumed(&self, path: &Path) -> Result<Checkpoint, Failure> {
+        let mut checkpoint = Checkpoint::read(path)?;
+        let settings = &mut checkpoint.settings;
+        let mut wanted = self.over(settings.clone());
+        if wanted.epochs != settings.epochs && !settings.schedule.needs_length() && wanted.epochs > checkpoint.epoch {
+            settings.epochs = wanted.epochs;
+        }
+        if let Some((name, asked, found)) = wanted.difference(settings) {
+            let cause = format!("--resume with {name} {asked}: the run of {} has {name} {found}", path.display());
+            return Err(Failure::Work(cause));
+        }
+        std::mem::swap(&mut settings.data, &mut wanted.data);
+        Ok(checkpoint)
+    }
+}
+
+/// How long the curves may be behind.
+const REDRAW: Duration = Duration::from_secs(5);
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<(), Failure> {
+    let settings = args.settings()?;
+    let folder = match (&args.out, args.resume) {
+        (Some(path), _) => Folder::at(path.clone()),
+        (None, true) => Folder::latest(&settings),
+        (None, false) => Folder::fresh(&settings),
+    };
+    if !args.resume && folder.holds_run() {
+        let path = folder.path().display();
+        return Err(Failure::Work(format!("--out {path}: a run is there already; --resume goes on with it")));
+    }
+    let path = folder.checkpoint();
+    let checkpoint = (args.resume && path.exists()).then(|| args.resumed(&path)).transpose()?;
+    let settings = checkpoint.as_ref().map_or(settings, |c| c.settings.clone());
+    let source: Source = settings.data.parse().map_err(|e| within(&path, e))?;
+    let splits = source.read()?;
+    let device = args.device.open()?;
+    let mut trainer = match &checkpoint {
+        Some(checkpoint) => Trainer::resume(checkpoint, &splits, &device).map_err(|e| within(&path, e))?,
+        None => Trainer::new(settings, &splits, &device)?,
+    };
+    folder.create()?;
+    let history = folder.rewind(trainer.epoch())?;
+    let mut session =
+        Session { folder, history, every: args.checkpoint_every, display: Display::new(), drawn: Instant::now() };
+    session.introduce(&args, &trainer, &splits, device.kind());
+    trainer.run(&mut session)?;
+    session.display.finish();
+    session.conclude(&trainer)
+}
+
+/// What a run leaves behind and shows.
+struct Session {
+    folder: Folder,
+    history: Vec<Metrics>,
+    every: Option<usize>,
+    display: Display,
+    drawn: Instant,
+}
+
+impl Session {
+    fn introduce(&mut self, args: &Args, trainer: &Trainer<'_>, splits: &Splits, device: &str) {
+        let settings = trainer.settings();
+        self.display.line(&format!(
+            "{} ({} parameters) on {}: {} training and {} test images; {device}, {}; {}",
+            settings.model,
+            grouped(trainer.parameter_count() as u64),
+            settings.data,
+            grouped(splits.train.len() as u64),
+            grouped(splits.test.len() as u64),
+            settings.dtype,
+            self.folder.path().display()
+        ));
+        if args.resume && trainer.step() == 0 {
+            self.display.line("no checkpoint there yet: from the beginning");
+        } else if args.resume {
+            let (epoch, step) = (trainer.epoch(), trainer.step());
+            self.display.line(&format!("resumed after {epoch} epochs, {step} steps"));
+        }
+    }
+
+    fn draw(&self, settings: &Settings) -> residuum::Result<()> {
+        let title = format!("{} on {}, seed {}", settings.model, settings.data, settings.seed);
+        self.folder.draw(&title, &self.history)
+    }
+
+    fn conclude(&self, trainer: &Trainer<'_>) -> Result<(), Failure> {
+        self.draw(trainer.settings())?;
+        let folder = self.folder.path().display();
+        let files = "checkpoint.safetensors, metrics.jsonl, curves.png, curves.svg";
+        match self.history.last() {
+            Some(m) => {
+                let accuracy = 100.0 * m.test_accuracy;
+                print(&format!("test accuracy {accuracy:.2} %, loss {:.4}; {folder}: {files}", m.test_loss))
+            }
+            None => print(&format!("nothing left to do; {folder}")),
+        }
+    }
+}
+
+impl Observer for Session {
+    fn step(&mut self, progress: &Progress, trainer: &Trainer<'_>) -> residuum::Result<()> {
+        self.display.step(progress);
+        // The last step of an epoch is followed by the epoch's own checkpoint.
+        let due = self.every.is_some_and(|every| trainer.step().is_multiple_of(every));
+        if due && progress.step < progress.steps {
+            trainer.checkpoint()?.write(self.folder.checkpoint())?;
+        }
+        Ok(())
+    }
+
+    fn epoch(&mut self, metrics: &Metrics, trainer: &Trainer<'_>) -> residuum::Result<()> {
+        // The line comes before the checkpoint: a resume drops lines that are too many, but cannot make missing ones.
+        self.folder.append(metrics)?;
+        trainer.checkpoint()?.write(self.folder.checkpoint())?;
+        self.history.push(*metrics);
+        self.display.epoch(metrics, trainer.settings().epochs);
+        if self.drawn.elapsed() > REDRAW {
+            self.draw(trainer.settings())?;
+            self.drawn = Instant::now();
+        }
+        Ok(())
+    }
+}

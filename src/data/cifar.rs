@@ -1,0 +1,124 @@
+//! CIFAR-10 and CIFAR-100 in their binary form: records of a label (CIFAR-100: a coarse and a fine one) and 3,072
+//! bytes, red, green, blue, row by row. From <https://www.cs.toronto.edu/~kriz/cifar.html> (A. Krizhevsky, 2009).
+
+use std::path::Path;
+
+use super::bytes;
+use super::dataset::{Dataset, Images, Normalize, Splits};
+use crate::{Error, Result};
+
+/// Pixels of an image: 3 x 32 x 32.
+const PIXELS: usize = 3072;
+const ORIGIN: &str = "the binary version of the set, from https://www.cs.toronto.edu/~kriz/cifar.html";
+
+/// Which of the two sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// 10 classes; five training files and one test file of 10,000 images.
+    Cifar10,
+    /// 100 fine classes (the 20 coarse ones are read over); one training file of 50,000 images, one test file of 10,000.
+    Cifar100,
+}
+
+impl Kind {
+    /// The number of classes.
+    pub fn classes(self) -> usize {
+        match self {
+            Self::Cifar10 => 10,
+            Self::Cifar100 => 100,
+        }
+    }
+
+    /// Bytes of a record: the labels, then the pixels.
+    pub fn record(self) -> usize {
+        match self {
+            Self::Cifar10 => 1 + PIXELS,
+            Self::Cifar100 => 2 + PIXELS,
+        }
+    }
+
+    /// The channels' means and deviations over the training images, as commonly used: 125.3 123.0 113.9 and
+    /// 63.0 62.1 66.7 for CIFAR-10, 129.3 124.1 112.4 and 68.2 65.4 70.4 for CIFAR-100, of 255.
+    pub fn normalize(self) -> Normalize {
+        let (mean, deviation) = match self {
+            Self::Cifar10 => ([125.3, 123.0, 113.9], [63.0, 62.1, 66.7]),
+            Self::Cifar100 => ([129.3, 124.1, 112.4], [68.2, 65.4, 70.4]),
+        };
+        let unit = |v: [f32; 3]| v.map(|v| v / 255.0).to_vec();
+        Normalize { white: 255.0, mean: unit(mean), deviation: unit(deviation) }
+    }
+
+    /// The training files and the test file, with the images in each.
+    fn files(self) -> [&'static [(&'static str, usize)]; 2] {
+        match self {
+            Self::Cifar10 => [
+                &[
+                    ("data_batch_1.bin", 10_000),
+                    ("data_batch_2.bin", 10_000),
+                    ("data_batch_3.bin", 10_000),
+                    ("data_batch_4.bin", 10_000),
+                    ("data_batch_5.bin", 10_000),
+                ],
+                &[("test_batch.bin", 10_000)],
+            ],
+            Self::Cifar100 => [&[("train.bin", 50_000)], &[("test.bin", 10_000)]],
+        }
+    }
+
+    /// The folder inside the published archive.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Cifar10 => "cifar-10-batches-bin",
+            Self::Cifar100 => "cifar-100-binary",
+        }
+    }
+}
+
+/// The published training and test images in `folder`, or in the archive's own folder inside it.
+pub fn read(folder: &Path, kind: Kind) -> Result<Splits> {
+    let [train, test] = kind.files().map(|files| {
+        let (mut images, mut labels) = (Vec::new(), Vec::new());
+        for &(name, count) in files {
+            let path = bytes::find(folder, &[kind.folder()], &[name], ORIGIN)?;
+            append(&path, &bytes::read(&path)?, kind, count, &mut images, &mut labels)?;
+        }
+        Dataset::new(Images::U8(images), labels, kind.classes(), [3, 32, 32], kind.normalize())
+    });
+    Ok(Splits { train: train?, test: test? })
+}
+
+/// The images of one file in CIFAR's form that holds exactly `count` of them.
+pub fn read_file(path: &Path, kind: Kind, count: usize) -> Result<Dataset> {
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
+    append(path, &bytes::read(path)?, kind, count, &mut images, &mut labels)?;
+    Dataset::new(Images::U8(images), labels, kind.classes(), [3, 32, 32], kind.normalize())
+}
+
+fn append(
+    path: &Path,
+    content: &[u8],
+    kind: Kind,
+    count: usize,
+    images: &mut Vec<u8>,
+    labels: &mut Vec<i32>,
+) -> Result<()> {
+    let record = kind.record();
+    if content.len() != count * record {
+        let problem = format!("{} bytes, expected {} ({count} records of {record})", content.len(), count * record);
+        return Err(Error::file(path, problem));
+    }
+    for (i, bytes) in content.chunks_exact(record).enumerate() {
+        let (head, pixels) = bytes.split_at(record - PIXELS);
+        let ranges: &[usize] = if head.len() == 1 { &[10] } else { &[20, 100] };
+        for (at, (&label, &classes)) in head.iter().zip(ranges).enumerate() {
+            if usize::from(label) >= classes {
+                let problem =
+                    format!("label {label} of image {i} at offset {}, expected 0..{classes}", i * record + at);
+                return Err(Error::file(path, problem));
+            }
+        }
+        labels.push(i32::from(head[head.len() - 1]));
+        images.extend_from_slice(pixels);
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! A set of labelled images in memory.
+
+use crate::{Error, Result};
+
+/// The pixels of all images of a set, NCHW.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Images {
+    /// Integers, as image files hold them.
+    U8(Vec<u8>),
+    /// Any numbers.
+    F32(Vec<f32>),
+}
+
+impl Images {
+    /// The number of pixels, all channels of all images counted.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::U8(v) => v.len(),
+            Self::F32(v) => v.len(),
+        }
+    }
+
+    /// Whether there is no pixel.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How pixels become a network's input: `(pixel / white - mean[c]) / deviation[c]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Normalize {
+    /// The pixel value of full brightness: 255 for most files, 16 for the digits.
+    pub white: f32,
+    /// The mean of each channel, in units of `white`.
+    pub mean: Vec<f32>,
+    /// The standard deviation of each channel, in units of `white`.
+    pub deviation: Vec<f32>,
+}
+
+impl Normalize {
+    /// The value of `pixel` in channel `c`.
+    pub fn apply(&self, c: usize, pixel: f32) -> f32 {
+        (pixel / self.white - self.mean[c]) / self.deviation[c]
+    }
+}
+
+/// Labelled images of one size, in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dataset {
+    images: Images,
+    labels: Vec<i32>,
+    classes: usize,
+    shape: [usize; 3],
+    normalize: Normalize,
+}
+
+/// The images that a network learns from and those that judge it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Splits {
+    /// What is learned from.
+    pub train: Dataset,
+    /// What is held out.
+    pub test: Dataset,
+}
+
+impl Dataset {
+    /// A set of `labels.len()` images of `shape` C, H, W. Fails where the pixels do not fill the images, a label is not
+    /// in `0..classes`, an extent is 0, or `normalize` does not have one positive deviation and one mean a channel.
+    pub fn new(
+        images: Images,
+        labels: Vec<i32>,
+        classes: usize,
+        shape: [usize; 3],
+        normalize: Normalize,
+    ) -> Result<Self> {
+        let pixels = shape.iter().product::<usize>();
+        if pixels == 0 || images.len() != labels.len() * pixels {
+            let problem = format!("{} pixels for {} images of shape {shape:?}", images.len(), labels.len());
+            return Err(Error::invalid("data set", problem));
+        }
+        if u32::try_from(labels.len()).is_err() {
+            return Err(Error::invalid("data set", format!("{} images, expected fewer than 2^32", labels.len())));
+        }
+        if let Some(i) = labels.iter().position(|&l| l < 0 || l as usize >= classes) {
+            let problem = format!("label {} of image {i}, expected 0..{classes}", labels[i]);
+            return Err(Error::invalid("data set", problem));
+        }
+        let Normalize { white, mean, deviation } = &normalize;
+        let usable = |v: &f32| v.is_finite() && *v > 0.0;
+        if mean.len() != shape[0] || deviation.len() != shape[0] || !deviation.iter().chain([white]).all(usable) {
+            let problem = format!(
+                "{normalize:?}, expected one mean and one positive deviation for each of {} channels",
+                shape[0]
+            );
+            return Err(Error::invalid("data set", problem));
+        }
+        Ok(Self { images, labels, classes, shape, normalize })
+    }
+
+    /// The number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// The pixels, NCHW.
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// The label of each image, in `0..classes`.
+    pub fn labels(&self) -> &[i32] {
+        &self.labels
+    }
+
+    /// The number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// C, H, W of an image.
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    /// How pixels become a network's input.
+    pub fn normalize(&self) -> &Normalize {
+        &self.normalize
+    }
+
+    /// The mean and the standard deviation of each channel over all images, in units of `white`.
+    pub fn statistics(&self) -> (Vec<f64>, Vec<f64>) {
+        let [c, h, w] = self.shape;
+        let white = f64::from(self.normalize.white);
+        let mut sums = vec![(0.0, 0.0); c];
+        for i in 0..self.images.len() {
+            let v = self.pixel(i) / white;
+            let (sum, square) = &mut sums[i / (h * w) % c];
+            *sum += v;
+            *square += v * v;
+        }
+        let count = (self.len() * h * w) as f64;
+        sums.into_iter().map(|(s, q)| (s / count, (q / count - (s / count).powi(2)).sqrt())).unzip()
+    }
+
+    /// Pixel `i` of all.
+    fn pixel(&self, i: usize) -> f64 {
+        match &self.images {
+            Images::U8(v) => f64::from(v[i]),
+            Images::F32(v) => f64::from(v[i]),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Batches of normalised, augmented images in an order that the seed and the epoch decide.
+
+use rayon::prelude::*;
+
+use super::augment::{Augment, Draw};
+use super::dataset::{Dataset, Images};
+use super::stream::{Purpose, Stream};
+use crate::tensor::HostTensor;
+use crate::{Error, Result};
+
+/// Images and labels of fixed number, ready for a network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// The images, f32, NCHW, normalised.
+    pub input: HostTensor,
+    /// The label of each.
+    pub labels: Vec<i32>,
+    /// How many of them count: fewer than all only in the last batch of a pass over a test set, where the rest repeats
+    /// the last image.
+    pub valid: usize,
+}
+
+/// Cuts a [`Dataset`] into batches; the same ones for any number of threads.
+#[derive(Clone, Debug)]
+pub struct Loader<'a> {
+    data: &'a Dataset,
+    batch: usize,
+    augment: Augment,
+    seed: u64,
+    tables: Vec<Vec<f32>>,
+}
+
+impl<'a> Loader<'a> {
+    /// Batches of `batch` images of `data`; fails where `batch` is 0 or there are fewer images than that.
+    pub fn train(data: &'a Dataset, batch: usize, augment: Augment, seed: u64) -> Result<Self> {
+        if batch == 0 || batch > data.len() {
+            let problem = format!("{batch}, expected 1..={} (the number of training images)", data.len());
+            return Err(Error::invalid("batch", problem));
+        }
+        Ok(Self { data, batch, augment, seed, tables: tables(data) })
+    }
+
+    /// Batches of `batch` images of `data` in their own order, nothing random; fails where `batch` is 0.
+    pub fn test(data: &'a Dataset, batch: usize) -> Result<Self> {
+        if batch == 0 || data.is_empty() {
+            return Err(Error::invalid("batch", format!("{batch} of {} images, expected at least 1", data.len())));
+        }
+        Ok(Self { data, batch, augment: Augment::default(), seed: 0, tables: tables(data) })
+    }
+
+    /// Full batches in a training epoch; the images left over wait for another epoch, whose order is another.
+    pub fn steps(&self) -> usize {
+        self.data.len() / self.batch
+    }
+
+    /// The order of the images in `epoch`.
+    pub fn order(&self, epoch: u32) -> Vec<u32> {
+        Stream::new(self.seed, Purpose::Shuffle, epoch, 0).permutation(self.data.len())
+    }
+
+    /// Training batch `step` (in `0..steps`) of `epoch`, whose order is `order`.
+    pub fn batch(&self, order: &[u32], epoch: u32, step: usize) -> Batch {
+        let indices = &order[step * self.batch..][..self.batch];
+        self.gather(indices, self.batch, |index| self.augment.draw(self.seed, epoch, index))
+    }
+
+    /// All images once, in their own order, untouched but for normalisation; the last batch is filled up.
+    pub fn in_order(&self) -> impl Iterator<Item = Batch> + '_ {
+        let len = self.data.len();
+        (0..len.div_ceil(self.batch)).map(move |step| {
+            let first = step * self.batch;
+            let indices: Vec<u32> = (first..first + self.batch).map(|i| i.min(len - 1) as u32).collect();
+            self.gather(&indices, self.batch.min(len - first), |_| Draw::IDENTITY)
+        })
+    }
+
+    fn gather(&self, indices: &[u32], valid: usize, draw: impl Fn(u32) -> Draw + Sync) -> Batch {
+        let [c, h, w] = self.data.shape();
+        let mut pixels = vec![0.0; indices.len() * c * h * w];
+        pixels.par_chunks_exact_mut(c * h * w).zip(indices).for_each(|(image, &index)| {
+            self.image(index, draw(index), image);
+        });
+        let labels = indices.iter().map(|&i| self.data.labels()[i as usize]).collect();
+        Batch { input: HostTensor::f32([indices.len(), c, h, w], pixels), labels, valid }
+    }
+
+    /// Writes image `index`, transformed by `draw`, to `out`.
+    fn image(&self, index: u32, draw: Draw, out: &mut [f32]) {
+        let [c, h, w] = self.data.shape();
+        let base = index as usize * c * h * w;
+        for (channel, plane) in out.chunks_exact_mut(h * w).enumerate() {
+            let first = base + channel * h * w;
+            let black = self.data.normalize().apply(channel, 0.0);
+            for (i, value) in plane.iter_mut().enumerate() {
+                *value = draw.source(i / w, i % w, h, w).map_or(black, |p| self.value(channel, first + p));
+            }
+        }
+    }
+
+    fn value(&self, channel: usize, pixel: usize) -> f32 {
+        match self.data.images() {
+            Images::U8(v) => self.tables[channel][usize::from(v[pixel])],
+            Images::F32(v) => self.data.normalize().apply(channel, v[pixel]),
+        }
+    }
+}
+
+/// The normalised value of each byte, for each channel.
+fn tables(data: &Dataset) -> Vec<Vec<f32>> {
+    (0..data.shape()[0]).map(|c| (0..=255u8).map(|v| data.normalize().apply(c, f32::from(v))).collect()).collect()
+}

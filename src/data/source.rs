@@ -1,0 +1,77 @@
+//! Which image set: what `--data` says.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::augment::Augment;
+use super::dataset::Splits;
+use super::{cifar, digits, mnist};
+use crate::{Error, Result};
+
+/// An image set by name: `digits`, `cifar10:DIR`, `cifar100:DIR` or `mnist:DIR`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The digits inside the library.
+    Digits,
+    /// CIFAR-10 or CIFAR-100 in a folder.
+    Cifar(cifar::Kind, PathBuf),
+    /// MNIST, or a set of the same form, in a folder.
+    Mnist(PathBuf),
+}
+
+impl Source {
+    /// The name without the folder.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Digits => "digits",
+            Self::Cifar(cifar::Kind::Cifar10, _) => "cifar10",
+            Self::Cifar(cifar::Kind::Cifar100, _) => "cifar100",
+            Self::Mnist(_) => "mnist",
+        }
+    }
+
+    /// Reads the set into memory; fails where a file is missing or is not what it should be.
+    pub fn read(&self) -> Result<Splits> {
+        match self {
+            Self::Digits => digits::read(),
+            Self::Cifar(kind, folder) => cifar::read(folder, *kind),
+            Self::Mnist(folder) => mnist::read(folder),
+        }
+    }
+
+    /// The usual augmentation: shifts of 1 pixel for the digits, of 4 with flips for CIFAR, of 2 for MNIST.
+    pub fn augment(&self) -> Augment {
+        match self {
+            Self::Digits => Augment { pad: 1, flip: false },
+            Self::Cifar(..) => Augment { pad: 4, flip: true },
+            Self::Mnist(_) => Augment { pad: 2, flip: false },
+        }
+    }
+}
+
+impl FromStr for Source {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once(':') {
+            None if text == "digits" => Ok(Self::Digits),
+            Some(("cifar10", folder)) if !folder.is_empty() => Ok(Self::Cifar(cifar::Kind::Cifar10, folder.into())),
+            Some(("cifar100", folder)) if !folder.is_empty() => Ok(Self::Cifar(cifar::Kind::Cifar100, folder.into())),
+            Some(("mnist", folder)) if !folder.is_empty() => Ok(Self::Mnist(folder.into())),
+            _ => Err(Error::invalid(
+                "data",
+                format!("`{text}`, expected digits, cifar10:DIR, cifar100:DIR or mnist:DIR"),
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Digits => f.write_str(self.name()),
+            Self::Cifar(_, folder) | Self::Mnist(folder) => write!(f, "{}:{}", self.name(), folder.display()),
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! The op on the CPU: matrix products over rows of input pixels gathered for each output pixel (im2col).
+//!
+//! With `px` a run of output pixels, flattened over N, P and Q, and for each group:
+//!
+//! ```text
+//! fwd    y[px, K]        = rows[px, R S C] w[K, R S C]^T
+//! bwd_x  rows[px, R S C] = dy[px, K] w[K, R S C], scattered into dx
+//! bwd_w  dw[K, R S C]    = sum over px of dy[px, K]^T rows[px, R S C]
+//! ```
+//!
+//! A 1x1 convolution of stride 1 without padding reads x and writes dx in place of rows. The work is cut into lanes,
+//! which run in parallel, and each lane's into chunks whose rows stay in the second-level cache. Both depend on the
+//! shapes only, so the bits do not depend on the number of threads.
+
+use std::ops::Range;
+
+use super::{Conv2d, Epilogue, Node, Pass, Spec};
+use crate::device::cpu::{gemm, vectorized, Matrix};
+use crate::ops::parallel::{self, in_lanes, split};
+use crate::ops::{HostIo, Write};
+use crate::tensor::Real;
+
+/// The most lanes: as many as most machines have cores.
+const LANES: usize = 32;
+/// The least multiply-adds of a lane: some 20 us of work.
+const LANE_MACS: u64 = 1 << 19;
+/// The elements of a chunk's rows: 128 KiB in f32.
+const CHUNK: usize = 1 << 15;
+/// The most elements that all partial weight gradients of a convolution may have together.
+const PARTIALS: usize = 1 << 20;
+/// With fewer parts than this the weight gradient is also cut into blocks of output channels,
+const FEW_PARTS: usize = 4;
+/// of which there are at most so many,
+const BLOCKS: usize = 8;
+/// of at least so many channels: enough to pay for gathering the rows again.
+const BLOCK: usize = 64;
+
+/// Runs the op in the ways above.
+pub(super) fn run<T: Real>(node: &Node, io: &mut HostIo<'_, T>) {
+    let plan = Plan::new(&node.conv);
+    let accumulate = io.writes[0] == Write::Accumulate;
+    let inputs: Vec<&[T]> = io.inputs.iter().map(|i| i.real()).collect();
+    let ([out], scratch) = io.split();
+    match node.pass {
+        Pass::Fwd(epilogue) => plan.fwd(epilogue, &inputs, out, scratch),
+        Pass::BwdX => plan.bwd_x(inputs[0], inputs[1], out, accumulate, scratch),
+        Pass::BwdW => plan.bwd_w(inputs[0], inputs[1], out, accumulate, scratch),
+        Pass::BwdBias => parallel::columns(inputs[0], out, accumulate, scratch),
+    }
+}
+
+/// Elements of scratch that [`run`] needs.
+pub(super) fn scratch(node: &Node) -> usize {
+    let plan = Plan::new(&node.conv);
+    let rows = |lanes: usize, pixels: usize| if plan.direct { 0 } else { lanes * pixels * plan.row };
+    match node.pass {
+        Pass::Fwd(_) => {
+            let cut = plan.cut(plan.pixels, 1);
+            rows(cut.lanes, cut.chunk)
+        }
+        Pass::BwdX => {
+            let cut = plan.cut(plan.spec.n, plan.image);
+            rows(cut.lanes, cut.chunk)
+        }
+        Pass::BwdW => {
+            let (cut, block) = plan.cut_weights();
+            let partials = if cut.lanes > 1 { cut.lanes * plan.spec.k * plan.row } else { 0 };
+            rows(cut.lanes * plan.spec.k.div_ceil(block), cut.chunk) + partials
+        }
+        Pass::BwdBias => parallel::columns_scratch(plan.pixels * plan.spec.k, plan.spec.k),
+    }
+}
+
+/// What the passes share.
+struct Plan {
+    spec: Spec,
+    /// P and Q.
+    output: [usize; 2],
+    /// Output pixels of an image and of all images.
+    image: usize,
+    pixels: usize,
+    /// Elements of a gathered row: R S C / groups.
+    row: usize,
+    /// Input and output channels of a group.
+    cg: usize,
+    kg: usize,
+    macs: u64,
+    /// Whether the rows are the pixels of x as they lie.
+    direct: bool,
+}
+
+/// How the output pixels are cut.
+struct Cut {
+    lanes: usize,
+    /// Units of every lane but the last.
+    units: usize,
+    /// Output pixels of a chunk.
+    chunk: usize,
+}
+
+impl Plan {
+    fn new(conv: &Conv2d) -> Self {
+        let (spec, output, [_, r, s, cg]) = (conv.spec, conv.output(), conv.w_shape());
+        let image = output[0] * output[1];
+        Self {
+            spec,
+            output,
+            image,
+            pixels: spec.n * image,
+            row: r * s * cg,
+            cg,
+            kg: spec.k / spec.groups,
+            macs: conv.macs(),
+            direct: spec.kernel == [1, 1] && spec.stride == [1, 1] && spec.padding == [0, 0],
+        }
+    }
+
+    /// Cuts `units` units of `pixels` output pixels each.
+    fn cut(&self, units: usize, pixels: usize) -> Cut {
+        let most = LANES.min(units) as u64;
+        let each = units.div_ceil((self.macs / LANE_MACS).clamp(1, most) as usize);
+        let lane = each * pixels;
+        let chunk = if self.direct { lane } else { (CHUNK / self.row).max(8).min(lane) };
+        Cut { lanes: units.div_ceil(each), units: each, chunk }
+    }
+
+    /// The parts of the pixels whose weight gradients are added up, and the output channels of a block.
+    fn cut_weights(&self) -> (Cut, usize) {
+        let Spec { k, groups, .. } = self.spec;
+        let most = (PARTIALS / (k * self.row)).clamp(1, LANES);
+        let parts = self.pixels.min(most).min((self.macs / LANE_MACS).max(1) as usize);
+        let each = self.pixels.div_ceil(parts);
+        let chunk = (CHUNK / self.row).max(8).min(each);
+        let parts = self.pixels.div_ceil(each);
+        let block = if parts < FEW_PARTS { k.div_ceil(BLOCKS).max(BLOCK).min(k) } else { k };
+        let block = if groups > 1 { block.next_multiple_of(self.kg) } else { block };
+        (Cut { lanes: parts, units: each, chunk }, block)
+    }
+
+    fn fwd<T: Real>(&self, epilogue: Epilogue, inputs: &[&[T]], y: &mut [T], scratch: &mut [T]) {
+        let (x, w) = (inputs[0], inputs[1]);
+        let cut = self.cut(self.pixels, 1);
+        let k = self.spec.k;
+        in_lanes(lanes(split(y, cut.units * k), scratch, self.scratch_of(&cut)), |i, (y, rows)| {
+            for (j, y) in y.chunks_mut(cut.chunk * k).enumerate() {
+                let start = i * cut.units + j * cut.chunk;
+                let pixels = start..start + y.len() / k;
+                for g in 0..self.spec.groups {
+                    let rows = self.rows(x, pixels.clone(), g, rows);
+                    let w = self.weights(w, g * self.kg..(g + 1) * self.kg);
+                    let to = Matrix::rows(pixels.len(), self.kg, k);
+                    gemm((&mut y[g * self.kg..], to), rows, (w.0, w.1.transposed()), false);
+                }
+                vectorized(|| finish(epilogue, &inputs[2..], y, k, pixels.start));
+            }
+        });
+    }
+
+    fn bwd_x<T: Real>(&self, dy: &[T], w: &[T], dx: &mut [T], accumulate: bool, scratch: &mut [T]) {
+        let Spec { n, c, k, groups, .. } = self.spec;
+        let image = self.spec.h * self.spec.w * c;
+        let cut = self.cut(n, self.image);
+        in_lanes(lanes(split(dx, cut.units * image), scratch, self.scratch_of(&cut)), |i, (dx, rows)| {
+            if !accumulate && !self.direct {
+                dx.fill(T::ZERO);
+            }
+            let first = i * cut.units;
+            let lane = first * self.image..(first + dx.len() / image) * self.image;
+            for start in lane.clone().step_by(cut.chunk) {
+                let pixels = start..(start + cut.chunk).min(lane.end);
+                for g in 0..groups {
+                    let dy = (&dy[start * k + g * self.kg..], Matrix::rows(pixels.len(), self.kg, k));
+                    let w = self.weights(w, g * self.kg..(g + 1) * self.kg);
+                    if self.direct {
+                        let to = Matrix::rows(pixels.len(), self.cg, c);
+                        gemm((&mut dx[g * self.cg..], to), dy, w, accumulate);
+                    } else {
+                        let to = Matrix::rows(pixels.len(), self.row, self.row);
+                        gemm((&mut *rows, to), dy, w, false);
+                        let within = pixels.start - lane.start..pixels.end - lane.start;
+                        vectorized(|| self.scatter(rows, within, g, dx));
+                    }
+                }
+            }
+        });
+    }
+
+    fn bwd_w<T: Real>(&self, dy: &[T], x: &[T], dw: &mut [T], accumulate: bool, scratch: &mut [T]) {
+        let (cut, block) = self.cut_weights();
+        let blocks = self.spec.k.div_ceil(block);
+        let partial = if cut.lanes > 1 { dw.len() } else { 0 };
+        let (partials, rows) = scratch.split_at_mut(cut.lanes * partial);
+        let whole = accumulate && cut.lanes == 1;
+        let targets = if cut.lanes > 1 { split(partials, partial) } else { vec![&mut *dw] };
+        let targets = targets.into_iter().flat_map(|t| split(t, block * self.row)).collect();
+        in_lanes(lanes(targets, rows, self.scratch_of(&cut)), |task, (dw, rows)| {
+            let (part, first) = (task / blocks, task % blocks * block);
+            let lane = part * cut.units..((part + 1) * cut.units).min(self.pixels);
+            for start in lane.clone().step_by(cut.chunk) {
+                let pixels = start..(start + cut.chunk).min(lane.end);
+                let sum = whole || start > lane.start;
+                self.block_of_weights(dy, x, pixels, first, dw, sum, rows);
+            }
+        });
+        if cut.lanes > 1 {
+            add_partials(partials, dw, accumulate);
+        }
+    }
+
+    /// `dw[K, R S C]` of the output channels from `first` on, over one chunk of pixels.
+    #[allow(clippy::too_many_arguments)]
+    fn block_of_weights<T: Real>(
+        &self,
+        dy: &[T],
+        x: &[T],
+        pixels: Range<usize>,
+        first: usize,
+        dw: &mut [T],
+        sum: bool,
+        rows: &mut [T],
+    ) {
+        let last = first + dw.len() / self.row;
+        for g in first / self.kg..last.div_ceil(self.kg) {
+            let channels = first.max(g * self.kg)..last.min((g + 1) * self.kg);
+            let (rows, matrix) = self.rows(x, pixels.clone(), g, rows);
+            let dy = &dy[pixels.start * self.spec.k + channels.start..];
+            let dy = (dy, Matrix::rows(pixels.len(), channels.len(), self.spec.k).transposed());
+            let to = Matrix::rows(channels.len(), self.row, self.row);
+            gemm((&mut dw[(channels.start - first) * self.row..], to), dy, (rows, matrix), sum);
+        }
+    }
+
+    fn scratch_of(&self, cut: &Cut) -> usize {
+        if self.direct {
+            0
+        } else {
+            cut.chunk * self.row
+        }
+    }
+
+    /// The weights of output channels of one group, `[K, R S C]`.
+    fn weights<'a, T>(&self, w: &'a [T], channels: Range<usize>) -> (&'a [T], Matrix) {
+        let matrix = Matrix::rows(channels.len(), self.row, self.row);
+        (&w[channels.start * self.row..channels.end * self.row], matrix)
+    }
+
+    /// The rows of `pixels` for group `g`, gathered into `rows` unless x has them.
+    fn rows<'a, T: Real>(&self, x: &'a [T], pixels: Range<usize>, g: usize, rows: &'a mut [T]) -> (&'a [T], Matrix) {
+        if self.direct {
+            let c = self.spec.c;
+            return (&x[pixels.start * c + g * self.cg..], Matrix::rows(pixels.len(), self.cg, c));
+        }
+        let matrix = Matrix::rows(pixels.len(), self.row, self.row);
+        vectorized(|| self.gather(x, pixels, g, rows));
+        (rows, matrix)
+    }
+
+    fn gather<T: Real>(&self, x: &[T], pixels: Range<usize>, g: usize, rows: &mut [T]) {
+        for (row, pixel) in rows.chunks_exact_mut(self.row).zip(pixels) {
+            self.taps(pixel, g, |at, source| match source {
+                Some(source) => row[at.clone()].copy_from_slice(&x[source..source + at.len()]),
+                None => row[at].fill(T::ZERO),
+            });
+        }
+    }
+
+    fn scatter<T: Real>(&self, rows: &[T], pixels: Range<usize>, g: usize, dx: &mut [T]) {
+        for (row, pixel) in rows.chunks_exact(self.row).zip(pixels) {
+            self.taps(pixel, g, |at, source| {
+                if let Some(source) = source {
+                    parallel::add(&mut dx[source..source + at.len()], &row[at]);
+                }
+            });
+        }
+    }
+
+    /// Calls `f` for runs of the gathered row of an output pixel, in order: where in the row, and where in x, or `None`
+    /// in the padding.
+    #[inline(always)]
+    fn taps(&self, pixel: usize, g: usize, mut f: impl FnMut(Range<usize>, Option<usize>)) {
+        let Spec { h, w, c, kernel: [r, s], stride, padding, dilation, groups, .. } = self.spec;
+        let (n, i, j) = (pixel / self.image, pixel % self.image / self.output[1], pixel % self.output[1]);
+        let line = s * self.cg;
+        for tap in 0..r {
+            let row = (i * stride[0] + tap * dilation[0]).checked_sub(padding[0]).filter(|&row| row < h);
+            let at = tap * line;
+            let Some(row) = row else {
+                f(at..at + line, None);
+                continue;
+            };
+            let first = (n * h + row) * w;
+            if dilation[1] == 1 && groups == 1 {
+                let left = j * stride[1];
+                let before = padding[1].saturating_sub(left).min(s);
+                let inside = (w + padding[1]).saturating_sub(left).min(s).max(before);
+                if before > 0 {
+                    f(at..at + before * c, None);
+                }
+                if inside > before {
+                    f(at + before * c..at + inside * c, Some((first + left + before - padding[1]) * c));
+                }
+                if inside < s {
+                    f(at + inside * c..at + line, None);
+                }
+            } else {
+                for tap in 0..s {
+                    let column =
+                        (j * stride[1] + tap * dilation[1]).checked_sub(padding[1]).filter(|&column| column < w);
+                    let at = at + tap * self.cg;
+                    f(at..at + self.cg, column.map(|column| (first + column) * c + g * self.cg));
+                }
+            }
+        }
+    }
+}
+
+/// Each of `outputs` with its `each` elements of scratch.
+fn lanes<'a, T>(outputs: Vec<&'a mut [T]>, scratch: &'a mut [T], each: usize) -> Vec<(&'a mut [T], &'a mut [T])> {
+    let mut rest = scratch;
+    let lane = |output| {
+        let (piece, tail) = std::mem::take(&mut rest).split_at_mut(each);
+        rest = tail;
+        (output, piece)
+    };
+    outputs.into_iter().map(lane).collect()
+}
+
+/// The sums of the partial gradients, part by part.
+fn add_partials<T: Real>(partials: &[T], dw: &mut [T], accumulate: bool) {
+    let len = dw.len();
+    parallel::elements(dw, |first, dw| {
+        if !accumulate {
+            dw.fill(T::ZERO);
+        }
+        for partial in partials.chunks_exact(len) {
+            parallel::add(dw, &partial[first..first + dw.len()]);
+        }
+    });
+}
+
+/// The epilogue, on the output pixels from `first` on.
+fn finish<T: Real>(epilogue: Epilogue, mut inputs: &[&[T]], y: &mut [T], k: usize, first: usize) {
+    let mut next = |given: bool| -> &[T] {
+        match (given, inputs) {
+            (true, [input, rest @ ..]) => {
+                inputs = rest;
+                input
+            }
+            _ => &[],
+        }
+    };
+    let (scale, shift, residual) = (next(epilogue.scale), next(epilogue.shift), next(epilogue.residual));
+    for (i, y) in y.chunks_exact_mut(k).enumerate() {
+        for (y, &scale) in y.iter_mut().zip(scale) {
+            *y *= scale;
+        }
+        parallel::add(y, shift);
+        if epilogue.residual {
+            parallel::add(y, &residual[(first + i) * k..]);
+        }
+        if epilogue.relu {
+            y.iter_mut().for_each(|y| *y = y.maximum(T::ZERO));
+        }
+    }
+}

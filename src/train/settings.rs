@@ -1,0 +1,175 @@
+//! What decides a run's bits, and its form as text in a checkpoint.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use super::schedule::Schedule;
+use crate::data::Augment;
+use crate::models::weights::Metadata;
+use crate::ops::sgd;
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// The widest shift of an image, in pixels.
+const PAD: usize = 1 << 16;
+
+/// Everything that decides the bits of a run, but for the images themselves and the device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The network's name, as [`crate::models::find`] knows it.
+    pub model: String,
+    /// The image set, as [`crate::data::Source`] is written; for the record.
+    pub data: String,
+    /// The storage type.
+    pub dtype: DType,
+    /// Passes over the training images.
+    pub epochs: u32,
+    /// Images in a step.
+    pub batch: usize,
+    /// The peak learning rate.
+    pub learning_rate: f64,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
+    /// The share of the velocity that is kept; the steps are Nesterov's where it is not 0.
+    pub momentum: f64,
+    /// The pull of all parameters towards 0.
+    pub weight_decay: f64,
+    /// The share of the target that is spread over all classes.
+    pub smoothing: f64,
+    /// What is done at random to the images.
+    pub augment: Augment,
+    /// Decides the first weights, the order of the images and the augmentation.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    /// resnet20_cifar on the digits as they are: 15 epochs of batches of 64 in f32, one-cycle to 0.1, momentum 0.9, weight
+    /// decay 1e-4, seed 0.
+    fn default() -> Self {
+        Self {
+            model: "resnet20_cifar".into(),
+            data: "digits".into(),
+            dtype: DType::F32,
+            epochs: 15,
+            batch: 64,
+            learning_rate: 0.1,
+            schedule: Schedule::ONE_CYCLE,
+            momentum: 0.9,
+            weight_decay: 1e-4,
+            smoothing: 0.0,
+            augment: Augment::default(),
+            seed: 0,
+        }
+    }
+}
+
+/// What gradients are multiplied by on their way in `dtype`: 256 in f16, whose least number is 6e-8, else 1.
+pub fn grad_scale(dtype: DType) -> f64 {
+    if dtype == DType::F16 {
+        256.0
+    } else {
+        1.0
+    }
+}
+
+impl Settings {
+    /// The optimizer; fails where its numbers cannot be.
+    pub fn optimizer(&self) -> Result<sgd::Sgd> {
+        sgd::Sgd::new(sgd::Spec {
+            momentum: self.momentum,
+            dampening: 0.0,
+            nesterov: self.momentum > 0.0,
+            weight_decay: self.weight_decay,
+            grad_scale: grad_scale(self.dtype),
+        })
+    }
+
+    /// Fails on settings that no run can have: no epoch, a batch of 0, a rate that is not positive and finite, a
+    /// warm-up longer than the run.
+    pub fn check(&self) -> Result<()> {
+        if self.epochs == 0 {
+            return Err(Error::invalid("epochs", "0, expected at least 1"));
+        }
+        if self.batch == 0 {
+            return Err(Error::invalid("batch", "0, expected at least 1"));
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            let problem = format!("{}, expected a number above 0", self.learning_rate);
+            return Err(Error::invalid("learning rate", problem));
+        }
+        if self.augment.pad > PAD {
+            return Err(Error::invalid(
+                "augmentation",
+                format!("shifts of {} pixels, expected at most {PAD}", self.augment.pad),
+            ));
+        }
+        self.schedule.check(self.epochs)?;
+        self.optimizer().map(|_| ())
+    }
+
+    /// The settings as text; numbers keep all their bits.
+    pub fn to_metadata(&self) -> Metadata {
+        let pairs: [(&str, &dyn Display); 14] = [
+            ("model", &self.model),
+            ("data", &self.data),
+            ("dtype", &self.dtype),
+            ("epochs", &self.epochs),
+            ("batch", &self.batch),
+            ("learning_rate", &self.learning_rate),
+            ("schedule", &self.schedule),
+            ("momentum", &self.momentum),
+            ("weight_decay", &self.weight_decay),
+            ("smoothing", &self.smoothing),
+            ("augment_pad", &self.augment.pad),
+            ("augment_flip", &self.augment.flip),
+            ("seed", &self.seed),
+            ("optimizer", &"sgd"),
+        ];
+        pairs.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+    }
+
+    /// The settings of [`Settings::to_metadata`]; fails on the first that is missing or is not what it should be.
+    pub fn from_metadata(metadata: &Metadata) -> Result<Self> {
+        Ok(Self {
+            model: parse(metadata, "model")?,
+            data: parse(metadata, "data")?,
+            dtype: parse(metadata, "dtype")?,
+            epochs: parse(metadata, "epochs")?,
+            batch: parse(metadata, "batch")?,
+            learning_rate: parse(metadata, "learning_rate")?,
+            schedule: parse(metadata, "schedule")?,
+            momentum: parse(metadata, "momentum")?,
+            weight_decay: parse(metadata, "weight_decay")?,
+            smoothing: parse(metadata, "smoothing")?,
+            augment: Augment { pad: parse(metadata, "augment_pad")?, flip: parse(metadata, "augment_flip")? },
+            seed: parse(metadata, "seed")?,
+        })
+    }
+
+    /// The first setting in which `self` and `other` differ: its name, the value here and the value there. The folder
+    /// of the image set does not count.
+    pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
+        let set = |settings: &Self| {
+            let mut metadata = settings.to_metadata();
+            if let Some(data) = metadata.get_mut("data") {
+                data.truncate(data.find(':').unwrap_or(data.len()));
+            }
+            metadata
+        };
+        let there = set(other);
+        // The model is what a user most likely mistook: it is named first.
+        let mut here: Vec<_> = set(self).into_iter().collect();
+        here.sort_by_key(|(key, _)| key != "model");
+        here.into_iter().find(|(key, value)| there.get(key) != Some(value)).map(|(key, value)| {
+            let found = there.get(&key).cloned().unwrap_or_default();
+            (key, value, found)
+        })
+    }
+}
+
+/// The value of `key`, parsed.
+pub(super) fn parse<T: FromStr>(metadata: &Metadata, key: &str) -> Result<T> {
+    let what = || format!("metadata `{key}`");
+    let text = metadata.get(key).ok_or_else(|| Error::invalid(what(), "missing: not a checkpoint of a run"))?;
+    text.parse().map_err(|_| Error::invalid(what(), format!("`{text}`, expected what a run writes there")))
+}

@@ -1,0 +1,240 @@
+//! The steps of a run.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::checkpoint::{Checkpoint, Sums};
+use super::evaluate::{Evaluation, Evaluator};
+use super::metrics::{Metrics, Progress};
+use super::schedule::Length;
+use super::settings::{grad_scale, Settings};
+use crate::data::{Batch, Loader, Splits};
+use crate::device::Device;
+use crate::graph::{Mode, Program};
+use crate::models::{self, BuildOptions};
+use crate::tensor::StateDict;
+use crate::{Error, Result};
+
+/// Batches made ahead of the steps that use them.
+const AHEAD: usize = 3;
+
+/// Follows a run. An error ends the run and is returned from it.
+pub trait Observer {
+    /// After each step. `trainer` is between two steps: its checkpoint is one to resume from.
+    fn step(&mut self, progress: &Progress, trainer: &Trainer<'_>) -> Result<()> {
+        let _ = (progress, trainer);
+        Ok(())
+    }
+
+    /// After each epoch and its evaluation.
+    fn epoch(&mut self, metrics: &Metrics, trainer: &Trainer<'_>) -> Result<()>;
+}
+
+/// A run: a network on its way through a data set. The same settings, images and device give the same bits, whether or
+/// not the run was interrupted and resumed.
+///
+/// An epoch takes full batches in a random order; the images left over wait for another epoch, whose order differs.
+#[derive(Debug)]
+pub struct Trainer<'a> {
+    settings: Settings,
+    splits: &'a Splits,
+    loader: Loader<'a>,
+    length: Length,
+    parameter_count: usize,
+    program: Program,
+    evaluator: Evaluator,
+    step: usize,
+    sums: Sums,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run at its start, with new weights. Fails on settings that cannot be, and where the network does not fit the
+    /// images.
+    pub fn new(settings: Settings, splits: &'a Splits, device: &Device) -> Result<Self> {
+        let (mut trainer, state) = Self::prepare(settings, splits, device)?;
+        trainer.program.load(&state)?;
+        Ok(trainer)
+    }
+
+    /// A run where `checkpoint` left it. Fails where the checkpoint's tensors are not the network's, or the images are
+    /// not of its shape and classes.
+    pub fn resume(checkpoint: &Checkpoint, splits: &'a Splits, device: &Device) -> Result<Self> {
+        let Checkpoint { settings, classes, input, step, sums, .. } = checkpoint;
+        let (found, expected) = (splits.train.classes(), *classes);
+        if found != expected || splits.train.shape() != *input {
+            let problem = format!(
+                "{found} classes, shape {:?}; the checkpoint is of {expected} classes, shape {input:?}",
+                splits.train.shape()
+            );
+            return Err(Error::invalid("data", problem));
+        }
+        let (mut trainer, _) = Self::prepare(settings.clone(), splits, device)?;
+        trainer.program.load(&checkpoint.state)?;
+        trainer.program.load_velocity(&checkpoint.velocity)?;
+        let steps = trainer.length.steps;
+        let epochs = checkpoint.epoch as usize;
+        if sums.steps > steps || epochs * steps + sums.steps != *step || *step > trainer.length.total() {
+            let problem = format!(
+                "{step} ({} after {epochs} epochs), not a moment of a run of {} epochs of {steps} steps",
+                sums.steps, settings.epochs
+            );
+            return Err(Error::invalid("step of the checkpoint", problem));
+        }
+        (trainer.step, trainer.sums) = (*step, *sums);
+        Ok(trainer)
+    }
+
+    /// The compiled run, and the weights that it starts from.
+    fn prepare(settings: Settings, splits: &'a Splits, device: &Device) -> Result<(Self, StateDict)> {
+        settings.check()?;
+        let train = &splits.train;
+        if splits.test.classes() != train.classes() || splits.test.shape() != train.shape() {
+            return Err(Error::invalid("data", "the test images are not of the training images' shape and classes"));
+        }
+        let model = models::find(&settings.model)?;
+        let loader = Loader::train(train, settings.batch, settings.augment, settings.seed)?;
+        let options =
+            BuildOptions { loss: true, smoothing: settings.smoothing, grad_scale: grad_scale(settings.dtype) };
+        let mut graph = model.build(Mode::Train, settings.batch, train.shape(), train.classes(), options)?;
+        graph.differentiate()?;
+        let state = model.initialise(&graph, settings.seed);
+        let parameter_count = graph.parameter_count();
+        let program = Program::compile(&graph, device, settings.dtype, Some(settings.optimizer()?))?;
+        let evaluator = Evaluator::new(&model, train.shape(), train.classes(), settings.batch, device, settings.dtype)?;
+        let length = Length { epochs: settings.epochs, steps: loader.steps() };
+        let sums = Sums::default();
+        Ok((Self { settings, splits, loader, length, parameter_count, program, evaluator, step: 0, sums }, state))
+    }
+
+    /// What decides the run.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// How long the run is.
+    pub fn length(&self) -> Length {
+        self.length
+    }
+
+    /// The number of the network's trained numbers.
+    pub fn parameter_count(&self) -> usize {
+        self.parameter_count
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> usize {
+        self.step
+    }
+
+    /// Epochs done, their evaluation counted.
+    pub fn epoch(&self) -> u32 {
+        ((self.step - self.sums.steps) / self.length.steps) as u32
+    }
+
+    /// The run at this moment.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint {
+            settings: self.settings.clone(),
+            classes: self.splits.train.classes(),
+            input: self.splits.train.shape(),
+            normalize: self.splits.train.normalize().clone(),
+            step: self.step,
+            epoch: self.epoch(),
+            sums: self.sums,
+            state: self.program.state()?,
+            velocity: self.program.velocity()?,
+        })
+    }
+
+    /// Goes on to the end of the run.
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        while self.epoch() < self.length.epochs {
+            let metrics = self.run_epoch(observer)?;
+            observer.epoch(&metrics, self)?;
+        }
+        Ok(())
+    }
+
+    /// How the network does on the test images at this moment.
+    pub fn evaluate(&mut self) -> Result<Evaluation> {
+        self.evaluator.load(&self.program.state()?)?;
+        self.evaluator.run(&self.splits.test)
+    }
+
+    /// Goes on to the end of the epoch, and evaluates.
+    fn run_epoch(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
+        let start = Instant::now();
+        let (epoch, first) = (self.epoch(), self.sums.steps);
+        let loader = self.loader.clone();
+        let (send, receive) = mpsc::sync_channel(AHEAD);
+        let training = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let order = loader.order(epoch);
+                // The receiver goes away where a step fails: then no more batches are wanted.
+                (first..loader.steps()).try_for_each(|step| send.send(loader.batch(&order, epoch, step)))
+            });
+            self.steps(receive, observer)
+        })?;
+        let test = self.evaluate()?;
+        let Sums { loss, correct, steps } = std::mem::take(&mut self.sums);
+        let images = ((steps - first) * self.settings.batch) as f64;
+        Ok(Metrics {
+            epoch: epoch + 1,
+            train_loss: loss / steps as f64,
+            train_accuracy: correct / (steps * self.settings.batch) as f64,
+            test_loss: test.loss,
+            test_accuracy: test.accuracy(),
+            learning_rate: self.rate(self.step - 1),
+            images_per_second: images / training.as_secs_f64(),
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Takes a step on each of `batches`; returns the time that they took, the observer's not counted.
+    fn steps(&mut self, batches: mpsc::Receiver<Batch>, observer: &mut dyn Observer) -> Result<Duration> {
+        let mut time = Duration::ZERO;
+        let mut start = Instant::now();
+        let first = self.sums.steps;
+        for batch in batches {
+            let rate = self.rate(self.step);
+            let (loss, correct) = self.learn(&batch, rate)?;
+            if !loss.is_finite() {
+                let problem =
+                    format!("became {loss} in step {} at learning rate {rate}; try a lower one", self.step + 1);
+                return Err(Error::invalid("loss", problem));
+            }
+            self.step += 1;
+            self.sums =
+                Sums { loss: self.sums.loss + loss, correct: self.sums.correct + correct, steps: self.sums.steps + 1 };
+            time += start.elapsed();
+            let Sums { loss, correct, steps } = self.sums;
+            let progress = Progress {
+                epoch: self.epoch() + 1,
+                epochs: self.length.epochs,
+                step: steps,
+                steps: self.length.steps,
+                loss: loss / steps as f64,
+                accuracy: correct / (steps * self.settings.batch) as f64,
+                learning_rate: rate,
+                images_per_second: ((steps - first) * self.settings.batch) as f64 / time.as_secs_f64(),
+            };
+            observer.step(&progress, self)?;
+            start = Instant::now();
+        }
+        Ok(time)
+    }
+
+    /// One step on `batch`: its loss, and how many of its images were recognised.
+    fn learn(&mut self, batch: &Batch, rate: f64) -> Result<(f64, f64)> {
+        self.program.set_input("input", &batch.input)?;
+        self.program.set_labels(&batch.labels)?;
+        self.program.set_learning_rate(rate)?;
+        self.program.run()?;
+        let scalar = |name: &str| Ok::<f64, Error>(self.program.output(name)?.to_real::<f64>()[0]);
+        Ok((scalar("loss")?, scalar("correct")?))
+    }
+
+    fn rate(&self, step: usize) -> f64 {
+        self.settings.schedule.rate(self.settings.learning_rate, step, self.length)
+    }
+}

@@ -1,0 +1,551 @@
+//! The CPU's way of every op against the reference: in f64 and f32, overwriting and accumulating, on one and several
+//! threads, with the same bits on any number of them.
+
+use proptest::prelude::*;
+use residuum::ops::{
+    add, batch_norm, conv2d, cross_entropy, linear, pool, relu, shortcut, HostIo, HostMut, HostRef, Op, Write,
+};
+use residuum::tensor::{DType, Elem, Real, Shape};
+
+use crate::harness::{reference, Data, Random};
+
+/// An op, its inputs and the old content of the outputs that it updates.
+struct Case {
+    name: String,
+    op: Op,
+    inputs: Vec<Data>,
+    updates: Vec<Data>,
+}
+
+/// `T` and its storage type.
+trait Number: Real {
+    const DTYPE: DType;
+    fn bits(self) -> u64;
+}
+
+impl Number for f32 {
+    const DTYPE: DType = DType::F32;
+    fn bits(self) -> u64 {
+        self.to_bits().into()
+    }
+}
+
+impl Number for f64 {
+    const DTYPE: DType = DType::F64;
+    fn bits(self) -> u64 {
+        self.to_bits()
+    }
+}
+
+/// A tensor of `T`s or of bytes.
+#[derive(Clone, Debug)]
+enum Tensor<T> {
+    Real(Vec<T>),
+    Index(Vec<i32>),
+    Byte(Vec<u8>),
+}
+
+impl<T: Number> Tensor<T> {
+    fn new(data: &Data) -> Self {
+        match data {
+            Data::Real(v) => Self::Real(v.iter().map(|&a| T::from_f64(a)).collect()),
+            Data::Index(v) => Self::Index(v.clone()),
+            Data::Byte(v) => Self::Byte(v.clone()),
+        }
+    }
+
+    fn data(&self) -> Data {
+        match self {
+            Self::Real(v) => Data::Real(v.iter().map(|a| a.to_f64()).collect()),
+            Self::Index(v) => Data::Index(v.clone()),
+            Self::Byte(v) => Data::Byte(v.clone()),
+        }
+    }
+
+    fn bits(&self) -> Vec<u64> {
+        match self {
+            Self::Real(v) => v.iter().map(|a| a.bits()).collect(),
+            Self::Index(v) => v.iter().map(|&a| a as u64).collect(),
+            Self::Byte(v) => v.iter().map(|&a| a.into()).collect(),
+        }
+    }
+}
+
+/// What an output that is added to holds: small whole numbers.
+fn old(case: &Case, output: usize, len: usize) -> Vec<f64> {
+    Random::new(&format!("{} {output}", case.name)).integers(len, -4, 4)
+}
+
+/// Runs `host` on poisoned outputs and scratch memory.
+fn host<T: Number>(case: &Case, write: Write) -> Vec<Tensor<T>> {
+    let op = case.op.operator();
+    let nan = T::from_f64(f64::NAN);
+    let inputs: Vec<Tensor<T>> = case.inputs.iter().map(Tensor::new).collect();
+    let mut outputs: Vec<Tensor<T>> = op
+        .outputs()
+        .iter()
+        .map(|t| match t.elem {
+            Elem::Real | Elem::Stat => Tensor::Real(vec![nan; t.shape.len()]),
+            Elem::Index => Tensor::Index(vec![-1; t.shape.len()]),
+            Elem::Byte => Tensor::Byte(vec![0xFF; t.shape.len()]),
+        })
+        .collect();
+    let mut writes = vec![Write::Overwrite; outputs.len()];
+    for (&i, data) in op.updates().iter().zip(&case.updates) {
+        outputs[i] = Tensor::new(data);
+    }
+    if write == Write::Accumulate {
+        for &i in op.accumulates() {
+            outputs[i] = Tensor::new(&Data::Real(old(case, i, op.outputs()[i].shape.len())));
+            writes[i] = Write::Accumulate;
+        }
+    }
+    let host = case.op.host::<T>();
+    let mut scratch = vec![nan; host.host_scratch()];
+    host.host(&mut HostIo {
+        inputs: inputs
+            .iter()
+            .map(|t| match t {
+                Tensor::Real(v) => HostRef::Real(v),
+                Tensor::Index(v) => HostRef::Index(v),
+                Tensor::Byte(v) => HostRef::Byte(v),
+            })
+            .collect(),
+        outputs: outputs
+            .iter_mut()
+            .map(|t| match t {
+                Tensor::Real(v) => HostMut::Real(v),
+                Tensor::Index(v) => HostMut::Index(v),
+                Tensor::Byte(v) => HostMut::Byte(v),
+            })
+            .collect(),
+        writes,
+        scratch: &mut scratch,
+    });
+    outputs
+}
+
+/// The case with its numbers rounded to `T`.
+fn rounded<T: Number>(case: &Case) -> Case {
+    let round = |data: &Vec<Data>| data.iter().map(|d| Tensor::<T>::new(d).data()).collect();
+    Case { name: case.name.clone(), op: case.op.clone(), inputs: round(&case.inputs), updates: round(&case.updates) }
+}
+
+/// How far the outputs may be from the reference in f64.
+#[derive(Clone, Copy)]
+enum Bound {
+    /// Not at all.
+    Exact,
+    /// Each element of a linear op: the rounding of its longest sum, times the same sum of magnitudes.
+    Linear,
+    /// Relative to the largest element of the output: so many roundings.
+    Relative(f64),
+}
+
+/// Compares in `T`; an error says what differs.
+fn compare<T: Number>(case: &Case, bound: Bound, got: &[Tensor<T>], write: Write) -> Result<(), String> {
+    let case = rounded::<T>(case);
+    let expected = reference(&case.op, &case.inputs, &case.updates);
+    let unit = T::DTYPE.epsilon() / 2.0;
+    for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+        let (Data::Real(got), Data::Real(expected)) = (got.data(), expected) else {
+            if got.data() != *expected {
+                return Err(format!("{} output {i}", case.name));
+            }
+            continue;
+        };
+        let added = write == Write::Accumulate && case.op.operator().accumulates().contains(&i);
+        let before = if added { old(&case, i, got.len()) } else { vec![0.0; got.len()] };
+        let allowed: Vec<f64> = match bound {
+            Bound::Exact => vec![0.0; got.len()],
+            Bound::Linear => magnitudes(&case, i).iter().map(|m| (terms(&case.op) + 4.0) * unit * (m + 4.0)).collect(),
+            Bound::Relative(n) => {
+                let largest = expected.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+                vec![n * unit * (largest + 4.0 * f64::from(added)); got.len()]
+            }
+        };
+        for k in 0..got.len() {
+            let want = expected[k] + before[k];
+            let same = got[k] == want || (got[k] - want).abs() <= allowed[k] || (got[k].is_nan() && want.is_nan());
+            if !same {
+                let allowed = allowed[k];
+                return Err(format!(
+                    "{} {} {write:?}: output {i}[{k}] is {:e}, expected {want:e} within {allowed:e}",
+                    case.name,
+                    T::DTYPE,
+                    got[k]
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The reference on the magnitudes of the inputs: what the terms of each sum add up to. For linear ops without ReLU.
+fn magnitudes(case: &Case, output: usize) -> Vec<f64> {
+    let absolute = |d: &Data| match d {
+        Data::Real(v) => Data::Real(v.iter().map(|a| a.abs()).collect()),
+        other => other.clone(),
+    };
+    let inputs: Vec<Data> = case.inputs.iter().map(absolute).collect();
+    reference(&case.op, &inputs, &case.updates)[output].real().to_vec()
+}
+
+/// The terms of the longest sum in an output.
+fn terms(op: &Op) -> f64 {
+    let op = op.operator();
+    let outputs: usize = op.outputs().iter().map(|t| t.shape.len()).min().unwrap_or(1);
+    1.0 + op.flops() as f64 / outputs as f64
+}
+
+/// Checks a case in f64 and f32, written both ways, and that any number of threads gives the same bits.
+fn check(case: &Case, bound: Bound) {
+    check_in::<f64>(case, bound);
+    check_in::<f32>(case, bound);
+}
+
+fn check_in<T: Number>(case: &Case, bound: Bound) {
+    for write in [Write::Overwrite, Write::Accumulate] {
+        if write == Write::Accumulate && case.op.operator().accumulates().is_empty() {
+            continue;
+        }
+        let got = host::<T>(case, write);
+        compare(case, bound, &got, write).unwrap_or_else(|e| panic!("{e}"));
+        for threads in 1..=3 {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+            let other = pool.install(|| host::<T>(case, write));
+            for (a, b) in got.iter().zip(&other) {
+                assert!(a.bits() == b.bits(), "{} {}: other bits on {threads} threads", case.name, T::DTYPE);
+            }
+        }
+    }
+}
+
+/// The negative control: the result for inputs of which one element differs must be refused.
+fn refuses(case: &Case, bound: Bound, input: usize) {
+    let mut inputs = case.inputs.clone();
+    let mut v = inputs[input].real().to_vec();
+    let largest = (0..v.len()).max_by(|&a, &b| v[a].abs().total_cmp(&v[b].abs())).expect("an element");
+    v[largest] = 0.0;
+    inputs[input] = Data::Real(v);
+    let other = Case { inputs, op: case.op.clone(), name: case.name.clone(), updates: case.updates.clone() };
+    let write = Write::Overwrite;
+    assert!(compare(case, bound, &host::<f64>(&other, write), write).is_err(), "{} in f64", case.name);
+    assert!(compare(case, bound, &host::<f32>(&other, write), write).is_err(), "{} in f32", case.name);
+}
+
+fn case(name: &str, op: Op, fill: impl Fn(usize, usize) -> Vec<f64>) -> Case {
+    let inputs = op.operator().inputs().iter().enumerate().map(|(i, t)| Data::Real(fill(i, t.shape.len()))).collect();
+    Case { name: name.into(), op, inputs, updates: Vec::new() }
+}
+
+fn normals(name: &str, op: Op) -> Case {
+    case(name, op, |i, len| Random::new(&format!("{name} {i}")).normals(len, 0.0, 1.0))
+}
+
+/// Whole numbers so small that every sum is exact in f32.
+fn integers(name: &str, op: Op) -> Case {
+    case(name, op, |i, len| Random::new(&format!("{name} {i}")).integers(len, -3, 3))
+}
+
+const DENSE: conv2d::Spec = conv2d::Spec {
+    n: 2,
+    h: 7,
+    w: 6,
+    c: 4,
+    k: 6,
+    kernel: [3, 3],
+    stride: [1, 1],
+    padding: [1, 1],
+    dilation: [1, 1],
+    groups: 1,
+};
+
+/// Layers of networks and odd sizes.
+fn convolutions() -> Vec<conv2d::Spec> {
+    use conv2d::Spec;
+    let pointwise = Spec { kernel: [1, 1], padding: [0, 0], ..DENSE };
+    let mut specs = vec![
+        // The digits' network.
+        Spec { n: 64, h: 8, w: 8, c: 1, k: 16, ..DENSE },
+        Spec { n: 64, h: 8, w: 8, c: 16, k: 16, ..DENSE },
+        Spec { n: 64, h: 8, w: 8, c: 16, k: 32, stride: [2, 2], ..DENSE },
+        Spec { n: 64, h: 2, w: 2, c: 64, k: 64, ..DENSE },
+        // A first layer of an ImageNet network on a small image, and bottlenecks.
+        Spec { n: 2, h: 32, w: 32, c: 3, k: 64, kernel: [7, 7], stride: [2, 2], padding: [3, 3], ..DENSE },
+        Spec { n: 2, h: 8, w: 8, c: 64, k: 256, ..pointwise },
+        Spec { n: 1, h: 4, w: 4, c: 256, k: 512, ..pointwise },
+        Spec { n: 3, h: 7, w: 7, c: 64, k: 32, stride: [2, 2], ..pointwise },
+        // Weights so large that blocks of output channels are cut.
+        Spec { n: 2, h: 4, w: 4, c: 128, k: 256, ..DENSE },
+        // Odd ones.
+        Spec { n: 1, h: 1, w: 1, c: 1, k: 1, ..pointwise },
+        Spec { n: 5, h: 13, w: 11, c: 17, k: 19, ..DENSE },
+        Spec { n: 3, h: 5, w: 5, c: 2, k: 3, kernel: [1, 1], padding: [1, 1], ..DENSE },
+        Spec { n: 1, h: 2, w: 2, c: 3, k: 5, kernel: [5, 5], padding: [2, 2], ..DENSE },
+        Spec { n: 2, h: 9, w: 9, c: 3, k: 5, kernel: [2, 2], stride: [3, 4], padding: [0, 0], ..DENSE },
+        Spec { n: 2, h: 3, w: 12, c: 5, k: 4, kernel: [1, 7], padding: [0, 3], ..DENSE },
+        Spec { n: 2, h: 3, w: 3, c: 2, k: 2, kernel: [3, 3], padding: [4, 4], ..DENSE },
+    ];
+    for (groups, stride, dilation, padding) in [1, 2, 8]
+        .iter()
+        .flat_map(|&g| [[1, 1], [2, 1], [3, 2]].map(|s| (g, s)))
+        .flat_map(|(g, s)| [[1, 1], [2, 3]].map(|d| (g, s, d)))
+        .flat_map(|(g, s, d)| [[0, 0], [2, 1]].map(|p| (g, s, d, p)))
+    {
+        specs.push(Spec { n: 2, h: 9, w: 10, c: 8, k: 16, groups, stride, dilation, padding, ..DENSE });
+    }
+    specs.push(Spec { n: 3, h: 6, w: 6, c: 40, k: 40, groups: 40, ..DENSE });
+    specs.push(Spec { n: 2, h: 6, w: 6, c: 32, k: 64, groups: 4, ..pointwise });
+    specs
+}
+
+fn passes(bias: bool) -> [conv2d::Pass; 4] {
+    let fwd = conv2d::Pass::Fwd(conv2d::Epilogue { shift: bias, ..Default::default() });
+    [fwd, conv2d::Pass::BwdX, conv2d::Pass::BwdW, conv2d::Pass::BwdBias]
+}
+
+#[test]
+fn conv2d_is_exact_on_integers_and_near_on_reals() {
+    for spec in convolutions() {
+        let conv = conv2d::Conv2d::new(spec).expect("a convolution");
+        for pass in passes(spec.n % 2 == 0) {
+            let op = Op::Conv2d(conv2d::Node { conv, pass });
+            let name = format!("{spec:?} {pass:?}");
+            check(&integers(&name, op.clone()), Bound::Exact);
+            check(&normals(&name, op), Bound::Linear);
+        }
+    }
+}
+
+#[test]
+fn a_conv2d_with_a_wrong_input_is_refused() {
+    for spec in [conv2d::Spec { n: 64, h: 8, w: 8, c: 16, k: 16, ..DENSE }, DENSE] {
+        let conv = conv2d::Conv2d::new(spec).expect("a convolution");
+        for pass in passes(false) {
+            let case = normals("control", Op::Conv2d(conv2d::Node { conv, pass }));
+            for input in 0..case.inputs.len() {
+                refuses(&case, Bound::Linear, input);
+            }
+        }
+    }
+}
+
+#[test]
+fn conv2d_epilogues() {
+    for bits in 0..16 {
+        let on = |bit: usize| bits & (1 << bit) != 0;
+        let epilogue = conv2d::Epilogue { scale: on(0), shift: on(1), residual: on(2), relu: on(3) };
+        let conv = conv2d::Conv2d::new(conv2d::Spec { groups: 2, n: 40, ..DENSE }).expect("a convolution");
+        let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(epilogue) });
+        check(&integers(&format!("{epilogue:?}"), op.clone()), Bound::Exact);
+        // Rectifying makes no error larger: the magnitudes are those of the sum before it.
+        check(&normals(&format!("{epilogue:?}"), op), Bound::Linear);
+    }
+}
+
+#[test]
+fn linear() {
+    for (n, f, k) in [(64, 64, 10), (1, 1, 1), (3, 2048, 100), (17, 33, 5), (128, 512, 64)] {
+        let linear = linear::Linear::new(linear::Spec { x: [n, 1, 1, f], k }).expect("a layer");
+        for pass in [
+            linear::Pass::Fwd { bias: false },
+            linear::Pass::Fwd { bias: true },
+            linear::Pass::BwdX,
+            linear::Pass::BwdW,
+            linear::Pass::BwdBias,
+        ] {
+            let op = Op::Linear(linear::Node { linear, pass });
+            check(&integers(&format!("linear {n} {f} {k} {pass:?}"), op.clone()), Bound::Exact);
+            check(&normals(&format!("linear {n} {f} {k} {pass:?}"), op), Bound::Linear);
+        }
+    }
+    let image = linear::Linear::new(linear::Spec { x: [3, 2, 4, 5], k: 6 }).expect("a layer");
+    let op = Op::Linear(linear::Node { linear: image, pass: linear::Pass::Fwd { bias: true } });
+    check(&integers("linear of an image", op), Bound::Exact);
+}
+
+fn batch_norm(x: [usize; 4]) -> batch_norm::BatchNorm {
+    batch_norm::BatchNorm::new(batch_norm::Spec { x, eps: 1e-5, momentum: 0.1 }).expect("a batch norm")
+}
+
+const BATCH_NORMS: [[usize; 4]; 7] =
+    [[64, 8, 8, 16], [64, 2, 2, 64], [2, 1, 1, 3], [1, 2, 1, 1], [3, 5, 7, 130], [2, 33, 31, 20], [16, 32, 32, 8]];
+
+#[test]
+fn batch_norm_training() {
+    for x in BATCH_NORMS {
+        for relu in [false, true] {
+            let name = format!("batch norm {x:?} {relu}");
+            let mut case = normals(&name, Op::BatchNorm(batch_norm(x).train(relu).expect("a pass")));
+            let mut random = Random::new(&name);
+            case.updates = vec![Data::Real(random.normals(x[3], 0.0, 1.0)), Data::Real(random.reals(x[3], 0.5, 2.0))];
+            // Of two elements the deviation may be small against them: the quotient of two roundings is then large.
+            let conditioned = if x[0] * x[1] * x[2] == 2 { 4096.0 } else { 64.0 };
+            check(&case, Bound::Relative(conditioned));
+        }
+    }
+}
+
+#[test]
+fn batch_norm_inference_and_fold() {
+    for x in BATCH_NORMS {
+        let passes = [
+            batch_norm::Pass::Infer { relu: false },
+            batch_norm::Pass::Infer { relu: true },
+            batch_norm::Pass::Fold { bias: false },
+            batch_norm::Pass::Fold { bias: true },
+        ];
+        for pass in passes {
+            let name = format!("batch norm {x:?} {pass:?}");
+            let op = Op::BatchNorm(batch_norm::Node { bn: batch_norm(x), pass });
+            let mut case = normals(&name, op);
+            let variance = if matches!(pass, batch_norm::Pass::Fold { .. }) { 3 } else { 4 };
+            case.inputs[variance] = Data::Real(Random::new(&name).reals(x[3], 0.5, 2.0));
+            check(&case, Bound::Relative(32.0));
+        }
+    }
+}
+
+#[test]
+fn batch_norm_backward() {
+    for x in BATCH_NORMS {
+        for relu in [false, true] {
+            let name = format!("batch norm backward {x:?} {relu}");
+            let op = Op::BatchNorm(batch_norm::Node { bn: batch_norm(x), pass: batch_norm::Pass::Bwd { relu } });
+            let mut case = normals(&name, op);
+            case.inputs[4] = Data::Real(Random::new(&name).reals(x[3], 0.5, 2.0));
+            // The sums' errors grow at most with the elements of a channel, but as a share of the largest sum they stay
+            // below that of a random walk: 16 sqrt(m).
+            let m = (x[0] * x[1] * x[2]) as f64;
+            check(&case, Bound::Relative(64.0 + 16.0 * m.sqrt()));
+        }
+    }
+}
+
+#[test]
+fn batch_norm_statistics_survive_a_large_mean() {
+    let x = [8, 28, 28, 5];
+    let mut case = normals("large mean", Op::BatchNorm(batch_norm(x).train(false).expect("a pass")));
+    case.inputs[0] = Data::Real(Random::new("large mean").normals(x.iter().product(), 1000.0, 1.0));
+    case.updates = vec![Data::Real(vec![0.0; 5]), Data::Real(vec![0.0; 5])];
+    let case = rounded::<f32>(&case);
+    let expected = reference(&case.op, &case.inputs, &case.updates);
+    let got = host::<f32>(&case, Write::Overwrite);
+    for (got, expected) in [2, 4].map(|i| (got[i].data(), expected[i].clone())) {
+        for (got, expected) in got.real().iter().zip(expected.real()) {
+            assert!((got / expected - 1.0).abs() < 1e-3, "{got} and {expected}");
+        }
+    }
+}
+
+#[test]
+fn elementwise() {
+    for len in [1, 7, 4096, 100_003] {
+        let shape = Shape::from([len]);
+        let relu = |pass| Op::Relu(relu::Node { shape: shape.clone(), pass });
+        for op in [
+            relu(relu::Pass::Fwd),
+            relu(relu::Pass::Bwd),
+            Op::Add(add::Node { shape: shape.clone(), relu: false }),
+            Op::Add(add::Node { shape: shape.clone(), relu: true }),
+        ] {
+            check(&integers(&format!("elementwise {len}"), op.clone()), Bound::Exact);
+        }
+    }
+    let mut nan = integers("nan", Op::Relu(relu::Node { shape: [3].into(), pass: relu::Pass::Fwd }));
+    nan.inputs[0] = Data::Real(vec![f64::NAN, -1.0, 1.0]);
+    check(&nan, Bound::Exact);
+}
+
+#[test]
+fn pool() {
+    use pool::{Kind, Window};
+    let sliding = |kernel, stride, padding, ceil| Window::Sliding { kernel, stride, padding, ceil };
+    let windows = [
+        sliding([2, 2], [2, 2], [0, 0], false),
+        sliding([3, 3], [2, 2], [1, 1], false),
+        sliding([3, 2], [2, 3], [1, 0], true),
+        sliding([1, 1], [2, 2], [0, 0], false),
+        Window::Adaptive([1, 1]),
+        Window::Adaptive([3, 4]),
+        Window::Adaptive([9, 8]),
+    ];
+    let kinds = [Kind::Max, Kind::Average { count_padding: false }, Kind::Average { count_padding: true }];
+    for (window, kind) in windows.iter().flat_map(|w| kinds.iter().map(move |k| (*w, *k))) {
+        for x in [[2, 7, 6, 3], [1, 3, 4, 1], [33, 8, 8, 64]] {
+            let spec = pool::Spec { x, window, kind };
+            let pool = pool::Pool::new(spec).expect("a pooling");
+            let fwd = integers(&format!("{spec:?}"), Op::Pool(pool.fwd()));
+            check(&fwd, Bound::Linear);
+            let mut bwd = fwd;
+            let y: usize = pool.y_shape().iter().product();
+            let index = reference(&bwd.op, &bwd.inputs, &[]).into_iter().nth(1);
+            bwd.op = Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd });
+            bwd.inputs = vec![Data::Real(Random::new("dy").integers(y, -3, 3))];
+            bwd.inputs.extend(index);
+            check(&bwd, Bound::Linear);
+        }
+    }
+}
+
+#[test]
+fn shortcut() {
+    for (stride, lead, x) in [(1, 0, [2, 5, 4, 3]), (2, 2, [2, 5, 4, 3]), (2, 16, [64, 8, 8, 16])] {
+        let spec = shortcut::Spec { x, k: 2 * x[3] + lead, stride, lead };
+        let shortcut = shortcut::Shortcut::new(spec).expect("a shortcut");
+        for pass in [shortcut::Pass::Fwd, shortcut::Pass::Bwd] {
+            let op = Op::Shortcut(shortcut::Node { shortcut, pass });
+            check(&integers(&format!("{spec:?} {pass:?}"), op), Bound::Exact);
+        }
+    }
+}
+
+#[test]
+fn cross_entropy() {
+    for (n, classes, smoothing) in [(64, 10, 0.1), (1, 1, 0.0), (7, 1000, 0.0)] {
+        let spec = cross_entropy::Spec { n, classes, smoothing, grad_scale: 2.0 };
+        let loss = cross_entropy::CrossEntropy::new(spec).expect("a loss");
+        for pass in [cross_entropy::Pass::Fwd, cross_entropy::Pass::Bwd] {
+            let mut random = Random::new("cross-entropy");
+            let inputs =
+                vec![Data::Real(random.normals(n * classes, 0.0, 3.0)), Data::Index(random.labels(n, classes))];
+            let op = Op::CrossEntropy(cross_entropy::Node { loss, pass });
+            let name = format!("{spec:?} {pass:?}");
+            check(&Case { name, op, inputs, updates: Vec::new() }, Bound::Relative(1024.0));
+        }
+    }
+}
+
+prop_compose! {
+    fn convolution()(
+        (n, h, w) in (1usize..6, 1usize..12, 1usize..12),
+        (cg, kg, groups) in (1usize..9, 1usize..9, 1usize..4),
+        kernel in [1usize..5, 1usize..5],
+        stride in [1usize..4, 1usize..4],
+        padding in [0usize..4, 0usize..4],
+        dilation in [1usize..4, 1usize..4],
+    ) -> conv2d::Spec {
+        conv2d::Spec { n, h, w, c: cg * groups, k: kg * groups, kernel, stride, padding, dilation, groups }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn any_conv2d_is_exact_on_integers(spec in convolution(), bias: bool) {
+        // Some kernels do not fit their image.
+        if let Ok(conv) = conv2d::Conv2d::new(spec) {
+            for pass in passes(bias) {
+                let case = integers("any", Op::Conv2d(conv2d::Node { conv, pass }));
+                for write in [Write::Overwrite, Write::Accumulate] {
+                    if write == Write::Overwrite || !case.op.operator().accumulates().is_empty() {
+                        let got = host::<f32>(&case, write);
+                        prop_assert_eq!(compare(&case, Bound::Exact, &got, write), Ok(()));
+                    }
+                }
+            }
+        }
+    }
+}
