@@ -12,6 +12,7 @@ mod gradients;
 mod graph;
 mod harness;
 mod host;
+mod machine;
 mod models;
 mod ops;
 mod random;
