@@ -25,12 +25,12 @@ struct Output {
     if (residual) other = load<T, W>(residual + row * residual_stride + col);
 #pragma unroll
     for (int e = 0; e < W; ++e) {
-      float v = sums[e];
-      if (scale) v *= scale[col + e];
-      if (shift) v += shift[col + e];
-      if (residual) v += to_float(other.v[e]);
+      float v = sums[e];  // rounded after each step: the compiler must not contract, so that all devices agree
+      if (scale) v = __fmul_rn(v, scale[col + e]);
+      if (shift) v = __fadd_rn(v, shift[col + e]);
+      if (residual) v = __fadd_rn(v, to_float(other.v[e]));
       if (relu) v = v < 0 ? 0.0f : v;
-      if (accumulate) v += to_float(old.v[e]);
+      if (accumulate) v = __fadd_rn(v, to_float(old.v[e]));
       old.v[e] = from_float<T>(v);
     }
     store(y, old);

@@ -17,12 +17,16 @@ namespace {
 // Threads in flight in the random schedules, where a block is not larger; each has a stack.
 constexpr u32 IN_FLIGHT = 1024;
 // Yields without any other progress after which the launch is given up.
-constexpr u64 PATIENCE = 20'000'000;
+constexpr u64 PATIENCE = 5'000'000;
 // One step in so many changes a priority, times the depth less one.
 constexpr u32 PRIORITY_PERIOD = 200;
 
 u32 lowest(u32 bits) { return static_cast<u32>(__builtin_ctz(bits)); }
 u32 lowest(u64 bits) { return static_cast<u32>(__builtin_ctzll(bits)); }
+
+std::string arrival(const Thread& t) {
+  return std::string(op_name(t.op)) + " with mask " + hex(t.mask) + " at " + place(t.file, t.line);
+}
 
 bool same_site(const Thread& t, const char* file, int line) {
   return t.line == line && (t.file == file || strcmp(t.file, file) == 0);
@@ -361,8 +365,10 @@ void Engine::collective(Op op, u32 mask, void* arguments, const char* file, int 
 bool Engine::complete(Warp& w, u32 mask) {
   const u32 lanes = mask & w.live;
   if ((w.parked & lanes) != lanes || lanes == 0) return false;
-  for (u32 left = lanes; left != 0; left &= left - 1) {
-    if (w.lanes[lowest(left)].mask != mask) return false;
+  if (!w.uniform) {
+    for (u32 left = lanes; left != 0; left &= left - 1) {
+      if (w.lanes[lowest(left)].mask != mask) return false;
+    }
   }
   execute(*this, w, lanes);
   w.parked &= ~lanes;
@@ -377,23 +383,37 @@ bool Engine::complete(Warp& w, u32 mask) {
   return true;
 }
 
-// A lane may wait for another that waits for it only in the same operation with the same mask.
-void Engine::check_arrival(const Thread& t) {
-  const Warp& w = warps_[t.warp];
+void Engine::check_arrival(Thread& t) {
+  Warp& w = warps_[t.warp];
   const u32 lane = t.number % 32;
-  const auto at = [](const Thread& o) {
-    return std::string(op_name(o.op)) + " with mask " + hex(o.mask) + " at " + place(o.file, o.line);
-  };
-  if (!(t.mask >> lane & 1)) fail(at(t) + ": lane " + std::to_string(lane) + " is not in its own mask");
   const bool aligned = t.op == Op::load_matrices || t.op == Op::multiply;
-  if (aligned && (t.mask & ~w.live) != 0) {
-    fail(at(t) + ": needs the whole warp, but lanes " + hex(t.mask & ~w.live) + " have exited or do not exist");
+  if (w.parked == 0) {
+    w.first = &t;
+    w.uniform = true;
+    if (!(t.mask >> lane & 1)) {
+      fail(arrival(t) + ": lane " + std::to_string(lane) + " is not in its own mask");
+    }
+    if (aligned && (t.mask & ~w.live) != 0) {
+      fail(arrival(t) + ": needs the whole warp, but lanes " + hex(t.mask & ~w.live) + " have exited or do not exist");
+    }
+    return;
   }
+  const Thread& o = *w.first;
+  if (w.uniform && o.op == t.op && o.mask == t.mask && o.line == t.line && o.file == t.file && t.mask >> lane & 1) return;
+  w.uniform = false;
+  check_against(t, w);
+}
+
+// A lane may wait for another that waits for it only in the same operation with the same mask.
+void Engine::check_against(const Thread& t, const Warp& w) {
+  const u32 lane = t.number % 32;
+  if (!(t.mask >> lane & 1)) fail(arrival(t) + ": lane " + std::to_string(lane) + " is not in its own mask");
+  const bool aligned = t.op == Op::load_matrices || t.op == Op::multiply;
   for (u32 left = w.parked & t.mask; left != 0; left &= left - 1) {
     const Thread& o = w.lanes[lowest(left)];
     if (!(o.mask >> lane & 1)) continue;
-    const bool same = o.op == t.op && o.mask == t.mask && (!aligned || same_site(o, t.file, t.line));
-    if (!same) fail("mismatch in a warp: this thread is in " + at(t) + ", lane " + std::to_string(lowest(left)) + " in " + at(o));
+    if (o.op == t.op && o.mask == t.mask && (!aligned || same_site(o, t.file, t.line))) continue;
+    fail("mismatch in a warp: this thread is in " + arrival(t) + ", lane " + std::to_string(lowest(left)) + " in " + arrival(o));
   }
 }
 

@@ -90,6 +90,8 @@ struct Warp {
   u32 priority = 0;
   Block* block = nullptr;
   Thread* lanes = nullptr;
+  Thread* first = nullptr;  // the first that parked
+  bool uniform = false;     // whether all that are parked wait in the same operation, mask and line
 };
 
 struct Block : BlockView {
@@ -149,7 +151,8 @@ class Engine {
   void resume(Thread* next, Context* from);
   void wake(Thread& thread);
   void park(Thread& thread);
-  void check_arrival(const Thread& thread);
+  void check_arrival(Thread& thread);
+  void check_against(const Thread& thread, const Warp& warp);
   std::string describe(const Thread& thread) const;
   std::string waiting(const Thread& thread) const;
   std::string deadlock() const;

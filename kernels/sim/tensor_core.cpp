@@ -170,17 +170,19 @@ void multiply_by_rule(MmaArguments* const (&lanes)[32], int mi, int nj, const ui
 
 typedef float Row __attribute__((vector_size(32)));
 
-void widen_row(Half type, const uint16_t* from, float* to) {
-  for (int k = 0; k < 16; k += 8) {
-#if defined(__F16C__)
-    if (type == Half::f16) {
-      _mm256_storeu_ps(to + k, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k))));
-      continue;
-    }
-#endif
-    for (int i = k; i < k + 8; ++i) to[i] = type == Half::bf16 ? float_of(u32(from[i]) << 16) : f16_to_float(from[i]);
-  }
+#if defined(__AVX2__) && defined(__F16C__)
+Row widen8(Half type, const uint16_t* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  if (type == Half::f16) return _mm256_cvtph_ps(bits);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
+#else
+Row widen8(Half type, const uint16_t* from) {
+  Row row;
+  for (int i = 0; i < 8; ++i) row[i] = type == Half::bf16 ? float_of(u32(from[i]) << 16) : f16_to_float(from[i]);
+  return row;
+}
+#endif
 
 // d[8 rows][8 columns] += a[8][16] b[16][8].
 inline void multiply_rows(const float (*a)[16], const Row* b, Row* d) {
@@ -199,13 +201,16 @@ inline void multiply_rows(const float (*a)[16], const Row* b, Row* d) {
 
 void multiply_exactly(MmaArguments* const (&lanes)[32], Half type, int mi, int nj, const uint16_t (*a)[16], const uint16_t (*b)[16]) {
   alignas(32) float wide_a[16 * MOST][16];
-  alignas(32) float wide_b[16];
   Row columns[MOST][16];  // [j][k][n]
-  for (int i = 0; i < 16 * mi; ++i) widen_row(type, a[i], wide_a[i]);
+  for (int i = 0; i < 16 * mi; ++i) {
+    for (int k = 0; k < 16; k += 8) *reinterpret_cast<Row*>(&wide_a[i][k]) = widen8(type, a[i] + k);
+  }
   for (int j = 0; j < nj; ++j) {
-    for (int n = 0; n < 8; ++n) {
-      widen_row(type, b[8 * j + n], wide_b);
-      for (int k = 0; k < 16; ++k) reinterpret_cast<float*>(&columns[j][k])[n] = wide_b[k];
+    for (int k = 0; k < 16; k += 8) {
+      for (int n = 0; n < 8; ++n) {
+        const Row row = widen8(type, b[8 * j + n] + k);
+        for (int i = 0; i < 8; ++i) columns[j][k + i][n] = row[i];
+      }
     }
   }
   for (int i = 0; i < mi; ++i) {

@@ -113,7 +113,7 @@ void require_warp(Engine& e, u32 lanes, Op op) {
 // The offset of `bytes` bytes in the block's shared memory.
 void check_shared(Engine& e, const void* p, u32 bytes, const char* what, const char* file, int line) {
   const int64_t offset = static_cast<const u8*>(p) - e.self().block->shared;
-  if (offset < 0 || offset + bytes > e.shared_bytes() || offset % bytes != 0) {
+  if (offset < 0 || offset + bytes > e.shared_bytes() || (offset & (bytes - 1)) != 0) {
     e.fail(std::string(what) + " at " + place(file, line) + ": shared address " + std::to_string(offset) +
            " is not that of " + std::to_string(bytes) + " aligned bytes in " + std::to_string(e.shared_bytes()) +
            " bytes of shared memory");
@@ -191,7 +191,7 @@ void copy_async(void* dst, const void* src, u32 size, u32 bytes, const char* fil
   t.line = line;
   check_shared(e, dst, size, "cp.async", file, line);
   if (bytes > size) e.fail("cp.async at " + place(file, line) + ": " + std::to_string(bytes) + " bytes of " + std::to_string(size));
-  if (bytes != 0 && reinterpret_cast<uintptr_t>(src) % size != 0) {
+  if (bytes != 0 && (reinterpret_cast<uintptr_t>(src) & (size - 1)) != 0) {
     e.fail("cp.async at " + place(file, line) + ": the global address is not a multiple of " + std::to_string(size));
   }
   const Copy copy{static_cast<u8*>(dst), static_cast<const u8*>(src), size, bytes, t.group};

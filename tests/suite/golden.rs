@@ -19,7 +19,14 @@ use serde_json::Value;
 const FORWARD: f64 = 1e-9;
 /// Relative l2 error of a gradient.
 const BACKWARD: f64 = 1e-7;
-/// A gradient of this share of the largest one is rounding noise around 0: a bias in front of a batch norm.
+/// The same of the losses after one to three SGD steps in a network that amplifies rounding (see [`CHAOS`]): each step
+/// multiplies it by 30 to 900. On resnet101 two runs of torch's own float64 that differ in one bit of the weights, or
+/// in the machine, end 1e-11, 4e-9 and 3e-7 apart.
+const CHAOTIC_STEPS: [f64; 3] = [1e-9, 1e-7, 1e-5];
+/// A network amplifies rounding where torch's own float32 gradients are off by more than this (relative l2, median).
+const CHAOS: f64 = 1e-3;
+/// A gradient that is less than this share of the largest one is 0 but for rounding: of a bias in front of a batch
+/// norm. It has no relative error; the library's must be as small.
 const NOISE: f64 = 1e-12;
 
 /// What runs a network.
@@ -120,7 +127,9 @@ struct Golden {
     running: BTreeMap<String, Summary>,
     learning_rate: f64,
     sgd: Sgd,
-    sgd_losses: Vec<f64>,
+    sgd_losses: [f64; 4],
+    /// How far torch's float32 gradients are from these.
+    noise: f64,
 }
 
 impl Golden {
@@ -154,7 +163,8 @@ impl Golden {
                 grad_scale: 1.0,
             })
             .unwrap(),
-            sgd_losses: list(&json["sgd_losses"]).iter().map(number).collect(),
+            sgd_losses: std::array::from_fn(|i| number(&json["sgd_losses"][i])),
+            noise: number(&json["float32_noise"]["gradient_median"]),
         }
     }
 
@@ -222,10 +232,13 @@ impl Golden {
         worst.scalar("loss", first(&program.output("loss").unwrap()), self.loss, FORWARD);
         self.compare_gradients(&mut worst, &program.gradients().unwrap());
         self.compare_running(&mut worst, &program.state().unwrap());
-        worst.scalar("sgd_losses", self.loss, self.sgd_losses[0], FORWARD);
-        for &expected in &self.sgd_losses[1..] {
+        let [before, after @ ..] = self.sgd_losses;
+        worst.scalar("loss before a step", self.loss, before, FORWARD);
+        let tolerances = if self.noise > CHAOS { CHAOTIC_STEPS } else { [FORWARD; 3] };
+        for ((step, expected), tolerance) in (1..).zip(after).zip(tolerances) {
             program.run().unwrap();
-            worst.scalar("sgd_losses", first(&program.output("loss").unwrap()), expected, FORWARD);
+            let found = first(&program.output("loss").unwrap());
+            worst.scalar(&format!("loss after step {step}"), found, expected, tolerance);
         }
         worst.report(&self.name, "cpu", start);
     }
@@ -256,13 +269,16 @@ impl Golden {
 
     fn compare_gradients(&self, worst: &mut Worst, found: &StateDict) {
         assert!(found.keys().eq(self.gradients.keys()), "names of the gradients");
-        worst.floor = NOISE * self.gradients.values().map(|s| s.l2).fold(0.0, f64::max);
+        let noise = NOISE * self.gradients.values().map(|s| s.l2).fold(0.0, f64::max);
         for (name, expected) in &self.gradients {
             let shape = &self.parameters.iter().find(|(n, _)| n == name).unwrap().1;
             assert_eq!(found[name].shape.dims(), shape, "{name}");
-            worst.compare(name, &found[name], expected, BACKWARD);
+            if expected.l2 > noise {
+                worst.compare(name, &found[name], expected, BACKWARD);
+            } else {
+                worst.note(&format!("{name}: l2"), norm(found[name].to_real::<f64>().into_iter()), 0.0, noise);
+            }
         }
-        worst.floor = 0.0;
     }
 
     fn compare_running(&self, worst: &mut Worst, found: &StateDict) {
@@ -280,19 +296,16 @@ impl Golden {
 struct Worst {
     share: f64,
     what: String,
-    /// The least norm that counts as other than 0.
-    floor: f64,
 }
 
 impl Worst {
     fn compare(&mut self, what: &str, found: &HostTensor, expected: &Summary, tolerance: f64) {
         let v = found.to_real::<f64>();
         let n = v.len() as f64;
-        let scale = expected.l2.max(self.floor);
-        self.note(&format!("{what}: l2"), norm(v.iter().copied()), expected.l2, tolerance * scale);
-        self.note(&format!("{what}: sum"), v.iter().sum(), expected.sum, tolerance * scale * n.sqrt());
+        self.note(&format!("{what}: l2"), norm(v.iter().copied()), expected.l2, tolerance * expected.l2);
+        self.note(&format!("{what}: sum"), v.iter().sum(), expected.sum, tolerance * expected.l2 * n.sqrt());
         // The samples' error is relative to the samples, or to as many elements of the tensor's mean square.
-        let usual = scale * (expected.samples.len() as f64 / n).sqrt();
+        let usual = expected.l2 * (expected.samples.len() as f64 / n).sqrt();
         let bound = tolerance * usual.max(norm(expected.samples.iter().map(|s| s.1)));
         let error = norm(expected.samples.iter().map(|&(i, s)| v[i] - s));
         assert!(!expected.samples.is_empty(), "{what}: no samples");

@@ -7,7 +7,7 @@
 use std::sync::{Arc, LazyLock};
 
 use residuum::device::sim::{Arithmetic, Copies, Schedule, SimOptions};
-use residuum::device::{Arch, Backend, Device, Memory, Target, View};
+use residuum::device::{Arch, Backend, Device, Launch, Memory, Recording, Target, View};
 use residuum::ops::{Arg, HostIo, HostMut, HostRef, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
@@ -82,14 +82,28 @@ pub struct Case {
     pub judge: Judge,
     /// Whether the NHWC tensors may also be slices of wider ones.
     pub slices: bool,
+    /// The inputs that are weights, which are always dense.
+    pub weights: &'static [usize],
+    /// Another way to run the op than the one that it chooses.
+    pub launcher: Option<Launcher>,
 }
+
+/// A way to run an op.
+pub struct Launcher {
+    /// In place of [`Operator::scratch_bytes`].
+    pub scratch_bytes: Box<dyn Fn(Target) -> usize>,
+    /// In place of [`Operator::launches`].
+    pub launches: Box<Launches>,
+}
+
+type Launches = dyn Fn(Target, &Io<'_>) -> residuum::Result<Vec<Launch>>;
 
 impl Case {
     /// A case whose outputs must be exact.
     pub fn exact(name: impl Into<String>, op: Op, inputs: Vec<Data>) -> Self {
         let outputs = op.operator().outputs().len();
         let judge: Judge = Box::new(move |_| vec![Compare::Exact; outputs]);
-        Self { name: name.into(), op, inputs, updates: Vec::new(), judge, slices: false }
+        Self { name: name.into(), op, inputs, updates: Vec::new(), judge, slices: false, weights: &[], launcher: None }
     }
 
     /// A case whose outputs are judged by `judge`.
@@ -99,12 +113,33 @@ impl Case {
         inputs: Vec<Data>,
         judge: impl Fn(&Judged<'_>) -> Vec<Compare> + 'static,
     ) -> Self {
-        Self { name: name.into(), op, inputs, updates: Vec::new(), judge: Box::new(judge), slices: false }
+        Self {
+            name: name.into(),
+            op,
+            inputs,
+            updates: Vec::new(),
+            judge: Box::new(judge),
+            slices: false,
+            weights: &[],
+            launcher: None,
+        }
     }
 
     /// The old content of the outputs that the op updates.
     pub fn updating(mut self, updates: Vec<Data>) -> Self {
         self.updates = updates;
+        self
+    }
+
+    /// Input `i` is dense even then, for every `i` of `inputs`.
+    pub fn with_weights(mut self, inputs: &'static [usize]) -> Self {
+        self.weights = inputs;
+        self
+    }
+
+    /// Runs as `launcher` says.
+    pub fn launched_by(mut self, launcher: Launcher) -> Self {
+        self.launcher = Some(launcher);
         self
     }
 
@@ -115,9 +150,11 @@ impl Case {
     }
 }
 
-/// Which variants of the simulator a case needs; all schedules are in each.
+/// Which variants of the simulator a case needs; all schedules are in each but the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sweep {
+    /// One schedule, the one that finds most: for long lists of cases.
+    Quick,
     /// Nothing more: for kernels without asynchronous copies and tensor cores.
     Schedules,
     /// Early and late copies.
@@ -127,20 +164,24 @@ pub enum Sweep {
 }
 
 /// A device that a case runs on.
-struct Machine {
-    label: String,
-    backend: Arc<dyn Backend>,
+pub struct Machine {
+    /// Printed on failure.
+    pub label: String,
+    /// The device.
+    pub backend: Arc<dyn Backend>,
     /// Machines of one group give the same bits.
-    group: &'static str,
+    pub group: &'static str,
     /// The least sweep that it belongs to.
     sweep: Sweep,
+    /// Whether the launches run as a recorded list.
+    replayed: bool,
 }
 
 static MACHINES: LazyLock<Vec<Machine>> = LazyLock::new(|| {
     let mut machines = simulators();
     machines.extend(gpu());
     if machines.is_empty() {
-        eprintln!("kernel tests skipped: no GPU, and built without the feature `sim`");
+        eprintln!("kernel tests skipped: no usable GPU, and built without the feature `sim`");
     }
     machines
 });
@@ -149,7 +190,10 @@ static MACHINES: LazyLock<Vec<Machine>> = LazyLock::new(|| {
 /// copies, and with the sums of both generations of tensor cores.
 fn simulators() -> Vec<Machine> {
     let plain = SimOptions::default();
-    let schedules = Schedule::ALL.map(|schedule| (SimOptions { schedule, ..plain }, "exact", Sweep::Schedules));
+    let schedules = Schedule::ALL.map(|schedule| {
+        let sweep = if schedule == (Schedule::Priority { depth: 2 }) { Sweep::Quick } else { Sweep::Schedules };
+        (SimOptions { schedule, ..plain }, "exact", sweep)
+    });
     let early = [Schedule::InOrder, Schedule::Random, Schedule::Priority { depth: 2 }]
         .map(|schedule| (SimOptions { schedule, copies: Copies::Early, ..plain }, "exact", Sweep::Copies));
     let approximate = [(SimOptions { approximate: true, ..plain }, "approximate", Sweep::Schedules)];
@@ -161,7 +205,9 @@ fn simulators() -> Vec<Machine> {
     });
     let all = schedules.into_iter().chain(approximate).chain(early).chain(cores);
     all.filter_map(|(options, group, sweep)| match Device::sim(options) {
-        Ok(Device::Kernels(backend)) => Some(Machine { label: format!("sim ({options})"), backend, group, sweep }),
+        Ok(Device::Kernels(backend)) => {
+            Some(Machine { label: format!("sim ({options})"), backend, group, sweep, replayed: false })
+        }
         Ok(Device::Cpu) => None,
         Err(e) => {
             assert!(!cfg!(feature = "sim"), "{e}");
@@ -171,12 +217,25 @@ fn simulators() -> Vec<Machine> {
     .collect()
 }
 
-fn gpu() -> Option<Machine> {
-    let found: Option<Machine> = None;
-    if found.is_none() && std::env::var_os("RESIDUUM_REQUIRE_GPU").is_some_and(|v| v == "1") {
-        panic!("RESIDUUM_REQUIRE_GPU is set and there is no usable GPU");
+/// The GPU, once as its launches come and once as a recorded list.
+fn gpu() -> Vec<Machine> {
+    match Device::cuda(0) {
+        Ok(Device::Kernels(backend)) => [("cuda", false), ("cuda, replayed", true)]
+            .map(|(label, replayed)| Machine {
+                label: label.into(),
+                backend: backend.clone(),
+                group: "cuda",
+                sweep: Sweep::Schedules,
+                replayed,
+            })
+            .into(),
+        Ok(Device::Cpu) => Vec::new(),
+        Err(e) => {
+            let required = std::env::var_os("RESIDUUM_REQUIRE_GPU").is_some_and(|v| v == "1");
+            assert!(!required, "RESIDUUM_REQUIRE_GPU is set: {e}");
+            Vec::new()
+        }
     }
-    found
 }
 
 /// Runs `case` everywhere in every storage type; panics with the case's name at the first difference.
@@ -195,13 +254,10 @@ pub fn check_dtype(case: &Case, dtype: DType, sweep: Sweep) {
         }
         let prepared = Prepared::new(case, dtype, write);
         let mut bits: Vec<(&str, String, Vec<Vec<u8>>)> = Vec::new();
-        for machine in MACHINES.iter().filter(|m| machine_in(m, sweep)) {
-            for layout in [Layout::Dense, Layout::Slice] {
-                if layout == Layout::Slice && !case.slices {
-                    continue;
-                }
+        for machine in machines(sweep) {
+            for &layout in if case.slices { &Layout::ALL[..] } else { &Layout::ALL[..1] } {
                 let label = format!("{} {dtype} {write:?} {layout:?} on {}", case.name, machine.label);
-                let got = run(&prepared, &*machine.backend, layout).unwrap_or_else(|e| panic!("{label}: {e}"));
+                let got = run(&prepared, machine, layout).unwrap_or_else(|e| panic!("{label}: {e}"));
                 prepared.judge(case, &got).unwrap_or_else(|e| panic!("{label}: {e}"));
                 match bits.iter().find(|(group, ..)| *group == machine.group) {
                     Some((_, other, expected)) => assert!(got == *expected, "{label}: other bits than {other}"),
@@ -212,24 +268,24 @@ pub fn check_dtype(case: &Case, dtype: DType, sweep: Sweep) {
     }
 }
 
-/// The negative control: with `inputs` in place of the case's, the kernels' result must be refused in every storage
-/// type. A bound that lets it pass is too wide to find such a fault.
-pub fn check_refused(case: &Case, inputs: &[Data]) {
-    for dtype in DTYPES {
+/// The negative control: with `inputs` in place of the case's, the kernels' result must be refused in every one of
+/// `dtypes`. A bound that lets it pass is too wide to find such a fault.
+pub fn check_refused(case: &Case, inputs: &[Data], dtypes: &[DType]) {
+    for &dtype in dtypes {
         let mut other = Prepared::new(case, dtype, Write::Overwrite);
         let right = other.inputs.clone();
         other.inputs = round_all(inputs, &case.op.operator().inputs(), dtype);
         let Some(machine) = MACHINES.first() else { return };
         let label = format!("{} {dtype} on {}", case.name, machine.label);
-        let got = run(&other, &*machine.backend, Layout::Dense).unwrap_or_else(|e| panic!("{label}: {e}"));
+        let got = run(&other, machine, Layout::Dense).unwrap_or_else(|e| panic!("{label}: {e}"));
         other.inputs = right;
         assert!(other.judge(case, &got).is_err(), "{label}: a wrong result passed");
     }
 }
 
-fn machine_in(machine: &Machine, sweep: Sweep) -> bool {
-    let rank = |s: Sweep| s as usize;
-    rank(machine.sweep) <= rank(sweep)
+/// The devices of a sweep.
+pub fn machines(sweep: Sweep) -> impl Iterator<Item = &'static Machine> {
+    MACHINES.iter().filter(move |m| m.sweep as usize <= sweep as usize)
 }
 
 /// The outputs of the reference in f64, from `inputs` as they are.
@@ -278,13 +334,21 @@ fn host_mut(data: &mut Data) -> HostMut<'_, f64> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layout {
     Dense,
-    /// NHWC tensors have other channels before and after theirs.
-    Slice,
+    /// NHWC tensors have other channels before and after theirs; where C allows, every pixel starts at 16 bytes.
+    Aligned,
+    /// As before, at odd addresses.
+    Odd,
+}
+
+impl Layout {
+    const ALL: [Self; 3] = [Self::Dense, Self::Aligned, Self::Odd];
 }
 
 /// A case in one storage type: rounded inputs, what the outputs hold before, what they should hold after.
 struct Prepared<'a> {
     op: &'a Op,
+    launcher: Option<&'a Launcher>,
+    weights: &'static [usize],
     dtype: DType,
     inputs: Vec<Data>,
     before: Vec<Option<Data>>,
@@ -312,7 +376,16 @@ impl<'a> Prepared<'a> {
                 writes[i] = Write::Accumulate;
             }
         }
-        Self { op: &case.op, dtype, inputs, before, after, writes }
+        Self {
+            op: &case.op,
+            launcher: case.launcher.as_ref(),
+            weights: case.weights,
+            dtype,
+            inputs,
+            before,
+            after,
+            writes,
+        }
     }
 
     /// What output `i` held when it is added to.
@@ -376,7 +449,7 @@ fn stored_as(elem: Elem, dtype: DType) -> DType {
     }
 }
 
-fn round_all(data: &[Data], types: &[TensorType], dtype: DType) -> Vec<Data> {
+pub fn round_all(data: &[Data], types: &[TensorType], dtype: DType) -> Vec<Data> {
     assert_eq!(data.len(), types.len(), "tensors of a case");
     data.iter()
         .zip(types)
@@ -411,14 +484,17 @@ struct Place {
 }
 
 impl Place {
-    fn new(ty: &TensorType, bytes: usize, layout: Layout, odd: usize) -> Self {
-        match (layout, ty.shape.dims()) {
-            (Layout::Slice, &[n, h, w, c]) => {
-                // Every other tensor lies at a multiple of 16 bytes, with a pitch that keeps it so where C does.
-                let (lead, tail) = if odd % 2 == 0 { (16 / bytes, 16 / bytes) } else { (3, 2) };
+    fn new(ty: &TensorType, bytes: usize, layout: Layout) -> Self {
+        let around = match layout {
+            Layout::Dense => None,
+            Layout::Aligned => Some((16 / bytes, 16 / bytes)),
+            Layout::Odd => Some((3, 2)),
+        };
+        match (around, ty.shape.dims()) {
+            (Some((lead, tail)), &[n, h, w, c]) => {
                 Self { pixels: n * h * w, row: c * bytes, pitch: (lead + c + tail) * bytes, lead: lead * bytes }
             }
-            _ => Self { pixels: 1, row: ty.bytes_of(bytes), pitch: ty.bytes_of(bytes), lead: 0 },
+            _ => Self { pixels: 1, row: ty.shape.len() * bytes, pitch: ty.shape.len() * bytes, lead: 0 },
         }
     }
 
@@ -431,16 +507,6 @@ impl Place {
     }
 }
 
-trait BytesOf {
-    fn bytes_of(&self, element: usize) -> usize;
-}
-
-impl BytesOf for TensorType {
-    fn bytes_of(&self, element: usize) -> usize {
-        self.shape.len() * element
-    }
-}
-
 /// Poison: a NaN in every storage type.
 const POISON: u8 = 0xFF;
 
@@ -450,10 +516,10 @@ fn bind(
     dtype: DType,
     content: Option<&Data>,
     write: Write,
-    (layout, odd): (Layout, usize),
+    layout: Layout,
 ) -> residuum::Result<Bound> {
     let element = ty.elem.bytes(dtype);
-    let place = Place::new(ty, element, layout, odd);
+    let place = Place::new(ty, element, layout);
     // A slice ends with the last pixel of the wider tensor; a dense tensor with its last element.
     let bytes = if place.pixels == 1 && place.lead == 0 { place.row } else { place.pixels * place.pitch };
     let mut image = vec![POISON; bytes];
@@ -466,16 +532,16 @@ fn bind(
     let memory = backend.allocate(bytes)?;
     memory.write(0, &image)?;
     let view = View::new(memory.clone(), place.lead, place.span())?;
-    let pixel_stride = match (layout, ty.shape.nhwc()) {
-        (Layout::Slice, Some(_)) if ty.shape.dims().len() == 4 => place.pitch / element,
-        (_, Some([.., c])) => c,
-        _ => ty.shape.len(),
+    let pixel_stride = match (layout, ty.shape.dims()) {
+        (Layout::Dense, _) | (_, [_] | [_, _] | [_, _, _]) => ty.shape.nhwc().map_or(ty.shape.len(), |[.., c]| c),
+        _ => place.pitch / element,
     };
     Ok(Bound { memory, arg: Arg { view, pixel_stride, write }, image, place })
 }
 
 /// Runs the launches of a case and returns the bytes of the outputs; panics if anything else was written.
-fn run(p: &Prepared<'_>, backend: &dyn Backend, layout: Layout) -> residuum::Result<Vec<Vec<u8>>> {
+fn run(p: &Prepared<'_>, machine: &Machine, layout: Layout) -> residuum::Result<Vec<Vec<u8>>> {
+    let backend = &*machine.backend;
     let op = p.op.operator();
     let target = Target { arch: backend.arch(), dtype: p.dtype };
     let inputs = op.inputs();
@@ -483,18 +549,29 @@ fn run(p: &Prepared<'_>, backend: &dyn Backend, layout: Layout) -> residuum::Res
     let inputs: Vec<Bound> = inputs
         .iter()
         .enumerate()
-        .map(|(i, ty)| bind(backend, ty, p.dtype, Some(&p.inputs[i]), Write::Overwrite, (layout, i)))
+        .map(|(i, ty)| {
+            let layout = if p.weights.contains(&i) { Layout::Dense } else { layout };
+            bind(backend, ty, p.dtype, Some(&p.inputs[i]), Write::Overwrite, (layout, i))
+        })
         .collect::<residuum::Result<_>>()?;
     let outputs: Vec<Bound> = outputs
         .iter()
         .enumerate()
-        .map(|(i, ty)| bind(backend, ty, p.dtype, p.before[i].as_ref(), p.writes[i], (layout, i)))
+        .map(|(i, ty)| {
+            // Gradients of weights are statistics.
+            let layout = if ty.elem == Elem::Stat { Layout::Dense } else { layout };
+            bind(backend, ty, p.dtype, p.before[i].as_ref(), p.writes[i], (layout, i))
+        })
         .collect::<residuum::Result<_>>()?;
-    let scratch = scratch(op, target, backend)?;
+    let scratch_bytes = p.launcher.map_or_else(|| op.scratch_bytes(target), |l| (l.scratch_bytes)(target));
+    let scratch = scratch(scratch_bytes, backend)?;
     let args = |b: &[Bound]| b.iter().map(|b| b.arg.clone()).collect::<Vec<_>>();
     let io = Io { inputs: &args(&inputs), outputs: &args(&outputs), scratch: scratch.as_ref() };
-    for launch in op.launches(target, &io)? {
-        backend.launch(&launch)?;
+    let launches = p.launcher.map_or_else(|| op.launches(target, &io), |l| (l.launches)(target, &io))?;
+    if machine.replayed {
+        Recording::new(machine.backend.clone(), launches)?.replay()?;
+    } else {
+        launches.iter().try_for_each(|launch| backend.launch(launch))?;
     }
     backend.synchronize()?;
     for (i, input) in inputs.iter().enumerate() {
@@ -505,8 +582,7 @@ fn run(p: &Prepared<'_>, backend: &dyn Backend, layout: Layout) -> residuum::Res
     outputs.iter().enumerate().map(|(i, output)| collect(output, i, op)).collect()
 }
 
-fn scratch(op: &dyn Operator, target: Target, backend: &dyn Backend) -> residuum::Result<Option<View>> {
-    let bytes = op.scratch_bytes(target);
+fn scratch(bytes: usize, backend: &dyn Backend) -> residuum::Result<Option<View>> {
     if bytes == 0 {
         return Ok(None);
     }
@@ -534,7 +610,7 @@ fn collect(output: &Bound, i: usize, op: &dyn Operator) -> residuum::Result<Vec<
     Ok(bytes)
 }
 
-fn encode(data: &Data, elem: Elem, dtype: DType) -> Vec<u8> {
+pub fn encode(data: &Data, elem: Elem, dtype: DType) -> Vec<u8> {
     match data {
         Data::Real(v) => match stored_as(elem, dtype) {
             DType::F32 => v.iter().flat_map(|&a| (a as f32).to_le_bytes()).collect(),
@@ -547,7 +623,7 @@ fn encode(data: &Data, elem: Elem, dtype: DType) -> Vec<u8> {
     }
 }
 
-fn decode(bytes: &[u8], elem: Elem, dtype: DType) -> Data {
+pub fn decode(bytes: &[u8], elem: Elem, dtype: DType) -> Data {
     let two = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
     let four = |b: &[u8]| [b[0], b[1], b[2], b[3]];
     match (elem, stored_as(elem, dtype)) {

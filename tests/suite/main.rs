@@ -4,6 +4,8 @@
 
 mod bounds;
 mod build;
+#[path = "../cases/mod.rs"]
+mod cases;
 mod data;
 mod golden;
 mod gradients;

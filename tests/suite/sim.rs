@@ -1,40 +1,71 @@
 //! The simulator: schedules, reports, memory, tensor cores.
 #![cfg(feature = "sim")]
 
-use residuum::device::sim::{Schedule, SimOptions};
-use residuum::device::{Backend, Cost, Device, Kernel, Launch, View};
+mod bugs;
+mod legal;
+mod misuse;
+mod tensor_core;
+
 use std::sync::Arc;
 
+use residuum::device::sim::SimOptions;
+use residuum::device::{Backend, Cost, Device, Kernel, Launch, View};
+use residuum::Result;
+
+/// The parameters of the kernels in `kernels/sim/tests/legal.cu` and `misuse.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct CopyParams {
+struct Params {
     x: u64,
     y: u64,
     n: u32,
-    mode: u32,
+    unused: u32,
 }
 
 fn backend(options: SimOptions) -> Arc<dyn Backend> {
     match Device::sim(options).unwrap() {
         Device::Kernels(b) => b,
-        Device::Cpu => unreachable!(),
+        Device::Cpu => unreachable!("Device::sim makes a device of kernels"),
     }
 }
 
-#[test]
-fn adds_one_under_every_schedule() {
-    static KERNEL: Kernel = Kernel::new::<CopyParams>("sim_test_add_one", 64, 0);
-    for schedule in Schedule::ALL {
-        let sim = backend(SimOptions { schedule, ..SimOptions::default() });
-        let n = 1000;
-        let x = View::whole(sim.allocate(4 * n).unwrap());
-        let y = View::whole(sim.allocate(4 * n).unwrap());
-        let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
-        x.write(bytemuck::cast_slice(&values)).unwrap();
-        let params = CopyParams { x: x.address(), y: y.address(), n: n as u32, mode: 0 };
-        let launch = unsafe { Launch::new(&KERNEL, [16, 1, 1], &params, Cost::default(), vec![x, y.clone()]) };
-        sim.launch(&launch).unwrap();
-        let out: Vec<f32> = bytemuck::pod_collect_to_vec(&y.read().unwrap());
-        assert!(out.iter().zip(&values).all(|(y, x)| *y == x + 1.0), "{schedule}");
+/// A kernel of one run; tests are few, so that it may stay for ever.
+fn kernel<P: bytemuck::Pod>(name: &'static str, threads: u32, shared_bytes: u32) -> &'static Kernel {
+    Box::leak(Box::new(Kernel::new::<P>(name, threads, shared_bytes)))
+}
+
+/// One run of a kernel that takes [`Params`].
+struct Run<'a> {
+    kernel: &'static str,
+    threads: u32,
+    shared: u32,
+    grid: [u32; 3],
+    x: &'a [u32],
+    y: &'a [u32],
+    n: u32,
+}
+
+impl Default for Run<'_> {
+    fn default() -> Self {
+        Self { kernel: "", threads: 64, shared: 256, grid: [1, 1, 1], x: &[], y: &[], n: 0 }
+    }
+}
+
+impl Run<'_> {
+    /// The content of `y` after the launch.
+    fn go(&self, options: SimOptions) -> Result<Vec<u32>> {
+        let sim = backend(options);
+        let upload = |values: &[u32]| -> Result<View> {
+            let view = View::whole(sim.allocate(4 * values.len())?);
+            view.write(bytemuck::cast_slice(values))?;
+            Ok(view)
+        };
+        let (x, y) = (upload(self.x)?, upload(self.y)?);
+        let params = Params { x: x.address(), y: y.address(), n: self.n, unused: 0 };
+        let kernel = kernel::<Params>(self.kernel, self.threads, self.shared);
+        // SAFETY: the kernels take `Params`; what they touch outside of the views is what the tests are about.
+        let launch = unsafe { Launch::new(kernel, self.grid, &params, Cost::default(), vec![x, y.clone()]) };
+        sim.launch(&launch)?;
+        Ok(bytemuck::pod_collect_to_vec(&y.read()?))
     }
 }

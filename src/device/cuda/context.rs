@@ -230,16 +230,17 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // Errors have nowhere to go from here, and the driver frees all of it with the process.
+        // Errors have nowhere to go from here. What cannot be freed safely the driver frees with the process.
         if self.primary.bind_to_thread().is_err() {
             return;
         }
-        // SAFETY: the stream is alive; nothing is launched any more, so the functions are not used after this.
-        unsafe {
-            let _ = result::stream::synchronize(self.stream.cu_stream());
-            for Module(module) in self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).iter().flatten() {
-                let _ = result::module::unload(*module);
-            }
+        // SAFETY: the stream is alive.
+        if unsafe { result::stream::synchronize(self.stream.cu_stream()) }.is_err() {
+            return;
+        }
+        for Module(module) in self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).iter().flatten() {
+            // SAFETY: nothing runs and nothing is launched any more, so the functions are not used after this.
+            let _ = unsafe { result::module::unload(*module) };
         }
         self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).free();
     }

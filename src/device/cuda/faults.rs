@@ -19,8 +19,6 @@ const FATAL: &[u32] = &[4, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717
 
 /// Out of memory.
 pub(super) const OUT_OF_MEMORY: u32 = 2;
-/// An event whose work is not done.
-pub(super) const NOT_READY: u32 = 600;
 /// No kernel image, invalid PTX, no PTX compiler, PTX of a newer release, invalid image.
 const IMAGE: &[u32] = &[200, 209, 218, 221, 222, 223];
 

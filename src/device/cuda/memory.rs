@@ -88,20 +88,17 @@ impl Memory for CudaMemory {
         let mut staging = self.context.staging.lock().unwrap_or_else(PoisonError::into_inner);
         self.context.call("copying to the device", || {
             // SAFETY: the context is current, and the range is inside this buffer.
-            unsafe { staging.copy(self.address + offset as u64, src, self.context.stream.cu_stream()) }
+            unsafe { staging.write(self.address + offset as u64, src, self.context.stream.cu_stream()) }
         })
     }
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> Result<()> {
         self.check("read of device memory", offset, dst.len())?;
-        if dst.is_empty() {
-            return Ok(());
-        }
+        let mut staging = self.context.staging.lock().unwrap_or_else(PoisonError::into_inner);
         self.context.call("copying from the device", || {
-            // SAFETY: the range is inside this buffer, and `dst` is borrowed until the copy has ended, just below.
-            unsafe { result::memcpy_dtoh_async(dst, self.address + offset as u64, self.context.stream.cu_stream()) }
-        })?;
-        self.context.synchronize("copying from the device")
+            // SAFETY: the context is current, and the range is inside this buffer.
+            unsafe { staging.read(dst, self.address + offset as u64, self.context.stream.cu_stream()) }
+        })
     }
 }
 

@@ -1,11 +1,10 @@
-//! Copies from the host that neither wait for the device nor borrow the caller's memory.
+//! Copies between the host and a device that never leave the driver with memory of the caller.
 //!
-//! Bytes go through page-locked buffers: an asynchronous copy from ordinary memory may still read it after it returns.
+//! Bytes go through page-locked buffers. An asynchronous copy may still use the host's memory after it was asked for, even
+//! after a failed wait; such a buffer is not used again before its event has passed, and lost where it never will.
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
-
-use super::faults::NOT_READY;
 
 /// The most bytes that one buffer holds; longer copies go in pieces.
 const PIECE: usize = 8 << 20;
@@ -30,50 +29,78 @@ struct Buffer {
 unsafe impl Send for Staging {}
 
 impl Staging {
-    /// Copies `src` to the device address `dst` on `stream`; `src` may change once this returns.
+    /// Copies `src` to the device address `dst` on `stream`; does not wait for it.
     ///
     /// # Safety
     /// The context of `stream` is current, and `src.len()` bytes from `dst` on are memory of it.
-    pub unsafe fn copy(&mut self, dst: u64, src: &[u8], stream: sys::CUstream) -> Result<(), DriverError> {
+    pub unsafe fn write(&mut self, dst: u64, src: &[u8], stream: sys::CUstream) -> Result<(), DriverError> {
         let mut at = dst;
         for piece in src.chunks(PIECE) {
-            let buffer = self.take(piece.len())?;
-            // SAFETY: the buffer is at least as long as the piece, and nothing reads it now.
-            let staged = unsafe {
-                std::ptr::copy_nonoverlapping(piece.as_ptr(), buffer.host, piece.len());
-                std::slice::from_raw_parts(buffer.host, piece.len())
-            };
-            // SAFETY: the caller's promise; the buffer is not written before the event that follows the copy.
+            let place = self.take(piece.len())?;
+            let host = self.buffers[place].host;
+            // SAFETY: the buffer is at least as long as the piece and nothing else uses it until its event has passed;
+            // for the device's side, the caller's promise.
             unsafe {
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), host, piece.len());
+                let staged = std::slice::from_raw_parts(host, piece.len());
                 result::memcpy_htod_async(at, staged, stream)?;
-                result::event::record(buffer.free_again, stream)?;
             }
+            self.mark(place, stream)?;
             at += piece.len() as u64;
         }
         Ok(())
     }
 
-    /// A buffer of at least `bytes` bytes that no copy reads.
-    fn take(&mut self, bytes: usize) -> Result<&mut Buffer, DriverError> {
+    /// Copies from the device address `src` to `dst` on `stream`, and waits for it.
+    ///
+    /// # Safety
+    /// The context of `stream` is current, and `dst.len()` bytes from `src` on are memory of it.
+    pub unsafe fn read(&mut self, dst: &mut [u8], src: u64, stream: sys::CUstream) -> Result<(), DriverError> {
+        let mut at = src;
+        for piece in dst.chunks_mut(PIECE) {
+            let place = self.take(piece.len())?;
+            let host = self.buffers[place].host;
+            // SAFETY: the buffer is at least as long as the piece and nothing else uses it until its event has passed;
+            // for the device's side, the caller's promise.
+            unsafe { result::memcpy_dtoh_async(std::slice::from_raw_parts_mut(host, piece.len()), at, stream)? };
+            self.mark(place, stream)?;
+            self.buffers[place].wait()?;
+            // SAFETY: the copy to the buffer has ended.
+            unsafe { std::ptr::copy_nonoverlapping(host, piece.as_mut_ptr(), piece.len()) };
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Notes that the buffer is in use until `stream` has come this far.
+    fn mark(&mut self, place: usize, stream: sys::CUstream) -> Result<(), DriverError> {
+        // SAFETY: the event and the stream are alive.
+        let marked = unsafe { result::event::record(self.buffers[place].free_again, stream) };
+        if marked.is_err() {
+            // A copy uses it, and nothing will tell when it ends.
+            self.buffers.swap_remove(place);
+        }
+        marked
+    }
+
+    /// The place of a buffer of at least `bytes` bytes that no copy uses.
+    fn take(&mut self, bytes: usize) -> Result<usize, DriverError> {
         let idle = self.buffers.iter().position(|b| b.bytes >= bytes && b.is_idle());
-        let place = match idle {
-            Some(place) => place,
-            None if self.buffers.len() < BUFFERS => {
-                self.buffers.push(Buffer::new(bytes)?);
-                self.buffers.len() - 1
-            }
-            None => {
-                let place = self.next % BUFFERS;
-                self.next += 1;
-                self.buffers[place].wait()?;
-                if self.buffers[place].bytes < bytes {
-                    let larger = Buffer::new(bytes)?;
-                    std::mem::replace(&mut self.buffers[place], larger).free();
-                }
-                place
-            }
-        };
-        Ok(&mut self.buffers[place])
+        if let Some(place) = idle {
+            return Ok(place);
+        }
+        if self.buffers.len() < BUFFERS {
+            self.buffers.push(Buffer::new(bytes)?);
+            return Ok(self.buffers.len() - 1);
+        }
+        let place = self.next % BUFFERS;
+        self.next += 1;
+        self.buffers[place].wait()?;
+        if self.buffers[place].bytes < bytes {
+            let larger = Buffer::new(bytes)?;
+            std::mem::replace(&mut self.buffers[place], larger).free();
+        }
+        Ok(place)
     }
 
     /// Frees the buffers; no copy may be in flight.
@@ -98,8 +125,8 @@ impl Buffer {
     }
 
     fn is_idle(&self) -> bool {
-        // SAFETY: the event is alive; one that was never recorded counts as done. An error is for the next call to tell.
-        !matches!(unsafe { result::event::query(self.free_again) }, Err(e) if e.0 as u32 == NOT_READY)
+        // SAFETY: the event is alive; one that was never recorded counts as passed.
+        unsafe { result::event::query(self.free_again) }.is_ok()
     }
 
     fn wait(&self) -> Result<(), DriverError> {

@@ -1,1 +1,203 @@
-//! Tests of conv2d.
+//! Convolution: every pass, tile and dtype against the reference. Whole numbers first, where results must be equal.
+
+use proptest::prelude::*;
+
+use residuum::device::{Arch, Target};
+use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass, Plan, Spec};
+use residuum::ops::{Op, Operator};
+use residuum::tensor::DType;
+
+use crate::bounds;
+use crate::harness::{check_dtype, check_refused, reference, Case, Compare, Data, Launcher, Random, Sweep, DTYPES};
+
+#[path = "../../cases/conv2d.rs"]
+mod cases;
+use cases::{crossed, layers, odd, Row};
+
+const PLAIN: Pass = Pass::Fwd(Epilogue { scale: false, shift: false, residual: false, relu: false });
+const PRODUCTS: [Pass; 3] = [PLAIN, Pass::BwdX, Pass::BwdW];
+
+/// Whether the long lists run: RESIDUUM_LONG=1.
+fn long() -> bool {
+    std::env::var("RESIDUUM_LONG").is_ok_and(|v| v == "1")
+}
+
+/// How many products a result sums.
+fn terms(node: &Node) -> usize {
+    let [_, r, s, cg] = node.conv.w_shape();
+    let spec = node.conv.spec();
+    match node.pass {
+        Pass::Fwd(_) => r * s * cg,
+        Pass::BwdX => r * s * spec.k / spec.groups,
+        Pass::BwdW | Pass::BwdBias => spec.n * node.conv.output().iter().product::<usize>(),
+    }
+}
+
+/// Whole numbers whose sums are exact in the type that stores the result: as dense as that allows (the rule of oneDNN's
+/// benchdnn, `get_safe_n_acc`).
+fn integers(name: &str, node: &Node, dtype: DType) -> Vec<Data> {
+    let mut random = Random::new(name);
+    let stored_in_f32 = matches!(node.pass, Pass::BwdW | Pass::BwdBias);
+    let (most, digits) = match dtype {
+        DType::F32 => (32, 24),
+        DType::F16 => (2, if stored_in_f32 { 24 } else { 11 }),
+        _ => (2, if stored_in_f32 { 24 } else { 8 }),
+    };
+    let safe = ((1u64 << digits) / (most * most) as u64) as usize;
+    let period = terms(node).div_ceil(safe);
+    let mut inputs: Vec<Data> = Vec::new();
+    for (i, ty) in node.inputs().iter().enumerate() {
+        let period = if i == 0 { period } else { 1 };
+        inputs.push(Data::Real(random.sparse(ty.shape.len(), -most, most, period)));
+    }
+    inputs
+}
+
+fn exact(name: &str, node: Node, dtype: DType) -> Case {
+    let case = Case::exact(format!("{name} {}", node.name()), Op::Conv2d(node), integers(name, &node, dtype));
+    case.with_weights(if matches!(node.pass, Pass::Fwd(_) | Pass::BwdX) { &[1] } else { &[] })
+}
+
+/// Bounds on a sum of products, from the sum of their magnitudes.
+fn bounded(name: &str, node: Node, inputs: Vec<Data>) -> Case {
+    let op = Op::Conv2d(node);
+    Case::bounded(format!("{name} {}", node.name()), op, inputs, move |judged| {
+        let magnitudes: Vec<Data> =
+            judged.inputs.iter().map(|input| Data::Real(input.real().iter().map(|v| v.abs()).collect())).collect();
+        let bound = match judged.dtype {
+            DType::F32 => bounds::sum,
+            _ => bounds::tensor_core_sum,
+        };
+        let sums = reference(&Op::Conv2d(node), &magnitudes, &[]);
+        vec![Compare::Within(sums[0].real().iter().map(|&m| bound(terms(&node) + 4, m)).collect())]
+    })
+}
+
+fn reals(name: &str, node: &Node) -> Vec<Data> {
+    let mut random = Random::new(name);
+    node.inputs().iter().map(|ty| Data::Real(random.normals(ty.shape.len(), 0.1, 1.0))).collect()
+}
+
+fn with_plan(case: Case, node: Node, plan: Plan) -> Case {
+    let name = format!("{} by {} in {}", case.name, plan.kernel(), plan.splits());
+    let case = Case { name, ..case };
+    case.launched_by(Launcher {
+        scratch_bytes: Box::new(move |target| node.scratch_bytes_with(target, plan)),
+        launches: Box::new(move |target, io| node.launches_with(target, io, plan)),
+    })
+}
+
+fn named(name: &str) -> Row {
+    layers().into_iter().chain(odd()).find(|r| r.name == name).expect("a row of that name")
+}
+
+/// Every pass of every row in every dtype, dense and as slices of wider tensors, on one schedule.
+fn check_rows(rows: &[Row]) {
+    for row in rows {
+        for pass in PRODUCTS.into_iter().chain([Pass::BwdBias]) {
+            let node = Node { conv: row.conv(), pass };
+            for dtype in DTYPES {
+                check_dtype(&exact(&row.name, node, dtype).sliced(), dtype, Sweep::Quick);
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_are_exact() {
+    check_rows(&layers());
+}
+
+#[test]
+fn odd_sizes_are_exact() {
+    check_rows(&odd());
+}
+
+#[test]
+fn groups_strides_dilations_and_paddings_are_exact() {
+    check_rows(&crossed());
+}
+
+#[test]
+fn every_tile_is_exact_with_and_without_splits() {
+    let rows = ["cifar 16 to 32", "one channel too many", "tile and one", "resnext 8 a group, stride 2"].map(named);
+    let mut tested: Vec<&str> = Vec::new();
+    for (row, pass) in rows.iter().flat_map(|row| PRODUCTS.map(|pass| (row, pass))) {
+        let node = Node { conv: row.conv(), pass };
+        for dtype in DTYPES {
+            for plan in node.plans(Target { arch: Arch::Sm80, dtype }) {
+                check_dtype(&with_plan(exact(&row.name, node, dtype), node, plan), dtype, Sweep::Quick);
+                tested.push(plan.kernel());
+            }
+        }
+    }
+    tested.sort_unstable();
+    tested.dedup();
+    assert_eq!(tested.len(), 57, "every tile of fwd, bwd_x and bwd_w: {tested:?}");
+}
+
+#[test]
+fn every_epilogue_is_exact() {
+    let row = named("cifar 64");
+    for bits in 0..16 {
+        let on = |bit: u32| bits >> bit & 1 == 1;
+        let epilogue = Epilogue { scale: on(0), shift: on(1), residual: on(2), relu: on(3) };
+        let node = Node { conv: row.conv(), pass: Pass::Fwd(epilogue) };
+        for dtype in DTYPES {
+            let case = exact(&format!("epilogue {bits}"), node, dtype).sliced();
+            check_dtype(&case, dtype, Sweep::Quick);
+            let target = Target { arch: Arch::Sm80, dtype };
+            let split = node.plans(target).into_iter().find(|p| p.splits() > 1).expect("a split plan");
+            check_dtype(&with_plan(case, node, split), dtype, Sweep::Quick);
+        }
+    }
+}
+
+#[test]
+fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
+    for row in ["cifar 16 to 32", "primes", "long reduction"].map(named) {
+        for pass in PRODUCTS.into_iter().chain([Pass::BwdBias]) {
+            let node = Node { conv: row.conv(), pass };
+            let case = bounded(&row.name, node, reals(&row.name, &node));
+            for dtype in DTYPES {
+                check_dtype(&case, dtype, Sweep::TensorCores);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_missing_product_is_refused() {
+    let row = named("cifar 16 to 32");
+    for pass in PRODUCTS {
+        let node = Node { conv: row.conv(), pass };
+        let inputs = reals(&row.name, &node);
+        let mut without = inputs.clone();
+        let Data::Real(weights) = &mut without[1] else { panic!("numbers") };
+        weights[7] = 0.0;
+        check_refused(&bounded(&row.name, node, inputs), &without);
+    }
+}
+
+fn any_conv() -> impl Strategy<Value = Conv2d> {
+    let pair = |range: std::ops::RangeInclusive<usize>| (range.clone(), range).prop_map(|(a, b)| [a, b]);
+    (1..=3usize, pair(1..=9), 1..=4usize, pair(1..=9), pair(1..=4), pair(1..=4), pair(0..=3), pair(1..=3))
+        .prop_filter_map("the kernel fits", |(n, [h, w], groups, [cg, kg], kernel, stride, padding, dilation)| {
+            let spec = Spec { n, h, w, c: groups * cg, k: groups * kg, kernel, stride, padding, dilation, groups };
+            Conv2d::new(spec).ok()
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if long() { 2000 } else { 24 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_convolution_is_exact(conv in any_conv(), pass in 0..3usize, dtype in 0..3usize) {
+        let node = Node { conv, pass: PRODUCTS[pass] };
+        check_dtype(&exact(&format!("{:?}", conv.spec()), node, DTYPES[dtype]), DTYPES[dtype], Sweep::Quick);
+    }
+}

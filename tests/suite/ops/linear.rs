@@ -1,1 +1,21 @@
-//! Tests of linear.
+//! The fully connected layer, whose kernels are conv2d's: that its tensors reach them in the right order.
+
+use residuum::ops::linear::{Linear, Node, Pass, Spec};
+use residuum::ops::{Op, Operator};
+
+use crate::harness::{check, Case, Data, Random, Sweep};
+
+#[test]
+fn every_pass_is_exact() {
+    for (x, k) in [([5, 1, 1, 64], 10), ([3, 2, 3, 8], 16), ([2, 1, 1, 7], 3)] {
+        let linear = Linear::new(Spec { x, k }).unwrap();
+        for pass in [Pass::Fwd { bias: false }, Pass::Fwd { bias: true }, Pass::BwdX, Pass::BwdW, Pass::BwdBias] {
+            let node = Node { linear, pass };
+            let name = format!("{} of {x:?} to {k}", node.name());
+            let mut random = Random::new(&name);
+            // Of 48 or 64 products up to 4 each a quarter is not 0: the sums are whole numbers that bf16 holds.
+            let inputs = node.inputs().iter().map(|ty| Data::Real(random.sparse(ty.shape.len(), -2, 2, 2))).collect();
+            check(&Case::exact(name, Op::Linear(node), inputs), Sweep::Quick);
+        }
+    }
+}

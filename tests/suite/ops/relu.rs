@@ -1,15 +1,49 @@
-//! The rectifier.
+//! The rectifier: exact everywhere.
 
 use residuum::ops::relu::{Node, Pass};
 use residuum::ops::Op;
+use residuum::tensor::DType;
 
-use crate::harness::{check, Case, Data, Random, Sweep};
+use crate::cases::elementwise::{LARGE, SHAPES};
+use crate::harness::{check, check_dtype, Case, Data, Random, Sweep};
+
+fn fwd(shape: [usize; 4]) -> Case {
+    let name = format!("relu fwd {shape:?}");
+    let x = Random::new(&name).integers(shape.iter().product(), -9, 9);
+    let op = Op::Relu(Node { shape: shape.into(), pass: Pass::Fwd });
+    Case::exact(name, op, vec![Data::Real(x)]).sliced()
+}
+
+fn bwd(shape: [usize; 4]) -> Case {
+    let name = format!("relu bwd {shape:?}");
+    let mut random = Random::new(&name);
+    let len = shape.iter().product();
+    let (dy, y) = (random.integers(len, -100, 100), random.integers(len, -1, 2));
+    let op = Op::Relu(Node { shape: shape.into(), pass: Pass::Bwd });
+    Case::exact(name, op, vec![Data::Real(dy), Data::Real(y)]).sliced()
+}
 
 #[test]
-fn forward_is_exact() {
-    let shape = [2usize, 3, 5, 7];
-    let op = Op::Relu(Node { shape: shape.into(), pass: Pass::Fwd });
-    let mut random = Random::new("relu fwd");
-    let x = Data::Real(random.integers(shape.iter().product(), -9, 9));
-    check(&Case::exact("relu fwd", op, vec![x]).sliced(), Sweep::Schedules);
+fn forward() {
+    SHAPES.iter().for_each(|&shape| check(&fwd(shape), Sweep::Schedules));
+}
+
+#[test]
+fn backward() {
+    SHAPES.iter().for_each(|&shape| check(&bwd(shape), Sweep::Schedules));
+}
+
+#[test]
+fn many_rows() {
+    check_dtype(&fwd(LARGE), DType::F32, Sweep::Schedules);
+}
+
+#[test]
+fn special_values() {
+    let values = vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, 0.0, -6e-8, 6e-8, 3.0, -3.0];
+    let shape = [1, 1, 1, values.len()];
+    let op = |pass| Op::Relu(Node { shape: shape.into(), pass });
+    let dy = Data::Real(vec![f64::NAN; values.len()]);
+    check(&Case::exact("relu fwd special", op(Pass::Fwd), vec![Data::Real(values.clone())]), Sweep::Schedules);
+    check(&Case::exact("relu bwd special", op(Pass::Bwd), vec![dy, Data::Real(values)]), Sweep::Schedules);
 }

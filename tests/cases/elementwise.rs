@@ -1,0 +1,20 @@
+//! Shapes of ReLU and add.
+
+/// N, H, W, C.
+pub const SHAPES: &[[usize; 4]] = &[
+    [1, 1, 1, 1],
+    [1, 1, 1, 7],
+    [2, 3, 5, 7],
+    [3, 1, 1, 10],
+    [1, 7, 1, 13],
+    [2, 5, 3, 24],
+    // A CIFAR stage, and the last one of ResNet-50.
+    [2, 8, 8, 16],
+    [1, 2, 2, 2048],
+    // Without pixels: two rows of 2048 and a tail of 3.
+    [1, 1, 1, 4099],
+    [3, 5, 7, 61],
+];
+
+/// Large enough that a thread walks down several rows.
+pub const LARGE: [usize; 4] = [1, 1090, 1000, 4];

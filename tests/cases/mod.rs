@@ -1,0 +1,6 @@
+//! The cases of every op: real layers of the networks, scaled down, and odd sizes. One table for each op drives its
+//! tests and its benches.
+
+pub mod elementwise;
+pub mod pool;
+pub mod shortcut;

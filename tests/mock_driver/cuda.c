@@ -1,0 +1,237 @@
+// A pretended CUDA driver: the calls that the library makes, on host memory, so that the CUDA device is tested without a
+// GPU. Streams are lazy: work runs when something waits for it, and host memory of an asynchronous copy is touched only
+// then. Kernels are known by name: mock_fill fills, mock_trap is an illegal access.
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int R;
+enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
+
+// What a test sets and reads through the functions at the foot.
+static long fail_at = -1, calls, live[8];
+enum { MEMORY, STREAMS, EVENTS, MODULES, GRAPHS, PINNED, CONTEXTS, SHARED_BYTES };
+static R sticky = OK;
+static size_t used, cached, limit = (size_t)1 << 30;
+
+static int setting(const char* name, int otherwise) {
+  const char* text = getenv(name);
+  return text ? atoi(text) : otherwise;
+}
+
+// Every call begins so: it counts, fails where a test asks for it, and answers a lost context's error for ever.
+#define ENTER                                \
+  if (calls++ == fail_at) return 999;        \
+  if (sticky != OK) return sticky
+
+typedef struct Op {
+  int kind;  // 0 copy, 1 fill, 2 trap, 3 event, 4 free
+  void *dst, *src;
+  size_t bytes;
+  uint32_t value;
+  struct Op* next;
+} Op;
+
+typedef struct {
+  Op *first, **last;
+  int capturing, context;
+} Stream;
+
+typedef struct { int pending; Stream* stream; } Event;
+typedef struct { char name[64]; } Function;
+typedef struct { int loaded; Function functions[16]; int count; } Module;
+typedef struct { Op* first; } Graph;
+
+static int context_handle, other_context;
+static Stream null_stream = {0, 0, 0, 1};
+
+static void push(Stream* s, Op op) {
+  if (!s->last) s->last = &s->first;
+  Op* copy = malloc(sizeof *copy);
+  *copy = op;
+  copy->next = 0;
+  *s->last = copy;
+  s->last = &copy->next;
+  if (op.kind == 3) ((Event*)op.dst)->pending++;
+}
+
+static void release(void* address) {
+  size_t bytes = ((size_t*)address)[-32];
+  used -= bytes;
+  cached += bytes;
+  live[MEMORY]--;
+  memset(address, 0xEE, bytes);
+  free((char*)address - 256);
+}
+
+static void run(const Op* op) {
+  if (sticky != OK && op->kind < 3) return;
+  switch (op->kind) {
+    case 0: memcpy(op->dst, op->src, op->bytes); break;
+    case 1: for (size_t i = 0; i < op->bytes / 4; ++i) ((uint32_t*)op->dst)[i] = op->value; break;
+    case 2: sticky = ILLEGAL_ADDRESS; break;
+    case 3: ((Event*)op->dst)->pending--; break;
+    case 4: release(op->dst); break;
+  }
+}
+
+static void flush(Stream* s) {
+  while (s->first) {
+    Op* op = s->first;
+    s->first = op->next;
+    run(op);
+    free(op);
+  }
+  s->last = &s->first;
+}
+
+static Stream* stream(void* handle) { return handle ? handle : &null_stream; }
+
+R cuInit(unsigned flags) { (void)flags; return setting("MOCK_INIT", OK); }
+R cuDriverGetVersion(int* v) { *v = 13000; return OK; }
+R cuDeviceGetCount(int* n) { ENTER; *n = setting("MOCK_DEVICES", 1); return OK; }
+R cuDeviceGet(int* d, int i) { ENTER; *d = i; return i < setting("MOCK_DEVICES", 1) ? OK : INVALID_DEVICE; }
+R cuDeviceGetName(char* name, int n, int d) { ENTER; snprintf(name, n, "Mock %d", d); return OK; }
+R cuDeviceTotalMem_v2(size_t* b, int d) { (void)d; ENTER; *b = limit; return OK; }
+R cuDeviceGetAttribute(int* v, int which, int d) {
+  (void)d;
+  ENTER;
+  switch (which) {
+    case 75: *v = setting("MOCK_CAPABILITY", 90) / 10; break;
+    case 76: *v = setting("MOCK_CAPABILITY", 90) % 10; break;
+    case 97: *v = 227 << 10; break;                       // shared memory of a block, opted in
+    case 115: *v = setting("MOCK_POOLS", 1); break;       // memory pools
+    default: *v = 0;
+  }
+  return OK;
+}
+R cuDevicePrimaryCtxRetain(void** c, int d) { (void)d; ENTER; *c = &context_handle; live[CONTEXTS]++; return OK; }
+R cuDevicePrimaryCtxRelease_v2(int d) { (void)d; live[CONTEXTS]--; return sticky; }
+static __thread void* current;
+R cuCtxGetCurrent(void** c) { ENTER; *c = current; return OK; }
+R cuCtxSetCurrent(void* c) { ENTER; current = c; return OK; }
+R cuDeviceGetMemPool(void** p, int d) { (void)d; ENTER; *p = &used; return OK; }
+R cuMemPoolTrimTo(void* p, size_t keep) { (void)p; (void)keep; ENTER; cached = 0; return OK; }
+R cuMemGetInfo_v2(size_t* f, size_t* t) { ENTER; *f = limit - used; *t = limit; return OK; }
+
+static R allocate(uintptr_t* p, size_t bytes) {
+  if (!bytes) return INVALID;
+  if (used + cached + bytes > limit) return NO_MEMORY;
+  char* block = aligned_alloc(256, (bytes + 511) / 256 * 256);
+  memset(block, 0xCD, (bytes + 511) / 256 * 256);
+  *(size_t*)block = bytes;
+  *p = (uintptr_t)block + 256;
+  used += bytes;
+  live[MEMORY]++;
+  return OK;
+}
+R cuMemAlloc_v2(uintptr_t* p, size_t bytes) { ENTER; return allocate(p, bytes); }
+R cuMemAllocAsync(uintptr_t* p, size_t bytes, void* s) { (void)s; ENTER; return allocate(p, bytes); }
+R cuMemFree_v2(uintptr_t p) { ENTER; release((void*)p); return OK; }
+R cuMemFreeAsync(uintptr_t p, void* s) { ENTER; push(stream(s), (Op){4, (void*)p, 0, 0, 0, 0}); return OK; }
+R cuMemHostAlloc(void** p, size_t bytes, unsigned f) { (void)f; ENTER; *p = malloc(bytes); live[PINNED]++; return OK; }
+R cuMemFreeHost(void* p) { ENTER; memset(p, 0xEE, 16); free(p); live[PINNED]--; return OK; }
+R cuMemcpyHtoDAsync_v2(uintptr_t d, const void* s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, (void*)d, (void*)s, n, 0, 0}); return OK; }
+R cuMemcpyDtoHAsync_v2(void* d, uintptr_t s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, d, (void*)s, n, 0, 0}); return OK; }
+
+R cuModuleLoadData(void** m, const void* image) {
+  ENTER;
+  if ((uintptr_t)image % 8 || memcmp(image, "mockmock", 8)) return 200;
+  *m = calloc(1, sizeof(Module));
+  live[MODULES]++;
+  return OK;
+}
+R cuModuleUnload(void* m) { ENTER; free(m); live[MODULES]--; return OK; }
+R cuModuleGetFunction(void** f, void* m, const char* name) {
+  ENTER;
+  if (strncmp(name, "mock_", 5)) return NOT_FOUND;
+  Module* module = m;
+  Function* function = &module->functions[module->count++ % 16];
+  snprintf(function->name, sizeof function->name, "%s", name);
+  *f = function;
+  return OK;
+}
+R cuFuncGetAttribute(int* v, int which, void* f) { (void)f; ENTER; *v = which == 0 ? 1024 : 0; return OK; }
+R cuFuncSetAttribute(void* f, int which, int v) { (void)f; ENTER; if (which == 8) live[SHARED_BYTES] = v; return OK; }
+
+typedef struct { uintptr_t y; uint64_t count; uint32_t value, unused; } Params;
+R cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* s, void** params, void** extra) {
+  ENTER;
+  if (!gx || !gy || !gz || bx > 1024 || by != 1 || bz != 1 || extra) return INVALID;
+  if (shared > 48 << 10 && live[SHARED_BYTES] < (long)shared) return INVALID;
+  Params p;
+  memcpy(&p, params[0], sizeof p);
+  int trap = !strcmp(((Function*)f)->name, "mock_trap");
+  push(stream(s), (Op){trap ? 2 : 1, (void*)p.y, 0, p.count * 4, p.value, 0});
+  return OK;
+}
+
+R cuStreamCreate(void** s, unsigned f) { (void)f; ENTER; Stream* n = calloc(1, sizeof *n); n->context = 1; *s = n; live[STREAMS]++; return OK; }
+R cuStreamDestroy_v2(void* s) { flush(s); free(s); live[STREAMS]--; return sticky; }
+R cuStreamSynchronize(void* s) { ENTER; if (stream(s)->capturing) return 900; flush(stream(s)); return sticky; }
+R cuStreamGetCtx(void* s, void** c) { ENTER; *c = stream(s)->context ? &context_handle : &other_context; return OK; }
+R cuStreamBeginCapture_v2(void* s, int mode) { (void)mode; ENTER; if (!s) return 900; flush(s); ((Stream*)s)->capturing = 1; return OK; }
+R cuStreamEndCapture(void* s, void** g) {
+  ENTER;
+  Stream* q = s;
+  Graph* graph = malloc(sizeof *graph);
+  graph->first = q->first;
+  q->first = 0;
+  q->last = &q->first;
+  q->capturing = 0;
+  *g = graph;
+  live[GRAPHS]++;
+  return OK;
+}
+static Op* clone(const Op* op) {
+  if (!op) return 0;
+  Op* copy = malloc(sizeof *copy);
+  *copy = *op;
+  copy->next = clone(op->next);
+  return copy;
+}
+static void drop(Graph* g) {
+  for (Op* op = g->first; op;) {
+    Op* next = op->next;
+    free(op);
+    op = next;
+  }
+  free(g);
+  live[GRAPHS]--;
+}
+R cuGraphInstantiateWithFlags(void** e, void* g, unsigned long long f) {
+  (void)f;
+  ENTER;
+  Graph* copy = malloc(sizeof *copy);
+  copy->first = clone(((Graph*)g)->first);
+  *e = copy;
+  live[GRAPHS]++;
+  return OK;
+}
+R cuGraphDestroy(void* g) { drop(g); return sticky; }
+R cuGraphExecDestroy(void* g) { drop(g); return sticky; }
+R cuGraphLaunch(void* g, void* s) {
+  ENTER;
+  for (Op* op = ((Graph*)g)->first; op; op = op->next) push(stream(s), *op);
+  return OK;
+}
+
+R cuEventCreate(void** e, unsigned f) { (void)f; ENTER; *e = calloc(1, sizeof(Event)); live[EVENTS]++; return OK; }
+R cuEventDestroy_v2(void* e) { free(e); live[EVENTS]--; return sticky; }
+R cuEventRecord(void* e, void* s) { ENTER; ((Event*)e)->stream = stream(s); push(stream(s), (Op){3, e, 0, 0, 0, 0}); return OK; }
+R cuEventQuery(void* e) { ENTER; return ((Event*)e)->pending ? NOT_READY : OK; }
+R cuEventSynchronize(void* e) { ENTER; if (((Event*)e)->pending) flush(((Event*)e)->stream); return sticky; }
+
+R cuGetErrorName(R e, const char** t) { *t = e == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : e == NO_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_MOCK"; return OK; }
+#ifndef MOCK_OLD
+R cuGetErrorString(R e, const char** t) { (void)e; *t = "as the mock driver was told"; return OK; }
+#endif
+
+// For tests.
+void mock_fail_at(long call) { fail_at = call; calls = 0; }
+long mock_calls(void) { return calls; }
+long mock_live(int what) { return live[what]; }
+void mock_limit(size_t bytes) { limit = bytes; }
+int mock_idle(void* s) { return !stream(s)->first; }
+void* mock_stream(int context) { Stream* n = calloc(1, sizeof *n); n->context = context; return n; }
