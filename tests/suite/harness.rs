@@ -545,7 +545,7 @@ fn run(p: &Prepared<'_>, machine: &Machine, layout: Layout) -> residuum::Result<
         .enumerate()
         .map(|(i, ty)| {
             let layout = if p.weights.contains(&i) { Layout::Dense } else { layout };
-            bind(backend, ty, p.dtype, Some(&p.inputs[i]), Write::Overwrite, (layout, i))
+            bind(backend, ty, p.dtype, Some(&p.inputs[i]), Write::Overwrite, layout)
         })
         .collect::<residuum::Result<_>>()?;
     let outputs: Vec<Bound> = outputs
@@ -554,7 +554,7 @@ fn run(p: &Prepared<'_>, machine: &Machine, layout: Layout) -> residuum::Result<
         .map(|(i, ty)| {
             // Gradients of weights are statistics.
             let layout = if ty.elem == Elem::Stat { Layout::Dense } else { layout };
-            bind(backend, ty, p.dtype, p.before[i].as_ref(), p.writes[i], (layout, i))
+            bind(backend, ty, p.dtype, p.before[i].as_ref(), p.writes[i], layout)
         })
         .collect::<residuum::Result<_>>()?;
     let scratch_bytes = p.launcher.map_or_else(|| op.scratch_bytes(target), |l| (l.scratch_bytes)(target));

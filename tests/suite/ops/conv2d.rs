@@ -175,7 +175,7 @@ fn a_missing_product_is_refused() {
         let mut without = inputs.clone();
         let Data::Real(weights) = &mut without[1] else { panic!("numbers") };
         weights[7] = 0.0;
-        check_refused(&bounded(&row.name, node, inputs), &without);
+        check_refused(&bounded(&row.name, node, inputs), &without, &DTYPES);
     }
 }
 
