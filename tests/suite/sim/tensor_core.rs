@@ -1,8 +1,9 @@
 //! Tensor-core arithmetic against recorded results, fragments against plain loops.
 
-use residuum::device::sim::{probe, Arithmetic};
+use residuum::device::sim::{probe, Arithmetic, SimOptions};
 use residuum::half::{bf16, f16};
 
+use super::Run;
 use crate::machine;
 
 /// Every line of a recorded file, `a...|b...|c|d` as f32 patterns in hexadecimal.
