@@ -17,7 +17,7 @@ impl Observer for Lines {
 }
 
 fn main() -> residuum::Result<()> {
-    let splits = "digits".parse::<Source>()?.load()?;
+    let splits = "digits".parse::<Source>()?.read()?;
     let settings = Settings { epochs: 5, ..Settings::default() };
     Trainer::new(settings, &splits, &Device::best())?.run(&mut Lines)
 }

@@ -10,7 +10,7 @@ use residuum::tensor::{DType, HostTensor};
 
 fn main() -> residuum::Result<()> {
     let model = models::find("resnet18")?;
-    let graph = model.build(Mode::Infer, 2, [3, 64, 64], model.classes(), &BuildOptions::default())?;
+    let graph = model.build(Mode::Infer, 2, [3, 64, 64], model.classes(), BuildOptions::default())?;
     let mut program = Program::compile(&graph, &Device::best(), DType::BF16, None)?;
     program.load(&model.initialise(&graph, 0))?;
 

@@ -28,7 +28,7 @@ fn main() -> residuum::Result<()> {
 
     let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4, grad_scale: 1.0 };
     let mut program = Program::compile(&graph, &Device::best(), DType::F32, Some(Sgd::new(spec)?))?;
-    program.load(&init::initialise(&graph, &init::Scheme::default(), 0))?;
+    program.load(&init::initialise(&graph, &init::Scheme::RESIDUAL, 0))?;
     program.set_learning_rate(0.05)?;
 
     // Two classes: stripes across and stripes down.
