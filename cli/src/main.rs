@@ -18,7 +18,7 @@ use clap::{Parser, Subcommand};
 
 /// Trains, evaluates, serves and inspects residual networks.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "residuum", version, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "Examples:
   residuum train                               resnet20_cifar on handwritten digits, in seconds
   residuum train --data cifar10:/data/cifar --epochs 30 --batch 128

@@ -97,6 +97,9 @@ impl Settings {
             let problem = format!("{}, expected a number above 0", self.learning_rate);
             return Err(Error::invalid("learning rate", problem));
         }
+        if !(0.0..1.0).contains(&self.smoothing) {
+            return Err(Error::invalid("smoothing", format!("{}, expected at least 0, less than 1", self.smoothing)));
+        }
         if self.augment.pad > PAD {
             return Err(Error::invalid(
                 "augmentation",

@@ -1,20 +1,14 @@
 //! Tensor-core arithmetic against recorded results, fragments against plain loops.
 
-use std::path::PathBuf;
-
 use residuum::device::sim::{probe, Arithmetic, SimOptions};
 use residuum::half::{bf16, f16};
 
 use super::Run;
-
-fn shared() -> PathBuf {
-    std::env::var_os("RESIDUUM_SHARED")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")), PathBuf::from)
-}
+use crate::machine;
 
 /// Every line of a recorded file, `a...|b...|c|d` as f32 patterns in hexadecimal.
 fn lines(file: &str) -> Option<Vec<[Vec<u32>; 4]>> {
-    let text = std::fs::read_to_string(shared().join("tensor_core").join(file)).ok()?;
+    let text = std::fs::read_to_string(machine::shared().join("tensor_core").join(file)).ok()?;
     let field = |f: &str| f.split_whitespace().map(|w| u32::from_str_radix(w, 16).unwrap()).collect::<Vec<_>>();
     let line = |l: &str| l.split('|').map(field).collect::<Vec<_>>().try_into().unwrap();
     Some(text.lines().filter(|l| !l.is_empty()).map(line).collect())
@@ -37,7 +31,7 @@ fn recorded_results_bit_for_bit() {
     for (device, arithmetic) in [("A100", Arithmetic::Sm80), ("H100", Arithmetic::Sm90), ("H200", Arithmetic::Sm90)] {
         for (dtype, is_bf16) in [("bf16", true), ("fp16", false)] {
             let Some(lines) = lines(&format!("{device}_{dtype}.txt")) else {
-                eprintln!("skipped: no {device}_{dtype}.txt in {}", shared().join("tensor_core").display());
+                eprintln!("skipped: no {device}_{dtype}.txt in {}", machine::shared().join("tensor_core").display());
                 continue;
             };
             assert!(!lines.is_empty());
