@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::arch::{Target, TARGETS};
-use crate::nvcc::{self, Nvcc};
+use super::arch::{Target, TARGETS};
+use super::nvcc::{self, Nvcc};
 
 /// The flags of every compilation. A spill fails it: a kernel that spills has been written for another tile.
 const FLAGS: &[&str] =

@@ -1,6 +1,6 @@
 //! Finds nvcc. Asks no GPU and fetches nothing.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,18 +24,23 @@ pub struct Nvcc {
 /// The first nvcc of `RESIDUUM_NVCC`, `NVCC`, `PATH`, `CUDA_HOME`, `CUDA_PATH` and the active Python's packages; `None`
 /// where there is none, or where `RESIDUUM_NVCC` is `none`. Fails where `RESIDUUM_NVCC` names a program that does not run.
 pub fn find() -> Result<Option<Nvcc>, String> {
-    if let Some(asked) = std::env::var_os("RESIDUUM_NVCC").filter(|v| !v.is_empty()) {
+    find_with(&|name| std::env::var_os(name))
+}
+
+/// [`find`] where `variable` tells the variables.
+pub fn find_with(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Option<Nvcc>, String> {
+    let variable = |name: &str| variable(name).filter(|v| !v.is_empty());
+    if let Some(asked) = variable("RESIDUUM_NVCC") {
         if asked == OsStr::new("none") {
             return Ok(None);
         }
         return probe(Path::new(&asked)).map(Some).map_err(|problem| format!("RESIDUUM_NVCC: {problem}"));
     }
-    Ok(candidates().iter().filter(|path| path.is_file()).find_map(|path| probe(path).ok()))
+    Ok(candidates(&variable).iter().filter(|path| path.is_file()).find_map(|path| probe(path).ok()))
 }
 
 /// Where nvcc may be, best first.
-fn candidates() -> Vec<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+fn candidates(var: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let program = format!("nvcc{}", std::env::consts::EXE_SUFFIX);
     let path: Vec<PathBuf> = var("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
 

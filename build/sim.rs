@@ -26,6 +26,10 @@ pub fn build() {
     println!("cargo:rustc-link-search=native={}", out.display());
     println!("cargo:rustc-link-lib=static:+whole-archive,-bundle=residuum_sim");
     println!("cargo:rustc-link-lib=stdc++");
+    println!("cargo:rustc-link-lib=dl");
+    write_command(&out);
+    // Kernels of a shared object that RESIDUUM_SIM_KERNELS names call the simulator in the test binary.
+    println!("cargo:rustc-link-arg-tests=-rdynamic");
     let library = out.join("libresiduum_sim_tests.a");
     for argument in ["--whole-archive", &library.display().to_string(), "--no-whole-archive"] {
         println!("cargo:rustc-link-arg-tests=-Wl,{argument}");
@@ -43,10 +47,10 @@ fn wrap(kernel: &Path, kernels: &Path, out: &Path) -> PathBuf {
     wrapper
 }
 
-fn compile(kernels: &Path, sources: &[PathBuf], library: &str) {
+/// The compiler and its flags, but for the include paths.
+fn compiler() -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).pic(true).cargo_metadata(false);
-    build.include(kernels.join("sim")).include(kernels).files(sources);
     for flag in
         ["-ffp-contract=off", "-fno-fast-math", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     {
@@ -55,7 +59,22 @@ fn compile(kernels: &Path, sources: &[PathBuf], library: &str) {
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
         build.flag("-mfma").flag("-mavx2").flag("-mf16c");
     }
-    build.compile(library);
+    build
+}
+
+fn compile(kernels: &Path, sources: &[PathBuf], library: &str) {
+    compiler().include(kernels.join("sim")).include(kernels).files(sources).compile(library);
+}
+
+/// Leaves the compiler's command for `tests/mutants`, an argument a line.
+fn write_command(out: &Path) {
+    let tool = compiler().get_compiler();
+    let mut text = tool.path().display().to_string();
+    for argument in tool.args() {
+        text.push('\n');
+        text.push_str(&argument.to_string_lossy());
+    }
+    fs::write(out.join("sim_compiler.txt"), text).expect("OUT_DIR is writable");
 }
 
 /// Every file below `folder` with that extension, sorted.

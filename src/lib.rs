@@ -16,3 +16,8 @@ pub mod train;
 pub use cudarc;
 pub use error::{Error, Result};
 pub use half;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -39,6 +39,39 @@ __device__ __forceinline__ void decode_rows(Row* rows, const GatherParams& p, co
   __syncthreads();
 }
 
+// base + row * row_bytes, in one multiply-add. Where it is not read it may lie anywhere.
+__device__ __forceinline__ const u8* row_address(const u8* base, u32 row, u32 row_bytes) {
+  return reinterpret_cast<const u8*>(reinterpret_cast<u64>(base) + u64(row) * row_bytes);
+}
+
+template <typename T>
+__device__ __forceinline__ const u8* bytes_of(const void* tensor, i64 element) {
+  return reinterpret_cast<const u8*>(static_cast<const T*>(tensor) + element);
+}
+
+// Reads an element that no block writes, past the generic address space: the compiler does not see where p points.
+template <typename T>
+__device__ __forceinline__ T read(const u8* p) {
+  return T{__ldg(reinterpret_cast<const u16*>(p))};
+}
+template <>
+__device__ __forceinline__ float read<float>(const u8* p) {
+  return __ldg(reinterpret_cast<const float*>(p));
+}
+
+// The first `count` elements at src, the rest of a chunk zero, to shared memory.
+template <typename T, bool VECTOR>
+__device__ __forceinline__ void copy_chunk(u8* dst, const u8* src, int count) {
+  if (VECTOR) {
+    ptx::cp_async_16(dst, src, count > 0 ? 16 : 0);
+  } else {
+    Vec<T, WIDTH<T>> values;
+#pragma unroll
+    for (int e = 0; e < WIDTH<T>; ++e) values.v[e] = e < count ? read<T>(src + e * sizeof(T)) : T{};
+    store(reinterpret_cast<T*>(dst), values);
+  }
+}
+
 // Operand A of fwd and bwd_x: row m is an output pixel, and k = (tap, tap, channel) walks over the input pixels that
 // it gathers. Rows of K_BYTES in shared memory.
 template <typename T, class Tile, bool VECTOR>
@@ -46,9 +79,9 @@ struct PixelRows {
   using Layout = Swizzled<Tile::M, Tile::K_BYTES>;
   using Mine = Share<Layout, Tile::M, Tile::THREADS>;
 
-  const T* in;
-  int in_h, in_v, stride;
-  int taps, shift_h, shift_v;
+  const u8* in;
+  u32 pixel_bytes;
+  int slot, in_h, in_v, taps, shift_h, shift_v;
   Radix radix;
   Counter k, step;
   u32 pixel[Mine::PASSES];  // under tap 0, modulo 2^32: it may lie outside
@@ -56,8 +89,9 @@ struct PixelRows {
 
   __device__ __forceinline__ PixelRows(const GatherParams& p, const Slice& hs, const Slice& vs, const Row* rows,
                                        int group, i64 k0)
-      : in(static_cast<const T*>(p.in) + i64(group) * p.in_c),
-        in_h(p.h.in), in_v(p.v.in), stride(p.in_stride),
+      : in(bytes_of<T>(p.in, i64(group) * p.in_c)),
+        pixel_bytes(u32(p.in_stride) * u32(sizeof(T))),
+        slot(Mine::slot()), in_h(p.h.in), in_v(p.v.in),
         taps(hs.taps), shift_h(hs.shift), shift_v(vs.shift),
         radix{vs.taps, p.in_c} {
     k = radix.split(k0 + Mine::chunk() * WIDTH<T>);
@@ -75,52 +109,32 @@ struct PixelRows {
     return c.hi < taps && u32(h[i] + c.hi * shift_h) < u32(in_h) && u32(v[i] + c.mid * shift_v) < u32(in_v);
   }
 
-  // From the pixel under tap 0 to the one at c, modulo 2^32.
-  __device__ __forceinline__ u32 distance(const Counter& c) const {
-    return u32(c.hi * shift_h) * u32(in_v) + u32(c.mid * shift_v);
+  // The element at c for the row of pass i, if it is inside.
+  __device__ __forceinline__ const u8* element(const Counter& c, int i) const {
+    const u32 distance = u32(c.hi * shift_h) * u32(in_v) + u32(c.mid * shift_v);
+    return row_address(in + i64(c.lo) * int(sizeof(T)), pixel[i] + distance, pixel_bytes);
   }
-
-  __device__ __forceinline__ const T* element(u32 at, const Counter& c) const { return in + i64(at) * stride + c.lo; }
 
   __device__ __forceinline__ void load(u8* tile) {
     if (VECTOR) {
-      const u32 d = distance(k);
 #pragma unroll
-      for (int i = 0; i < Mine::PASSES; ++i) {
-        if (!Mine::has(i)) continue;
-        const bool ok = inside(k, i);
-        ptx::cp_async_16(Layout::at(tile, Mine::row(i), Mine::chunk()), ok ? element(d + pixel[i], k) : in,
-                          ok ? 16 : 0);
-      }
+      for (int i = 0; i < Mine::PASSES; ++i)
+        if (Mine::has(i)) ptx::cp_async_16(tile + Mine::slot(slot, i), element(k, i), inside(k, i) ? 16 : 0);
     } else {
       Vec<T, WIDTH<T>> values[Mine::PASSES];
       Counter c = k;
 #pragma unroll
       for (int e = 0; e < WIDTH<T>; ++e, radix.increment(c)) {
-        const u32 d = distance(c);
 #pragma unroll
-        for (int i = 0; i < Mine::PASSES; ++i) values[i].v[e] = inside(c, i) ? *element(d + pixel[i], c) : T{};
+        for (int i = 0; i < Mine::PASSES; ++i) values[i].v[e] = inside(c, i) ? read<T>(element(c, i)) : T{};
       }
 #pragma unroll
       for (int i = 0; i < Mine::PASSES; ++i)
-        if (Mine::has(i)) store(reinterpret_cast<T*>(Layout::at(tile, Mine::row(i), Mine::chunk())), values[i]);
+        if (Mine::has(i)) store(reinterpret_cast<T*>(tile + Mine::slot(slot, i)), values[i]);
     }
     radix.advance(k, step);
   }
 };
-
-// `count` elements at src, the rest of a chunk zero, to shared memory. Where there is none, src may be anywhere.
-template <typename T, bool VECTOR>
-__device__ __forceinline__ void copy_chunk(u8* dst, const T* src, const T* tensor, int count) {
-  if (VECTOR) {
-    ptx::cp_async_16(dst, count > 0 ? src : tensor, count > 0 ? 16 : 0);
-  } else {
-    Vec<T, WIDTH<T>> values;
-#pragma unroll
-    for (int e = 0; e < WIDTH<T>; ++e) values.v[e] = e < count ? src[e] : T{};
-    store(reinterpret_cast<T*>(dst), values);
-  }
-}
 
 // Operand B of fwd: column n is an output channel, whose weights are consecutive in k. Rows of K_BYTES.
 template <typename T, class Tile, bool VECTOR>
@@ -128,25 +142,26 @@ struct WeightRows {
   using Layout = Swizzled<Tile::N, Tile::K_BYTES>;
   using Mine = Share<Layout, Tile::N, Tile::THREADS>;
 
-  const T *tensor, *w;
-  i64 length, k;
-  int channels;
+  const u8* w;    // the thread's next chunk in pass 0
+  i64 pass_bytes;  // to that of the next pass
+  int slot, rows, left;
 
   __device__ __forceinline__ WeightRows(const GatherParams& p, const Slice&, const Slice&, int group, int n0, i64 k0)
-      : length(i64(p.h.taps) * p.v.taps * p.in_c), k(k0 + Mine::chunk() * WIDTH<T>), channels(p.out_c - n0) {
-    tensor = static_cast<const T*>(p.w);
-    w = tensor + (i64(group) * p.out_c + n0) * length;
+      : slot(Mine::slot()), rows(p.out_c - n0 - Mine::row(0)) {
+    const i64 length = i64(p.h.taps) * p.v.taps * p.in_c, k = k0 + Mine::chunk() * WIDTH<T>;
+    w = bytes_of<T>(p.w, (i64(group) * p.out_c + n0 + Mine::row(0)) * length + k);
+    pass_bytes = Mine::PER_PASS * length * int(sizeof(T));
+    left = int(length - k);
   }
 
   __device__ __forceinline__ void load(u8* tile) {
-    const int left = k < length ? (length - k < WIDTH<T> ? int(length - k) : WIDTH<T>) : 0;
 #pragma unroll
-    for (int i = 0; i < Mine::PASSES; ++i) {
-      if (!Mine::has(i)) continue;
-      const int row = Mine::row(i);
-      copy_chunk<T, VECTOR>(Layout::at(tile, row, Mine::chunk()), w + row * length + k, tensor, row < channels ? left : 0);
-    }
-    k += DEPTH<T, Tile>;
+    for (int i = 0; i < Mine::PASSES; ++i)
+      if (Mine::has(i))
+        copy_chunk<T, VECTOR>(tile + Mine::slot(slot, i), w + i * pass_bytes,
+                              i * Mine::PER_PASS < rows ? left : 0);
+    w += Tile::K_BYTES;
+    left -= DEPTH<T, Tile>;
   }
 };
 
@@ -158,18 +173,19 @@ struct WeightColumns {
   using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
   using Mine = Share<Layout, ROWS, Tile::THREADS>;
 
-  const T *tensor, *w;
-  int taps_h, taps, tap, step_h, step_v, row_taps, channels, left;
+  const u8* w;     // the thread's channels under the first tap of output channel 0 of the group
+  u32 tap_bytes;   // from a tap to the next
+  int slot, taps_h, taps, step_h, step_v, left;
   Radix radix;
   Counter k[Mine::PASSES], step;
 
   __device__ __forceinline__ WeightColumns(const GatherParams& p, const Slice& hs, const Slice& vs, int group, int n0,
                                            i64 k0)
-      : taps_h(hs.taps), taps(p.h.taps * p.v.taps), tap(hs.tap * p.v.taps + vs.tap),
-        step_h(hs.tap_step), step_v(vs.tap_step), row_taps(p.v.taps), channels(p.out_c),
-        left(p.out_c - n0 - Mine::chunk() * WIDTH<T>), radix{vs.taps, p.in_c} {
-    tensor = static_cast<const T*>(p.w);
-    w = tensor + i64(group) * p.in_c * taps * channels + n0 + Mine::chunk() * WIDTH<T>;
+      : tap_bytes(u32(p.out_c) * u32(sizeof(T))), slot(Mine::slot()), taps_h(hs.taps), taps(p.h.taps * p.v.taps),
+        step_h(hs.tap_step * p.v.taps), step_v(vs.tap_step), radix{vs.taps, p.in_c} {
+    const int column = n0 + Mine::chunk() * WIDTH<T>, tap = hs.tap * p.v.taps + vs.tap;
+    left = p.out_c - column;
+    w = bytes_of<T>(p.w, (i64(group) * p.in_c * taps + tap) * p.out_c + column);
     step = radix.split(ROWS);
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i) k[i] = radix.split(k0 + Mine::row(i));
@@ -181,8 +197,8 @@ struct WeightColumns {
       const Counter c = k[i];
       radix.advance(k[i], step);
       if (!Mine::has(i)) continue;
-      const i64 row = i64(c.lo) * taps + tap + c.hi * step_h * row_taps + c.mid * step_v;
-      copy_chunk<T, VECTOR>(Layout::at(tile, Mine::row(i), Mine::chunk()), w + row * channels, tensor, c.hi < taps_h ? left : 0);
+      const u8* src = row_address(w, u32(c.lo * taps + c.hi * step_h + c.mid * step_v), tap_bytes);
+      copy_chunk<T, VECTOR>(tile + Mine::slot(slot, i), src, c.hi < taps_h ? left : 0);
     }
   }
 };

@@ -13,24 +13,25 @@ struct GradientColumns {
   using Layout = Swizzled<ROWS, Tile::M * int(sizeof(T))>;
   using Mine = Share<Layout, ROWS, Tile::THREADS>;
 
-  const T *tensor, *dy;
-  i64 pixels, k;
-  int stride, left;
+  const u8* dy;  // the thread's channels of pixel 0
+  u32 pixel_bytes, pixels, k;
+  int slot, left;
 
   __device__ __forceinline__ GradientColumns(const WeightParams& p, int group, int m0, i64 k0)
-      : pixels(i64(p.images) * p.h.out * p.v.out), k(k0 + Mine::row(0)), stride(p.dy_stride),
-        left(p.dy_c - m0 - Mine::chunk() * WIDTH<T>) {
-    tensor = static_cast<const T*>(p.dy);
-    dy = tensor + i64(group) * p.dy_c + m0 + Mine::chunk() * WIDTH<T>;
+      : pixel_bytes(u32(p.dy_stride) * u32(sizeof(T))), pixels(u32(p.images) * u32(p.h.out) * u32(p.v.out)),
+        k(u32(k0) + u32(Mine::row(0))), slot(Mine::slot()) {
+    const int column = m0 + Mine::chunk() * WIDTH<T>;
+    left = p.dy_c - column;
+    dy = bytes_of<T>(p.dy, i64(group) * p.dy_c + column);
   }
 
   __device__ __forceinline__ void load(u8* tile) {
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i) {
-      if (!Mine::has(i)) continue;
-      const i64 pixel = k + i * Mine::PER_PASS;
-      copy_chunk<T, VECTOR>(Layout::at(tile, Mine::row(i), Mine::chunk()), dy + pixel * stride, tensor,
-                            pixel < pixels ? left : 0);
+      const u32 pixel = k + u32(i * Mine::PER_PASS);
+      if (Mine::has(i))
+        copy_chunk<T, VECTOR>(tile + Mine::slot(slot, i), row_address(dy, pixel, pixel_bytes),
+                              pixel < pixels ? left : 0);
     }
     k += ROWS;
   }
@@ -43,35 +44,40 @@ struct PixelColumns {
   using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
   using Mine = Share<Layout, ROWS, Tile::THREADS>;
 
-  const T* x;
   const WeightParams& p;
+  const u8* x;
+  u32 pixel_bytes;
+  int slot;
   Radix pixels, columns;
   Counter k[Mine::PASSES], step, column;
 
   __device__ __forceinline__ PixelColumns(const WeightParams& params, int group, int n0, i64 k0)
-      : p(params), pixels{params.h.out, params.v.out}, columns{params.v.taps, params.x_c} {
-    x = static_cast<const T*>(p.x) + i64(group) * p.x_c;
+      : p(params), x(bytes_of<T>(params.x, i64(group) * params.x_c)),
+        pixel_bytes(u32(params.x_stride) * u32(sizeof(T))), slot(Mine::slot()),
+        pixels{params.h.out, params.v.out}, columns{params.v.taps, params.x_c} {
     step = pixels.split(ROWS);
     column = columns.split(i64(n0) + Mine::chunk() * WIDTH<T>);
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i) k[i] = pixels.split(k0 + Mine::row(i));
   }
 
-  // The element under tap and channel c of output pixel `at`, or null where there is none.
-  __device__ __forceinline__ const T* element(const Counter& at, const Counter& c) const {
-    const int h = at.mid * p.h.stride - p.h.pad + c.hi * p.h.dilation;
-    const int v = at.lo * p.v.stride - p.v.pad + c.mid * p.v.dilation;
-    if (at.hi >= p.images || c.hi >= p.h.taps || u32(h) >= u32(p.h.in) || u32(v) >= u32(p.v.in)) return nullptr;
-    return x + ((i64(at.hi) * p.h.in + h) * p.v.in + v) * p.x_stride + c.lo;
+  // Finds the element under tap and channel c of output pixel `at`; says whether it is inside.
+  __device__ __forceinline__ bool element(const Counter& at, const Counter& c, const u8*& src) const {
+    const int h = at.mid * p.h.stride + (c.hi * p.h.dilation - p.h.pad);
+    const int v = at.lo * p.v.stride + (c.mid * p.v.dilation - p.v.pad);
+    const u32 pixel = (u32(at.hi) * u32(p.h.in) + u32(h)) * u32(p.v.in) + u32(v);
+    src = row_address(x + i64(c.lo) * int(sizeof(T)), pixel, pixel_bytes);
+    return at.hi < p.images && c.hi < p.h.taps && u32(h) < u32(p.h.in) && u32(v) < u32(p.v.in);
   }
 
   __device__ __forceinline__ void load(u8* tile) {
+    const u8* src;
     if (VECTOR) {
 #pragma unroll
       for (int i = 0; i < Mine::PASSES; ++i) {
         if (!Mine::has(i)) continue;
-        const T* src = element(k[i], column);
-        ptx::cp_async_16(Layout::at(tile, Mine::row(i), Mine::chunk()), src ? src : x, src ? 16 : 0);
+        const bool ok = element(k[i], column, src);
+        ptx::cp_async_16(tile + Mine::slot(slot, i), src, ok ? 16 : 0);
       }
     } else {
       Vec<T, WIDTH<T>> values[Mine::PASSES];
@@ -79,14 +85,11 @@ struct PixelColumns {
 #pragma unroll
       for (int e = 0; e < WIDTH<T>; ++e, columns.increment(c)) {
 #pragma unroll
-        for (int i = 0; i < Mine::PASSES; ++i) {
-          const T* src = element(k[i], c);
-          values[i].v[e] = src ? *src : T{};
-        }
+        for (int i = 0; i < Mine::PASSES; ++i) values[i].v[e] = element(k[i], c, src) ? read<T>(src) : T{};
       }
 #pragma unroll
       for (int i = 0; i < Mine::PASSES; ++i)
-        if (Mine::has(i)) store(reinterpret_cast<T*>(Layout::at(tile, Mine::row(i), Mine::chunk())), values[i]);
+        if (Mine::has(i)) store(reinterpret_cast<T*>(tile + Mine::slot(slot, i)), values[i]);
     }
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i) pixels.advance(k[i], step);

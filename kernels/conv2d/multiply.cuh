@@ -30,6 +30,32 @@ struct TensorCoreType<bf16> {
   using Type = ptx::BF16;
 };
 
+// Where a lane of ldmatrix.x4 finds its rows of an operand: blocks of 16 rows or columns by 16 of k. Lane l gives the
+// address of row l % 8 of the 8x8 matrix l / 8; the matrices are ordered as the registers of a fragment. In A that is m,
+// then k, and in B k, then n. Only the permuted offsets are kept; the rest are constants.
+template <class Op, int BLOCKS, int STEPS, bool IS_A>
+struct Fragments {
+  using Layout = typename Op::Layout;
+  static constexpr int ROWS_16 = 16 * Layout::CHUNKS * 16;  // bytes of 16 rows
+  int offset[Op::K_MAJOR ? STEPS : BLOCKS];
+
+  __device__ __forceinline__ Fragments(int lane, int start) {
+    const bool rows_first = Op::K_MAJOR == IS_A;  // whether the second matrix is eight rows on, or the next chunk
+    const int row = rows_first ? lane % 16 : lane % 8 + lane / 16 * 8, chunk = rows_first ? lane / 16 : lane / 8 % 2;
+#pragma unroll
+    for (int i = 0; i < (Op::K_MAJOR ? STEPS : BLOCKS); ++i)
+      offset[i] = Op::K_MAJOR ? Layout::offset(start + row, 2 * i + chunk)
+                              : Layout::offset(row, start / 8 + 2 * i + chunk);
+  }
+
+  __device__ __forceinline__ void load(u32 (&r)[4], const u8* tile, int block, int step) const {
+    if (Op::K_MAJOR)
+      ptx::ldmatrix_x4(r, tile + offset[Op::K_MAJOR ? step : 0] + block * ROWS_16);
+    else
+      ptx::ldmatrix_x4_trans(r, tile + offset[Op::K_MAJOR ? 0 : block] + step * ROWS_16);
+  }
+};
+
 // f16 and bf16: mma.sync.m16n8k16. With PROMOTE, the sums move to a second set of registers every PROMOTE stages:
 // tensor cores truncate, so that the error of a long sum grows with its length and not with its root.
 template <typename T, class Tile, bool A_K_MAJOR, bool B_K_MAJOR, int PROMOTE>
@@ -38,29 +64,10 @@ struct Multiply {
   using B = Operand<T, Tile, Tile::N, B_K_MAJOR>;
   static constexpr int MI = Tile::WARP_M / 16, NJ = Tile::WARP_N / 8, STEPS = DEPTH<T, Tile> / 16;
 
+  Fragments<A, MI, STEPS, true> a_lane{Tile::lane(), Tile::warp_m()};
+  Fragments<B, NJ / 2, STEPS, false> b_lane{Tile::lane(), Tile::warp_n()};
   float sum[MI][NJ][4] = {};
   float total[PROMOTE ? MI : 1][PROMOTE ? NJ : 1][4] = {};
-
-  // The 16x16 block of A from row m and the 16-byte chunk of k on. Lane l gives the address of row l % 8 of the 8x8
-  // matrix l / 8; these are ordered as the registers of the fragment: m, then k.
-  __device__ static __forceinline__ void load_a(u32 (&a)[4], const u8* tile, int m, int k) {
-    const int lane = Tile::lane(), low = lane % 16, high = lane / 16;
-    if (A::K_MAJOR)
-      ptx::ldmatrix_x4(a, A::Layout::at(tile, m + low, k / 8 + high));
-    else
-      ptx::ldmatrix_x4_trans(a, A::Layout::at(tile, k + lane % 8 + 8 * high, m / 8 + low / 8));
-  }
-
-  // The 16x16 block of B from column n on: two fragments, ordered k, then n.
-  __device__ static __forceinline__ void load_b(u32 (&b)[2][2], const u8* tile, int n, int k) {
-    const int lane = Tile::lane(), low = lane % 16, high = lane / 16;
-    u32 r[4];
-    if (B::K_MAJOR)
-      ptx::ldmatrix_x4(r, B::Layout::at(tile, n + lane % 8 + 8 * high, k / 8 + low / 8));
-    else
-      ptx::ldmatrix_x4_trans(r, B::Layout::at(tile, k + low, n / 8 + high));
-    b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
-  }
 
   template <class Transform>
   __device__ __forceinline__ void stage(const u8* a_tile, const u8* b_tile, const Transform& transform) {
@@ -68,10 +75,13 @@ struct Multiply {
     for (int step = 0; step < STEPS; ++step) {
       u32 a[MI][4], b[NJ][2];
 #pragma unroll
-      for (int i = 0; i < MI; ++i) load_a(a[i], a_tile, Tile::warp_m() + 16 * i, 16 * step);
+      for (int i = 0; i < MI; ++i) a_lane.load(a[i], a_tile, i, step);
 #pragma unroll
-      for (int j = 0; j < NJ; j += 2)
-        load_b(reinterpret_cast<u32(&)[2][2]>(b[j]), b_tile, Tile::warp_n() + 8 * j, 16 * step);
+      for (int j = 0; j < NJ; j += 2) {
+        u32 r[4];
+        b_lane.load(r, b_tile, j / 2, step);
+        b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
+      }
       transform(a, step);
       ptx::mma_m16n8k16<typename TensorCoreType<T>::Type>(sum, a, b);
     }
@@ -131,7 +141,7 @@ struct Multiply<float, Tile, A_K_MAJOR, B_K_MAJOR, PROMOTE> {
     if (Op::K_MAJOR) {
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) {
-        const u8* p = Op::Layout::at(tile, start + lane + LANES * i, k);
+        const u8* p = tile + Op::Layout::offset(start + lane + LANES * i, k);
         const Vec<float, 4> v = load<float, 4>(reinterpret_cast<const float*>(p));
 #pragma unroll
         for (int e = 0; e < 4; ++e) f[i][e] = v.v[e];
@@ -141,7 +151,7 @@ struct Multiply<float, Tile, A_K_MAJOR, B_K_MAJOR, PROMOTE> {
       for (int i = 0; i < COUNT; i += 4)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const u8* p = Op::Layout::at(tile, 4 * k + e, start / 4 + lane + LANES * (i / 4));
+          const u8* p = tile + Op::Layout::offset(4 * k + e, start / 4 + lane + LANES * (i / 4));
           const Vec<float, 4> v = load<float, 4>(reinterpret_cast<const float*>(p));
 #pragma unroll
           for (int j = 0; j < 4; ++j) f[i + j][e] = v.v[j];

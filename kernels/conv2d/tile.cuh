@@ -51,9 +51,9 @@ struct Swizzled {
   static constexpr int SHIFT = CHUNKS >= 8 ? 0 : CHUNKS == 4 ? 1 : CHUNKS == 2 ? 2 : 3;
   static_assert((CHUNKS & (CHUNKS - 1)) == 0 && CHUNKS > 0, "the permutation is an exclusive or");
 
-  template <typename Byte>
-  __device__ static __forceinline__ Byte* at(Byte* tile, int row, int chunk) {
-    return tile + row * ROW_BYTES + ((chunk ^ ((row >> SHIFT) & MASK)) << 4);
+  // Eight rows further it is 8 * ROW_BYTES more.
+  __device__ static __forceinline__ int offset(int row, int chunk) {
+    return row * ROW_BYTES + ((chunk ^ ((row >> SHIFT) & MASK)) << 4);
   }
 };
 
@@ -67,6 +67,11 @@ struct Share {
   __device__ static __forceinline__ int row(int pass) { return int(threadIdx.x) / Layout::CHUNKS + pass * PER_PASS; }
   // Whether the thread has a row in this pass; known to the compiler where the rows divide evenly.
   __device__ static __forceinline__ bool has(int pass) { return ROWS % PER_PASS == 0 || row(pass) < ROWS; }
+  // Where its chunk lies in a tile: computed once for pass 0, a constant further where the permutation repeats.
+  __device__ static __forceinline__ int slot() { return Layout::offset(row(0), chunk()); }
+  __device__ static __forceinline__ int slot(int first, int pass) {
+    return PER_PASS % 8 == 0 ? first + pass * PER_PASS * Layout::CHUNKS * 16 : Layout::offset(row(pass), chunk());
+  }
 };
 
 }  // namespace conv2d

@@ -1,4 +1,6 @@
 // The simulator as C functions; src/device/sim/ffi.rs declares the same.
+#include <dlfcn.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -57,6 +59,22 @@ Pool& pool() {
   return *all;
 }
 
+bool replacing = false;
+
+// Loads the kernels of the shared object that RESIDUUM_SIM_KERNELS names, in place of those compiled in: a kernel is
+// changed and tested without a new test binary. Empty, or what went wrong.
+const std::string& load_replacements() {
+  static const std::string problem = []() -> std::string {
+    const char* path = getenv("RESIDUUM_SIM_KERNELS");
+    if (path == nullptr) return {};
+    replacing = true;
+    const bool loaded = dlopen(path, RTLD_NOW | RTLD_LOCAL) != nullptr;
+    replacing = false;
+    return loaded ? std::string() : std::string("RESIDUUM_SIM_KERNELS: ") + dlerror();
+  }();
+  return problem;
+}
+
 std::string find(const char* name, size_t params_bytes, u32 threads, const Kernel** found) {
   for (const Kernel& k : kernels()) {
     if (strcmp(k.name, name) != 0) continue;
@@ -97,14 +115,23 @@ char* copy_text(const std::string& text) { return text.empty() ? nullptr : strdu
 }  // namespace
 
 Registration::Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry) {
-  kernels().push_back({name, params_bytes, threads, entry});
+  const Kernel kernel{name, params_bytes, threads, entry};
+  for (Kernel& k : kernels()) {
+    if (!replacing || strcmp(k.name, name) != 0) continue;
+    k = kernel;
+    return;
+  }
+  kernels().push_back(kernel);
 }
 
 }  // namespace sim
 
 extern "C" {
 
-void* residuum_sim_new(const sim::Options* options) {
+// nullptr, and a text to be freed with residuum_sim_free_text, where it fails.
+void* residuum_sim_new(const sim::Options* options, char** problem) {
+  *problem = sim::copy_text(sim::load_replacements());
+  if (*problem != nullptr) return nullptr;
   auto* device = new sim::Device;
   device->options = *options;
   return device;

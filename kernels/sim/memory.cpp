@@ -14,6 +14,10 @@ size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
 
 // The first byte that is not poison, or end.
 const unsigned char* first_written(const unsigned char* begin, const unsigned char* end) {
+  for (uint64_t word; end - begin >= 8; begin += 8) {
+    memcpy(&word, begin, 8);
+    if (~word != 0) break;
+  }
   return std::find_if(begin, end, [](unsigned char byte) { return byte != POISON; });
 }
 

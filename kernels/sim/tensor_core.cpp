@@ -40,8 +40,8 @@ constexpr Rule SM80{8, 24, -132}, SM90{16, 25, -133};
 
 // A 16-bit number: significand 2^(exponent - fraction_bits), or special.
 struct Part {
-  int32_t significand[16];
-  int32_t exponent[16];
+  alignas(32) int32_t significand[16];
+  alignas(32) int32_t exponent[16];
   bool special;  // one of them is infinite or NaN
 };
 
@@ -89,29 +89,40 @@ float truncate(int64_t sum, int ulp) {
                                           : static_cast<u32>(magnitude)));
 }
 
+typedef int32_t Ints __attribute__((vector_size(32)));
+
+Ints all(int v) { return Ints{} + v; }
+Ints least(Ints a, Ints b) { return a < b ? a : b; }
+Ints most(Ints a, Ints b) { return a > b ? a : b; }
+
 // One block: c + sum a[k] b[k] for k in first..first+rule.block.
 template <const Format& format, const Rule& rule>
 float add_block(const Part& a, const Part& b, int first, float c) {
-  constexpr int N = rule.block;
-  int32_t p[N], e[N];
+  constexpr int N = rule.block / 8;
+  Ints p[N], e[N], top = all(rule.floor);
+  for (int i = 0; i < N; ++i) {
+    const auto at = [&](const int32_t* v) { return *reinterpret_cast<const Ints*>(v + first + 8 * i); };
+    p[i] = at(a.significand) * at(b.significand);
+    e[i] = at(a.exponent) + at(b.exponent);
+    top = most(top, p[i] == 0 ? all(rule.floor) : e[i]);
+  }
   const u32 c_bits = bits_of(c);
   const int c_field = c_bits >> 23 & 255;
   const int c_exponent = std::max(c_field, 1) - 127;
   const int64_t c_magnitude = (c_field == 0 ? 0 : 0x800000) | (c_bits & 0x7fffff);
   int largest = c_magnitude == 0 ? rule.floor : std::max(c_exponent, rule.floor);
-  for (int i = 0; i < N; ++i) {
-    p[i] = a.significand[first + i] * b.significand[first + i];
-    e[i] = a.exponent[first + i] + b.exponent[first + i];
-    largest = std::max(largest, p[i] == 0 ? rule.floor : e[i]);
-  }
+  for (int i = 0; i < 8; ++i) largest = std::max(largest, top[i]);
+
   const int ulp = largest - rule.fraction;
-  int64_t sum = 0;
+  Ints sums = {};  // of at most two terms below 2^27
   for (int i = 0; i < N; ++i) {
-    const int shift = e[i] - 2 * format.fraction_bits - ulp;
-    const int32_t magnitude = p[i] < 0 ? -p[i] : p[i];
-    const int32_t term = shift >= 0 ? magnitude << std::min(shift, 31) : magnitude >> std::min(-shift, 31);
-    sum += p[i] < 0 ? -term : term;
+    const Ints shift = e[i] - (2 * format.fraction_bits + ulp);
+    const Ints left = least(most(shift, all(0)), all(31)), right = least(most(-shift, all(0)), all(31));
+    const Ints magnitude = (p[i] < 0 ? -p[i] : p[i]) << left >> right;
+    sums += p[i] < 0 ? -magnitude : magnitude;
   }
+  int64_t sum = 0;
+  for (int i = 0; i < 8; ++i) sum += sums[i];
   const int shift = c_exponent - 23 - ulp;
   const int64_t c_term = shift >= 0 ? c_magnitude << std::min(shift, 31) : c_magnitude >> std::min(-shift, 63);
   sum += c_bits >> 31 ? -c_term : c_term;

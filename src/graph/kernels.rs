@@ -7,7 +7,7 @@ use super::memory::{Flat, Plan};
 use super::program::Executor;
 use super::ValueId;
 use crate::device::cpu::Slot;
-use crate::device::{Backend, Launch, Memory, Target, View};
+use crate::device::{Backend, Launch, Memory, Recording, Target, View};
 use crate::ops::{sgd, Arg, Io, Write};
 use crate::tensor::{DType, Elem, HostData, HostTensor};
 use crate::{Error, Result};
@@ -18,8 +18,8 @@ pub(super) struct KernelProgram {
     backend: Arc<dyn Backend>,
     arena: Arc<dyn Memory>,
     dtype: DType,
-    prepare: Vec<Launch>,
-    launches: Vec<Launch>,
+    prepare: Recording,
+    step: Recording,
 }
 
 /// Bytes of scratch memory that each node needs.
@@ -47,7 +47,9 @@ impl KernelProgram {
         if let Some(optimizer) = optimizer {
             launches.push(binder.optimizer(&optimizer, target)?);
         }
-        let program = Self { backend: backend.clone(), arena: arena.clone(), dtype, prepare, launches };
+        let record = |launches| Recording::new(backend.clone(), launches);
+        let (prepare, step) = (record(prepare)?, record(launches)?);
+        let program = Self { backend: backend.clone(), arena: arena.clone(), dtype, prepare, step };
         program.clear(plan)?;
         Ok(program)
     }
@@ -55,10 +57,6 @@ impl KernelProgram {
     /// Sets everything that lives on between runs to zeros.
     fn clear(&self, plan: &Plan) -> Result<()> {
         self.arena.write(0, &vec![0; plan.state_bytes])
-    }
-
-    fn launch(&self, launches: &[Launch]) -> Result<()> {
-        launches.iter().try_for_each(|l| self.backend.launch(l))
     }
 
     fn element_bytes(&self, slot: &Slot) -> usize {
@@ -128,11 +126,11 @@ impl Executor for KernelProgram {
     }
 
     fn prepare(&mut self) -> Result<()> {
-        self.launch(&self.prepare)
+        self.prepare.replay()
     }
 
     fn run(&mut self) -> Result<()> {
-        self.launch(&self.launches)
+        self.step.replay()
     }
 
     fn synchronize(&self) -> Result<()> {

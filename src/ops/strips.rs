@@ -69,7 +69,7 @@ impl Rows {
     pub fn wide(&self, dtype: DType, numbers: &[&Arg], positions: &[&Arg]) -> bool {
         let width = Strips::width(dtype);
         let aligned =
-            |arg: &Arg, to: usize| arg.view.address() % to as u64 == 0 && self.stride(arg) % width as i64 == 0;
+            |arg: &Arg, to: usize| arg.view.address().is_multiple_of(to as u64) && self.stride(arg) % width as i64 == 0;
         numbers.iter().all(|a| aligned(a, 16)) && positions.iter().all(|a| aligned(a, width))
     }
 }

@@ -14,9 +14,9 @@ pub const SHAPES: &[[usize; 4]] = &[
     // One strip wide and long.
     [1, 61, 67, 3],
     // More bands than threads that merge them.
-    [11, 10, 10, 256],
+    [11, 10, 10, 128],
 ];
 
 /// Inputs with a power of two of pixels, for which every statistic can be exact.
 pub const EXACT_SHAPES: &[[usize; 4]] =
-    &[[4, 1, 1, 3], [1, 8, 8, 16], [4, 8, 8, 24], [16, 8, 8, 5], [8, 16, 16, 16], [16, 8, 8, 256]];
+    &[[4, 1, 1, 3], [1, 8, 8, 16], [4, 8, 8, 24], [16, 8, 8, 5], [8, 16, 16, 16], [16, 8, 8, 128]];

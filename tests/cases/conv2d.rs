@@ -109,3 +109,28 @@ pub fn crossed() -> Vec<Row> {
     }
     rows
 }
+
+/// The problems of `../shared/problems/conv2d.tsv`, two images each; `None` where the file is not there.
+pub fn peers() -> Option<Vec<Row>> {
+    let beside = || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let shared = std::env::var_os("RESIDUUM_SHARED").map_or_else(beside, Into::into);
+    let text = std::fs::read_to_string(shared.join("problems/conv2d.tsv")).ok()?;
+    let mut rows = Vec::new();
+    for line in text.lines().skip(1) {
+        let mut fields = line.split('\t');
+        let name = fields.next().unwrap_or_default().to_string();
+        let number = |f: &str| f.parse::<usize>().unwrap_or_else(|e| panic!("{name}: `{f}`: {e}"));
+        let values: Vec<usize> = fields.map(number).collect();
+        let [groups, c, k, h, w, p, q, r, s, u, v, ph, pw, dh, dw, ..] = values[..] else {
+            panic!("{name}: {} fields", values.len());
+        };
+        let spec =
+            Spec { n: 2, h, w, c, k, kernel: [r, s], stride: [u, v], padding: [ph, pw], dilation: [dh, dw], groups };
+        let row = Row { name, spec };
+        // Some problems pad one side only; the library pads both.
+        if row.conv().output() == [p, q] {
+            rows.push(row);
+        }
+    }
+    Some(rows)
+}

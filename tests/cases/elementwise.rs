@@ -16,5 +16,5 @@ pub const SHAPES: &[[usize; 4]] = &[
     [3, 5, 7, 61],
 ];
 
-/// Large enough that a thread walks down several rows.
-pub const LARGE: [usize; 4] = [1, 1090, 1000, 4];
+/// Large enough that a thread walks down several rows in f32.
+pub const LARGE: [usize; 4] = [1, 530, 1000, 4];

@@ -35,3 +35,87 @@ pub fn tree_mean(pixels: usize, mean: f64) -> f64 {
 pub fn band_depth(rows: usize) -> f64 {
     16.0 + 8.0 + rows as f64 / (64.0 * 8.0) + 1.0 + 3.0
 }
+
+/// What is known of a channel before its statistics: rows, mean, the largest distance from it, and the variance.
+#[derive(Clone, Copy, Debug)]
+pub struct Channel {
+    /// Elements.
+    pub rows: usize,
+    /// Their mean.
+    pub mean: f64,
+    /// The largest distance of an element from the mean.
+    pub spread: f64,
+    /// The biased variance.
+    pub var: f64,
+}
+
+impl Channel {
+    /// The mean by differences from some element: each difference is at most twice the spread; adding the mean back and
+    /// each merge round the mean itself.
+    pub fn mean_bound(&self) -> f64 {
+        band_depth(self.rows) * U * (self.mean.abs() + 2.0 * self.spread)
+    }
+
+    /// The variance by squares of such differences; a merge adds the square of the distance of two means, each off by
+    /// less than the bound of the mean.
+    pub fn var_bound(&self) -> f64 {
+        let squares = band_depth(self.rows) * U * 4.0 * self.spread * self.spread;
+        let distances = 2.0 * 2.0 * self.spread.min(self.var.sqrt()) * self.mean_bound();
+        squares + distances
+    }
+
+    /// 1 / sqrt(var + eps): half the relative error of the variance, and four roundings.
+    pub fn invstd_bound(&self, eps: f64) -> f64 {
+        let invstd = 1.0 / (self.var + eps).sqrt();
+        0.5 * invstd.powi(3) * self.var_bound() + 4.0 * U * invstd
+    }
+}
+
+/// `gamma (x - mean) invstd + beta`, when the mean and invstd are off by so much.
+pub fn normalised(x: f64, channel: (f64, f64), gamma: f64, beta: f64, off: (f64, f64)) -> f64 {
+    let ((mean, invstd), (mean_off, invstd_off)) = (channel, off);
+    let from_mean = gamma.abs() * (invstd * mean_off + (x - mean).abs() * invstd_off);
+    from_mean + 6.0 * U * (gamma * (x - mean) * invstd).abs() + 2.0 * U * beta.abs()
+}
+
+/// `keep * old + momentum * new`, when the new value is off by `new_off`.
+pub fn moved(old: f64, new: f64, momentum: f64, new_off: f64) -> f64 {
+    momentum * new_off + 4.0 * U * (old.abs() + momentum * new.abs())
+}
+
+/// The sum over a channel of magnitudes that add up to `magnitude`; each term is rounded `roundings` times.
+pub fn channel_sum(rows: usize, roundings: usize, magnitude: f64) -> f64 {
+    (band_depth(rows) + roundings as f64) * U * magnitude
+}
+
+/// The largest error of expf or logf on a device, in units of the last place of the result.
+const FUNCTION_ULPS: f64 = 4.0;
+
+/// What log sum e^(l - max) is off: each power by its argument's rounding and the function's, the sum by a rounding
+/// for each class of a thread and each level of the tree.
+fn log_sum(classes: usize, range: f64) -> f64 {
+    let depth = classes as f64 / 256.0 + 1.0 + 8.0;
+    let powers = (range + 2.0 * FUNCTION_ULPS + depth) * U;
+    powers + 2.0 * FUNCTION_ULPS * U * (classes as f64).ln().max(1.0)
+}
+
+/// The loss of an image whose logits spread over `range`.
+pub fn image_loss(classes: usize, range: f64) -> f64 {
+    let shifted = (classes as f64 / 256.0 + 12.0) * U * range;
+    log_sum(classes, range) + 2.0 * shifted
+}
+
+/// The mean of `n` losses, each off by `off`, none larger than `largest`.
+pub fn mean_loss(n: usize, largest: f64, off: f64) -> f64 {
+    off + (n as f64 / 256.0 + 1.0 + 8.0 + 1.0) * U * largest
+}
+
+/// A gradient `scale (share - target)` of a logit, where `share` is a softmax.
+pub fn logit_gradient(classes: usize, range: f64, scale: f64, share: f64, target: f64) -> f64 {
+    scale * (share * (log_sum(classes, range) + (range + 2.0 * FUNCTION_ULPS + 2.0) * U) + 4.0 * U * (share + target))
+}
+
+/// A step of the optimizer on one element, from the magnitudes of what is added up.
+pub fn step(magnitude: f64) -> f64 {
+    8.0 * U * magnitude
+}

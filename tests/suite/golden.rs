@@ -4,7 +4,6 @@
 //! plain loops, the small ones. With RESIDUUM_LONG=1 the large networks run as well.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Instant;
 
 use residuum::device::Device;
@@ -86,7 +85,7 @@ goldens! {
 }
 
 fn folder() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+    crate::machine::root().join("tests/golden")
 }
 
 fn check(name: &str, cost: Cost) {

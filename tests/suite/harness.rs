@@ -11,6 +11,7 @@ use residuum::device::{Arch, Backend, Device, Launch, Memory, Recording, Target,
 use residuum::ops::{Arg, HostIo, HostMut, HostRef, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
+use crate::machine;
 pub use crate::random::Random;
 
 /// The storage types that kernels are compiled for.
@@ -180,6 +181,7 @@ pub struct Machine {
 static MACHINES: LazyLock<Vec<Machine>> = LazyLock::new(|| {
     let mut machines = simulators();
     machines.extend(gpu());
+    machines.retain(|m| machine::wanted(m.backend.kind()));
     if machines.is_empty() {
         eprintln!("kernel tests skipped: no usable GPU, and built without the feature `sim`");
     }
@@ -219,23 +221,15 @@ fn simulators() -> Vec<Machine> {
 
 /// The GPU, once as its launches come and once as a recorded list.
 fn gpu() -> Vec<Machine> {
-    match Device::cuda(0) {
-        Ok(Device::Kernels(backend)) => [("cuda", false), ("cuda, replayed", true)]
-            .map(|(label, replayed)| Machine {
-                label: label.into(),
-                backend: backend.clone(),
-                group: "cuda",
-                sweep: Sweep::Schedules,
-                replayed,
-            })
-            .into(),
-        Ok(Device::Cpu) => Vec::new(),
-        Err(e) => {
-            let required = std::env::var_os("RESIDUUM_REQUIRE_GPU").is_some_and(|v| v == "1");
-            assert!(!required, "RESIDUUM_REQUIRE_GPU is set: {e}");
-            Vec::new()
-        }
-    }
+    let Some(backend) = machine::gpu("the kernels on a GPU") else { return Vec::new() };
+    let as_machine = |(label, replayed): (&str, bool)| Machine {
+        label: label.into(),
+        backend: backend.clone(),
+        group: "cuda",
+        sweep: Sweep::Quick,
+        replayed,
+    };
+    [("cuda", false), ("cuda, replayed", true)].map(as_machine).into()
 }
 
 /// Runs `case` everywhere in every storage type; panics with the case's name at the first difference.
@@ -551,7 +545,7 @@ fn run(p: &Prepared<'_>, machine: &Machine, layout: Layout) -> residuum::Result<
         .enumerate()
         .map(|(i, ty)| {
             let layout = if p.weights.contains(&i) { Layout::Dense } else { layout };
-            bind(backend, ty, p.dtype, Some(&p.inputs[i]), Write::Overwrite, (layout, i))
+            bind(backend, ty, p.dtype, Some(&p.inputs[i]), Write::Overwrite, layout)
         })
         .collect::<residuum::Result<_>>()?;
     let outputs: Vec<Bound> = outputs
@@ -560,7 +554,7 @@ fn run(p: &Prepared<'_>, machine: &Machine, layout: Layout) -> residuum::Result<
         .map(|(i, ty)| {
             // Gradients of weights are statistics.
             let layout = if ty.elem == Elem::Stat { Layout::Dense } else { layout };
-            bind(backend, ty, p.dtype, p.before[i].as_ref(), p.writes[i], (layout, i))
+            bind(backend, ty, p.dtype, p.before[i].as_ref(), p.writes[i], layout)
         })
         .collect::<residuum::Result<_>>()?;
     let scratch_bytes = p.launcher.map_or_else(|| op.scratch_bytes(target), |l| (l.scratch_bytes)(target));

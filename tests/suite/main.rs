@@ -12,8 +12,11 @@ mod gradients;
 mod graph;
 mod harness;
 mod host;
+mod machine;
 mod models;
 mod ops;
+#[cfg(feature = "cuda")]
+mod planted;
 mod random;
 mod sim;
 mod tidy;

@@ -1,1 +1,230 @@
-//! Tests of tidy.
+//! The house rules that a program can check, on the sources themselves.
+
+use std::path::{Path, PathBuf};
+
+use crate::machine;
+
+/// The longest file.
+const MOST_LINES: usize = 600;
+
+/// A source file: its path from the root, and its text.
+struct Source {
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// Its lines without comments and texts, with their numbers.
+    fn code(&self) -> Vec<(usize, String)> {
+        let hash_comments = self.path.ends_with(".sh");
+        strip(&self.text, hash_comments).lines().map(str::to_string).enumerate().map(|(i, l)| (i + 1, l)).collect()
+    }
+
+    fn is(&self, extensions: &[&str]) -> bool {
+        Path::new(&self.path).extension().is_some_and(|e| extensions.iter().any(|x| e == *x))
+    }
+}
+
+/// Blanks comments, string literals and character literals, and keeps the line breaks.
+fn strip(text: &str, hash_comments: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    let chars: Vec<char> = text.chars().collect();
+    let at = |i: usize| chars.get(i).copied().unwrap_or('\0');
+    let mut i = 0;
+    while i < chars.len() {
+        let start = i;
+        if (at(i) == '/' && at(i + 1) == '/') || (hash_comments && at(i) == '#') {
+            while i < chars.len() && at(i) != '\n' {
+                i += 1;
+            }
+        } else if at(i) == '/' && at(i + 1) == '*' {
+            while i < chars.len() && !(at(i) == '*' && at(i + 1) == '/') {
+                i += 1;
+            }
+            i += 2;
+        } else if at(i) == '"' {
+            i += 1;
+            while i < chars.len() && at(i) != '"' {
+                i += if at(i) == '\\' { 2 } else { 1 };
+            }
+            i += 1;
+        } else if at(i) == '\'' && (at(i + 2) == '\'' || (at(i + 1) == '\\' && at(i + 3) == '\'')) {
+            i += if at(i + 1) == '\\' { 4 } else { 3 };
+        } else {
+            out.push(at(i));
+            i += 1;
+            continue;
+        }
+        out.extend(chars[start..i.min(chars.len())].iter().filter(|c| **c == '\n'));
+        out.push(' ');
+    }
+    out
+}
+
+/// Whether `word` stands in `line` as a word of its own.
+fn has_word(line: &str, word: &str) -> bool {
+    let inner = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(word).any(|(i, _)| {
+        !line[..i].chars().next_back().is_some_and(inner) && !line[i + word.len()..].chars().next().is_some_and(inner)
+    })
+}
+
+/// Every source under `folders`, or nothing, after saying so, where the tests run without them.
+fn sources(folders: &[&str]) -> Vec<Source> {
+    let root = machine::root();
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(std::fs::read_dir(&path).expect("a folder").map(|entry| entry.expect("an entry").path()));
+        } else if let Ok(text) = std::fs::read_to_string(&path) {
+            let path = path.strip_prefix(&root).expect("below the root").to_string_lossy().replace('\\', "/");
+            found.push(Source { path, text });
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    if found.is_empty() {
+        eprintln!("tidy tests: skipped, {} is not in {}", folders.join(", "), root.display());
+    }
+    found
+}
+
+fn assert_none(wrong: Vec<String>) {
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Each layer, and those that it may use besides itself.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("tensor", &[]),
+    ("device", &["tensor"]),
+    ("ops", &["tensor", "device"]),
+    ("graph", &["tensor", "device", "ops"]),
+    ("models", &["tensor", "device", "ops", "graph"]),
+    ("data", &["tensor", "device", "ops", "graph"]),
+    ("train", &["tensor", "device", "ops", "graph", "models", "data"]),
+    ("study", &["tensor", "device", "ops", "graph", "models", "data", "train"]),
+];
+
+#[test]
+fn layers_use_only_those_before_them() {
+    let mut wrong = Vec::new();
+    for source in sources(&["src"]) {
+        let module = source.path.trim_start_matches("src/").split('/').next().unwrap_or_default();
+        let module = module.trim_end_matches(".rs");
+        let Some((_, allowed)) = LAYERS.iter().find(|(layer, _)| *layer == module) else {
+            assert!(["lib", "error"].contains(&module), "{} is in no layer", source.path);
+            continue;
+        };
+        for (number, line) in source.code() {
+            for (i, _) in line.match_indices("crate::") {
+                let used: String = line[i + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let is_layer = LAYERS.iter().any(|(layer, _)| *layer == used);
+                if is_layer && used != module && !allowed.contains(&used.as_str()) {
+                    wrong.push(format!("{}:{number}: {module} uses {used}", source.path));
+                }
+            }
+            // `use crate::{tensor::.., device::..}` would hide from the search above.
+            if line.contains("use crate::{") && LAYERS.iter().any(|(layer, _)| line.contains(&format!("{layer}::"))) {
+                wrong.push(format!("{}:{number}: import one layer a line", source.path));
+            }
+        }
+    }
+    assert_none(wrong);
+}
+
+#[test]
+fn kernels_keep_to_what_the_simulator_runs() {
+    // What may stand in one file alone.
+    let rules: &[(&str, &[&str])] = &[
+        ("asm", &["kernels/common/ptx.cuh"]),
+        ("volatile", &["kernels/common/ptx.cuh"]),
+        ("__shared__", &["kernels/common/kernel.cuh"]),
+        ("__global__", &["kernels/common/kernel.cuh"]),
+        ("atomicAdd", &[]),
+        ("__constant__", &[]),
+    ];
+    let mut wrong = Vec::new();
+    for source in sources(&["kernels"]).iter().filter(|s| !s.path.starts_with("kernels/sim/")) {
+        for (number, line) in source.code() {
+            for (word, places) in rules {
+                if has_word(&line, word) && !places.contains(&source.path.as_str()) {
+                    wrong.push(format!("{}:{number}: `{word}`", source.path));
+                }
+            }
+            if line.contains("<<<") {
+                wrong.push(format!("{}:{number}: `<<<`", source.path));
+            }
+        }
+    }
+    assert_none(wrong);
+}
+
+#[test]
+fn a_folder_of_kernels_is_an_op() {
+    let mut wrong = Vec::new();
+    for source in sources(&["kernels"]) {
+        let folder = source.path.split('/').nth(1).unwrap_or_default();
+        let is_op = machine::root().join("src/ops").join(folder).join("mod.rs").is_file();
+        if !is_op && !["common", "sim"].contains(&folder) {
+            wrong.push(format!("{}: there is no src/ops/{folder}", source.path));
+        }
+    }
+    assert_none(wrong);
+}
+
+#[test]
+fn unsafe_code_is_where_it_belongs_and_says_why() {
+    let mut wrong = Vec::new();
+    for source in sources(&["src", "cli/src", "examples", "benches"]).iter().filter(|s| s.is(&["rs"])) {
+        let path = source.path.as_str();
+        let allowed = path.starts_with("src/device/") || (path.starts_with("src/ops/") && path.ends_with("/launch.rs"));
+        let lines: Vec<&str> = source.text.lines().collect();
+        for (number, line) in source.code().iter().filter(|(_, line)| has_word(line, "unsafe")) {
+            // A declaration promises nothing yet; `# Safety` in its documentation is clippy's to check.
+            let declares = line.contains("unsafe fn") || line.contains("unsafe extern");
+            // A comment holds for the statement that it stands before, which may be long.
+            let near = &lines[number.saturating_sub(6)..*number];
+            if !allowed {
+                wrong.push(format!("{path}:{number}: unsafe code outside src/device/ and launch.rs"));
+            } else if !declares && !near.iter().any(|l| l.contains("SAFETY:")) {
+                wrong.push(format!("{path}:{number}: no SAFETY comment"));
+            }
+        }
+    }
+    assert_none(wrong);
+}
+
+#[test]
+fn files_are_short_and_finished() {
+    let mut wrong = Vec::new();
+    let folders = ["src", "cli", "tests", "benches", "examples", "build", "build.rs", "kernels", "ci"];
+    for source in sources(&folders) {
+        if !source.is(&["rs", "cu", "cuh", "cpp", "hpp", "c", "h", "sh", "py"]) {
+            continue;
+        }
+        let lines = source.text.lines().count();
+        if lines > MOST_LINES {
+            wrong.push(format!("{}: {lines} lines, at most {MOST_LINES}", source.path));
+        }
+        for (number, line) in source.code() {
+            for word in ["todo!", "unimplemented!", "dbg!", "#[ignore"] {
+                if line.contains(word) {
+                    wrong.push(format!("{}:{number}: `{word}`", source.path));
+                }
+            }
+        }
+    }
+    assert_none(wrong);
+}
+
+#[test]
+fn comments_and_texts_are_no_code() {
+    let text = "a // asm\nb /* volatile\n asm */ c \"<<< \\\" asm\" d '\"' e '\\n' f<'a> g";
+    let stripped = strip(text, false);
+    assert_eq!(stripped.lines().count(), 3);
+    assert!(!stripped.contains("asm") && !stripped.contains("<<<") && !stripped.contains("volatile"), "{stripped}");
+    for word in ["a", "b", "c", "d", "e", "f", "g"] {
+        assert!(has_word(&stripped, word), "{word} in {stripped}");
+    }
+    assert!(!has_word("asmx basm asm_", "asm") && has_word("x=asm(", "asm"));
+}

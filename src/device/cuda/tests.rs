@@ -86,8 +86,10 @@ impl Mock {
     }
 }
 
-/// Every case: its name, the mock's settings, and what runs in the child.
-const CASES: &[(&str, &[(&str, &str)], fn())] = &[
+/// A case: its name, the mock's settings, and what runs in the child.
+type Case = (&'static str, &'static [(&'static str, &'static str)], fn());
+
+const CASES: &[Case] = &[
     ("no_gpu", &[("MOCK_DEVICES", "0")], no_gpu),
     ("a_driver_that_does_not_start", &[("MOCK_INIT", "34")], does_not_start),
     ("an_old_gpu", &[("MOCK_CAPABILITY", "75")], old_gpu),

@@ -1,6 +1,6 @@
 //! The simulator as a [`Backend`].
 
-use std::ffi::{c_void, CStr, CString};
+use std::ffi::{c_char, c_void, CStr, CString};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -63,9 +63,25 @@ pub(super) fn new(options: SimOptions) -> Result<Arc<dyn Backend>> {
         reserved: 0,
         seed: options.seed,
     };
-    // SAFETY: `raw` has the layout that the function expects and is copied.
-    let device = unsafe { ffi::residuum_sim_new(&raw) };
+    let mut problem = std::ptr::null_mut();
+    // SAFETY: `raw` has the layout that the function expects and is copied; `problem` is ours.
+    let device = unsafe { ffi::residuum_sim_new(&raw, &mut problem) };
+    if let Some(reason) = take_text(problem) {
+        return Err(Error::NoDevice { device: "sim", reason });
+    }
     Ok(Arc::new(Sim { device: Arc::new(Handle { device, queue: Mutex::new(()) }), options }))
+}
+
+/// A text of the simulator, if there is one; frees it.
+fn take_text(text: *mut c_char) -> Option<String> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: the simulator's texts end with a zero; it is freed below and not used after.
+    let owned = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
+    // SAFETY: as above.
+    unsafe { ffi::residuum_sim_free_text(text) };
+    Some(owned)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -134,14 +150,7 @@ impl Backend for Sim {
                 kernel.shared_bytes,
             )
         };
-        if text.is_null() {
-            return Ok(());
-        }
-        // SAFETY: a text of the function, ended by a zero, freed below and not used after.
-        let problem = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-        // SAFETY: as above.
-        unsafe { ffi::residuum_sim_free_text(text) };
-        Err(self.error(what(), problem))
+        take_text(text).map_or(Ok(()), |problem| Err(self.error(what(), problem)))
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -17,7 +17,7 @@ pub(super) struct Options {
 }
 
 extern "C" {
-    pub(super) fn residuum_sim_new(options: *const Options) -> *mut c_void;
+    pub(super) fn residuum_sim_new(options: *const Options, problem: *mut *mut c_char) -> *mut c_void;
     pub(super) fn residuum_sim_free(device: *mut c_void);
     pub(super) fn residuum_sim_allocate(device: *mut c_void, bytes: usize) -> *mut u8;
     pub(super) fn residuum_sim_release(device: *mut c_void, address: *mut u8);

@@ -8,7 +8,8 @@
 //! bwd_w  dw[K, R S C]    = sum over px of dy[px, K]^T rows[px, R S C]
 //! ```
 //!
-//! A 1x1 convolution of stride 1 without padding reads x and writes dx in place of rows. The work is cut into lanes,
+//! The forward pass first turns the weights so that output channels are innermost: packing them for each product would
+//! cost more. A 1x1 convolution of stride 1 without padding reads x and writes dx in place of rows. The work is cut into lanes,
 //! which run in parallel, and each lane's into chunks whose rows stay in the second-level cache. Both depend on the
 //! shapes only, so the bits do not depend on the number of threads.
 
@@ -22,10 +23,16 @@ use crate::tensor::Real;
 
 /// The most lanes: as many as most machines have cores.
 const LANES: usize = 32;
-/// The least multiply-adds of a lane: some 20 us of work.
-const LANE_MACS: u64 = 1 << 19;
-/// The elements of a chunk's rows: 128 KiB in f32.
-const CHUNK: usize = 1 << 15;
+/// The least multiply-adds of a lane: some 40 us of work.
+const LANE_MACS: u64 = 1 << 20;
+/// The least output pixels of a lane: each packs the weights anew.
+const LANE_PIXELS: usize = 64;
+/// The elements of a chunk's rows: 256 KiB in f32.
+const CHUNK: usize = 1 << 16;
+/// The least output pixels of a chunk, however long its rows: each chunk reads all weights.
+const CHUNK_PIXELS: usize = 128;
+/// The least elements of a parallel part of turning the weights.
+const TURN: usize = 1 << 14;
 /// The most elements that all partial weight gradients of a convolution may have together.
 const PARTIALS: usize = 1 << 20;
 /// With fewer parts than this the weight gradient is also cut into blocks of output channels,
@@ -56,7 +63,7 @@ pub(super) fn scratch(node: &Node) -> usize {
     match node.pass {
         Pass::Fwd(_) => {
             let cut = plan.cut(plan.pixels, 1);
-            rows(cut.lanes, cut.chunk)
+            rows(cut.lanes, cut.chunk) + plan.transposed()
         }
         Pass::BwdX => {
             let cut = plan.cut(plan.spec.n, plan.image);
@@ -117,10 +124,10 @@ impl Plan {
 
     /// Cuts `units` units of `pixels` output pixels each.
     fn cut(&self, units: usize, pixels: usize) -> Cut {
-        let most = LANES.min(units) as u64;
+        let most = LANES.min(units).min(self.pixels.div_ceil(LANE_PIXELS)) as u64;
         let each = units.div_ceil((self.macs / LANE_MACS).clamp(1, most) as usize);
         let lane = each * pixels;
-        let chunk = if self.direct { lane } else { (CHUNK / self.row).max(8).min(lane) };
+        let chunk = if self.direct { lane } else { (CHUNK / self.row).max(CHUNK_PIXELS).min(lane) };
         Cut { lanes: units.div_ceil(each), units: each, chunk }
     }
 
@@ -128,9 +135,10 @@ impl Plan {
     fn cut_weights(&self) -> (Cut, usize) {
         let Spec { k, groups, .. } = self.spec;
         let most = (PARTIALS / (k * self.row)).clamp(1, LANES);
-        let parts = self.pixels.min(most).min((self.macs / LANE_MACS).max(1) as usize);
+        let most = most.min(self.pixels.div_ceil(LANE_PIXELS));
+        let parts = most.min((self.macs / LANE_MACS).max(1) as usize);
         let each = self.pixels.div_ceil(parts);
-        let chunk = (CHUNK / self.row).max(8).min(each);
+        let chunk = (CHUNK / self.row).max(CHUNK_PIXELS).min(each);
         let parts = self.pixels.div_ceil(each);
         let block = if parts < FEW_PARTS { k.div_ceil(BLOCKS).max(BLOCK).min(k) } else { k };
         let block = if groups > 1 { block.next_multiple_of(self.kg) } else { block };
@@ -141,15 +149,23 @@ impl Plan {
         let (x, w) = (inputs[0], inputs[1]);
         let cut = self.cut(self.pixels, 1);
         let k = self.spec.k;
+        let (turned, scratch) = scratch.split_at_mut(self.transposed());
+        self.transpose(w, turned);
+        let turned = &*turned;
         in_lanes(lanes(split(y, cut.units * k), scratch, self.scratch_of(&cut)), |i, (y, rows)| {
             for (j, y) in y.chunks_mut(cut.chunk * k).enumerate() {
                 let start = i * cut.units + j * cut.chunk;
                 let pixels = start..start + y.len() / k;
                 for g in 0..self.spec.groups {
                     let rows = self.rows(x, pixels.clone(), g, rows);
-                    let w = self.weights(w, g * self.kg..(g + 1) * self.kg);
+                    let w = if turned.is_empty() {
+                        let (w, matrix) = self.weights(w, g * self.kg..(g + 1) * self.kg);
+                        (w, matrix.transposed())
+                    } else {
+                        (&turned[g * self.kg * self.row..], Matrix::rows(self.row, self.kg, self.kg))
+                    };
                     let to = Matrix::rows(pixels.len(), self.kg, k);
-                    gemm((&mut y[g * self.kg..], to), rows, (w.0, w.1.transposed()), false);
+                    gemm((&mut y[g * self.kg..], to), rows, w, false);
                 }
                 vectorized(|| finish(epilogue, &inputs[2..], y, k, pixels.start));
             }
@@ -199,7 +215,7 @@ impl Plan {
             for start in lane.clone().step_by(cut.chunk) {
                 let pixels = start..(start + cut.chunk).min(lane.end);
                 let sum = whole || start > lane.start;
-                self.block_of_weights(dy, x, pixels, first, dw, sum, rows);
+                self.block_of_weights([dy, x], pixels, first, sum, (dw, rows));
             }
         });
         if cut.lanes > 1 {
@@ -208,16 +224,13 @@ impl Plan {
     }
 
     /// `dw[K, R S C]` of the output channels from `first` on, over one chunk of pixels.
-    #[allow(clippy::too_many_arguments)]
     fn block_of_weights<T: Real>(
         &self,
-        dy: &[T],
-        x: &[T],
+        [dy, x]: [&[T]; 2],
         pixels: Range<usize>,
         first: usize,
-        dw: &mut [T],
         sum: bool,
-        rows: &mut [T],
+        (dw, rows): (&mut [T], &mut [T]),
     ) {
         let last = first + dw.len() / self.row;
         for g in first / self.kg..last.div_ceil(self.kg) {
@@ -242,6 +255,36 @@ impl Plan {
     fn weights<'a, T>(&self, w: &'a [T], channels: Range<usize>) -> (&'a [T], Matrix) {
         let matrix = Matrix::rows(channels.len(), self.row, self.row);
         (&w[channels.start * self.row..channels.end * self.row], matrix)
+    }
+
+    /// The elements of the weights with output channels innermost, which the forward products read much faster; 0 where
+    /// there are so few pixels that turning the weights would cost more.
+    fn transposed(&self) -> usize {
+        if self.pixels < LANE_PIXELS {
+            0
+        } else {
+            self.spec.k * self.row
+        }
+    }
+
+    /// `[K, R S C]` to `[R S C, K]`, group by group, in tiles that stay in the first-level cache.
+    fn transpose<T: Real>(&self, w: &[T], turned: &mut [T]) {
+        const TILE: usize = 16;
+        let (kg, row) = (self.kg, self.row);
+        let columns = if self.spec.groups > 1 { row } else { TURN.div_ceil(kg).next_multiple_of(TILE).min(row) };
+        in_lanes(split(turned, columns * kg), |i, turned| {
+            let (g, first) = (i * columns / row, i * columns % row);
+            let w = &w[g * kg * row + first..];
+            for (block, turned) in turned.chunks_mut(TILE * kg).enumerate() {
+                for k in (0..kg).step_by(TILE) {
+                    for (j, turned) in turned.chunks_exact_mut(kg).enumerate() {
+                        for (k, to) in (k..kg.min(k + TILE)).zip(&mut turned[k..]) {
+                            *to = w[k * row + block * TILE + j];
+                        }
+                    }
+                }
+            }
+        });
     }
 
     /// The rows of `pixels` for group `g`, gathered into `rows` unless x has them.

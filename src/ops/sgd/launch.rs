@@ -57,8 +57,8 @@ pub struct Buffers<'a> {
 /// there is a shadow in a program whose type is not f16 or bf16.
 pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
     let Buffers { param, grad, velocity, shadow, control, len, decay_end } = *buffers;
-    assert!(len > 0 && len % PER_THREAD == 0, "sgd: {len} elements, expected a multiple of 4");
-    let fits = |view: &View, bytes: usize| view.bytes() >= bytes && view.address() % 16 == 0;
+    assert!(len > 0 && len.is_multiple_of(PER_THREAD), "sgd: {len} elements, expected a multiple of 4");
+    let fits = |view: &View, bytes: usize| view.bytes() >= bytes && view.address().is_multiple_of(16);
     assert!([param, grad, velocity].iter().all(|v| fits(v, len * 4)), "sgd: a buffer of less than {len} elements");
     assert!(shadow.is_none_or(|v| fits(v, len * 2)), "sgd: a shadow of less than {len} elements");
     assert!(fits(control, 8), "sgd: a control of less than 2 elements");

@@ -8,11 +8,8 @@ use residuum::ops::{Op, Operator};
 use residuum::tensor::DType;
 
 use crate::bounds;
+use crate::cases::conv2d::{crossed, layers, odd, peers, Row};
 use crate::harness::{check_dtype, check_refused, reference, Case, Compare, Data, Launcher, Random, Sweep, DTYPES};
-
-#[path = "../../cases/conv2d.rs"]
-mod cases;
-use cases::{crossed, layers, odd, Row};
 
 const PLAIN: Pass = Pass::Fwd(Epilogue { scale: false, shift: false, residual: false, relu: false });
 const PRODUCTS: [Pass; 3] = [PLAIN, Pass::BwdX, Pass::BwdW];
@@ -118,6 +115,27 @@ fn groups_strides_dilations_and_paddings_are_exact() {
     check_rows(&crossed());
 }
 
+/// 2-D problems of oneDNN's benchdnn, where the list lies beside the project: some of the smallest, and with
+/// RESIDUUM_LONG=1 all that the simulator does in minutes.
+#[test]
+fn peer_problems_are_exact() {
+    let Some(rows) = peers() else {
+        eprintln!("skipped: no ../shared/problems/conv2d.tsv and no RESIDUUM_SHARED");
+        return;
+    };
+    let most = if long() { 20_000_000 } else { 100_000 };
+    let rows: Vec<Row> =
+        rows.into_iter().filter(|r| r.conv().macs() <= most).step_by(if long() { 1 } else { 6 }).collect();
+    for row in &rows {
+        for pass in PRODUCTS {
+            let node = Node { conv: row.conv(), pass };
+            for dtype in DTYPES {
+                check_dtype(&exact(&row.name, node, dtype), dtype, Sweep::Quick);
+            }
+        }
+    }
+}
+
 #[test]
 fn every_tile_is_exact_with_and_without_splits() {
     let rows = ["cifar 16 to 32", "one channel too many", "tile and one", "resnext 8 a group, stride 2"].map(named);
@@ -175,7 +193,7 @@ fn a_missing_product_is_refused() {
         let mut without = inputs.clone();
         let Data::Real(weights) = &mut without[1] else { panic!("numbers") };
         weights[7] = 0.0;
-        check_refused(&bounded(&row.name, node, inputs), &without);
+        check_refused(&bounded(&row.name, node, inputs), &without, &DTYPES);
     }
 }
 

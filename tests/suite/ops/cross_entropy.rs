@@ -1,1 +1,101 @@
-//! Tests of cross_entropy.
+//! The loss: bounded; the number of right answers is exact.
+
+use residuum::ops::cross_entropy::{CrossEntropy, Node, Pass, Spec};
+use residuum::ops::Op;
+
+use crate::bounds;
+use crate::cases::cross_entropy::CASES;
+use crate::harness::{check, check_refused, Case, Compare, Data, Judged, Random, Sweep, DTYPES};
+
+fn op(spec: Spec, pass: Pass) -> Op {
+    Op::CrossEntropy(Node { loss: CrossEntropy::new(spec).unwrap(), pass })
+}
+
+fn inputs(name: &str, spec: &Spec) -> Vec<Data> {
+    let mut random = Random::new(name);
+    let mut logits = random.normals(spec.n * spec.classes, 0.0, 3.0);
+    // Equal largest logits: the first counts.
+    if spec.classes > 2 {
+        (logits[0], logits[2]) = (40.0, 40.0);
+    }
+    let mut labels = random.labels(spec.n, spec.classes);
+    labels[0] = 0;
+    vec![Data::Real(logits), Data::Index(labels)]
+}
+
+/// The largest distance between two logits of an image.
+fn range(j: &Judged<'_>, classes: usize) -> f64 {
+    let of = |row: &[f64]| {
+        let (low, high) = row.iter().fold((f64::MAX, f64::MIN), |(a, b), &v| (a.min(v), b.max(v)));
+        high - low
+    };
+    j.inputs[0].real().chunks(classes).map(of).fold(0.0, f64::max)
+}
+
+fn fwd(spec: Spec) -> Case {
+    let name = format!("cross_entropy fwd {spec:?}");
+    let inputs = inputs(&name, &spec);
+    Case::bounded(name, op(spec, Pass::Fwd), inputs, move |j| {
+        let range = range(j, spec.classes);
+        let largest = range + (spec.classes as f64).ln();
+        let bound = bounds::mean_loss(spec.n, largest, bounds::image_loss(spec.classes, range));
+        vec![Compare::Within(vec![bound]), Compare::Exact]
+    })
+}
+
+fn bwd(spec: Spec) -> Case {
+    let name = format!("cross_entropy bwd {spec:?}");
+    let inputs = inputs(&name, &spec);
+    Case::bounded(name, op(spec, Pass::Bwd), inputs, move |j| {
+        let (range, scale) = (range(j, spec.classes), spec.grad_scale / spec.n as f64);
+        let bound = j.outputs[0].real().iter().enumerate().map(|(i, d)| {
+            let right = label(&j.inputs[1], i / spec.classes) == i % spec.classes;
+            let target = spec.smoothing / spec.classes as f64 + if right { 1.0 - spec.smoothing } else { 0.0 };
+            bounds::logit_gradient(spec.classes, range, scale, d / scale + target, target)
+        });
+        vec![Compare::Within(bound.collect())]
+    })
+}
+
+fn label(labels: &Data, image: usize) -> usize {
+    match labels {
+        Data::Index(v) => v[image] as usize,
+        _ => unreachable!(),
+    }
+}
+
+#[test]
+fn forward() {
+    CASES.iter().for_each(|&spec| check(&fwd(spec), Sweep::Schedules));
+}
+
+#[test]
+fn backward() {
+    CASES.iter().for_each(|&spec| check(&bwd(spec), Sweep::Schedules));
+}
+
+#[test]
+fn a_wrong_label_is_found() {
+    for &spec in CASES.iter().filter(|s| s.classes > 1) {
+        for case in [fwd(spec), bwd(spec)] {
+            let mut wrong = case.inputs.clone();
+            let Data::Index(labels) = &mut wrong[1] else { unreachable!() };
+            let last = labels.len() - 1;
+            labels[last] = (labels[last] + 1) % spec.classes as i32;
+            check_refused(&case, &wrong, &DTYPES);
+        }
+    }
+}
+
+/// One term of a sum over classes counts.
+#[test]
+fn a_lost_class_is_found() {
+    let spec = Spec { n: 1, classes: 300, smoothing: 0.1, grad_scale: 1.0 };
+    for mut case in [fwd(spec), bwd(spec)] {
+        case.inputs[0] = Data::Real(Random::new("lost class").normals(300, 0.0, 1.0));
+        let mut wrong = case.inputs.clone();
+        let Data::Real(logits) = &mut wrong[0] else { unreachable!() };
+        logits[299] -= 20.0;
+        check_refused(&case, &wrong, &DTYPES);
+    }
+}

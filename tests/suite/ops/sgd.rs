@@ -1,1 +1,145 @@
-//! Tests of sgd.
+//! The optimizer's step on the kernels: exact in whole numbers and powers of two, else bounded.
+
+use residuum::device::{Target, View};
+use residuum::ops::sgd::{launch, step, Buffers, Sgd, Spec};
+use residuum::tensor::{DType, Elem};
+
+use crate::bounds;
+use crate::cases::sgd::{SIZES, SPECS, USUAL};
+use crate::harness::{decode, encode, machines, Data, Machine, Random, Sweep, DTYPES};
+
+/// What a step starts from.
+struct Start {
+    spec: Spec,
+    lr: f64,
+    first: bool,
+    decay_end: usize,
+    param: Vec<f64>,
+    grad: Vec<f64>,
+    velocity: Vec<f64>,
+}
+
+/// What it ends with.
+#[derive(PartialEq)]
+struct End {
+    param: Vec<f64>,
+    velocity: Vec<f64>,
+    shadow: Option<Vec<f64>>,
+}
+
+fn run(start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> {
+    let backend = &*machine.backend;
+    let len = start.param.len();
+    let upload = |values: &[f64]| -> residuum::Result<View> {
+        let bytes = encode(&Data::Real(values.to_vec()), Elem::Stat, dtype);
+        let memory = backend.allocate(bytes.len())?;
+        memory.write(0, &bytes)?;
+        Ok(View::whole(memory))
+    };
+    let download = |view: &View, elem: Elem| -> residuum::Result<Vec<f64>> {
+        Ok(decode(&view.read()?, elem, dtype).real().to_vec())
+    };
+    let [param, grad] = [upload(&start.param)?, upload(&start.grad)?];
+    // At the first step the velocity has not been written.
+    let velocity = if start.first { upload(&vec![f64::NAN; len])? } else { upload(&start.velocity)? };
+    let control = upload(&[start.lr, f64::from(u8::from(start.first))])?;
+    let shadow = match dtype {
+        DType::F32 => None,
+        _ => Some(View::whole(backend.allocate(len * dtype.bytes())?)),
+    };
+    let buffers = Buffers {
+        param: &param,
+        grad: &grad,
+        velocity: &velocity,
+        shadow: shadow.as_ref(),
+        control: &control,
+        len,
+        decay_end: start.decay_end,
+    };
+    let sgd = Sgd::new(start.spec)?;
+    backend.launch(&launch(&sgd, Target { arch: backend.arch(), dtype }, &buffers))?;
+    backend.synchronize()?;
+    assert_eq!(download(&grad, Elem::Stat)?, start.grad, "the gradients were written to");
+    Ok(End {
+        param: download(&param, Elem::Stat)?,
+        velocity: download(&velocity, Elem::Stat)?,
+        shadow: shadow.map(|s| download(&s, Elem::Real)).transpose()?,
+    })
+}
+
+/// The parameters and velocities after the step, in f64 from the same f32 numbers.
+fn expected(start: &Start) -> [Vec<f64>; 2] {
+    let (mut param, mut velocity) = (start.param.clone(), start.velocity.clone());
+    let sgd = Sgd::new(start.spec).unwrap();
+    step(&sgd, start.lr, start.first, start.decay_end, &mut param, &start.grad, &mut velocity);
+    [param, velocity]
+}
+
+/// Runs everywhere; `bound` gives what element `i` may be off, from the magnitudes that go into it.
+fn check(name: &str, start: &Start, bound: impl Fn(f64) -> f64) {
+    let [param, velocity] = expected(start);
+    for dtype in DTYPES {
+        let mut seen: Vec<(&str, End)> = Vec::new();
+        for machine in machines(Sweep::Schedules).filter(|m| !m.label.contains("replayed")) {
+            let label = format!("sgd {name} {dtype} on {}", machine.label);
+            let end = run(start, dtype, machine).unwrap_or_else(|e| panic!("{label}: {e}"));
+            for i in 0..param.len() {
+                let gradient = start.grad[i].abs() / start.spec.grad_scale + start.param[i].abs();
+                let magnitude = gradient + start.velocity[i].abs() + velocity[i].abs();
+                for (what, found, want) in [("param", &end.param, &param), ("velocity", &end.velocity, &velocity)] {
+                    let off = (found[i] - want[i]).abs();
+                    assert!(off <= bound(magnitude), "{label}: {what} {i} is {:e}, expected {:e}", found[i], want[i]);
+                }
+            }
+            if let Some(shadow) = &end.shadow {
+                let rounded: Vec<f64> = end.param.iter().map(|&p| dtype.round(p)).collect();
+                assert!(*shadow == rounded, "{label}: the shadow is not the rounded parameter");
+            }
+            match seen.iter().find(|(group, _)| *group == machine.group) {
+                Some((_, other)) => assert!(end == *other, "{label}: other bits than under another schedule"),
+                None => seen.push((machine.group, end)),
+            }
+        }
+    }
+}
+
+fn start(spec: Spec, [len, decay_end]: [usize; 2], first: bool, draw: impl Fn(&mut Random) -> Vec<f64>) -> Start {
+    let mut random = Random::new(&format!("sgd {spec:?} {len} {decay_end} {first}"));
+    let [param, grad, velocity] = [0; 3].map(|_| draw(&mut random));
+    Start { spec, lr: 0.125, first, decay_end, param, grad, velocity }
+}
+
+#[test]
+fn exact() {
+    for spec in SPECS {
+        for &size in SIZES {
+            for first in [false, true] {
+                let start = start(*spec, size, first, |r| r.integers(size[0], -64, 64));
+                check(&format!("{spec:?} {size:?} first {first}"), &start, |_| 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn bounded() {
+    for first in [false, true] {
+        let draw = |r: &mut Random| r.normals(1028, 0.0, 1.0).iter().map(|&v| DType::F32.round(v)).collect();
+        let mut start = start(USUAL, [1028, 512], first, draw);
+        start.lr = DType::F32.round(0.1);
+        check(&format!("usual first {first}"), &start, bounds::step);
+    }
+}
+
+/// The bound is tight enough to see the weight decay of one element.
+#[test]
+fn a_lost_decay_is_found() {
+    let draw = |r: &mut Random| r.reals(8, 0.5, 1.0).iter().map(|&v| DType::F32.round(v)).collect();
+    let right = start(USUAL, [8, 8], false, draw);
+    let wrong = Start { decay_end: 7, ..start(USUAL, [8, 8], false, draw) };
+    let Some(machine) = machines(Sweep::Schedules).next() else { return };
+    let end = run(&wrong, DType::F32, machine).unwrap();
+    let [param, _] = expected(&right);
+    let magnitude = right.grad[7].abs() + right.param[7].abs() + 2.0 * right.velocity[7].abs() + 1.0;
+    assert!((end.param[7] - param[7]).abs() > bounds::step(magnitude));
+}

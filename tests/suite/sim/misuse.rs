@@ -7,9 +7,8 @@ use residuum::device::{Cost, Launch, View};
 
 use super::{backend, kernel, Params, Run};
 
-static SOURCE: LazyLock<String> = LazyLock::new(|| {
-    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/sim/tests/misuse.cu")).unwrap()
-});
+static SOURCE: LazyLock<String> =
+    LazyLock::new(|| std::fs::read_to_string(crate::machine::root().join("kernels/sim/tests/misuse.cu")).unwrap());
 
 /// `misuse.cu:LINE` of the line that is marked `// line: mark`.
 fn line(mark: &str) -> String {

@@ -43,7 +43,9 @@ impl<'a> Matrix<'a> {
         if view.address() % elem as u64 != 0 {
             return bad(format!("address {:#x} is not a multiple of {elem}", view.address()));
         }
-        int(stride)?;
+        if stride >= 1 << 29 {
+            return bad(format!("{stride} elements from row to row, below 2^29 expected"));
+        }
         Ok(Self { view, rows, cols, stride, elem })
     }
 

@@ -141,9 +141,10 @@ fn clocks(shape: Shape, partial: usize, tile: Tile, splits: usize, dtype: DType)
     let blocks = shape.m.div_ceil(tile.m) * shape.n.div_ceil(tile.n) * shape.groups * shape.residues * splits;
     let depth = shape.depth.div_ceil(splits).next_multiple_of(stage_depth(dtype));
     let block = (tile.m * tile.n * depth) as u64 / rate(tile, dtype) + BLOCK_OVERHEAD;
-    let waves = (blocks as u64).div_ceil(PROCESSORS);
+    // Between whole waves, as if blocks never shared a multiprocessor, and none: less work wins where both fit at once.
+    let waves = (blocks as u64).div_ceil(PROCESSORS) * PROCESSORS + blocks as u64;
     let second = if splits > 1 { SECOND_LAUNCH + (splits * partial * 8) as u64 / BYTES_PER_CLOCK } else { 0 };
-    waves * block + second
+    waves * block / (2 * PROCESSORS) + second
 }
 
 /// Elements of the whole result.

@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# The checks that need a GPU, in two halves.
+#
+#   ci/gpu.sh bundle                        on a machine with Rust, nvcc and Python: builds everything into gpu-bundle/
+#   ci/gpu.sh run [tests|sanitizers|benches|training ...]
+#                                           on a machine with a GPU, from the bundle alone: runs it, without Rust
+#
+# A skipped test is a failure. The log of every step lies in gpu-bundle/logs (or $LOGS), and a table of all ends the run.
+# SECONDS_A_STEP limits each step (540); FILTER picks the tests for the sanitizers ("ops::").
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+MOST_BYTES=$((60 << 20))
+
+# ---------------------------------------------------------------------------------------------------------- bundle
+
+# Prints `kind name path` of every test and bench binary of the library, and of the program.
+artifacts() {
+  {
+    cargo test --locked --release --workspace --no-run --message-format=json
+    cargo bench --locked --features sim -p residuum --no-run --message-format=json
+    cargo build --locked --release --workspace --message-format=json
+  } | python3 -c '
+import json, sys
+seen = set()
+for line in sys.stdin:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        continue
+    path, target = message.get("executable"), message.get("target", {})
+    if not path or path in seen:
+        continue
+    seen.add(path)
+    kind, name = target["kind"][0], target["name"]
+    library = "residuum-cli" not in message.get("package_id", "") and "/cli#" not in message.get("package_id", "")
+    if kind == "bench":
+        print("bench", name, path)
+    elif library and message["profile"]["test"] and kind in ("lib", "test"):
+        print("test", "unit" if kind == "lib" else name, path)
+    elif kind == "bin" and not message["profile"]["test"]:
+        print("program", name, path)
+'
+}
+
+bundle() {
+  local out=gpu-bundle kind name path
+  rm -rf "$out"
+  mkdir -p "$out/bin"
+  artifacts >"$out/artifacts.txt"
+  while read -r kind name path; do
+    install -m 755 "$path" "$out/bin/$kind-$name"
+    strip "$out/bin/$kind-$name"
+  done <"$out/artifacts.txt"
+  sed -i 's/ [^ ]*$//' "$out/artifacts.txt"
+  for kind in test bench program; do
+    grep -q "^$kind " "$out/artifacts.txt" || { echo "the build made no $kind" >&2; exit 1; }
+  done
+  # The tests read sources, goldens and data.
+  git ls-files -z | xargs -0 cp --parents -t "$out"
+  if ! "$out/bin/program-residuum" doctor | tee "$out/built.txt" | grep -q '^ok kernels'; then
+    echo "the build has no kernels: install nvcc, or use .ci/run's (RESIDUUM_NVCC)" >&2
+    exit 1
+  fi
+  local bytes
+  bytes=$(du -sb "$out" | cut -f1)
+  echo "$out: $((bytes >> 20)) MiB, $(grep -c . "$out/artifacts.txt") programs"
+  if ((bytes > MOST_BYTES)); then
+    du -ab "$out" | sort -rn | head -n 20 >&2
+    echo "$out is larger than $((MOST_BYTES >> 20)) MiB" >&2
+    exit 1
+  fi
+}
+
+# ------------------------------------------------------------------------------------------------------------- run
+
+LIMIT="${SECONDS_A_STEP:-540}"
+FILTER="${FILTER:-ops::}"
+table=()
+failed=0
+
+# step NAME EXPECTED COMMAND...: runs it; EXPECTED is `pass`, or `find`, where the command must fail by finding a bug.
+step() {
+  local name=$1 expected=$2 start=$SECONDS code=0 verdict detail log
+  shift 2
+  log="$LOGS/${name//[^a-zA-Z0-9_-]/_}.log"
+  echo "== $name"
+  timeout "$LIMIT" "$@" >"$log" 2>&1 || code=$?
+  detail=$(grep -E '^test result:|ERROR SUMMARY|RACECHECK SUMMARY|time:.*\[|test_accuracy' "$log" | tail -n 1 | cut -c1-100)
+  if [[ $expected == pass && $code -eq 0 ]] || [[ $expected == find && $code -eq 97 ]]; then
+    verdict=ok
+  else
+    verdict=FAILED failed=1
+    detail="exit status $code${detail:+, $detail}"
+    tail -n 25 "$log"
+  fi
+  table+=("$(printf '%-6s %-44s %5d s  %s' "$verdict" "$name" "$((SECONDS - start))" "$detail")")
+}
+
+binaries() {
+  sed -n "s/^$1 //p" "$root/artifacts.txt"
+}
+
+run_tests() {
+  local name
+  for name in $(binaries test); do
+    step "test $name" pass env RUST_BACKTRACE=1 "$root/bin/test-$name"
+  done
+}
+
+# The sanitizer, wherever a toolkit or the wheels put it.
+find_sanitizer() {
+  local place
+  for place in $(command -v compute-sanitizer || true) "${CUDA_HOME:-/nowhere}/bin/compute-sanitizer" \
+    /usr/local/cuda*/bin/compute-sanitizer \
+    "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)"/nvidia/*/bin/compute-sanitizer; do
+    if [[ -x $place ]] && "$place" --version >/dev/null 2>&1; then
+      echo "$place"
+      return
+    fi
+  done
+}
+
+run_sanitizers() {
+  local sanitizer tool
+  sanitizer=$(find_sanitizer)
+  if [[ -z $sanitizer ]]; then
+    echo "compute-sanitizer is not here; it is part of the CUDA toolkit" >&2
+    table+=("$(printf '%-6s %-44s' FAILED 'compute-sanitizer is missing')")
+    failed=1
+    return
+  fi
+  for tool in memcheck racecheck; do
+    local run=("$sanitizer" --tool "$tool" --error-exitcode 97)
+    [[ $tool == racecheck ]] && run+=(--racecheck-report all)
+    step "$tool finds a planted bug" find env RESIDUUM_PLANT="$tool" "${run[@]}" \
+      "$root/bin/test-suite" --exact planted::a_planted_bug --nocapture
+    step "$tool on $FILTER" pass env RESIDUUM_ONLY=cuda "${run[@]}" "$root/bin/test-suite" "$FILTER" --test-threads=1
+  done
+}
+
+run_benches() {
+  local name
+  for name in $(binaries bench); do
+    step "bench $name" pass "$root/bin/bench-$name" --bench --noplot
+    grep -E '^[a-zA-Z0-9_/. -]+ +time:|time: +\[|thrpt: +\[' "$LOGS/bench_$name.log" || true
+  done
+}
+
+run_training() {
+  step "train on the GPU" pass "$root/bin/program-residuum" train --device cuda --out "$LOGS/run"
+}
+
+run() {
+  root=$PWD
+  [[ -f $root/artifacts.txt ]] || root=$PWD/gpu-bundle
+  [[ -f $root/artifacts.txt ]] || { echo "there is no bundle; make one with: ci/gpu.sh bundle" >&2; exit 1; }
+  cd "$root"
+  LOGS="${LOGS:-$root/logs}"
+  mkdir -p "$LOGS"
+  export RESIDUUM_ROOT="$root" RESIDUUM_REQUIRE_GPU=1
+  local sections=("$@") section
+  ((${#sections[@]})) || sections=(tests sanitizers benches training)
+  step "doctor" pass "$root/bin/program-residuum" doctor
+  cat "$LOGS/doctor.log"
+  for section in "${sections[@]}"; do
+    case $section in
+      tests | sanitizers | benches | training) "run_$section" ;;
+      *) echo "unknown section $section: tests, sanitizers, benches, training" >&2; exit 2 ;;
+    esac
+  done
+  echo
+  printf '%s\n' "${table[@]}"
+  exit "$failed"
+}
+
+case "${1:-}" in
+  bundle) bundle ;;
+  run) shift; run "$@" ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+esac
