@@ -119,3 +119,16 @@ pub fn logit_gradient(classes: usize, range: f64, scale: f64, share: f64, target
 pub fn step(magnitude: f64) -> f64 {
     8.0 * U * magnitude
 }
+
+/// How far a tensor of a whole network's training step may be from the reference executor, which rounds the same stored
+/// values to the same type: relative l2. The two add in other orders, and now and then a stored value is rounded to the
+/// other neighbour; such a step of one unit in the last place travels through all later layers. Gradients pass through
+/// the network twice, and those before a batch norm are differences of larger numbers.
+pub fn network(dtype: DType, tensor: &str) -> f64 {
+    let unit = dtype.epsilon();
+    if tensor.starts_with("grad.") {
+        64.0 * unit
+    } else {
+        8.0 * unit
+    }
+}

@@ -14,6 +14,7 @@ mod harness;
 mod host;
 mod machine;
 mod models;
+mod networks;
 mod ops;
 #[cfg(feature = "cuda")]
 mod planted;
