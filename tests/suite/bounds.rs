@@ -3,6 +3,8 @@
 //!
 //! A bound is raised only with a reason in the commit.
 
+use residuum::tensor::DType;
+
 /// The unit roundoff of f32: half the distance from 1 to the next number.
 pub const U: f64 = 1.0 / (1u64 << 24) as f64;
 

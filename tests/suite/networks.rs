@@ -75,7 +75,9 @@ fn schedules() -> Vec<Device> {
     let orders = [Schedule::InOrder, Schedule::Reverse, Schedule::Random, Schedule::Priority { depth: 3 }];
     let copies = [Copies::Early, Copies::Late, Copies::Random, Copies::Late];
     let options = orders.into_iter().zip(copies);
-    options.map(|(schedule, copies)| Device::sim(SimOptions { schedule, copies, ..Default::default() }).unwrap()).collect()
+    options
+        .map(|(schedule, copies)| Device::sim(SimOptions { schedule, copies, ..Default::default() }).unwrap())
+        .collect()
 }
 
 /// One step of a network in `dtype` on the simulator and on a GPU where there is one.
@@ -138,7 +140,11 @@ fn the_bounds_of_networks_notice_a_wrong_weight() {
     wrong.insert("layer3.2.conv2.weight".into(), HostTensor::f32([64, 64, 3, 3], weights));
     let found = reference(&graph, dtype, &wrong, &data);
     let over = found.iter().filter(|(name, t)| distance(t, &expected[*name]) > bounds::network(dtype, name)).count();
-    assert!(over > found.len() / 2, "one output channel of one layer missing: {over} of {} tensors notice", found.len());
+    assert!(
+        over > found.len() / 2,
+        "one output channel of one layer missing: {over} of {} tensors notice",
+        found.len()
+    );
 }
 
 #[test]
