@@ -20,5 +20,6 @@ mod ops;
 mod planted;
 mod random;
 mod sim;
+mod sweep;
 mod tidy;
 mod train;
