@@ -17,6 +17,7 @@ mod models;
 mod ops;
 #[cfg(feature = "cuda")]
 mod planted;
+mod programs;
 mod random;
 mod sim;
 mod tidy;

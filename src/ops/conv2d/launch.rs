@@ -282,7 +282,7 @@ impl<'a> Call<'a> {
         let partial = self.partial(plan.splits, dims)?;
 
         let variant = self.variant(plan, dy.takes_vectors(kg) && x.takes_vectors(cg));
-        let whole = dims[1] % 8 == 0;
+        let whole = dims[1].is_multiple_of(8);
         let n_tiles = dims[1].div_ceil(variant.tile.n);
         let params = WeightParams {
             dy: dy.address(),
