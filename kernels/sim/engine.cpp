@@ -123,7 +123,7 @@ void Engine::start_block(Block& b) {
   b.index = {static_cast<u32>(n % gx), static_cast<u32>(n / gx % gy), static_cast<u32>(n / gx / gy)};
   b.block_dim = {job_.threads, 1, 1};
   b.grid_dim = {gx, gy, job_.grid[2]};
-  b.shared = b.arena.reset(job_.shared_bytes);
+  b.shared = b.arena.reset(job_.shared_bytes, deterministic() ? 0 : random_.below(SharedArena::MOST_SHIFT + 1));
   b.live = job_.threads;
   b.arrived = 0;
   b.counted = 0;
@@ -153,7 +153,7 @@ void Engine::start_block(Block& b) {
 
 void Engine::end_block(Block& b) {
   const std::string stray = b.arena.check();
-  if (!stray.empty()) fail("write to " + stray + " by a thread of this block");
+  if (!stray.empty()) stop("block " + block_index(b) + ": a thread wrote to " + stray);
   --blocks_alive_;
   if (next_block_ < total_blocks_) start_block(b);
 }
@@ -181,7 +181,7 @@ void Engine::resume(Thread* next, Context* from) {
       switch_context(from, &main_);
       return;
     }
-    fail(deadlock());
+    stop(deadlock());
   }
   if (next == running_) return;
   running_ = next;
@@ -237,8 +237,11 @@ void Engine::exit_thread() {
   resume(next, &nowhere_);
 }
 
-void Engine::fail(const std::string& problem) {
-  error_ = running_ != nullptr ? describe(*running_) + ": " + problem : problem;
+void Engine::fail(const std::string& problem) { stop(describe(*running_) + ": " + problem); }
+
+// Leaves all fibers where they are and ends the launch.
+void Engine::stop(const std::string& report) {
+  error_ = report;
   switch_context(&nowhere_, &main_);
   __builtin_unreachable();
 }

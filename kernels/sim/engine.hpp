@@ -128,6 +128,7 @@ class Engine {
   void interleave(const char* file, int line);
   void give_way();
   [[noreturn]] void fail(const std::string& problem);
+  [[noreturn]] void stop(const std::string& report);
   Thread& self() { return *running_; }
   Random& random() { return random_; }
   const Options& options() const { return options_; }
@@ -192,6 +193,7 @@ void execute(Engine& engine, Warp& warp, u32 lanes);
 // Text for reports.
 std::string place(const char* file, int line);
 std::string hex(u64 value);
+std::string block_index(const BlockView& block);
 const char* op_name(Op op);
 
 }  // namespace sim

@@ -19,7 +19,7 @@ constexpr size_t SLAB = 64;
 constexpr size_t COLOURS = 28, COLOUR = 128;
 }  // namespace
 
-#if defined(__x86_64__)
+#ifdef SIM_ASSEMBLY_SWITCH
 
 // Saves what the System V ABI lets a function keep: rbx, rbp, r12-r15, the SSE and x87 control words.
 asm(R"(

@@ -4,7 +4,10 @@
 #include <cstddef>
 #include <vector>
 
-#if !defined(__x86_64__)
+// SIM_UCONTEXT takes the portable switch everywhere.
+#if defined(__x86_64__) && !defined(SIM_UCONTEXT)
+#define SIM_ASSEMBLY_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
@@ -12,7 +15,7 @@ namespace sim {
 
 // Where a fiber goes on: a stack pointer under which its registers lie, or a ucontext where there is no assembly switch.
 struct Context {
-#if defined(__x86_64__)
+#ifdef SIM_ASSEMBLY_SWITCH
   void* sp = nullptr;
 #else
   ucontext_t state;

@@ -59,11 +59,11 @@ bool Guarded::owns(const void* address) const {
   return map_ != nullptr && p >= map_ && p < end() + page();
 }
 
-bool SharedArena::reserve(size_t limit) { return pages_.reserve(limit + REDZONE); }
+bool SharedArena::reserve(size_t limit) { return pages_.reserve(limit + REDZONE + MOST_SHIFT * ALIGNMENT); }
 
-unsigned char* SharedArena::reset(size_t bytes) {
+unsigned char* SharedArena::reset(size_t bytes, size_t shift) {
   bytes_ = bytes;
-  begin_ = pages_.end() - round_up(bytes, ALIGNMENT);
+  begin_ = pages_.end() - round_up(bytes, ALIGNMENT) - shift * ALIGNMENT;
   memset(begin_ - REDZONE, POISON, static_cast<size_t>(pages_.end() - begin_) + REDZONE);
   return begin_;
 }

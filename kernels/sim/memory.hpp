@@ -36,13 +36,14 @@ class Guarded {
   size_t bytes_ = 0;
 };
 
-// A block's shared memory: it ends at a guard page, up to the 128 bytes of its alignment.
+// A block's shared memory: aligned to 128 bytes and no more than that for certain.
 class SharedArena {
  public:
-  static constexpr size_t ALIGNMENT = 128, REDZONE = 256;
+  static constexpr size_t ALIGNMENT = 128, REDZONE = 256, MOST_SHIFT = 7;
   bool reserve(size_t limit);
-  // The poisoned memory of a block that asked for `bytes`.
-  unsigned char* reset(size_t bytes);
+  // The poisoned memory of a block that asked for `bytes`. It ends at the guard page, up to its alignment, or `shift`
+  // times the alignment before it, up to MOST_SHIFT.
+  unsigned char* reset(size_t bytes, size_t shift);
   // Empty, or which byte outside was written.
   std::string check() const;
   bool owns(const void* address) const { return pages_.owns(address); }

@@ -23,6 +23,10 @@ std::string place(const char* file, int line) {
   return line == 0 ? std::string(tail) : std::string(tail) + ":" + std::to_string(line);
 }
 
+std::string block_index(const BlockView& b) {
+  return "(" + std::to_string(b.index.x) + ", " + std::to_string(b.index.y) + ", " + std::to_string(b.index.z) + ")";
+}
+
 const char* op_name(Op op) {
   switch (op) {
     case Op::none: return "nothing";
@@ -38,10 +42,6 @@ const char* op_name(Op op) {
 }
 
 namespace {
-
-std::string block_index(const BlockView& b) {
-  return "(" + std::to_string(b.index.x) + ", " + std::to_string(b.index.y) + ", " + std::to_string(b.index.z) + ")";
-}
 
 // "0-31, 40" for sorted numbers.
 std::string ranges(const std::vector<u32>& numbers) {

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#if defined(__F16C__)
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define SIM_AVX2
 #include <immintrin.h>
 #endif
 
@@ -42,19 +43,19 @@ constexpr Rule SM80{8, 24, -132}, SM90{16, 25, -133};
 struct Part {
   alignas(32) int32_t significand[16];
   alignas(32) int32_t exponent[16];
-  bool special;  // one of them is infinite or NaN
+  u32 special;  // which are infinite or NaN, a bit each
 };
 
 template <const Format& format>
 void split(const uint16_t* v, int n, Part& part) {
-  part.special = false;
+  part.special = 0;
   for (int i = 0; i < n; ++i) {
     const int top = (1 << format.exponent_bits) - 1;
     const int e = v[i] >> format.fraction_bits & top, f = v[i] & ((1 << format.fraction_bits) - 1);
     const int magnitude = e == 0 ? f : f | 1 << format.fraction_bits;
     part.significand[i] = v[i] & 0x8000 ? -magnitude : magnitude;
     part.exponent[i] = std::max(e, 1) - format.bias;
-    part.special |= e == top;
+    part.special |= u32(e == top) << i;
   }
 }
 
@@ -63,14 +64,15 @@ float widen(uint16_t v) {
   return format.fraction_bits == 7 ? float_of(u32(v) << 16) : f16_to_float(v);
 }
 
-// Where an operand is infinite or NaN: IEEE's result, any NaN the canonical one.
+bool finite(float v) { return v - v == 0.0f; }
+
+// Where an operand is infinite or NaN: IEEE's result, any NaN the canonical one. Finite terms do not matter.
 template <const Format& format>
 float add_special(const uint16_t* a, const uint16_t* b, int n, float c) {
-  float sum = c - c == 0.0f ? 0.0f : c;  // finite terms do not matter
+  float sum = finite(c) ? 0.0f : c;
   for (int i = 0; i < n; ++i) {
-    const float p = widen<format>(a[i]) * widen<format>(b[i]);
-    const bool infinite = !(widen<format>(a[i]) - widen<format>(a[i]) == 0.0f) || !(widen<format>(b[i]) - widen<format>(b[i]) == 0.0f);
-    if (infinite) sum += p;
+    const float x = widen<format>(a[i]), y = widen<format>(b[i]);
+    if (!finite(x) || !finite(y)) sum += x * y;
   }
   return sum != sum ? float_of(CANONICAL_NAN) : sum;
 }
@@ -131,9 +133,10 @@ float add_block(const Part& a, const Part& b, int first, float c) {
 
 template <const Format& format, const Rule& rule>
 float add_blocks(const Part& a, const Part& b, const uint16_t* a_bits, const uint16_t* b_bits, int n, float c) {
+  constexpr u32 block = (1u << rule.block) - 1;
   for (int first = 0; first < n; first += rule.block) {
-    if (a.special || b.special || !(c - c == 0.0f)) {
-      c = add_special<format>(a_bits + first, b_bits + first, std::min(rule.block, n - first), c);
+    if (((a.special | b.special) >> first & block) != 0 || !finite(c)) {
+      c = add_special<format>(a_bits + first, b_bits + first, rule.block, c);
     } else {
       c = add_block<format, rule>(a, b, first, c);
     }
@@ -181,7 +184,7 @@ void multiply_by_rule(MmaArguments* const (&lanes)[32], int mi, int nj, const ui
 
 typedef float Row __attribute__((vector_size(32)));
 
-#if defined(__AVX2__) && defined(__F16C__)
+#ifdef SIM_AVX2
 Row widen8(Half type, const uint16_t* from) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   if (type == Half::f16) return _mm256_cvtph_ps(bits);
@@ -200,9 +203,8 @@ inline void multiply_rows(const float (*a)[16], const Row* b, Row* d) {
   for (int k = 0; k < 16; ++k) {
     for (int m = 0; m < 8; ++m) {
       const float v = a[m][k];
-      const Row wide = {v, v, v, v, v, v, v, v};
-#if defined(__FMA__)
-      d[m] = _mm256_fmadd_ps(wide, b[k], d[m]);
+#ifdef SIM_AVX2
+      d[m] = _mm256_fmadd_ps(_mm256_set1_ps(v), b[k], d[m]);
 #else
       for (int n = 0; n < 8; ++n) d[m][n] = __builtin_fmaf(v, b[k][n], d[m][n]);
 #endif

@@ -74,7 +74,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The generation whose kernels it runs.
     fn arch(&self) -> Arch;
 
-    /// Reserves `bytes` bytes at an address that is a multiple of 256. The content is undefined.
+    /// Reserves `bytes` bytes at an address that is a multiple of 256, or of what [`sim::SimOptions::alignment`] says.
+    /// The content is undefined.
     fn allocate(&self, bytes: usize) -> Result<Arc<dyn Memory>>;
 
     /// Puts one launch on the device's queue.

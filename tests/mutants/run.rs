@@ -130,8 +130,25 @@ impl Workshop {
         let start = Instant::now();
         let killed = self.passes(&self.link("mutant", all)?, &mutant.test)?.is_none();
         let verdict = if killed { "killed" } else { "SURVIVES" };
-        println!("{verdict} in {:.0} s: {} -> {}", start.elapsed().as_secs_f64(), mutant.old, mutant.new);
+        println!(
+            "{verdict} in {:.1} s: {}: {} -> {}",
+            start.elapsed().as_secs_f64(),
+            mutant.file,
+            mutant.old,
+            mutant.new
+        );
+        if killed {
+            println!("  {}", self.reason());
+        }
         Ok(killed)
+    }
+
+    /// What the last run's first panic said.
+    fn reason(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let mut lines = text.lines().skip_while(|l| !l.contains("panicked at"));
+        let reason = lines.nth(1).unwrap_or("it hung or died");
+        reason.chars().take(160).collect()
     }
 
     /// How many tests pass with the kernels of `library`, or None where one fails. An error where the unchanged kernels

@@ -8,7 +8,7 @@ use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 
 use crate::random::Random;
 
-pub const BATCH: usize = 3;
+const BATCH: usize = 3;
 const CLASSES: usize = 5;
 
 /// A network with every op: stem, pooling, an identity block, a projection block, an option A block, a biased
@@ -56,14 +56,14 @@ fn network(mode: Mode) -> Graph {
     b.finish()
 }
 
-pub fn differentiated() -> Graph {
+fn differentiated() -> Graph {
     let mut graph = network(Mode::Train);
     graph.differentiate().expect("a loss");
     graph
 }
 
 /// Random parameters and buffers.
-pub fn state(graph: &Graph, seed: u64) -> StateDict {
+fn state(graph: &Graph, seed: u64) -> StateDict {
     let mut rng = Random::new(&seed.to_string());
     let mut tensor = |shape: &residuum::tensor::Shape, low: f64, high: f64| {
         let v = (0..shape.len()).map(|_| (low + (high - low) * rng.unit()) as f32).collect();
@@ -81,18 +81,18 @@ pub fn state(graph: &Graph, seed: u64) -> StateDict {
     state
 }
 
-pub fn input(seed: u64) -> HostTensor {
+fn input(seed: u64) -> HostTensor {
     let mut rng = Random::new(&seed.to_string());
     HostTensor::f32([BATCH, 3, 11, 9], (0..BATCH * 3 * 11 * 9).map(|_| (2.0 * rng.unit() - 1.0) as f32).collect())
 }
 
-pub const LABELS: [i32; BATCH] = [4, 0, 2];
+const LABELS: [i32; BATCH] = [4, 0, 2];
 
 fn f64s(t: &HostTensor) -> Vec<f64> {
     t.to_real()
 }
 
-pub fn distance(a: &HostTensor, b: &HostTensor) -> f64 {
+fn distance(a: &HostTensor, b: &HostTensor) -> f64 {
     assert_eq!(a.shape, b.shape);
     let norm = |v: &[f64]| v.iter().map(|a| a * a).sum::<f64>().sqrt();
     let (a, b) = (f64s(a), f64s(b));
@@ -108,7 +108,7 @@ fn assert_same(a: &StateDict, b: &StateDict, bound: f64) {
     }
 }
 
-pub fn interpret<'g>(graph: &'g Graph, state: &StateDict, x: &HostTensor) -> Interpreter<'g, f64> {
+fn interpret<'g>(graph: &'g Graph, state: &StateDict, x: &HostTensor) -> Interpreter<'g, f64> {
     let mut it = Interpreter::<f64>::new(graph, DType::F64);
     it.load(state).expect("a sound state");
     it.set_input("input", x).expect("the input");

@@ -10,8 +10,8 @@ use residuum::device::{Backend, Launch, Memory, Recording, Target, View};
 use residuum::ops::{Arg, HostIo, HostMut, HostRef, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
-pub use crate::machine::{machines, Machine, Sweep};
 pub use crate::random::Random;
+pub use crate::sweep::{machines, Machine, Sweep};
 
 /// The storage types that kernels are compiled for.
 pub const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];

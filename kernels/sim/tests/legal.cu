@@ -136,3 +136,18 @@ __device__ void multiply(const LegalParams& p) {
 }
 KERNEL(sim_test_multiply_f16, LegalParams, 32, 1, (multiply<ptx::F16, 2, 3>))
 KERNEL(sim_test_multiply_bf16, LegalParams, 32, 1, (multiply<ptx::BF16, 1, 4>))
+
+// Two approximate results a thread, of x as f32.
+__device__ void approximate(const LegalParams& p) {
+  const float v = __uint_as_float(x_of(p)[threadIdx.x]);
+  y_of(p)[2 * threadIdx.x] = __float_as_uint(expf(v));
+  y_of(p)[2 * threadIdx.x + 1] = __float_as_uint(rsqrtf(v));
+}
+KERNEL(sim_test_approximate, LegalParams, 64, 1, approximate)
+
+// Where the shared memory of each block lies modulo 1024.
+__device__ void alignment(const LegalParams& p) {
+  SHARED(u8, s);
+  if (threadIdx.x == 0) y_of(p)[blockIdx.x] = u32(reinterpret_cast<u64>(s) % 1024);
+}
+KERNEL(sim_test_alignment, LegalParams, 64, 1, alignment)

@@ -106,6 +106,38 @@ fn alignment_is_kept() {
 }
 
 #[test]
+fn shared_memory_is_aligned_to_128_bytes_and_not_always_to_more() {
+    let run =
+        Run { kernel: "sim_test_alignment", shared: 4096, grid: [64, 1, 1], x: &[0], y: &[1; 64], ..Run::default() };
+    for options in every_way() {
+        assert!(run.go(options).unwrap().iter().all(|at| at % 128 == 0), "{options}");
+    }
+    let random = SimOptions { schedule: Schedule::Random, ..SimOptions::default() };
+    let mut found = run.go(random).unwrap();
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(found, (0..8).map(|i| i * 128).collect::<Vec<_>>());
+}
+
+#[test]
+fn approximate_results_are_at_most_two_units_off() {
+    let x: Vec<u32> = (0..64).map(|i| (i as f32 * 0.37 + 0.01).to_bits()).collect();
+    let run = Run { kernel: "sim_test_approximate", x: &x, y: &[0; 128], ..Run::default() };
+    let exact = run.go(SimOptions::default()).unwrap();
+    let near = run.go(SimOptions { approximate: true, ..SimOptions::default() }).unwrap();
+    let mut off: Vec<i32> = exact.iter().zip(&near).map(|(&e, &n)| n as i32 - e as i32).collect();
+    off.sort_unstable();
+    off.dedup();
+    assert_eq!(off, [-2, -1, 0, 1, 2]);
+    for (pair, &x) in exact.chunks(2).zip(&x) {
+        let v = f64::from(f32::from_bits(x));
+        for (&found, expected) in pair.iter().zip([v.exp(), v.sqrt().recip()]) {
+            assert!((i64::from(found) - i64::from((expected as f32).to_bits())).abs() <= 1, "{v}");
+        }
+    }
+}
+
+#[test]
 fn kernels_are_unique() {
     let mut names: Vec<_> = probe::kernels().into_iter().map(|(name, ..)| name).collect();
     names.sort();

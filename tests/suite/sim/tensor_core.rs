@@ -91,6 +91,12 @@ fn worked_out_sums() {
         assert!(sum(mode, &[(1.0, 1.0)], f32::NAN).is_nan());
         assert_eq!(sum(mode, &[(3.0, 5.0), (-2.0, 4.0)], 0.5), 7.5);
     }
+    // A first block that overflows meets an infinity of the second one.
+    let mut overflow = vec![(f32::MAX / 2.0, 8.0)];
+    overflow.extend([(0.0, 0.0); 7]);
+    overflow.push((f32::NEG_INFINITY, 1.0));
+    assert!(sum(Sm80, &overflow, 0.0).is_nan());
+    assert_eq!(sum(Sm90, &overflow, 0.0), f32::NEG_INFINITY);
     assert_eq!(sum(Sm80, &[(f32::NAN, 1.0)], 0.0).to_bits(), 0x7fff_ffff);
     assert_eq!(sum(Exact, &[half_ulp(1.0); 4], 1.0), 1.0);
 }
