@@ -55,17 +55,13 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// Prints help or the version as asked, or what is wrong with the arguments in one line; the exit code.
 pub fn usage(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
-    let text = error.render();
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match print(text.ansi().to_string().trim_end()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => failure.report(),
-        },
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = write!(std::io::stderr(), "{}", text.ansi());
-            ExitCode::from(2)
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // Where nobody reads the help there is nothing to be done.
+            let _ = error.print();
+            ExitCode::from(error.exit_code() as u8)
         }
-        _ => Failure::Arguments(one_line(&text.to_string())).report(),
+        _ => Failure::Arguments(one_line(&error.render().to_string())).report(),
     }
 }
 

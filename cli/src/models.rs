@@ -1,6 +1,7 @@
 //! `residuum models`.
 
-use residuum::models::{self, Model};
+use residuum::graph::Mode;
+use residuum::models::{self, BuildOptions, Model};
 
 use crate::failure::{print, Failure};
 
@@ -19,32 +20,49 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    let rows = models::all().iter().map(Row::new).collect::<Result<Vec<_>, _>>()?;
     if args.json {
-        let list: Vec<_> = models::all().iter().map(json).collect();
+        let list: Vec<_> = rows.iter().map(Row::json).collect();
         return print(&format!("{:#}", serde_json::Value::from(list)));
     }
-    let width = models::all().iter().map(|m| m.name().len()).max().unwrap_or(0);
+    let width = rows.iter().map(|row| row.model.name().len()).max().unwrap_or(0);
     let head = format!("{:width$}  {:>13}  {:>16}  {:11}  source", "name", "parameters", "multiply-adds", "input");
-    let rows = models::all().iter().filter_map(|model| {
-        let published = model.published()?;
-        let (parameters, macs) = (grouped(published.parameters), grouped(published.macs));
-        let [c, h, w] = model.input();
-        let input = format!("{c}x{h}x{w}");
-        Some(format!("{:width$}  {parameters:>13}  {macs:>16}  {input:11}  {}", model.name(), published.source))
-    });
-    print(&std::iter::once(head).chain(rows).collect::<Vec<_>>().join("\n"))
+    let lines = rows.iter().map(|row| row.line(width));
+    print(&std::iter::once(head).chain(lines).collect::<Vec<_>>().join("\n"))
 }
 
-fn json(model: &Model) -> serde_json::Value {
-    let published = model.published();
-    serde_json::json!({
-        "name": model.name(),
-        "parameters": published.map(|p| p.parameters),
-        "macs": published.map(|p| p.macs),
-        "input": model.input(),
-        "classes": model.classes(),
-        "source": published.map(|p| p.source),
-    })
+/// A network with what its graph counts.
+struct Row {
+    model: &'static Model,
+    parameters: u64,
+    multiply_adds: u64,
+    source: &'static str,
+}
+
+impl Row {
+    fn new(model: &'static Model) -> Result<Self, Failure> {
+        let graph = model.build(Mode::Infer, 1, model.input(), model.classes(), BuildOptions::default())?;
+        let source = model.published().map_or("", |p| p.source);
+        Ok(Self { model, parameters: graph.parameter_count() as u64, multiply_adds: graph.macs(), source })
+    }
+
+    fn line(&self, width: usize) -> String {
+        let (parameters, multiply_adds) = (grouped(self.parameters), grouped(self.multiply_adds));
+        let [c, h, w] = self.model.input();
+        let input = format!("{c}x{h}x{w}");
+        format!("{:width$}  {parameters:>13}  {multiply_adds:>16}  {input:11}  {}", self.model.name(), self.source)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "name": self.model.name(),
+            "parameters": self.parameters,
+            "multiply_adds": self.multiply_adds,
+            "input": self.model.input(),
+            "classes": self.model.classes(),
+            "source": self.source,
+        })
+    }
 }
 
 /// A number with a comma after every three digits.
@@ -52,7 +70,7 @@ pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);

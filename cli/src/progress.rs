@@ -14,6 +14,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Shows a run's progress on standard error.
 #[derive(Debug)]
 pub struct Display {
+    terminal: bool,
+    /// The bar of the epoch under way.
     bar: Option<ProgressBar>,
     spoke: Instant,
 }
@@ -21,37 +23,23 @@ pub struct Display {
 impl Display {
     /// A bar or plain lines.
     pub fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(0);
-            let style = ProgressStyle::with_template("{prefix} {bar:32.cyan/dim} {pos}/{len}  {msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─"));
-            bar
-        });
-        Self { bar, spoke: Instant::now() }
+        Self { terminal: std::io::stderr().is_terminal(), bar: None, spoke: Instant::now() }
     }
 
     /// A line that stays.
     pub fn line(&mut self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| plain(text)),
-            None => plain(text),
-        }
+        plain(text);
         self.spoke = Instant::now();
     }
 
     /// The state after a step.
     pub fn step(&mut self, p: &Progress) {
-        let text = format!(
-            "loss {:.4}  accuracy {:.2} %  {} images/s",
-            p.loss,
-            100.0 * p.accuracy,
-            grouped(p.images_per_second as u64)
-        );
-        if let Some(bar) = &self.bar {
-            bar.set_prefix(format!("epoch {}", of(p.epoch, p.epochs)));
-            bar.set_length(p.steps as u64);
-            bar.set_position(p.step as u64);
+        let rate = grouped(p.images_per_second as u64);
+        let text = format!("{rate} images/s  loss {:.4}  accuracy {:.2} %", p.loss, 100.0 * p.accuracy);
+        if self.terminal {
+            let bar = self.bar.get_or_insert_with(|| bar(p));
             bar.set_message(text);
+            bar.set_position(p.step as u64);
         } else if self.spoke.elapsed() > SILENCE {
             self.line(&format!("epoch {}  step {}/{}  {text}", of(p.epoch, p.epochs), p.step, p.steps));
         }
@@ -59,6 +47,7 @@ impl Display {
 
     /// The line of an epoch.
     pub fn epoch(&mut self, m: &Metrics, epochs: u32) {
+        self.finish();
         self.line(&format!(
             "epoch {}  train loss {:.4} accuracy {:6.2} %  test loss {:.4} accuracy {:6.2} %  lr {:.2e}  {} images/s  {:.1} s",
             of(m.epoch, epochs),
@@ -74,10 +63,18 @@ impl Display {
 
     /// Takes the bar away.
     pub fn finish(&mut self) {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
     }
+}
+
+/// A bar for the steps of an epoch.
+fn bar(p: &Progress) -> ProgressBar {
+    let style = ProgressStyle::with_template("epoch {prefix} {bar:24.cyan/dim} {pos}/{len}  {wide_msg}");
+    ProgressBar::new(p.steps as u64)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─"))
+        .with_prefix(of(p.epoch, p.epochs))
 }
 
 /// An epoch and how many there are, of one width throughout a run.

@@ -168,8 +168,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let mut session =
         Session { folder, history, every: args.checkpoint_every, display: Display::new(), drawn: Instant::now() };
     session.introduce(&args, &trainer, &splits, device.kind());
-    trainer.run(&mut session)?;
+    let outcome = trainer.run(&mut session);
     session.display.finish();
+    outcome?;
     session.conclude(&trainer)
 }
 

@@ -44,13 +44,13 @@ __device__ __forceinline__ void bwd_w(const WeightParams& p) {
                        : output);
 }
 
-KERNEL(conv2d_bwd_w_f32_128x128, WeightParams, 256, 1, (bwd_w<float, Tile128x128, true>))
+KERNEL(conv2d_bwd_w_f32_128x128, WeightParams, 256, 1, (bwd_w<float, Tile128x128EightWarps, true>))
 KERNEL(conv2d_bwd_w_f32_64x64, WeightParams, 128, 3, (bwd_w<float, Tile64x64, true>))
 KERNEL(conv2d_bwd_w_f32_32x128, WeightParams, 128, 3, (bwd_w<float, Tile32x128, true>))
 KERNEL(conv2d_bwd_w_f32_64x64_scalar, WeightParams, 128, 3, (bwd_w<float, Tile64x64, false>))
 KERNEL(conv2d_bwd_w_f32_32x128_scalar, WeightParams, 128, 3, (bwd_w<float, Tile32x128, false>))
 
-KERNEL(conv2d_bwd_w_f16_128x128, WeightParams, 256, 1, (bwd_w<f16, Tile128x128, true>))
+KERNEL(conv2d_bwd_w_f16_128x128, WeightParams, 256, 1, (bwd_w<f16, Tile128x128EightWarps, true>))
 KERNEL(conv2d_bwd_w_f16_64x128, WeightParams, 128, 2, (bwd_w<f16, Tile64x128, true>))
 KERNEL(conv2d_bwd_w_f16_64x64, WeightParams, 128, 3, (bwd_w<f16, Tile64x64, true>))
 KERNEL(conv2d_bwd_w_f16_32x128, WeightParams, 128, 3, (bwd_w<f16, Tile32x128, true>))
@@ -58,7 +58,7 @@ KERNEL(conv2d_bwd_w_f16_16x128, WeightParams, 128, 4, (bwd_w<f16, Tile16x128, tr
 KERNEL(conv2d_bwd_w_f16_64x64_scalar, WeightParams, 128, 3, (bwd_w<f16, Tile64x64, false>))
 KERNEL(conv2d_bwd_w_f16_16x128_scalar, WeightParams, 128, 3, (bwd_w<f16, Tile16x128, false>))
 
-KERNEL(conv2d_bwd_w_bf16_128x128, WeightParams, 256, 1, (bwd_w<bf16, Tile128x128, true>))
+KERNEL(conv2d_bwd_w_bf16_128x128, WeightParams, 256, 1, (bwd_w<bf16, Tile128x128EightWarps, true>))
 KERNEL(conv2d_bwd_w_bf16_64x128, WeightParams, 128, 2, (bwd_w<bf16, Tile64x128, true>))
 KERNEL(conv2d_bwd_w_bf16_64x64, WeightParams, 128, 3, (bwd_w<bf16, Tile64x64, true>))
 KERNEL(conv2d_bwd_w_bf16_32x128, WeightParams, 128, 3, (bwd_w<bf16, Tile32x128, true>))

@@ -22,13 +22,13 @@ __device__ __forceinline__ void bwd_x(const GatherParams& p) {
   gather<T, Tile, VECTOR, WeightColumns<T, Tile, VECTOR>, false>(p, h, v);
 }
 
-KERNEL(conv2d_bwd_x_f32_128x128, GatherParams, 256, 1, (bwd_x<float, Tile128x128, true>))
+KERNEL(conv2d_bwd_x_f32_128x128, GatherParams, 256, 1, (bwd_x<float, Tile128x128EightWarps, true>))
 KERNEL(conv2d_bwd_x_f32_64x64, GatherParams, 128, 3, (bwd_x<float, Tile64x64, true>))
 KERNEL(conv2d_bwd_x_f32_128x16, GatherParams, 128, 3, (bwd_x<float, Tile128x16, true>))
 KERNEL(conv2d_bwd_x_f32_64x64_scalar, GatherParams, 128, 3, (bwd_x<float, Tile64x64, false>))
 KERNEL(conv2d_bwd_x_f32_128x16_scalar, GatherParams, 128, 3, (bwd_x<float, Tile128x16, false>))
 
-KERNEL(conv2d_bwd_x_f16_128x128, GatherParams, 256, 2, (bwd_x<f16, Tile128x128, true>))
+KERNEL(conv2d_bwd_x_f16_128x128, GatherParams, 128, 2, (bwd_x<f16, Tile128x128, true>))
 KERNEL(conv2d_bwd_x_f16_128x64, GatherParams, 128, 3, (bwd_x<f16, Tile128x64, true>))
 KERNEL(conv2d_bwd_x_f16_64x64, GatherParams, 128, 4, (bwd_x<f16, Tile64x64, true>))
 KERNEL(conv2d_bwd_x_f16_128x32, GatherParams, 128, 4, (bwd_x<f16, Tile128x32, true>))
@@ -36,7 +36,7 @@ KERNEL(conv2d_bwd_x_f16_128x16, GatherParams, 128, 4, (bwd_x<f16, Tile128x16, tr
 KERNEL(conv2d_bwd_x_f16_64x64_scalar, GatherParams, 128, 3, (bwd_x<f16, Tile64x64, false>))
 KERNEL(conv2d_bwd_x_f16_128x16_scalar, GatherParams, 128, 3, (bwd_x<f16, Tile128x16, false>))
 
-KERNEL(conv2d_bwd_x_bf16_128x128, GatherParams, 256, 2, (bwd_x<bf16, Tile128x128, true>))
+KERNEL(conv2d_bwd_x_bf16_128x128, GatherParams, 128, 2, (bwd_x<bf16, Tile128x128, true>))
 KERNEL(conv2d_bwd_x_bf16_128x64, GatherParams, 128, 3, (bwd_x<bf16, Tile128x64, true>))
 KERNEL(conv2d_bwd_x_bf16_64x64, GatherParams, 128, 4, (bwd_x<bf16, Tile64x64, true>))
 KERNEL(conv2d_bwd_x_bf16_128x32, GatherParams, 128, 4, (bwd_x<bf16, Tile128x32, true>))

@@ -18,13 +18,13 @@ __device__ __forceinline__ void fwd(const GatherParams& p) {
   gather<T, Tile, VECTOR, WeightRows<T, Tile, VECTOR>, true>(p, forward_slice(p.h), forward_slice(p.v));
 }
 
-KERNEL(conv2d_fwd_f32_128x128, GatherParams, 256, 1, (fwd<float, Tile128x128, true>))
+KERNEL(conv2d_fwd_f32_128x128, GatherParams, 256, 1, (fwd<float, Tile128x128EightWarps, true>))
 KERNEL(conv2d_fwd_f32_64x64, GatherParams, 128, 3, (fwd<float, Tile64x64, true>))
 KERNEL(conv2d_fwd_f32_128x16, GatherParams, 128, 3, (fwd<float, Tile128x16, true>))
 KERNEL(conv2d_fwd_f32_64x64_scalar, GatherParams, 128, 3, (fwd<float, Tile64x64, false>))
 KERNEL(conv2d_fwd_f32_128x16_scalar, GatherParams, 128, 3, (fwd<float, Tile128x16, false>))
 
-KERNEL(conv2d_fwd_f16_128x128, GatherParams, 256, 2, (fwd<f16, Tile128x128, true>))
+KERNEL(conv2d_fwd_f16_128x128, GatherParams, 128, 2, (fwd<f16, Tile128x128, true>))
 KERNEL(conv2d_fwd_f16_128x64, GatherParams, 128, 3, (fwd<f16, Tile128x64, true>))
 KERNEL(conv2d_fwd_f16_64x64, GatherParams, 128, 4, (fwd<f16, Tile64x64, true>))
 KERNEL(conv2d_fwd_f16_128x32, GatherParams, 128, 4, (fwd<f16, Tile128x32, true>))
@@ -32,7 +32,7 @@ KERNEL(conv2d_fwd_f16_128x16, GatherParams, 128, 4, (fwd<f16, Tile128x16, true>)
 KERNEL(conv2d_fwd_f16_64x64_scalar, GatherParams, 128, 3, (fwd<f16, Tile64x64, false>))
 KERNEL(conv2d_fwd_f16_128x16_scalar, GatherParams, 128, 3, (fwd<f16, Tile128x16, false>))
 
-KERNEL(conv2d_fwd_bf16_128x128, GatherParams, 256, 2, (fwd<bf16, Tile128x128, true>))
+KERNEL(conv2d_fwd_bf16_128x128, GatherParams, 128, 2, (fwd<bf16, Tile128x128, true>))
 KERNEL(conv2d_fwd_bf16_128x64, GatherParams, 128, 3, (fwd<bf16, Tile128x64, true>))
 KERNEL(conv2d_fwd_bf16_64x64, GatherParams, 128, 4, (fwd<bf16, Tile64x64, true>))
 KERNEL(conv2d_fwd_bf16_128x32, GatherParams, 128, 4, (fwd<bf16, Tile128x32, true>))

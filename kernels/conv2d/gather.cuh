@@ -13,6 +13,7 @@ __device__ __forceinline__ void gather(const GatherParams& p, const Slice& h, co
   const Block block(p.n_tiles, p.groups);
   const i64 m = i64(p.images) * h.count * v.count, length = i64(h.taps) * v.taps * p.in_c;
   if (i64(block.m_tile) * Tile::M >= m) return;  // this residue has fewer rows than the largest
+  if (length == 0 && p.splits == 1 && (p.flags & ACCUMULATE) != 0) return;  // it is reached by no tap
 
   SHARED(u8, shared);
   Row* rows = reinterpret_cast<Row*>(shared + Tile::SHARED_BYTES);

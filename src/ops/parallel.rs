@@ -5,7 +5,8 @@
 //! rows are taken together as one of at least [`WIDTH`] elements, which a loop over channels fills with whole vectors
 //! however few the channels are.
 
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -89,6 +90,54 @@ pub(super) fn in_lanes<L: Send>(lanes: Vec<L>, f: impl Fn(usize, L) + Sync) {
         lanes.into_iter().for_each(|lane| f(0, lane));
     } else {
         lanes.into_par_iter().enumerate().for_each(|(i, lane)| f(i, lane));
+    }
+}
+
+/// Scratch memory in pieces of which each lane takes one while it runs. The piece given back last is taken first: it is
+/// still in the cache.
+pub(super) struct Pieces<'a, T>(Mutex<Vec<&'a mut [T]>>);
+
+impl<'a, T> Pieces<'a, T> {
+    /// Pieces of `each` elements; with 0, any number of empty ones.
+    pub(super) fn new(scratch: &'a mut [T], each: usize) -> Self {
+        let pieces = if each == 0 { Vec::new() } else { scratch.chunks_exact_mut(each).collect() };
+        Self(Mutex::new(pieces))
+    }
+
+    /// A piece, given back when dropped; empty where none is left.
+    pub(super) fn take(&self) -> Piece<'a, '_, T> {
+        Piece { piece: self.free().pop().unwrap_or_default(), pieces: self }
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<&'a mut [T]>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of [`Pieces`].
+pub(super) struct Piece<'a, 'b, T> {
+    piece: &'a mut [T],
+    pieces: &'b Pieces<'a, T>,
+}
+
+impl<T> Deref for Piece<'_, '_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        self.piece
+    }
+}
+
+impl<T> DerefMut for Piece<'_, '_, T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        self.piece
+    }
+}
+
+impl<T> Drop for Piece<'_, '_, T> {
+    fn drop(&mut self) {
+        let piece = std::mem::take(&mut self.piece);
+        self.pieces.free().push(piece);
     }
 }
 

@@ -53,12 +53,19 @@ pub fn gpu(what: &str) -> Option<Arc<dyn Backend>> {
     }
 }
 
+/// Fails where the simulator is built in.
+fn without_simulator(error: &Error) {
+    if cfg!(feature = "sim") {
+        panic!("{error}");
+    }
+}
+
 /// The CPU, the simulator where it is built in, and the GPU where there is one: for tests of whole programs.
 pub fn devices(what: &str) -> Vec<Device> {
     let mut devices = vec![Device::cpu()];
     match Device::sim(SimOptions::default()) {
         Ok(device) => devices.push(device),
-        Err(error) => assert!(!cfg!(feature = "sim"), "{error}"),
+        Err(error) => without_simulator(&error),
     }
     devices.extend(gpu(what).map(Device::Kernels));
     devices.retain(|device| wanted(device.kind()));

@@ -14,10 +14,12 @@ mod harness;
 mod host;
 mod machine;
 mod models;
+mod networks;
 mod ops;
 #[cfg(feature = "cuda")]
 mod planted;
 mod random;
 mod sim;
+mod sweep;
 mod tidy;
 mod train;

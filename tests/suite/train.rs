@@ -126,6 +126,31 @@ fn every_dtype_learns() {
     }
 }
 
+/// The same three steps on the simulator and on the CPU. In f32 the two differ by rounding alone; a step multiplies the
+/// difference, by no more than 10 here.
+#[cfg(feature = "sim")]
+#[test]
+fn the_simulator_trains_as_the_cpu_does() {
+    use residuum::device::sim::SimOptions;
+    let few = Splits { train: first(&FEW.train, 24), test: first(&FEW.test, 8) };
+    let settings = Settings { epochs: 1, batch: 8, ..settings() };
+    let on = |device: &Device| {
+        let mut record = Record::default();
+        Trainer::new(settings.clone(), &few, device).unwrap().run(&mut record).unwrap();
+        record
+    };
+    let simulator = Device::sim(SimOptions::default()).unwrap();
+    let (cpu, sim) = (on(&Device::cpu()), on(&simulator));
+    for (step, (a, b)) in cpu.progress.iter().zip(&sim.progress).enumerate() {
+        let bound = 1e-6 * 10f64.powi(step as i32);
+        assert!((a.loss - b.loss).abs() < bound * a.loss, "step {step}: loss {} on cpu, {} on sim", a.loss, b.loss);
+    }
+    let mut rest = Record::default();
+    let mut trainer = Trainer::resume(&sim.checkpoints[1], &few, &simulator).unwrap();
+    trainer.run(&mut rest).unwrap();
+    assert_eq!(rest.checkpoints.last(), sim.checkpoints.last(), "a resumed run on the simulator");
+}
+
 #[test]
 fn an_evaluation_does_not_depend_on_the_batch_and_ignores_padding() {
     let checkpoint = run(&Settings { epochs: 2, ..settings() }).checkpoints.pop().unwrap();

@@ -47,7 +47,7 @@ impl BatchNorm {
         if spec.x.contains(&0) {
             return Err(Error::invalid("batch_norm", format!("input {:?} has a zero extent", spec.x)));
         }
-        if !(spec.eps > 0.0 && spec.eps.is_finite()) || !(0.0..=1.0).contains(&spec.momentum) {
+        if !(spec.eps > 0.0 && spec.eps.is_finite() && (0.0..=1.0).contains(&spec.momentum)) {
             return Err(Error::invalid(
                 "batch_norm",
                 format!("eps {} and momentum {}, expected eps > 0 and momentum in 0..=1", spec.eps, spec.momentum),

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use super::{Conv2d, Epilogue, Node, Pass, Spec};
 use crate::device::cpu::{gemm, vectorized, Matrix};
-use crate::ops::parallel::{self, in_lanes, split};
+use crate::ops::parallel::{self, in_lanes, split, Pieces};
 use crate::ops::{HostIo, Write};
 use crate::tensor::Real;
 
@@ -152,7 +152,9 @@ impl Plan {
         let (turned, scratch) = scratch.split_at_mut(self.transposed());
         self.transpose(w, turned);
         let turned = &*turned;
-        in_lanes(lanes(split(y, cut.units * k), scratch, self.scratch_of(&cut)), |i, (y, rows)| {
+        let pieces = Pieces::new(scratch, self.scratch_of(&cut));
+        in_lanes(split(y, cut.units * k), |i, y| {
+            let rows = &mut *pieces.take();
             for (j, y) in y.chunks_mut(cut.chunk * k).enumerate() {
                 let start = i * cut.units + j * cut.chunk;
                 let pixels = start..start + y.len() / k;
@@ -176,7 +178,9 @@ impl Plan {
         let Spec { n, c, k, groups, .. } = self.spec;
         let image = self.spec.h * self.spec.w * c;
         let cut = self.cut(n, self.image);
-        in_lanes(lanes(split(dx, cut.units * image), scratch, self.scratch_of(&cut)), |i, (dx, rows)| {
+        let pieces = Pieces::new(scratch, self.scratch_of(&cut));
+        in_lanes(split(dx, cut.units * image), |i, dx| {
+            let rows = &mut *pieces.take();
             if !accumulate && !self.direct {
                 dx.fill(T::ZERO);
             }
@@ -209,7 +213,9 @@ impl Plan {
         let whole = accumulate && cut.lanes == 1;
         let targets = if cut.lanes > 1 { split(partials, partial) } else { vec![&mut *dw] };
         let targets = targets.into_iter().flat_map(|t| split(t, block * self.row)).collect();
-        in_lanes(lanes(targets, rows, self.scratch_of(&cut)), |task, (dw, rows)| {
+        let pieces = Pieces::new(rows, self.scratch_of(&cut));
+        in_lanes(targets, |task, dw: &mut [T]| {
+            let rows = &mut *pieces.take();
             let (part, first) = (task / blocks, task % blocks * block);
             let lane = part * cut.units..((part + 1) * cut.units).min(self.pixels);
             for start in lane.clone().step_by(cut.chunk) {
@@ -355,17 +361,6 @@ impl Plan {
             }
         }
     }
-}
-
-/// Each of `outputs` with its `each` elements of scratch.
-fn lanes<'a, T>(outputs: Vec<&'a mut [T]>, scratch: &'a mut [T], each: usize) -> Vec<(&'a mut [T], &'a mut [T])> {
-    let mut rest = scratch;
-    let lane = |output| {
-        let (piece, tail) = std::mem::take(&mut rest).split_at_mut(each);
-        rest = tail;
-        (output, piece)
-    };
-    outputs.into_iter().map(lane).collect()
 }
 
 /// The sums of the partial gradients, part by part.

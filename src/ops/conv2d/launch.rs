@@ -230,7 +230,7 @@ impl<'a> Call<'a> {
         let partial = self.partial(plan.splits, out_dims)?;
 
         let variant = self.variant(plan, input.takes_vectors(in_c) && w.takes_vectors(cg));
-        let whole = out_c % 8 == 0;
+        let whole = out_c.is_multiple_of(8);
         let vector_out = whole && [Some(out), extras.residual].iter().flatten().all(|m| m.takes_vectors(out_c));
         let shape = choose::shape(node).ok_or_else(|| Error::unsupported(node.name(), "it is no matrix product"))?;
         let n_tiles = shape.n.div_ceil(variant.tile.n);
@@ -282,7 +282,7 @@ impl<'a> Call<'a> {
         let partial = self.partial(plan.splits, dims)?;
 
         let variant = self.variant(plan, dy.takes_vectors(kg) && x.takes_vectors(cg));
-        let whole = dims[1] % 8 == 0;
+        let whole = dims[1].is_multiple_of(8);
         let n_tiles = dims[1].div_ceil(variant.tile.n);
         let params = WeightParams {
             dy: dy.address(),

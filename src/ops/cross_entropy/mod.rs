@@ -43,7 +43,7 @@ impl CrossEntropy {
         if spec.n == 0 || spec.classes == 0 {
             return Err(Error::invalid("cross_entropy", format!("{} images of {} classes", spec.n, spec.classes)));
         }
-        if !(0.0..1.0).contains(&spec.smoothing) || !(spec.grad_scale > 0.0 && spec.grad_scale.is_finite()) {
+        if !((0.0..1.0).contains(&spec.smoothing) && spec.grad_scale > 0.0 && spec.grad_scale.is_finite()) {
             return Err(Error::invalid(
                 "cross_entropy",
                 format!("smoothing {} (expected 0..1) and scale {}", spec.smoothing, spec.grad_scale),

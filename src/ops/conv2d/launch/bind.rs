@@ -40,7 +40,7 @@ impl<'a> Matrix<'a> {
         if view.bytes() < bytes {
             return bad(format!("a view of {} bytes, {bytes} expected", view.bytes()));
         }
-        if view.address() % elem as u64 != 0 {
+        if !view.address().is_multiple_of(elem as u64) {
             return bad(format!("address {:#x} is not a multiple of {elem}", view.address()));
         }
         if stride >= 1 << 29 {
@@ -61,7 +61,9 @@ impl<'a> Matrix<'a> {
 
     /// Whether accesses of 16 bytes fit, where each group has `channels` columns.
     pub fn takes_vectors(&self, channels: usize) -> bool {
-        self.address() % 16 == 0 && (self.stride * self.elem) % 16 == 0 && (channels * self.elem) % 16 == 0
+        self.address().is_multiple_of(16)
+            && (self.stride * self.elem).is_multiple_of(16)
+            && (channels * self.elem).is_multiple_of(16)
     }
 
     /// Bytes of all elements.

@@ -72,7 +72,7 @@ pub(super) fn shape(node: &Node) -> Option<Shape> {
 /// Whether the channels of `node` allow 16-byte accesses to its operands.
 fn allows_vectors(node: &Node, dtype: DType) -> bool {
     let (s, width) = (node.conv.spec, 16 / dtype.bytes());
-    let (c, k) = ((s.c / s.groups) % width == 0, (s.k / s.groups) % width == 0);
+    let (c, k) = ((s.c / s.groups).is_multiple_of(width), (s.k / s.groups).is_multiple_of(width));
     match node.pass {
         Pass::Fwd(_) => c,
         _ => c && k,
@@ -213,7 +213,7 @@ mod tests {
     use crate::device::Arch;
     use crate::ops::conv2d::{Conv2d, Epilogue, Spec};
 
-    fn node(pass: Pass, n: usize, hw: usize, c: usize, k: usize, rs: usize, stride: usize, groups: usize) -> Node {
+    fn node(pass: Pass, [n, hw, c, k]: [usize; 4], rs: usize, stride: usize) -> Node {
         let spec = Spec {
             n,
             h: hw,
@@ -224,7 +224,7 @@ mod tests {
             stride: [stride, stride],
             padding: [rs / 2, rs / 2],
             dilation: [1, 1],
-            groups,
+            groups: 1,
         };
         Node { conv: Conv2d::new(spec).expect("a valid case"), pass }
     }
@@ -239,33 +239,33 @@ mod tests {
     #[test]
     fn wide_layers_take_wide_tiles_and_narrow_layers_narrow_ones() {
         let b = DType::BF16;
-        assert_eq!(name(&node(FORWARD, 256, 14, 256, 256, 3, 1, 1), b), ("conv2d_fwd_bf16_128x128", 1));
-        assert_eq!(name(&node(FORWARD, 256, 56, 64, 64, 3, 1, 1), b), ("conv2d_fwd_bf16_128x64", 1));
-        assert_eq!(name(&node(FORWARD, 128, 32, 16, 16, 3, 1, 1), b), ("conv2d_fwd_bf16_128x16", 1));
-        assert_eq!(name(&node(FORWARD, 128, 16, 32, 32, 3, 1, 1), b), ("conv2d_fwd_bf16_128x32", 1));
-        assert_eq!(name(&node(Pass::BwdX, 128, 32, 16, 32, 3, 2, 1), b).0, "conv2d_bwd_x_bf16_128x16");
-        assert_eq!(name(&node(Pass::BwdW, 128, 32, 16, 16, 3, 1, 1), b).0, "conv2d_bwd_w_bf16_16x128");
+        assert_eq!(name(&node(FORWARD, [256, 14, 256, 256], 3, 1), b), ("conv2d_fwd_bf16_128x128", 1));
+        assert_eq!(name(&node(FORWARD, [256, 56, 64, 64], 3, 1), b), ("conv2d_fwd_bf16_128x64", 1));
+        assert_eq!(name(&node(FORWARD, [128, 32, 16, 16], 3, 1), b), ("conv2d_fwd_bf16_128x16", 1));
+        assert_eq!(name(&node(FORWARD, [128, 16, 32, 32], 3, 1), b), ("conv2d_fwd_bf16_128x32", 1));
+        assert_eq!(name(&node(Pass::BwdX, [128, 32, 16, 32], 3, 2), b).0, "conv2d_bwd_x_bf16_128x16");
+        assert_eq!(name(&node(Pass::BwdW, [128, 32, 16, 16], 3, 1), b).0, "conv2d_bwd_w_bf16_16x128");
     }
 
     #[test]
     fn channels_that_do_not_fill_16_bytes_go_element_by_element() {
-        assert_eq!(name(&node(FORWARD, 256, 224, 3, 64, 7, 2, 1), DType::BF16).0, "conv2d_fwd_bf16_64x64_scalar");
-        assert_eq!(name(&node(FORWARD, 64, 8, 1, 16, 3, 1, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
-        assert_eq!(name(&node(Pass::BwdX, 64, 1, 64, 10, 1, 1, 1), DType::F16).0, "conv2d_bwd_x_f16_64x64_scalar");
+        assert_eq!(name(&node(FORWARD, [256, 224, 3, 64], 7, 2), DType::BF16).0, "conv2d_fwd_bf16_64x64_scalar");
+        assert_eq!(name(&node(FORWARD, [64, 8, 1, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
+        assert_eq!(name(&node(Pass::BwdX, [64, 1, 64, 10], 1, 1), DType::F16).0, "conv2d_bwd_x_f16_64x64_scalar");
     }
 
     #[test]
     fn few_blocks_and_a_long_reduction_are_split() {
-        let (kernel, splits) = name(&node(Pass::BwdW, 256, 56, 64, 64, 3, 1, 1), DType::BF16);
+        let (kernel, splits) = name(&node(Pass::BwdW, [256, 56, 64, 64], 3, 1), DType::BF16);
         assert!(kernel.starts_with("conv2d_bwd_w_bf16_64x") && splits >= 16, "{kernel} in {splits}");
-        let (_, splits) = name(&node(FORWARD, 1, 7, 512, 512, 3, 1, 1), DType::BF16);
+        let (_, splits) = name(&node(FORWARD, [1, 7, 512, 512], 3, 1), DType::BF16);
         assert!(splits >= 4, "batch 1, 7x7: {splits}");
-        assert_eq!(name(&node(FORWARD, 256, 56, 64, 64, 3, 1, 1), DType::F32).1, 1);
+        assert_eq!(name(&node(FORWARD, [256, 56, 64, 64], 3, 1), DType::F32).1, 1);
     }
 
     #[test]
     fn residues_of_the_stride_share_the_taps() {
-        let s = shape(&node(Pass::BwdX, 2, 8, 16, 32, 3, 2, 1)).expect("a product");
+        let s = shape(&node(Pass::BwdX, [2, 8, 16, 32], 3, 2)).expect("a product");
         assert_eq!((s.m, s.n, s.depth, s.residues), (2 * 4 * 4, 16, 2 * 2 * 32, 4));
     }
 }

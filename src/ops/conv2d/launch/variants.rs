@@ -21,8 +21,9 @@ pub const STAGE_ROW_BYTES: usize = 64;
 const STAGES: usize = 4;
 
 impl Tile {
-    const fn new(m: usize, n: usize) -> Self {
-        Self { m, n, threads: if m * n > 128 * 64 { 256 } else { 128 } }
+    /// Four warps, or eight for 128x128 results whose sums do not fit four.
+    const fn new(m: usize, n: usize, eight_warps: bool) -> Self {
+        Self { m, n, threads: if eight_warps && m * n > 128 * 64 { 256 } else { 128 } }
     }
 
     /// The stages, or the finished tile in floats with eight more a row; then 16 bytes a row for the table of rows.
@@ -59,13 +60,13 @@ impl PartialEq for Variant {
 }
 
 const fn gather(name: &'static str, dtype: DType, m: usize, n: usize, access: Access) -> Variant {
-    let tile = Tile::new(m, n);
+    let tile = Tile::new(m, n, matches!(dtype, F32));
     let kernel = Kernel::new::<GatherParams>(name, tile.threads as u32, tile.shared_bytes(true));
     Variant { kernel, dtype, tile, access }
 }
 
 const fn weight(name: &'static str, dtype: DType, m: usize, n: usize, access: Access) -> Variant {
-    let tile = Tile::new(m, n);
+    let tile = Tile::new(m, n, true);
     let kernel = Kernel::new::<WeightParams>(name, tile.threads as u32, tile.shared_bytes(false));
     Variant { kernel, dtype, tile, access }
 }

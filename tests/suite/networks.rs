@@ -1,0 +1,188 @@
+//! Whole networks on every device: one training step against the reference executor, the same bits under every
+//! schedule, and training runs side by side.
+
+use std::collections::BTreeMap;
+
+use residuum::device::sim::{Copies, Schedule, SimOptions};
+use residuum::device::Device;
+use residuum::graph::{Graph, Interpreter, Mode, Program};
+use residuum::models::{self, BuildOptions};
+use residuum::ops::sgd::{Sgd, Spec};
+use residuum::tensor::{DType, HostTensor, StateDict};
+use residuum::train::grad_scale;
+
+use crate::bounds;
+use crate::machine;
+use crate::random::Random;
+
+const CLASSES: usize = 10;
+
+/// The longest sum of products in ResNet-20: 3x3 taps of 64 channels.
+const TERMS: usize = 576;
+
+fn training_graph(name: &str, batch: usize, size: usize, dtype: DType) -> Graph {
+    let options = BuildOptions { loss: true, smoothing: 0.0, grad_scale: grad_scale(dtype) };
+    let model = models::find(name).unwrap();
+    let mut graph = model.build(Mode::Train, batch, [3, size, size], CLASSES, options).unwrap();
+    graph.differentiate().unwrap();
+    graph
+}
+
+fn initial(name: &str, graph: &Graph) -> StateDict {
+    models::find(name).unwrap().initialise(graph, 1)
+}
+
+/// Normally distributed pixels and random labels.
+fn batch(seed: &str, n: usize, size: usize) -> (HostTensor, Vec<i32>) {
+    let mut random = Random::new(seed);
+    let pixels = random.normals(n * 3 * size * size, 0.0, 1.0).into_iter().map(|v| v as f32).collect();
+    (HostTensor::f32([n, 3, size, size], pixels), random.labels(n, CLASSES))
+}
+
+/// Everything that a step leaves: logits, loss, gradients, running statistics.
+fn results(logits: HostTensor, loss: HostTensor, gradients: StateDict, state: StateDict) -> StateDict {
+    let mut all: StateDict = gradients.into_iter().map(|(name, t)| (format!("grad.{name}"), t)).collect();
+    all.extend(state.into_iter().filter(|(name, _)| name.contains("running")));
+    all.extend([("logits".into(), logits), ("loss".into(), loss)]);
+    all
+}
+
+fn step(graph: &Graph, device: &Device, dtype: DType, state: &StateDict, data: &(HostTensor, Vec<i32>)) -> StateDict {
+    let mut program = Program::compile(graph, device, dtype, None).unwrap();
+    program.load(state).unwrap();
+    program.set_input("input", &data.0).unwrap();
+    program.set_labels(&data.1).unwrap();
+    program.run().unwrap();
+    program.synchronize().unwrap();
+    let output = |name| program.output(name).unwrap();
+    results(output("logits"), output("loss"), program.gradients().unwrap(), program.state().unwrap())
+}
+
+fn reference(graph: &Graph, dtype: DType, state: &StateDict, data: &(HostTensor, Vec<i32>)) -> StateDict {
+    let mut it = Interpreter::<f64>::new(graph, dtype);
+    it.load(state).unwrap();
+    it.set_input("input", &data.0).unwrap();
+    it.set_labels(&data.1).unwrap();
+    it.run();
+    results(it.output("logits").unwrap(), it.output("loss").unwrap(), it.gradients(), it.state())
+}
+
+/// Relative l2 distance.
+fn distance(a: &HostTensor, b: &HostTensor) -> f64 {
+    let norm = |v: &[f64]| v.iter().map(|a| a * a).sum::<f64>().sqrt();
+    let (a, b) = (a.to_real::<f64>(), b.to_real::<f64>());
+    let difference: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
+    norm(&difference) / norm(&b).max(f64::MIN_POSITIVE)
+}
+
+/// How far each tensor of a rounded step is from the exact one.
+fn noise(rounded: &StateDict, exact: &StateDict) -> BTreeMap<String, f64> {
+    rounded.iter().map(|(name, t)| (name.clone(), distance(t, &exact[name]))).collect()
+}
+
+/// The simulator under each schedule, in turn with early and late copies.
+fn schedules() -> Vec<Device> {
+    let orders = [Schedule::InOrder, Schedule::Reverse, Schedule::Random, Schedule::Priority { depth: 3 }];
+    let copies = [Copies::Early, Copies::Late, Copies::Random, Copies::Late];
+    let options = orders.into_iter().zip(copies);
+    options
+        .map(|(schedule, copies)| Device::sim(SimOptions { schedule, copies, ..Default::default() }).unwrap())
+        .collect()
+}
+
+/// One step of a network in `dtype` on the simulator and on a GPU where there is one.
+fn check_step(name: &str, images: usize, size: usize, dtype: DType) {
+    let graph = training_graph(name, images, size, dtype);
+    let (state, data) = (initial(name, &graph), batch(name, images, size));
+    let exact = reference(&graph, DType::F64, &state, &data);
+    let noise = noise(&reference(&graph, dtype, &state, &data), &exact);
+    let mut devices = if cfg!(feature = "sim") && machine::wanted("sim") { schedules() } else { Vec::new() };
+    let simulated = devices.len();
+    devices.extend(machine::gpu(&format!("a step of {name}")).map(Device::Kernels));
+    let mut first: Option<StateDict> = None;
+    for (i, device) in devices.iter().enumerate() {
+        let found = step(&graph, device, dtype, &state, &data);
+        for (tensor, value) in &found {
+            let (d, allowed) = (distance(value, &exact[tensor]), bounds::network(dtype, noise[tensor], TERMS));
+            assert!(d <= allowed, "{name} {dtype} {device:?}, {tensor}: relative distance {d:e}, allowed {allowed:e}");
+        }
+        if i < simulated {
+            assert!(*first.get_or_insert_with(|| found.clone()) == found, "{name} {dtype}: other bits on {device:?}");
+        }
+    }
+}
+
+/// Images and their size: small by default, as the network's own in the long list.
+fn extent() -> (usize, usize) {
+    if machine::asked("RESIDUUM_LONG") {
+        (3, 32)
+    } else {
+        (2, 16)
+    }
+}
+
+#[test]
+fn resnet20_steps_in_f32() {
+    let (images, size) = extent();
+    check_step("resnet20_cifar", images, size, DType::F32);
+}
+
+#[test]
+fn resnet20_steps_in_f16() {
+    let (images, size) = extent();
+    check_step("resnet20_cifar", images, size, DType::F16);
+}
+
+#[test]
+fn resnet20_steps_in_bf16() {
+    let (images, size) = extent();
+    check_step("resnet20_cifar", images, size, DType::BF16);
+}
+
+#[test]
+fn the_bounds_of_networks_notice_a_wrong_weight() {
+    for dtype in [DType::F32, DType::F16] {
+        let graph = training_graph("resnet20_cifar", 2, 16, dtype);
+        let (state, data) = (initial("resnet20_cifar", &graph), batch("resnet20_cifar", 2, 16));
+        let exact = reference(&graph, DType::F64, &state, &data);
+        let noise = noise(&reference(&graph, dtype, &state, &data), &exact);
+        let mut wrong = state.clone();
+        let mut weights: Vec<f32> = state["layer3.2.conv2.weight"].to_real();
+        weights[..TERMS].iter_mut().for_each(|w| *w = -*w);
+        wrong.insert("layer3.2.conv2.weight".into(), HostTensor::f32([64, 64, 3, 3], weights));
+        let found = reference(&graph, dtype, &wrong, &data);
+        let notices = |name: &str| distance(&found[name], &exact[name]) > bounds::network(dtype, noise[name], TERMS);
+        assert!(notices("logits"), "{dtype}: one filter of 64 in the last block has the wrong sign");
+    }
+}
+
+#[test]
+fn training_goes_the_same_way_on_every_device() {
+    let name = "resnet8_cifar";
+    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4, grad_scale: 1.0 };
+    let graph = training_graph(name, 8, 8, DType::F32);
+    let state = initial(name, &graph);
+    let data: Vec<_> = (0..3).map(|i| batch(&format!("batch {i}"), 8, 8)).collect();
+    let losses = |device: &Device| -> Vec<f64> {
+        let mut program = Program::compile(&graph, device, DType::F32, Some(Sgd::new(spec).unwrap())).unwrap();
+        program.load(&state).unwrap();
+        program.set_learning_rate(0.02).unwrap();
+        (0..9)
+            .map(|i| {
+                program.set_input("input", &data[i % 3].0).unwrap();
+                program.set_labels(&data[i % 3].1).unwrap();
+                program.run().unwrap();
+                program.output("loss").unwrap().to_real::<f64>()[0]
+            })
+            .collect()
+    };
+    let devices = machine::devices("a training run");
+    let expected = losses(&Device::cpu());
+    assert!(expected[8] < 0.8 * expected[2], "the loss falls: {expected:?}");
+    for device in devices {
+        let found = losses(&device);
+        for (a, b) in found.iter().zip(&expected) {
+            assert!((a - b).abs() <= 1e-3 * b, "{}: {found:?}, on the CPU {expected:?}", device.kind());
+        }
+    }
+}
