@@ -17,6 +17,7 @@ pub fn root() -> PathBuf {
 }
 
 /// The folder with recorded results that are not the project's: `RESIDUUM_SHARED`, or `shared` beside the root.
+#[cfg(feature = "sim")]
 pub fn shared() -> PathBuf {
     std::env::var_os("RESIDUUM_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from)
 }
