@@ -86,7 +86,8 @@ step() {
   log="$LOGS/${name//[^a-zA-Z0-9_-]/_}.log"
   echo "== $name"
   timeout "$LIMIT" "$@" >"$log" 2>&1 || code=$?
-  detail=$(grep -E '^test result:|ERROR SUMMARY|RACECHECK SUMMARY|time:.*\[|test_accuracy' "$log" | tail -n 1 | cut -c1-100)
+  local summary='^test result:|ERROR SUMMARY|RACECHECK SUMMARY|time:.*\[|test_accuracy'
+  detail=$({ grep -E "$summary" "$log" || true; } | tail -n 1 | cut -c1-100)
   if [[ $expected == pass && $code -eq 0 ]] || [[ $expected == find && $code -eq 97 ]]; then
     verdict=ok
   else

@@ -101,13 +101,11 @@ impl Network {
 
 /// Takes a tensor out of those that were read from `path`.
 pub fn take(path: &Path, tensors: &mut StateDict, name: &str) -> Result<HostTensor, Failure> {
-    let found = || tensors.keys().take(5).map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
-    let missing = wrong(
-        path,
-        name,
-        &format!("missing; the file holds {}", if tensors.is_empty() { "none".into() } else { found() }),
-    );
-    tensors.remove(name).ok_or(missing)
+    tensors.remove(name).ok_or_else(|| {
+        let others: Vec<_> = tensors.keys().take(5).map(|k| format!("`{k}`")).collect();
+        let also = if others.is_empty() { String::new() } else { format!("; the file holds {}", others.join(", ")) };
+        wrong(path, name, &format!("missing{also}"))
+    })
 }
 
 /// What is wrong with tensor `name` of `path`.

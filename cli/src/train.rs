@@ -43,26 +43,26 @@ pub struct Args {
     #[arg(long, value_parser = device::training_dtype)]
     dtype: Option<DType>,
     /// Passes over the training images [default: 15]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     epochs: Option<u32>,
     /// Images in a step [default: 64]
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     batch: Option<usize>,
     /// The peak learning rate [default: 0.1]
-    #[arg(long, value_name = "X", value_parser = positive)]
+    #[arg(long, value_name = "X", value_parser = positive, allow_negative_numbers = true)]
     lr: Option<f64>,
     /// How the rate moves: constant, steps:FACTOR@EPOCH,EPOCH,..., cosine or onecycle; +warmup:EPOCHS may follow any
     /// but the last [default: onecycle]
     #[arg(long)]
     schedule: Option<Schedule>,
     /// The share of the velocity that is kept; steps are Nesterov's [default: 0.9]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     momentum: Option<f64>,
     /// The pull of all parameters towards 0 [default: 0.0001]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     weight_decay: Option<f64>,
     /// The share of the target that is spread over all classes [default: 0]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     smoothing: Option<f64>,
     /// Leave the training images as they are: no shifts, no flips
     #[arg(long)]

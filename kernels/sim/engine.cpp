@@ -72,6 +72,8 @@ std::string Engine::run(const Job& job, const Options& options, u64 launch, cons
   error_.clear();
   stacks_.reset();
   idle_ = 0;
+  last_warp_ = 0;
+  lowest_priority_ = 0;
   fault_signal_ = 0;
   engine = this;
   const FaultHandler handler(*this);

@@ -236,7 +236,7 @@ fn accumulate_in_place(graph: &mut Graph) {
     }
     graph.outputs.iter().for_each(|(_, v)| last_read[v.index()] = usize::MAX);
     let mut removed = vec![false; graph.nodes.len()];
-    for (i, removed) in removed.iter_mut().enumerate() {
+    for i in 0..graph.nodes.len() {
         let Op::Add(crate::ops::add::Node { relu: false, .. }) = &graph.nodes[i].op else { continue };
         let [first, second] = graph.nodes[i].inputs[..] else { continue };
         for (a, b) in [(first, second), (second, first)] {
@@ -245,8 +245,10 @@ fn accumulate_in_place(graph: &mut Graph) {
             let output = graph.nodes[by].outputs.iter().position(|&o| o == b);
             let Some(j) = output.filter(|j| graph.nodes[by].op.operator().accumulates().contains(j)) else { continue };
             let fits = at < by && last_read[a.index()] <= i && uses[b.index()] == 1;
-            let quiet = (by..i).all(|k| k == by || !graph.nodes[k].inputs.iter().any(|&v| alias[v.index()] == a));
-            if !fits || !quiet || graph.nodes[by].inputs.contains(&a) || graph.nodes[by].writes[j] != Write::Overwrite {
+            // From the op that would add to it on, nobody reads `a`; that op itself least of all.
+            let reads_a = |k: usize| graph.nodes[k].inputs.iter().any(|&v| alias[v.index()] == a);
+            let quiet = (by..i).all(|k| removed[k] || !reads_a(k));
+            if !fits || !quiet || graph.nodes[by].writes[j] != Write::Overwrite {
                 continue;
             }
             let c = graph.nodes[i].outputs[0];
@@ -255,7 +257,7 @@ fn accumulate_in_place(graph: &mut Graph) {
             alias[c.index()] = a;
             last_read[a.index()] = last_read[c.index()];
             written_by[a.index()] = Some(by);
-            *removed = true;
+            removed[i] = true;
             break;
         }
     }

@@ -46,6 +46,9 @@ impl<'g, T: Real> Interpreter<'g, T> {
     pub fn set_input(&mut self, name: &str, tensor: &HostTensor) -> Result<()> {
         let value = find(&self.graph.inputs, "input", name)?;
         let ty = self.graph.ty(value);
+        if ty.elem != Elem::Real {
+            return Err(Error::invalid(format!("input `{name}`"), "it takes labels, which set_labels sets"));
+        }
         let expected = torch_shape(ty);
         if tensor.shape != expected {
             return Err(Error::Shape { what: format!("input `{name}`"), expected, found: tensor.shape.clone() });

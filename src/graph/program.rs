@@ -31,7 +31,7 @@ pub(super) trait Executor: fmt::Debug + Send {
     }
 }
 
-/// A graph, fused and with all memory planned, on a device. Running it allocates nothing.
+/// A graph, fused and with all memory planned, on a device. Running it allocates no memory there.
 #[derive(Debug)]
 pub struct Program {
     graph: Graph,
@@ -144,6 +144,9 @@ impl Program {
     pub fn set_input(&mut self, name: &str, tensor: &HostTensor) -> Result<()> {
         let value = find(&self.graph.inputs, "input", name)?;
         let ty = self.graph.ty(value);
+        if ty.elem != Elem::Real {
+            return Err(Error::invalid(format!("input `{name}`"), "it takes labels, which set_labels sets"));
+        }
         let expected = torch_shape(ty);
         if tensor.shape != expected {
             return Err(Error::Shape { what: format!("input `{name}`"), expected, found: tensor.shape.clone() });

@@ -27,6 +27,10 @@ impl Graph {
             let Some(tensor) = state.get(name) else {
                 return Err(Error::invalid(format!("tensor `{name}`"), format!("missing, expected shape {shape}")));
             };
+            if matches!(tensor.data, HostData::I64(_)) {
+                let problem = "integers, expected floating-point numbers";
+                return Err(Error::invalid(format!("tensor `{name}`"), problem));
+            }
             if tensor.shape != *shape {
                 let (expected, found) = (shape.clone(), tensor.shape.clone());
                 return Err(Error::Shape { what: format!("tensor `{name}`"), expected, found });

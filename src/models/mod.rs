@@ -205,6 +205,7 @@ impl Model {
 
 /// Up to three of `names` that need the fewest edits to become `name`, none that is nearly all edits.
 fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let name = &name.to_lowercase();
     let mut near: Vec<_> =
         names.map(|n| (edits(name, n), n)).filter(|&(d, n)| 2 * d <= n.len().max(name.len())).collect();
     near.sort();

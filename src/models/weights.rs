@@ -180,11 +180,17 @@ fn quoted(text: &str) -> String {
 }
 
 /// Writes a file all or nothing: into `.NAME.tmp` beside it, which then takes its name, both on disk when this
-/// returns. Where `content` or the system fails, a file that was there before is untouched.
+/// returns. Where `content` or the system fails, a file that was there before is untouched. Links are followed; what is
+/// no file (a pipe, a device) is written to as it is.
 pub fn write_atomically(path: impl AsRef<Path>, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
-    let name = path.file_name().ok_or_else(|| Error::file(path, "not the name of a file"))?;
-    let folder = match path.parent() {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    if fs::metadata(&target).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        let written = File::options().write(true).open(&target).and_then(|mut file| content(&mut file));
+        return written.map_err(|e| Error::io(path, &e));
+    }
+    let name = target.file_name().ok_or_else(|| Error::file(path, "not the name of a file"))?;
+    let folder = match target.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
@@ -194,7 +200,7 @@ pub fn write_atomically(path: impl AsRef<Path>, content: impl FnOnce(&mut dyn Wr
         let mut out = BufWriter::with_capacity(1 << 20, file);
         content(&mut out)?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temporary, path)?;
+        fs::rename(&temporary, &target)?;
         sync_folder(folder)
     })();
     result.map_err(|e: io::Error| {

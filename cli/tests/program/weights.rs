@@ -130,7 +130,7 @@ fn bad_inputs_are_named_and_nothing_is_written() {
         assert_eq!(cause, "x: tensor `input`: integers, expected floating-point numbers");
     }
     let cause = refused(STEP, &|s| drop(s.remove("labels")));
-    assert_eq!(cause, "x: tensor `labels`: missing; the file holds none");
+    assert_eq!(cause, "x: tensor `labels`: missing");
     let cause = refused(STEP, &set("labels", HostTensor::i64([3], vec![0; 3])));
     assert_eq!(cause, "x: tensor `labels`: shape [3], expected [2], one for each image of `input`");
     let cause = refused(STEP, &set("labels", HostTensor::f32([2], vec![0.0; 2])));

@@ -143,6 +143,11 @@ impl<'a> Extras<'a> {
     }
 }
 
+/// Whether 16-byte accesses to the partial sums of rows of `columns` fit.
+fn vector_partial(partial: Option<Matrix<'_>>, columns: usize) -> bool {
+    columns.is_multiple_of(8) && partial.is_some_and(|p| p.takes_vectors(columns))
+}
+
 fn address(m: Option<Matrix<'_>>) -> u64 {
     m.map_or(0, |m| m.address())
 }
@@ -252,7 +257,7 @@ impl<'a> Call<'a> {
             groups: int(spec.groups)?,
             n_tiles: int(n_tiles)?,
             splits: int(plan.splits)?,
-            flags: extras.flags() | flag(VECTOR_OUT, vector_out) | flag(VECTOR_PARTIAL, whole),
+            flags: extras.flags() | flag(VECTOR_OUT, vector_out) | flag(VECTOR_PARTIAL, vector_partial(partial, out_c)),
         };
         let grid = grid(
             node,
@@ -298,7 +303,9 @@ impl<'a> Call<'a> {
             groups: int(spec.groups)?,
             n_tiles: int(n_tiles)?,
             splits: int(plan.splits)?,
-            flags: extras.flags() | flag(VECTOR_OUT, whole && dw.takes_vectors(dims[1])) | flag(VECTOR_PARTIAL, whole),
+            flags: extras.flags()
+                | flag(VECTOR_OUT, whole && dw.takes_vectors(dims[1]))
+                | flag(VECTOR_PARTIAL, vector_partial(partial, dims[1])),
             unused: 0,
         };
         let row_tiles = kg.div_ceil(variant.tile.m);

@@ -43,17 +43,16 @@ impl Sgd {
     /// without dampening.
     pub fn new(spec: Spec) -> Result<Self> {
         let unit = 0.0..=1.0;
-        if !unit.contains(&spec.momentum) || !unit.contains(&spec.dampening) {
-            return Err(Error::invalid(
-                "sgd",
-                format!("momentum {} and dampening {}, expected 0..=1", spec.momentum, spec.dampening),
-            ));
+        for (what, value) in [("momentum", spec.momentum), ("dampening", spec.dampening)] {
+            if !unit.contains(&value) {
+                return Err(Error::invalid(what, format!("{value}, expected 0..=1")));
+            }
         }
-        if !(spec.weight_decay >= 0.0 && spec.grad_scale > 0.0 && spec.grad_scale.is_finite()) {
-            return Err(Error::invalid(
-                "sgd",
-                format!("weight decay {} and gradient scale {}", spec.weight_decay, spec.grad_scale),
-            ));
+        if !(spec.weight_decay >= 0.0 && spec.weight_decay.is_finite()) {
+            return Err(Error::invalid("weight decay", format!("{}, expected at least 0", spec.weight_decay)));
+        }
+        if !(spec.grad_scale > 0.0 && spec.grad_scale.is_finite()) {
+            return Err(Error::invalid("gradient scale", format!("{}, expected above 0", spec.grad_scale)));
         }
         if spec.nesterov && (spec.momentum == 0.0 || spec.dampening != 0.0) {
             return Err(Error::invalid("sgd", "Nesterov needs a momentum and no dampening"));

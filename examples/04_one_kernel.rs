@@ -1,0 +1,58 @@
+//! One op by itself, in memory of one's own: how another trainer uses the kernels. Runs on the GPU, or on the simulator
+//! where there is none. A tensor that another library owns becomes a `View` with `View::foreign(address, bytes)`, and its
+//! stream a device with `Device::cuda_on_stream`.
+//!
+//! `cargo run --release --features sim --example 04_one_kernel`
+
+use residuum::device::sim::SimOptions;
+use residuum::device::{Device, Target, View};
+use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass, Spec};
+use residuum::ops::{Arg, Io, Operator, Write};
+use residuum::tensor::{DType, TensorType};
+
+fn main() -> residuum::Result<()> {
+    let backend = match (Device::best(), Device::sim(SimOptions::default())?) {
+        (Device::Kernels(gpu), _) => gpu,
+        (Device::Cpu, Device::Kernels(simulator)) => simulator,
+        (Device::Cpu, Device::Cpu) => unreachable!("the simulator runs kernels"),
+    };
+    // Shapes are checked once, here.
+    let conv = Conv2d::new(Spec {
+        n: 1,
+        h: 8,
+        w: 8,
+        c: 16,
+        k: 32,
+        kernel: [3, 3],
+        stride: [2, 2],
+        padding: [1, 1],
+        dilation: [1, 1],
+        groups: 1,
+    })?;
+    let op = Node { conv, pass: Pass::Fwd(Epilogue { relu: true, ..Default::default() }) };
+    let target = Target { arch: backend.arch(), dtype: DType::F32 };
+
+    let tensor = |ty: &TensorType, value: f32| -> residuum::Result<Arg> {
+        let view = View::whole(backend.allocate(ty.bytes(target.dtype))?);
+        view.write(&value.to_le_bytes().repeat(ty.shape.len()))?;
+        let pixel_stride = ty.shape.dims().last().copied().unwrap_or(1);
+        Ok(Arg { view, pixel_stride, write: Write::Overwrite })
+    };
+    let inputs = [tensor(&op.inputs()[0], 1.0)?, tensor(&op.inputs()[1], 0.5)?];
+    let outputs = [tensor(&op.outputs()[0], f32::NAN)?];
+    let scratch = match op.scratch_bytes(target) {
+        0 => None,
+        bytes => Some(View::whole(backend.allocate(bytes)?)),
+    };
+    let io = Io { inputs: &inputs, outputs: &outputs, scratch: scratch.as_ref() };
+    for launch in op.launches(target, &io)? {
+        backend.launch(&launch)?;
+        println!("{} on a grid of {:?}: {:?}", launch.kernel().name, launch.grid(), launch.cost());
+    }
+    backend.synchronize()?;
+
+    let y = outputs[0].view.read()?;
+    let first = |pixel: usize| f32::from_le_bytes([0, 1, 2, 3].map(|i| y[pixel * 32 * 4 + i]));
+    println!("y{}: corner {}, inside {}", op.outputs()[0].shape, first(0), first(5));
+    Ok(())
+}
