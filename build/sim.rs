@@ -3,6 +3,9 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 /// Compiles every `kernels/**/*.cu` and the simulator into one static library, and the simulator's own test kernels into
 /// another that only integration tests link.
@@ -12,22 +15,25 @@ pub fn build() {
     let kernels = root.join("kernels");
     println!("cargo:rerun-if-changed={}", kernels.display());
     println!("cargo:rerun-if-changed={}", root.join("build/sim.rs").display());
+    for variable in ["CXX", "CXXFLAGS"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
 
+    let compiler = Compiler::new(&kernels, &out);
     let simulator = kernels.join("sim");
     let mut sources = files(&simulator, "cpp");
     for kernel in files(&kernels, "cu").iter().filter(|k| !k.starts_with(&simulator)) {
         sources.push(wrap(kernel, &kernels, &out));
     }
-    compile(&kernels, &sources, "residuum_sim");
+    compiler.library(&sources, "residuum_sim");
 
     let tests: Vec<_> = files(&simulator.join("tests"), "cu").iter().map(|k| wrap(k, &kernels, &out)).collect();
-    compile(&kernels, &tests, "residuum_sim_tests");
+    compiler.library(&tests, "residuum_sim_tests");
 
     println!("cargo:rustc-link-search=native={}", out.display());
     println!("cargo:rustc-link-lib=static:+whole-archive,-bundle=residuum_sim");
     println!("cargo:rustc-link-lib=stdc++");
     println!("cargo:rustc-link-lib=dl");
-    write_command(&out);
     // Kernels of a shared object that RESIDUUM_SIM_KERNELS names call the simulator in the test binary.
     println!("cargo:rustc-link-arg-tests=-rdynamic");
     let library = out.join("libresiduum_sim_tests.a");
@@ -47,34 +53,89 @@ fn wrap(kernel: &Path, kernels: &Path, out: &Path) -> PathBuf {
     wrapper
 }
 
-/// The compiler and its flags, but for the include paths.
-fn compiler() -> cc::Build {
-    let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).pic(true).cargo_metadata(false);
-    for flag in
-        ["-ffp-contract=off", "-fno-fast-math", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-    {
-        build.flag(flag);
-    }
-    if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
-        build.flag("-mfma").flag("-mavx2").flag("-mf16c");
-    }
-    build
+/// The host's C++ compiler. It compiles only what has changed: the kernels are many.
+struct Compiler<'a> {
+    build: cc::Build,
+    tool: cc::Tool,
+    kernels: &'a Path,
+    out: &'a Path,
+    /// Whether the objects of an earlier build were made by the same command.
+    same: bool,
 }
 
-fn compile(kernels: &Path, sources: &[PathBuf], library: &str) {
-    compiler().include(kernels.join("sim")).include(kernels).files(sources).compile(library);
+impl<'a> Compiler<'a> {
+    fn new(kernels: &'a Path, out: &'a Path) -> Self {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).pic(true).cargo_metadata(false);
+        for flag in
+            ["-ffp-contract=off", "-fno-fast-math", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+        {
+            build.flag(flag);
+        }
+        if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
+            build.flag("-mfma").flag("-mavx2").flag("-mf16c");
+        }
+        let tool = build.get_compiler();
+        // Left for `tests/mutants` too: the command, an argument a line.
+        let arguments = tool.args().iter().map(|a| a.to_string_lossy());
+        let command = std::iter::once(tool.path().to_string_lossy()).chain(arguments).collect::<Vec<_>>().join("\n");
+        let file = out.join("sim_compiler.txt");
+        let same = fs::read_to_string(&file).is_ok_and(|old| old == command);
+        fs::write(file, command).expect("OUT_DIR is writable");
+        Self { build, tool, kernels, out, same }
+    }
+
+    /// A static library of those files.
+    fn library(&self, sources: &[PathBuf], name: &str) {
+        let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..jobs.clamp(1, sources.len().max(1)) {
+                scope.spawn(|| {
+                    while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        self.object(source);
+                    }
+                });
+            }
+        });
+        self.build.clone().objects(sources.iter().map(|s| self.made(s, "o"))).compile(name);
+    }
+
+    /// Where what is made of `source` lies.
+    fn made(&self, source: &Path, extension: &str) -> PathBuf {
+        self.out.join(source.file_name().expect("a file")).with_extension(extension)
+    }
+
+    fn object(&self, source: &Path) {
+        let (object, depfile) = (self.made(source, "o"), self.made(source, "d"));
+        if self.same && is_fresh(&object, &depfile) {
+            return;
+        }
+        let mut command: Command = self.tool.to_command();
+        command.arg("-I").arg(self.kernels.join("sim")).arg("-I").arg(self.kernels);
+        command.arg("-MMD").arg("-MF").arg(&depfile).arg("-c").arg(source).arg("-o").arg(&object);
+        match command.output() {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => {
+                let _ = fs::remove_file(&object);
+                eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+                std::process::exit(1);
+            }
+            Err(e) => {
+                eprintln!("{}: {e}; the feature `sim` needs a C++ compiler", self.tool.path().display());
+                std::process::exit(1);
+            }
+        }
+    }
 }
 
-/// Leaves the compiler's command for `tests/mutants`, an argument a line.
-fn write_command(out: &Path) {
-    let tool = compiler().get_compiler();
-    let mut text = tool.path().display().to_string();
-    for argument in tool.args() {
-        text.push('\n');
-        text.push_str(&argument.to_string_lossy());
-    }
-    fs::write(out.join("sim_compiler.txt"), text).expect("OUT_DIR is writable");
+/// Whether `object` is newer than all that `depfile` says it was made of.
+fn is_fresh(object: &Path, depfile: &Path) -> bool {
+    let changed = |path: &Path| -> Option<SystemTime> { fs::metadata(path).and_then(|m| m.modified()).ok() };
+    let (Some(made), Ok(text)) = (changed(object), fs::read_to_string(depfile)) else { return false };
+    let Some((_, parts)) = text.split_once(':') else { return false };
+    // A path with a space in it is no path here: then the object is never fresh.
+    parts.split_whitespace().filter(|&p| p != "\\").all(|p| changed(Path::new(p)).is_some_and(|t| t < made))
 }
 
 /// Every file below `folder` with that extension, sorted.

@@ -36,7 +36,7 @@ for line in sys.stdin:
     library = "residuum-cli" not in message.get("package_id", "") and "/cli#" not in message.get("package_id", "")
     if kind == "bench":
         print("bench", name, path)
-    elif library and message["profile"]["test"] and kind in ("lib", "test"):
+    elif library and message["profile"]["test"] and kind in ("lib", "test") and name != "mutants":
         print("test", "unit" if kind == "lib" else name, path)
     elif kind == "bin" and not message["profile"]["test"]:
         print("program", name, path)

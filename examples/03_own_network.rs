@@ -33,7 +33,7 @@ fn main() -> residuum::Result<()> {
 
     // Two classes: stripes across and stripes down.
     let labels: Vec<i32> = (0..32).map(|i| i % 2).collect();
-    let stripe = |i: usize, y: usize, x: usize| if i % 2 == 0 { y } else { x } % 2;
+    let stripe = |i: usize, y: usize, x: usize| if i.is_multiple_of(2) { y } else { x } % 2;
     let pixels = (0..32 * 64).map(|j| stripe(j / 64, j / 8 % 8, j % 8) as f32 - 0.5).collect();
     program.set_input("input", &HostTensor::f32([32, 1, 8, 8], pixels))?;
     program.set_labels(&labels)?;

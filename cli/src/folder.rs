@@ -140,7 +140,7 @@ fn line(m: &Metrics) -> String {
     format!("{{\"epoch\":{},{}}}", m.epoch, fields.join(","))
 }
 
-/// What [`line`] wrote; `None` for anything else.
+/// What [`line()`] wrote; `None` for anything else.
 fn parse(line: &str) -> Option<Metrics> {
     let value: Value = serde_json::from_str(line).ok()?;
     let number = |name: &str| match value.get(name)? {

@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <vector>
 
-// SIM_UCONTEXT takes the portable switch everywhere.
-#if defined(__x86_64__) && !defined(SIM_UCONTEXT)
+// SIM_PORTABLE takes what works on every architecture.
+#if defined(__x86_64__) && !defined(SIM_PORTABLE)
 #define SIM_ASSEMBLY_SWITCH
 #else
 #include <ucontext.h>

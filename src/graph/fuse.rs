@@ -236,7 +236,7 @@ fn accumulate_in_place(graph: &mut Graph) {
     }
     graph.outputs.iter().for_each(|(_, v)| last_read[v.index()] = usize::MAX);
     let mut removed = vec![false; graph.nodes.len()];
-    for i in 0..graph.nodes.len() {
+    for (i, removed) in removed.iter_mut().enumerate() {
         let Op::Add(crate::ops::add::Node { relu: false, .. }) = &graph.nodes[i].op else { continue };
         let [first, second] = graph.nodes[i].inputs[..] else { continue };
         for (a, b) in [(first, second), (second, first)] {
@@ -255,7 +255,7 @@ fn accumulate_in_place(graph: &mut Graph) {
             alias[c.index()] = a;
             last_read[a.index()] = last_read[c.index()];
             written_by[a.index()] = Some(by);
-            removed[i] = true;
+            *removed = true;
             break;
         }
     }

@@ -64,7 +64,12 @@ impl<T: Real> HostProgram<T> {
         }
     }
 
+    /// Runs the steps on a thread of rayon's pool: what an op starts there needs no other thread to wake first.
     fn run_steps(&mut self, which: std::ops::Range<usize>) {
+        rayon::scope(|_| self.run_steps_here(which));
+    }
+
+    fn run_steps_here(&mut self, which: std::ops::Range<usize>) {
         let rounds = !matches!(self.dtype, DType::F32 | DType::F64);
         for step in &self.steps[which] {
             let mut writes = step.writes.clone();

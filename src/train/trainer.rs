@@ -161,8 +161,8 @@ impl<'a> Trainer<'a> {
         self.evaluator.run(&self.splits.test)
     }
 
-    /// Goes on to the end of the epoch, and evaluates.
-    fn run_epoch(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
+    /// Goes on to the end of the epoch, and evaluates. `observer` hears of the steps only.
+    pub fn run_epoch(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
         let start = Instant::now();
         let (epoch, first) = (self.epoch(), self.sums.steps);
         let loader = self.loader.clone();

@@ -17,6 +17,7 @@ pub fn root() -> PathBuf {
 }
 
 /// The folder with recorded results that are not the project's: `RESIDUUM_SHARED`, or `shared` beside the root.
+#[cfg(feature = "sim")]
 pub fn shared() -> PathBuf {
     std::env::var_os("RESIDUUM_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from)
 }
@@ -53,12 +54,19 @@ pub fn gpu(what: &str) -> Option<Arc<dyn Backend>> {
     }
 }
 
+/// Fails where the simulator is built in.
+fn without_simulator(error: &Error) {
+    if cfg!(feature = "sim") {
+        panic!("{error}");
+    }
+}
+
 /// The CPU, the simulator where it is built in, and the GPU where there is one: for tests of whole programs.
 pub fn devices(what: &str) -> Vec<Device> {
     let mut devices = vec![Device::cpu()];
     match Device::sim(SimOptions::default()) {
         Ok(device) => devices.push(device),
-        Err(error) => assert!(!cfg!(feature = "sim"), "{error}"),
+        Err(error) => without_simulator(&error),
     }
     devices.extend(gpu(what).map(Device::Kernels));
     devices.retain(|device| wanted(device.kind()));

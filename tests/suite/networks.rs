@@ -85,7 +85,9 @@ fn schedules() -> Vec<Device> {
     let orders = [Schedule::InOrder, Schedule::Reverse, Schedule::Random, Schedule::Priority { depth: 3 }];
     let copies = [Copies::Early, Copies::Late, Copies::Random, Copies::Late];
     let options = orders.into_iter().zip(copies);
-    options.map(|(schedule, copies)| Device::sim(SimOptions { schedule, copies, ..Default::default() }).unwrap()).collect()
+    options
+        .map(|(schedule, copies)| Device::sim(SimOptions { schedule, copies, ..Default::default() }).unwrap())
+        .collect()
 }
 
 /// One step of a network in `dtype` on the simulator and on a GPU where there is one.

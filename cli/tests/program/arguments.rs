@@ -63,7 +63,10 @@ fn models_are_listed_for_people_and_for_programs() {
     let model = list.iter().find(|m| m["name"] == "resnet20_cifar").unwrap();
     assert_eq!((&model["parameters"], &model["classes"]), (&269_722.into(), &10.into()));
     assert_eq!(model["input"], serde_json::json!([3, 32, 32]));
-    assert!(model["multiply_adds"].as_u64().unwrap() == 40_551_040 && model["source"].as_str().unwrap().contains("1512.03385"));
+    assert!(
+        model["multiply_adds"].as_u64().unwrap() == 40_551_040
+            && model["source"].as_str().unwrap().contains("1512.03385")
+    );
 }
 
 #[test]
