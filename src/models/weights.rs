@@ -237,6 +237,21 @@ mod tests {
         (state, Metadata::from([("a".into(), text.into()), ("b".into(), String::new())]))
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_devices_stay() {
+        let folder = folder();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_atomically(&link, |out| out.write_all(b"new")).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+
+        write_atomically("/dev/null", |out| out.write_all(b"gone")).unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    }
+
     /// A file of one tensor `x`, with its own header.
     fn crafted(dtype: &str, shape: &str, data: &[u8]) -> Vec<u8> {
         let header =
