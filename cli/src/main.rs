@@ -1,5 +1,6 @@
 //! The `residuum` program: train, evaluate, serve and inspect residual networks.
 
+mod check;
 mod curves;
 mod device;
 mod doctor;
@@ -39,6 +40,7 @@ enum Command {
     Infer(infer::Args),
     Step(step::Args),
     Models(models::Args),
+    Check(check::Args),
     Doctor(doctor::Args),
 }
 
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
             Command::Infer(args) => infer::run(&args),
             Command::Step(args) => step::run(&args),
             Command::Models(args) => models::run(&args),
+            Command::Check(args) => check::run(&args),
             Command::Doctor(args) => doctor::run(&args),
         },
     };

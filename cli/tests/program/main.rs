@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod arguments;
+mod check;
 mod data;
 mod step;
 mod train;

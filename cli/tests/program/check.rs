@@ -1,0 +1,52 @@
+//! `residuum check`.
+
+use std::fs;
+
+use crate::{bad, folder, good, run};
+
+const HEADER: &str = "name\tgroups\tic\toc\tih\tiw\toh\tow\tkh\tkw\tstride_h\tstride_w\tpad_h\tpad_w\tdilation_h\tdilation_w\tmacs_per_image";
+
+/// A plain layer, a strided one with groups and dilation, and one that is larger than the others.
+const SOUND: [&str; 3] = [
+    "plain\t1\t8\t16\t9\t7\t9\t7\t3\t3\t1\t1\t1\t1\t1\t1\t72576",
+    "odd\t3\t9\t6\t11\t10\t5\t4\t3\t2\t2\t3\t1\t1\t2\t1\t2160",
+    "large\t1\t64\t64\t14\t14\t14\t14\t3\t3\t1\t1\t1\t1\t1\t1\t7225344",
+];
+
+#[test]
+fn sound_problems_pass_on_every_device_in_every_type() {
+    let folder = folder();
+    fs::write(folder.path().join("p.tsv"), [&[HEADER], &SOUND[..]].concat().join("\n")).unwrap();
+    for (options, count) in [
+        ("--dtype f32", 9),
+        ("--dtype bf16", 9),
+        ("--dtype f16 --pass bwd_w", 3),
+        ("--pass fwd --max-macs 100000", 2),
+        ("--device cpu", 9),
+        ("--device cpu --dtype bf16 --pass bwd_x", 3),
+    ] {
+        let out = good(folder.path(), &format!("check conv2d --problems p.tsv {options}"));
+        assert_eq!(out, format!("{count} passed, 0 failed\n"), "{options}");
+    }
+}
+
+#[test]
+fn a_table_that_contradicts_itself_fails_by_name() {
+    let folder = folder();
+    let wrong = SOUND[0].replace("\t9\t7\t3\t3", "\t8\t7\t3\t3");
+    fs::write(folder.path().join("p.tsv"), format!("{HEADER}\n{wrong}\n{}\n", SOUND[1])).unwrap();
+    let output = run(folder.path(), "check conv2d --problems p.tsv --pass fwd");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(lines, "plain fwd f32: an output of [9, 7], the table says [8, 7]\n1 passed, 1 failed\n");
+}
+
+#[test]
+fn a_table_that_cannot_be_read_is_named() {
+    let folder = folder();
+    assert!(bad(folder.path(), "check conv2d --problems p.tsv", 1).starts_with("p.tsv: "));
+    fs::write(folder.path().join("p.tsv"), format!("{HEADER}\n{}\n", SOUND[0].replace("16", "x"))).unwrap();
+    let cause = bad(folder.path(), "check conv2d --problems p.tsv", 1);
+    assert_eq!(cause, "p.tsv: line 2: `x` for `oc`, expected a whole number");
+    bad(folder.path(), "check pool --problems p.tsv", 2);
+}
