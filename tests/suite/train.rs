@@ -183,7 +183,7 @@ fn impossible_runs_are_refused() {
     assert_eq!(start(|s| s.epochs = 0), "epochs: 0, expected at least 1");
     assert_eq!(start(|s| s.learning_rate = 0.0), "learning rate: 0, expected a number above 0");
     assert!(start(|s| s.learning_rate = f64::NAN).starts_with("learning rate: NaN"));
-    assert!(start(|s| s.momentum = 1.5).contains("momentum 1.5"));
+    assert!(start(|s| s.momentum = 1.5).starts_with("momentum: 1.5"));
     assert!(start(|s| s.smoothing = 1.0).contains("smoothing: 1, expected"));
     assert!(start(|s| s.augment.pad = usize::MAX).contains("expected at most 65536"));
     assert!(start(|s| s.schedule = "cosine+warmup:3".parse().unwrap()).contains("a warm-up of 3 epochs in a run of 3"));
