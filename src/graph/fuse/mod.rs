@@ -4,10 +4,12 @@
 //! to be applied. Each rewrite either makes a value pending or settles what is pending in the epilogue of the op that
 //! stores it. Every rewrite keeps the numbers, but for the rounding of intermediate results that are no longer stored.
 
+mod accumulate;
+
 use std::collections::HashMap;
 
 use super::{Graph, Node, ValueId};
-use crate::ops::{batch_norm, conv2d, relu, Op, Write};
+use crate::ops::{batch_norm, conv2d, relu, Op};
 
 /// A graph after fusion.
 #[derive(Clone, Debug)]
@@ -52,7 +54,7 @@ pub(super) fn fuse(graph: &Graph) -> Fused {
     }
     fuser.settle();
     let mut fused = fuser.finish();
-    accumulate_in_place(&mut fused.graph);
+    accumulate::in_place(&mut fused.graph);
     fused
 }
 
@@ -222,50 +224,4 @@ fn count_uses(graph: &Graph) -> Vec<usize> {
     let reads = graph.nodes.iter().flat_map(|n| &n.inputs).chain(graph.outputs.iter().map(|(_, v)| v));
     reads.for_each(|v| uses[v.index()] += 1);
     uses
-}
-
-/// Sums of gradients: `b = f(..); c = a + b` becomes `a += f(..)` where `a` is not read any more.
-fn accumulate_in_place(graph: &mut Graph) {
-    let mut alias: Vec<ValueId> = (0..graph.values.len()).map(|i| ValueId(i as u32)).collect();
-    let mut last_read = vec![0; graph.values.len()];
-    let mut written_by = vec![None; graph.values.len()];
-    let uses = count_uses(graph);
-    for (i, node) in graph.nodes.iter().enumerate() {
-        node.inputs.iter().for_each(|v| last_read[v.index()] = i);
-        node.outputs.iter().for_each(|v| written_by[v.index()] = Some(i));
-    }
-    graph.outputs.iter().for_each(|(_, v)| last_read[v.index()] = usize::MAX);
-    let mut removed = vec![false; graph.nodes.len()];
-    for i in 0..graph.nodes.len() {
-        let Op::Add(crate::ops::add::Node { relu: false, .. }) = &graph.nodes[i].op else { continue };
-        let [first, second] = graph.nodes[i].inputs[..] else { continue };
-        for (a, b) in [(first, second), (second, first)] {
-            let (a, b) = (alias[a.index()], alias[b.index()]);
-            let (Some(at), Some(by)) = (written_by[a.index()], written_by[b.index()]) else { continue };
-            let output = graph.nodes[by].outputs.iter().position(|&o| o == b);
-            let Some(j) = output.filter(|j| graph.nodes[by].op.operator().accumulates().contains(j)) else { continue };
-            let fits = at < by && last_read[a.index()] <= i && uses[b.index()] == 1;
-            // From the op that would add to it on, nobody reads `a`; that op itself least of all.
-            let reads_a = |k: usize| graph.nodes[k].inputs.iter().any(|&v| alias[v.index()] == a);
-            let quiet = (by..i).all(|k| removed[k] || !reads_a(k));
-            if !fits || !quiet || graph.nodes[by].writes[j] != Write::Overwrite {
-                continue;
-            }
-            let c = graph.nodes[i].outputs[0];
-            graph.nodes[by].outputs[j] = a;
-            graph.nodes[by].writes[j] = Write::Accumulate;
-            alias[c.index()] = a;
-            last_read[a.index()] = last_read[c.index()];
-            written_by[a.index()] = Some(by);
-            removed[i] = true;
-            break;
-        }
-    }
-    let mut gone = removed.into_iter();
-    graph.nodes.retain(|_| !gone.next().unwrap_or(false));
-    for node in &mut graph.nodes {
-        node.inputs.iter_mut().chain(&mut node.outputs).for_each(|v| *v = alias[v.index()]);
-    }
-    graph.outputs.iter_mut().for_each(|(_, v)| *v = alias[v.index()]);
-    graph.parameters.iter_mut().filter_map(|p| p.grad.as_mut()).for_each(|v| *v = alias[v.index()]);
 }

@@ -1,0 +1,50 @@
+//! Sums of gradients without an op of their own.
+
+use super::{count_uses, Graph, ValueId};
+use crate::ops::{add, Op, Write};
+
+/// `b = f(..); c = a + b` becomes `a += f(..)` where `a` is not read any more.
+pub(super) fn in_place(graph: &mut Graph) {
+    let mut alias: Vec<ValueId> = (0..graph.values.len()).map(|i| ValueId(i as u32)).collect();
+    let mut last_read = vec![0; graph.values.len()];
+    let mut written_by = vec![None; graph.values.len()];
+    let uses = count_uses(graph);
+    for (i, node) in graph.nodes.iter().enumerate() {
+        node.inputs.iter().for_each(|v| last_read[v.index()] = i);
+        node.outputs.iter().for_each(|v| written_by[v.index()] = Some(i));
+    }
+    graph.outputs.iter().for_each(|(_, v)| last_read[v.index()] = usize::MAX);
+    let mut removed = vec![false; graph.nodes.len()];
+    for i in 0..graph.nodes.len() {
+        let Op::Add(add::Node { relu: false, .. }) = &graph.nodes[i].op else { continue };
+        let [first, second] = graph.nodes[i].inputs[..] else { continue };
+        for (a, b) in [(first, second), (second, first)] {
+            let (a, b) = (alias[a.index()], alias[b.index()]);
+            let (Some(at), Some(by)) = (written_by[a.index()], written_by[b.index()]) else { continue };
+            let output = graph.nodes[by].outputs.iter().position(|&o| o == b);
+            let Some(j) = output.filter(|j| graph.nodes[by].op.operator().accumulates().contains(j)) else { continue };
+            let fits = at < by && last_read[a.index()] <= i && uses[b.index()] == 1;
+            // From the op that would add to it on, nobody reads `a`; that op itself least of all.
+            let reads_a = |k: usize| graph.nodes[k].inputs.iter().any(|&v| alias[v.index()] == a);
+            let quiet = (by..i).all(|k| removed[k] || !reads_a(k));
+            if !fits || !quiet || graph.nodes[by].writes[j] != Write::Overwrite {
+                continue;
+            }
+            let c = graph.nodes[i].outputs[0];
+            graph.nodes[by].outputs[j] = a;
+            graph.nodes[by].writes[j] = Write::Accumulate;
+            alias[c.index()] = a;
+            last_read[a.index()] = last_read[c.index()];
+            written_by[a.index()] = Some(by);
+            removed[i] = true;
+            break;
+        }
+    }
+    let mut gone = removed.into_iter();
+    graph.nodes.retain(|_| !gone.next().unwrap_or(false));
+    for node in &mut graph.nodes {
+        node.inputs.iter_mut().chain(&mut node.outputs).for_each(|v| *v = alias[v.index()]);
+    }
+    graph.outputs.iter_mut().for_each(|(_, v)| *v = alias[v.index()]);
+    graph.parameters.iter_mut().filter_map(|p| p.grad.as_mut()).for_each(|v| *v = alias[v.index()]);
+}
