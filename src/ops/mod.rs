@@ -5,9 +5,13 @@
 
 pub mod add;
 pub mod batch_norm;
+pub mod block_end;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod linear;
+pub mod norm;
+pub mod norm_conv;
+pub mod norm_pool;
 mod parallel;
 pub mod pool;
 pub mod relu;
@@ -231,9 +235,13 @@ impl<T: Real> HostIo<'_, T> {
 pub enum Op {
     Add(add::Node),
     BatchNorm(batch_norm::Node),
+    BlockEnd(block_end::Node),
     Conv2d(conv2d::Node),
     CrossEntropy(cross_entropy::Node),
     Linear(linear::Node),
+    Norm(norm::Node),
+    NormConv(norm_conv::Node),
+    NormPool(norm_pool::Node),
     Pool(pool::Node),
     Relu(relu::Node),
     Shortcut(shortcut::Node),
@@ -245,9 +253,13 @@ impl Op {
         match self {
             Self::Add(o) => o,
             Self::BatchNorm(o) => o,
+            Self::BlockEnd(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
             Self::Linear(o) => o,
+            Self::Norm(o) => o,
+            Self::NormConv(o) => o,
+            Self::NormPool(o) => o,
             Self::Pool(o) => o,
             Self::Relu(o) => o,
             Self::Shortcut(o) => o,
@@ -259,9 +271,13 @@ impl Op {
         match self {
             Self::Add(o) => o,
             Self::BatchNorm(o) => o,
+            Self::BlockEnd(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
             Self::Linear(o) => o,
+            Self::Norm(o) => o,
+            Self::NormConv(o) => o,
+            Self::NormPool(o) => o,
             Self::Pool(o) => o,
             Self::Relu(o) => o,
             Self::Shortcut(o) => o,

@@ -1,0 +1,60 @@
+//! The end of a residual block in one pass, batch norms included:
+//! `y = max(a * a_scale[c] + a_shift[c] + b * b_scale[c] + b_shift[c], 0)`, each scale and shift and the ReLU where set.
+//!
+//! With `signs` it also leaves one bit an element, whether y > 0: all that the backward pass needs of y.
+//! Bit `c % 8` of byte `c / 8` of a pixel is channel c.
+
+use super::norm::sign_bytes;
+use super::{HostIo, HostOp, Io, Operator};
+use crate::device::{Launch, Target};
+use crate::tensor::{Real, TensorType};
+use crate::{Error, Result};
+
+/// A block's end in a graph: `a, b [, a_scale, a_shift] [, b_scale, b_shift] -> y [, signs]`.
+///
+/// An operand with a scale is transformed and added in f32; only the sum is rounded to the storage type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// N, H, W, C of a, b and y.
+    pub shape: [usize; 4],
+    /// Whether a has a scale and a shift, and whether b has.
+    pub affine: [bool; 2],
+    /// Whether negative results become 0.
+    pub relu: bool,
+    /// Whether the signs are left too.
+    pub signs: bool,
+}
+
+impl Operator for Node {
+    fn name(&self) -> &'static str {
+        "block_end_fwd"
+    }
+
+    fn inputs(&self) -> Vec<TensorType> {
+        let mut types = vec![TensorType::real(self.shape); 2];
+        let affine = self.affine.iter().filter(|&&on| on).count();
+        types.extend(vec![TensorType::stat([self.shape[3]]); 2 * affine]);
+        types
+    }
+
+    fn outputs(&self) -> Vec<TensorType> {
+        let [n, h, w, c] = self.shape;
+        let mut types = vec![TensorType::real(self.shape)];
+        types.extend(self.signs.then(|| TensorType::byte([n, h, w, sign_bytes(c)])));
+        types
+    }
+
+    fn flops(&self) -> u64 {
+        5 * self.shape.iter().product::<usize>() as u64
+    }
+
+    fn launches(&self, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
+        Err(Error::unsupported(self.name(), "not built yet"))
+    }
+}
+
+impl<T: Real> HostOp<T> for Node {
+    fn reference(&self, _io: &mut HostIo<'_, T>) {
+        unimplemented!()
+    }
+}

@@ -1,0 +1,140 @@
+//! Convolution fused with the batch norms and ReLUs around it: [`conv2d`](super::conv2d) with what
+//! [`norm`](super::norm) defines done while operands are loaded and results are stored.
+
+use super::conv2d::{self, Conv2d};
+use super::norm::{self, Correction, Prologue};
+use super::{HostIo, HostOp, Io, Operator};
+use crate::device::{Launch, Target};
+use crate::tensor::{Real, TensorType};
+use crate::{Error, Result};
+
+/// One pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// `x, w [, x_scale, x_shift: prologue] [, scale] [, shift] [, residual] -> y [, mean, var]`.
+    Fwd {
+        /// How x is loaded.
+        prologue: Option<Prologue>,
+        /// What is done to the sum, as in conv2d.
+        epilogue: conv2d::Epilogue,
+        /// Whether the moments of y, as stored, are left too: mean and biased variance of each channel.
+        moments: bool,
+    },
+    /// `g, w [, y [, a], b, c: correction] [, operands of the epilogue] -> dx [, sums of the epilogue]`.
+    BwdX {
+        /// How dy is loaded.
+        correction: Option<Correction>,
+        /// What is done to dx.
+        epilogue: Option<norm::Epilogue>,
+    },
+    /// `g, x [, y [, a], b, c: correction] [, x_scale, x_shift: prologue] -> dw`, in f32.
+    BwdW {
+        /// How dy is loaded.
+        correction: Option<Correction>,
+        /// How x is loaded.
+        prologue: Option<Prologue>,
+    },
+}
+
+/// A fused convolution's pass in a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// The convolution.
+    pub conv: Conv2d,
+    /// The pass.
+    pub pass: Pass,
+}
+
+impl Node {
+    /// The operands of a prologue.
+    fn prologue(&self, prologue: Option<Prologue>) -> Vec<TensorType> {
+        prologue.map_or(Vec::new(), |_| vec![TensorType::stat([self.conv.spec().c]); 2])
+    }
+
+    /// The operands of a correction.
+    fn correction(&self, correction: Option<Correction>) -> Vec<TensorType> {
+        let Some(Correction { a }) = correction else { return Vec::new() };
+        let mut types = vec![self.conv.y()];
+        types.extend(vec![TensorType::stat([self.conv.spec().k]); 2 + usize::from(a)]);
+        types
+    }
+
+    fn x_shape(&self) -> [usize; 4] {
+        let conv2d::Spec { n, h, w, c, .. } = *self.conv.spec();
+        [n, h, w, c]
+    }
+}
+
+impl Operator for Node {
+    fn name(&self) -> &'static str {
+        match self.pass {
+            Pass::Fwd { .. } => "norm_conv_fwd",
+            Pass::BwdX { .. } => "norm_conv_bwd_x",
+            Pass::BwdW { .. } => "norm_conv_bwd_w",
+        }
+    }
+
+    fn inputs(&self) -> Vec<TensorType> {
+        let (c, w) = (&self.conv, TensorType::real(self.conv.w_shape()));
+        let per_output = TensorType::stat([c.spec().k]);
+        match self.pass {
+            Pass::Fwd { prologue, epilogue: e, .. } => {
+                let mut types = vec![c.x(), w];
+                types.extend(self.prologue(prologue));
+                types.extend([e.scale, e.shift].iter().filter(|&&on| on).map(|_| per_output.clone()));
+                types.extend(e.residual.then(|| c.y()));
+                types
+            }
+            Pass::BwdX { correction, epilogue } => {
+                let mut types = vec![c.y(), w];
+                types.extend(self.correction(correction));
+                types.extend(epilogue.iter().flat_map(|e| e.operands(self.x_shape())));
+                types
+            }
+            Pass::BwdW { correction, prologue } => {
+                let mut types = vec![c.y(), c.x()];
+                types.extend(self.correction(correction));
+                types.extend(self.prologue(prologue));
+                types
+            }
+        }
+    }
+
+    fn outputs(&self) -> Vec<TensorType> {
+        let c = &self.conv;
+        match self.pass {
+            Pass::Fwd { moments, .. } => {
+                let mut types = vec![c.y()];
+                types.extend(vec![TensorType::stat([c.spec().k]); if moments { 2 } else { 0 }]);
+                types
+            }
+            Pass::BwdX { epilogue, .. } => {
+                let mut types = vec![c.x()];
+                types.extend(epilogue.iter().flat_map(|e| e.sums(c.spec().c)));
+                types
+            }
+            Pass::BwdW { .. } => vec![TensorType::stat(c.w_shape())],
+        }
+    }
+
+    fn accumulates(&self) -> &'static [usize] {
+        match self.pass {
+            Pass::Fwd { .. } => &[],
+            Pass::BwdX { .. } | Pass::BwdW { .. } => &[0],
+        }
+    }
+
+    fn flops(&self) -> u64 {
+        2 * self.conv.macs()
+    }
+
+    fn launches(&self, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
+        Err(Error::unsupported(self.name(), "not built yet"))
+    }
+}
+
+impl<T: Real> HostOp<T> for Node {
+    fn reference(&self, _io: &mut HostIo<'_, T>) {
+        unimplemented!()
+    }
+}

@@ -1,0 +1,93 @@
+//! Pooling fused with the batch norm and ReLU before it: [`pool`](super::pool) with what [`norm`](super::norm) defines
+//! done while x is loaded and dx is stored.
+
+use super::norm::{self, Prologue};
+use super::pool::{Kind, Pool};
+use super::{HostIo, HostOp, Io, Operator};
+use crate::device::{Launch, Target};
+use crate::tensor::{Real, TensorType};
+use crate::{Error, Result};
+
+/// One pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// `x, x_scale, x_shift: prologue -> y`, and for a maximum also `index`, as in pool.
+    Fwd(Prologue),
+    /// `dy [, index], operands of the epilogue -> dx, sums of the epilogue`.
+    Bwd(norm::Epilogue),
+}
+
+/// A fused pooling's pass in a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// The pooling.
+    pub pool: Pool,
+    /// The pass.
+    pub pass: Pass,
+}
+
+impl Node {
+    /// `y`, and for a maximum `index`.
+    fn results(&self) -> Vec<TensorType> {
+        let mut types = vec![TensorType::real(self.pool.y_shape())];
+        types.extend((self.pool.spec().kind == Kind::Max).then(|| TensorType::byte(self.pool.y_shape())));
+        types
+    }
+}
+
+impl Operator for Node {
+    fn name(&self) -> &'static str {
+        match (self.pool.spec().kind, self.pass) {
+            (Kind::Max, Pass::Fwd(_)) => "norm_pool_max_fwd",
+            (Kind::Max, Pass::Bwd(_)) => "norm_pool_max_bwd",
+            (Kind::Average { .. }, Pass::Fwd(_)) => "norm_pool_avg_fwd",
+            (Kind::Average { .. }, Pass::Bwd(_)) => "norm_pool_avg_bwd",
+        }
+    }
+
+    fn inputs(&self) -> Vec<TensorType> {
+        match self.pass {
+            Pass::Fwd(_) => {
+                let number = TensorType::stat([self.pool.spec().x[3]]);
+                vec![self.pool.x(), number.clone(), number]
+            }
+            Pass::Bwd(epilogue) => {
+                let mut types = self.results();
+                types.extend(epilogue.operands(self.pool.spec().x));
+                types
+            }
+        }
+    }
+
+    fn outputs(&self) -> Vec<TensorType> {
+        match self.pass {
+            Pass::Fwd(_) => self.results(),
+            Pass::Bwd(epilogue) => {
+                let mut types = vec![self.pool.x()];
+                types.extend(epilogue.sums(self.pool.spec().x[3]));
+                types
+            }
+        }
+    }
+
+    fn accumulates(&self) -> &'static [usize] {
+        match self.pass {
+            Pass::Fwd(_) => &[],
+            Pass::Bwd(_) => &[0],
+        }
+    }
+
+    fn flops(&self) -> u64 {
+        3 * self.pool.x().shape.len() as u64
+    }
+
+    fn launches(&self, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
+        Err(Error::unsupported(self.name(), "not built yet"))
+    }
+}
+
+impl<T: Real> HostOp<T> for Node {
+    fn reference(&self, _io: &mut HostIo<'_, T>) {
+        unimplemented!()
+    }
+}
