@@ -55,7 +55,7 @@ impl Program {
         if optimizer.is_some() && graph.parameters.iter().any(|p| p.grad.is_none()) {
             return Err(Error::invalid("optimizer", "the graph has not been differentiated"));
         }
-        let fused = fuse(graph);
+        let fused = fuse(graph, device);
         let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
         let graph = fused.graph;
         let mut program =

@@ -5,10 +5,14 @@
 //! stores it. Every rewrite keeps the numbers, but for the rounding of intermediate results that are no longer stored.
 
 mod accumulate;
+mod index;
+mod norms;
+mod prologue;
 
 use std::collections::HashMap;
 
 use super::{Graph, Node, ValueId};
+use crate::device::Device;
 use crate::ops::{batch_norm, conv2d, relu, Op};
 
 /// A graph after fusion.
@@ -41,8 +45,9 @@ struct Fuser {
     prepare: Vec<Node>,
 }
 
-/// Applies every rewrite to `graph`.
-pub(super) fn fuse(graph: &Graph) -> Fused {
+/// Applies every rewrite to `graph`. Batch norms in training are taken to pieces for devices that run kernels; the CPU
+/// computes them whole.
+pub(super) fn fuse(graph: &Graph, device: &Device) -> Fused {
     let mut fuser = Fuser::new(graph.clone());
     for i in 0..fuser.graph.nodes.len() {
         match fuser.graph.nodes[i].op {
@@ -55,6 +60,10 @@ pub(super) fn fuse(graph: &Graph) -> Fused {
     fuser.settle();
     let mut fused = fuser.finish();
     accumulate::in_place(&mut fused.graph);
+    if matches!(device, Device::Kernels(_)) {
+        norms::split(&mut fused.graph);
+        prologue::load_norms(&mut fused);
+    }
     fused
 }
 
