@@ -53,6 +53,7 @@ impl Builder {
             outputs: Vec::new(),
             loss: None,
             grad_scale: 1.0,
+            recompute: false,
         };
         Self { graph, names: HashSet::new() }
     }

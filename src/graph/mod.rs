@@ -122,12 +122,19 @@ pub struct Graph {
     pub(crate) outputs: Vec<(String, ValueId)>,
     pub(crate) loss: Option<ValueId>,
     pub(crate) grad_scale: f64,
+    pub(crate) recompute: bool,
 }
 
 impl Graph {
     /// What the graph was built for.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// Lets programs on devices that run kernels compute the outputs of 1x1 convolutions again in the backward pass instead
+    /// of keeping them: less memory, more work, the same numbers. On the CPU it changes nothing.
+    pub fn recompute(&mut self) {
+        self.recompute = true;
     }
 
     /// The parameters, in the order in which they were built.

@@ -8,6 +8,7 @@ mod accumulate;
 mod index;
 mod norms;
 mod prologue;
+mod recompute;
 
 use std::collections::HashMap;
 
@@ -62,6 +63,9 @@ pub(super) fn fuse(graph: &Graph, device: &Device) -> Fused {
     accumulate::in_place(&mut fused.graph);
     if matches!(device, Device::Kernels(_)) {
         norms::split(&mut fused.graph);
+        if graph.recompute {
+            recompute::bottlenecks(&mut fused.graph);
+        }
         prologue::load_norms(&mut fused);
     }
     fused

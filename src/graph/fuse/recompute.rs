@@ -1,0 +1,50 @@
+//! Less memory for more work: the outputs of bottlenecks are computed again in the backward pass instead of kept.
+//!
+//! A bottleneck here is a 1x1 convolution whose batch norm was taken to pieces. Its input is there anyway, and its
+//! moments are kept, so that the second run is the bare convolution: the same bits, and no running statistics.
+
+use std::collections::HashSet;
+
+use super::index::Index;
+use crate::graph::{Graph, Node, Origin, ValueId};
+use crate::ops::{norm_conv, Op, Write};
+
+/// Computes the output of every bottleneck again before the backward pass reads it.
+pub(super) fn bottlenecks(graph: &mut Graph) {
+    let index = Index::new(graph);
+    let Some(loss) = graph.nodes.iter().position(|n| n.outputs.first() == graph.loss.as_ref()) else { return };
+    let mut again: Vec<(usize, Node)> = Vec::new();
+    let mut dropped: HashSet<ValueId> = HashSet::new();
+    for i in 0..loss {
+        let node = &graph.nodes[i];
+        let Op::NormConv(norm_conv::Node { conv, pass: norm_conv::Pass::Fwd { prologue, epilogue, moments: true } }) =
+            node.op
+        else {
+            continue;
+        };
+        let (x, y) = (node.inputs[0], node.outputs[0]);
+        let Some(&(first, _)) = index.readers(y).iter().find(|&&(reader, _)| reader > loss) else { continue };
+        if conv.spec().kernel != [1, 1] || dropped.contains(&x) || index.writers(y).len() > 1 {
+            continue;
+        }
+        dropped.insert(y);
+        let inputs = node.inputs.clone();
+        let copy = graph.add_value(conv.y(), Origin::Node);
+        let op =
+            Op::NormConv(norm_conv::Node { conv, pass: norm_conv::Pass::Fwd { prologue, epilogue, moments: false } });
+        again.push((first, Node { op, inputs, outputs: vec![copy], writes: vec![Write::Overwrite] }));
+        for &(reader, at) in index.readers(y).iter().filter(|&&(reader, _)| reader > loss) {
+            graph.nodes[reader].inputs[at] = copy;
+        }
+    }
+    again.sort_by_key(|&(before, _)| before);
+    let mut again = again.into_iter().peekable();
+    let mut nodes = Vec::with_capacity(graph.nodes.len());
+    for (i, node) in std::mem::take(&mut graph.nodes).into_iter().enumerate() {
+        while let Some((_, copy)) = again.next_if(|&(before, _)| before == i) {
+            nodes.push(copy);
+        }
+        nodes.push(node);
+    }
+    graph.nodes = nodes;
+}
