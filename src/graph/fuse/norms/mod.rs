@@ -1,0 +1,242 @@
+//! Batch norms in training without passes over memory of their own.
+//!
+//! A batch norm is taken to [pieces](crate::ops::norm). Whoever stores its input leaves the moments; the activation is
+//! never stored, it is *pending*: whoever reads it (a convolution, a pooling, the end of a block) applies scale, shift
+//! and ReLU while it loads. Backward, the op that stores the gradient of the activation masks it and leaves the two sums,
+//! and the gradient of the input is pending: a convolution's backward passes apply the correction while they load.
+//! Where the op that stores a gradient cannot do its part, a [`norm::Pass::Gradient`] does; where a reader cannot load
+//! what is pending, the batch norm stays whole.
+//!
+//! The input is either a convolution's output of its own (this file) or a slice of a concatenation (`shared`), of which
+//! all batch norms share the moments and add up their gradients.
+
+mod place;
+mod rewrite;
+mod shared;
+
+use std::collections::BTreeMap;
+
+use super::index::Index;
+use super::{Fused, View};
+use crate::graph::{Graph, Origin, ValueId};
+use crate::ops::batch_norm::{self, BatchNorm};
+use crate::ops::norm::{self, Epilogue};
+use crate::ops::{add, conv2d, pool, relu, Op, Write};
+use crate::tensor::TensorType;
+
+/// A batch norm that is taken to pieces.
+#[derive(Clone, Copy)]
+struct Norm {
+    bn: BatchNorm,
+    relu: bool,
+    /// Its backward node.
+    bwd: usize,
+    /// Its input and the gradient of that; the activation and its gradient.
+    y: ValueId,
+    dy: ValueId,
+    z: ValueId,
+    dz: ValueId,
+    mean: ValueId,
+    var: ValueId,
+    scale: ValueId,
+    shift: ValueId,
+    /// The numbers of the correction; without `a` the input is shared.
+    a: Option<ValueId>,
+    b: ValueId,
+    c: ValueId,
+}
+
+/// The end of a residual block with a pending operand.
+struct End {
+    /// For each operand the batch norm behind it, where that is pending.
+    norms: [Option<usize>; 2],
+    /// The backward node of the ReLU, and the signs that it needs, where there is a ReLU.
+    relu: Option<(usize, ValueId)>,
+}
+
+/// What the op that stores a gradient does to it on top.
+struct Tail {
+    epilogue: Epilogue,
+    operands: Vec<ValueId>,
+    sums: Vec<ValueId>,
+    /// Where it is stored, and how, if not as before.
+    store: Option<(ValueId, Write)>,
+}
+
+/// A pending gradient: `a g + b y + c`.
+#[derive(Clone, Copy)]
+struct Pending {
+    g: ValueId,
+    y: ValueId,
+    a: Option<ValueId>,
+    b: ValueId,
+    c: ValueId,
+}
+
+/// Norms by their forward node, ends by their addition.
+type Norms = BTreeMap<usize, Norm>;
+type Ends = BTreeMap<usize, End>;
+
+/// What is decided about a graph before it is rewritten.
+struct Plan {
+    index: Index,
+    norms: Norms,
+    ends: Ends,
+    /// The nodes whose first output's moments are wanted: mean and variance.
+    moments: BTreeMap<usize, [ValueId; 2]>,
+    /// The pending gradients by the values that they replace.
+    pending: BTreeMap<ValueId, Pending>,
+}
+
+/// Takes every batch norm of `fused` to pieces that can be.
+pub(super) fn split(fused: &mut Fused) {
+    let index = Index::new(&fused.graph, &fused.views);
+    let mut plan =
+        Plan { index, norms: Norms::new(), ends: Ends::new(), moments: BTreeMap::new(), pending: BTreeMap::new() };
+    shared::find(fused, &mut plan);
+    for i in 0..fused.graph.nodes.len() {
+        if let Some((conv, norm)) = plan.find_own(&mut fused.graph, i) {
+            plan.moments.insert(conv, [norm.mean, norm.var]);
+            plan.norms.insert(i, norm);
+        }
+    }
+    plan.find_ends(&mut fused.graph);
+    let placed = place::gradients(&mut fused.graph, plan);
+    rewrite::rewrite(&mut fused.graph, placed);
+    fused.views.resize(fused.graph.values.len(), None);
+}
+
+/// A batch norm in training with its backward node.
+struct Pair {
+    bn: BatchNorm,
+    relu: bool,
+    bwd: usize,
+    y: ValueId,
+    dy: ValueId,
+    z: ValueId,
+    dz: ValueId,
+}
+
+impl Plan {
+    /// The batch norm of node `i`, if all readers of the activation can load it pending.
+    fn find_pair(&self, graph: &Graph, i: usize) -> Option<Pair> {
+        let node = &graph.nodes[i];
+        let Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Train { relu } }) = node.op else {
+            return None;
+        };
+        let (y, z) = (node.inputs[0], node.outputs[0]);
+        let &[(bwd, 3)] = self.index.readers(node.outputs[1]) else { return None };
+        let (dz, dy) = (graph.nodes[bwd].inputs[0], graph.nodes[bwd].outputs[0]);
+        self.takes_pending(graph, z, relu, bwd).then_some(Pair { bn, relu, bwd, y, dy, z, dz })
+    }
+
+    /// The batch norm of node `i` after a convolution whose output nobody else reads, and that convolution's node.
+    fn find_own(&self, graph: &mut Graph, i: usize) -> Option<(usize, Norm)> {
+        let Pair { bn, relu, bwd, y, dy, z, dz } = self.find_pair(graph, i)?;
+        let index = &self.index;
+        let &[conv] = index.writers(y) else { return None };
+        let Op::Conv2d(conv2d::Node { conv: shape, pass: conv2d::Pass::Fwd(epilogue) }) = graph.nodes[conv].op else {
+            return None;
+        };
+        let plain = epilogue == conv2d::Epilogue::default() && graph.nodes[bwd].writes[0] == Write::Overwrite;
+        let alone = index.is_alone(y) && index.is_alone(dy) && !index.is_output(y);
+        let private = index.readers(y).iter().all(|&(reader, _)| reader == i || reader == bwd);
+        let corrected =
+            index.writers(dy) == [bwd] && index.readers(dy).iter().all(|&r| is_gradient_of(graph, shape, r));
+        if !plain || !alone || !private || !corrected || self.norms.contains_key(&i) {
+            return None;
+        }
+        let mut number = || graph.add_value(bn.per_channel(), Origin::Node);
+        let [mean, var, scale, shift, a, b, c] = std::array::from_fn(|_| number());
+        Some((conv, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a: Some(a), b, c }))
+    }
+
+    /// Whether all readers of the activation `z` can load it pending.
+    fn takes_pending(&self, graph: &Graph, z: ValueId, relu: bool, bwd: usize) -> bool {
+        let index = &self.index;
+        let (mut ends, mut others) = (0, 0);
+        let all = index.readers(z).iter().all(|&(reader, at)| match &graph.nodes[reader].op {
+            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. })
+            | Op::Pool(pool::Node { pass: pool::Pass::Fwd, .. }) => {
+                others += 1;
+                at == 0
+            }
+            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdW, .. }) => at == 1,
+            Op::Add(_) => {
+                ends += 1;
+                !relu
+            }
+            _ => reader == bwd,
+        });
+        let only = index.writers(z).len() == 1 && index.is_alone(z) && !index.is_output(z);
+        all && only && (ends == 0 || (ends == 1 && others == 0))
+    }
+
+    /// Finds the ends of blocks that load pending operands. A batch norm whose block's end cannot stays whole.
+    fn find_ends(&mut self, graph: &mut Graph) {
+        for i in 0..graph.nodes.len() {
+            let Op::Add(add::Node { relu, .. }) = graph.nodes[i].op else { continue };
+            let operands = [graph.nodes[i].inputs[0], graph.nodes[i].inputs[1]];
+            let mut pending = operands.map(|v| self.norms.iter().find(|(_, n)| n.z == v).map(|(&key, _)| key));
+            if let (false, [Some(_), Some(second)]) = (relu, pending) {
+                // The gradient's epilogue takes the sums of one.
+                self.keep_whole(second);
+                pending[1] = None;
+            }
+            if pending == [None; 2] {
+                continue;
+            }
+            let y = graph.nodes[i].outputs[0];
+            let bwd = self.find_relu(graph, y).filter(|&bwd| {
+                let ds = graph.nodes[bwd].outputs[0];
+                let norm = |key: &usize| &self.norms[key];
+                self.index.is_alone(ds)
+                    && pending.iter().flatten().map(norm).all(|n| {
+                        n.a.is_some() && n.dz == ds && self.index.last_writer(ds, n.bwd) == Some(bwd)
+                    })
+            });
+            let signs = match (bwd, graph.ty(y).shape.nhwc()) {
+                (Some(bwd), Some([n, h, w, c])) if relu => {
+                    let ty = TensorType::byte([n, h, w, norm::sign_bytes(c)]);
+                    Some((bwd, graph.add_value(ty, Origin::Node)))
+                }
+                _ => None,
+            };
+            if relu && signs.is_none() {
+                pending.into_iter().flatten().for_each(|key| self.keep_whole(key));
+            } else {
+                self.ends.insert(i, End { norms: pending, relu: signs });
+            }
+        }
+    }
+
+    fn keep_whole(&mut self, key: usize) {
+        if let Some(norm) = self.norms.remove(&key) {
+            self.moments.retain(|_, m| *m != [norm.mean, norm.var]);
+        }
+    }
+
+    /// The backward node of the ReLU that gave `y`.
+    fn find_relu(&self, graph: &Graph, y: ValueId) -> Option<usize> {
+        let is_bwd = |&&(reader, at): &&(usize, usize)| {
+            at == 1 && matches!(graph.nodes[reader].op, Op::Relu(relu::Node { pass: relu::Pass::Bwd, .. }))
+        };
+        self.index.readers(y).iter().find(is_bwd).map(|&(reader, _)| reader)
+    }
+}
+
+/// Whether `reader` is a backward pass of the convolution `shape` that reads this as its dy.
+fn is_gradient_of(graph: &Graph, shape: conv2d::Conv2d, (reader, at): (usize, usize)) -> bool {
+    match graph.nodes[reader].op {
+        Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::BwdX | conv2d::Pass::BwdW }) => at == 0 && conv == shape,
+        _ => false,
+    }
+}
+
+/// A value for a number of each channel of `root`, or of the slice `view` of it.
+fn slice(fused: &mut Fused, ty: TensorType, view: View) -> ValueId {
+    let value = fused.graph.add_value(ty, Origin::Node);
+    fused.views.resize(fused.graph.values.len(), None);
+    fused.views[value.index()] = Some(view);
+    value
+}

@@ -1,0 +1,128 @@
+//! Who masks each gradient and sums it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::{Norm, Pending, Plan, Tail};
+use crate::graph::{Graph, Node, Origin, ValueId};
+use crate::ops::batch_norm::BatchNorm;
+use crate::ops::norm::{self, Epilogue};
+use crate::ops::{conv2d, pool, Op, Write};
+
+/// A plan with a place for everything.
+pub(super) struct Placed {
+    pub plan: Plan,
+    /// What nodes that store gradients do on top.
+    pub tails: HashMap<usize, Tail>,
+    /// The sums of each batch norm.
+    pub sums: BTreeMap<usize, [ValueId; 2]>,
+    /// Gradients' own passes, each before a node.
+    pub passes: HashMap<usize, Node>,
+    pub removed: HashSet<usize>,
+    /// Values that lie where others do.
+    pub alias: HashMap<ValueId, ValueId>,
+}
+
+/// Decides for the end of each block and each batch norm of `plan`.
+pub(super) fn gradients(graph: &mut Graph, plan: Plan) -> Placed {
+    let mut placed = Placed {
+        plan,
+        tails: HashMap::new(),
+        sums: BTreeMap::new(),
+        passes: HashMap::new(),
+        removed: HashSet::new(),
+        alias: HashMap::new(),
+    };
+    placed.ends(graph);
+    placed.norms(graph);
+    placed
+}
+
+impl Placed {
+    fn ends(&mut self, graph: &mut Graph) {
+        let ends: Vec<_> = self.plan.ends.values().filter_map(|e| Some((e.norms, e.relu?))).collect();
+        for (keys, (bwd, signs)) in ends {
+            let keys: Vec<usize> = keys.into_iter().flatten().collect();
+            let bn = self.plan.norms[&keys[0]].bn;
+            let sums = numbers(graph, &bn, 1 + keys.len());
+            let mut operands = vec![signs];
+            keys.iter().for_each(|k| operands.extend([self.plan.norms[k].y, self.plan.norms[k].mean]));
+            let epilogue = Epilogue::Signs { norms: keys.len() };
+            let tail = Tail { epilogue, operands, sums: sums.clone(), store: None };
+            let (dz, ds) = (graph.nodes[bwd].inputs[0], graph.nodes[bwd].outputs[0]);
+            self.removed.insert(bwd);
+            if let Some(writer) = self.open_writer(graph, dz, bwd, true) {
+                self.tails.insert(writer, tail);
+                self.alias.insert(ds, dz);
+            } else {
+                self.passes.insert(bwd, pass(bn, tail, dz, (ds, Write::Overwrite)));
+            }
+            for (i, &key) in keys.iter().enumerate() {
+                self.sums.insert(key, [sums[0], sums[1 + i]]);
+                self.correct(key, ds);
+            }
+        }
+    }
+
+    /// The same for each batch norm that is not at the end of a block with a ReLU.
+    fn norms(&mut self, graph: &mut Graph) {
+        for key in self.plan.norms.keys().copied().collect::<Vec<_>>() {
+            if self.sums.contains_key(&key) {
+                continue;
+            }
+            let Norm { bn, relu, bwd, y, dy, dz, mean, scale, shift, a, .. } = self.plan.norms[&key];
+            let sums = numbers(graph, &bn, 2);
+            let shared = a.is_none();
+            let epilogue = Epilogue::Affine { relu, scaled: shared };
+            // A shared gradient is added to straight away: in its batch norm's place.
+            let store = shared.then(|| (dy, graph.nodes[bwd].writes[0]));
+            let tail = Tail { epilogue, operands: vec![y, scale, shift, mean], sums: sums.clone(), store };
+            let writer = self.open_writer(graph, dz, bwd, relu || shared);
+            let overwrites = |&w: &usize| graph.nodes[w].writes[0] == Write::Overwrite;
+            let mut g = dz;
+            if let Some(writer) = writer.filter(|w| !shared || overwrites(w)) {
+                self.tails.insert(writer, tail);
+            } else {
+                let store = store.unwrap_or_else(|| (graph.add_value(bn.x(), Origin::Node), Write::Overwrite));
+                g = store.0;
+                self.passes.insert(bwd, pass(bn, tail, dz, store));
+            }
+            self.sums.insert(key, [sums[0], sums[1]]);
+            if !shared {
+                self.correct(key, g);
+            }
+        }
+    }
+
+    /// The gradient of the input of the batch norm `key` is pending, `g` is stored.
+    fn correct(&mut self, key: usize, g: ValueId) {
+        let Norm { y, dy, a, b, c, .. } = self.plan.norms[&key];
+        self.plan.pending.insert(dy, Pending { g, y, a, b, c });
+    }
+
+    /// The node that leaves the gradient `dz` which `reader` reads, if it can do more to it. With `alone` nobody else
+    /// may read it.
+    fn open_writer(&self, graph: &Graph, dz: ValueId, reader: usize, alone: bool) -> Option<usize> {
+        let index = &self.plan.index;
+        let writer = index.last_writer(dz, reader)?;
+        let stores_gradient = matches!(
+            graph.nodes[writer].op,
+            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdX, .. })
+                | Op::Pool(pool::Node { pass: pool::Pass::Bwd, .. })
+        );
+        let free = index.is_alone(dz) && !index.is_output(dz) && !self.tails.contains_key(&writer);
+        (stores_gradient && free && (!alone || index.sole_reader(dz, writer, reader))).then_some(writer)
+    }
+}
+
+fn numbers(graph: &mut Graph, bn: &BatchNorm, count: usize) -> Vec<ValueId> {
+    (0..count).map(|_| graph.add_value(bn.per_channel(), Origin::Node)).collect()
+}
+
+/// The pass that masks and sums `dz` by itself.
+fn pass(bn: BatchNorm, tail: Tail, dz: ValueId, (g, write): (ValueId, Write)) -> Node {
+    let op = Op::Norm(norm::Node { bn, pass: norm::Pass::Gradient(tail.epilogue) });
+    let mut writes = vec![Write::Overwrite; 1 + tail.sums.len()];
+    writes[0] = write;
+    let inputs = std::iter::once(dz).chain(tail.operands).collect();
+    Node { op, inputs, outputs: std::iter::once(g).chain(tail.sums).collect(), writes }
+}
