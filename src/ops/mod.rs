@@ -5,6 +5,7 @@
 
 pub mod add;
 pub mod batch_norm;
+pub mod concat;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod linear;
@@ -231,6 +232,7 @@ impl<T: Real> HostIo<'_, T> {
 pub enum Op {
     Add(add::Node),
     BatchNorm(batch_norm::Node),
+    Concat(concat::Node),
     Conv2d(conv2d::Node),
     CrossEntropy(cross_entropy::Node),
     Linear(linear::Node),
@@ -245,6 +247,7 @@ impl Op {
         match self {
             Self::Add(o) => o,
             Self::BatchNorm(o) => o,
+            Self::Concat(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
             Self::Linear(o) => o,
@@ -259,6 +262,7 @@ impl Op {
         match self {
             Self::Add(o) => o,
             Self::BatchNorm(o) => o,
+            Self::Concat(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
             Self::Linear(o) => o,
@@ -274,6 +278,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
     [
         add::KERNELS,
         batch_norm::KERNELS,
+        concat::KERNELS,
         conv2d::KERNELS,
         cross_entropy::KERNELS,
         pool::KERNELS,
