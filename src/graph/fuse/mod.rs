@@ -5,9 +5,11 @@
 //! stores it. Every rewrite keeps the numbers, but for the rounding of intermediate results that are no longer stored.
 
 mod accumulate;
+mod concat;
 
 use std::collections::HashMap;
 
+pub(super) use self::concat::View;
 use super::{Graph, Node, ValueId};
 use crate::ops::{batch_norm, conv2d, relu, Op};
 
@@ -17,6 +19,18 @@ pub(super) struct Fused {
     pub graph: Graph,
     /// The first so many nodes depend on parameters and buffers only: they run once after these have been set.
     pub prepare: usize,
+    /// For each value that is a slice of another one's channels, where it lies: see [`View`]. It has no memory of its
+    /// own, and its root lives as long as any of its slices.
+    pub views: Vec<Option<View>>,
+}
+
+/// How an executor's tensors lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tensors {
+    /// All are dense: the host.
+    Dense,
+    /// Images may be slices of the channels of others: kernels.
+    Strided,
 }
 
 /// What still has to be done to a stored value: `relu(scale[c] * v + shift[c] + residual)`.
@@ -42,7 +56,7 @@ struct Fuser {
 }
 
 /// Applies every rewrite to `graph`.
-pub(super) fn fuse(graph: &Graph) -> Fused {
+pub(super) fn fuse(graph: &Graph, tensors: Tensors) -> Fused {
     let mut fuser = Fuser::new(graph.clone());
     for i in 0..fuser.graph.nodes.len() {
         match fuser.graph.nodes[i].op {
@@ -55,6 +69,10 @@ pub(super) fn fuse(graph: &Graph) -> Fused {
     fuser.settle();
     let mut fused = fuser.finish();
     accumulate::in_place(&mut fused.graph);
+    fused.views = match tensors {
+        Tensors::Dense => vec![None; fused.graph.values.len()],
+        Tensors::Strided => concat::in_place(&mut fused.graph),
+    };
     fused
 }
 
@@ -214,7 +232,7 @@ impl Fuser {
         let kept = self.graph.nodes.into_iter().zip(removed).filter(|(_, gone)| !gone).map(|(n, _)| n);
         let prepare = self.prepare.len();
         let nodes = self.prepare.into_iter().chain(kept).collect();
-        Fused { graph: Graph { nodes, ..self.graph }, prepare }
+        Fused { graph: Graph { nodes, ..self.graph }, prepare, views: Vec::new() }
     }
 }
 
