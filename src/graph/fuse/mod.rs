@@ -6,6 +6,7 @@
 
 mod accumulate;
 mod concat;
+mod transition;
 
 use std::collections::HashMap;
 
@@ -57,7 +58,9 @@ struct Fuser {
 
 /// Applies every rewrite to `graph`.
 pub(super) fn fuse(graph: &Graph, tensors: Tensors) -> Fused {
-    let mut fuser = Fuser::new(graph.clone());
+    let mut graph = graph.clone();
+    transition::pool_first(&mut graph);
+    let mut fuser = Fuser::new(graph);
     for i in 0..fuser.graph.nodes.len() {
         match fuser.graph.nodes[i].op {
             Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Infer { .. }, .. }) => fuser.defer_norm(i),
