@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Buffer, Graph, Mode, Origin, Parameter, ParameterKind, ValueId};
-use crate::ops::{add, batch_norm, conv2d, cross_entropy, linear, pool, relu, shortcut, Op};
+use crate::ops::{add, batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, shortcut, Op};
 use crate::tensor::{Shape, TensorType};
 use crate::{Error, Result};
 
@@ -131,6 +131,20 @@ impl Builder {
             return Err(Error::Shape { what: "add".into(), expected: shape, found: other });
         }
         Ok(self.node(Op::Add(add::Node { shape, relu: false }), vec![a, b], &[])[0])
+    }
+
+    /// The channels of `parts` side by side, in order; fails where there are none or their images differ in number or
+    /// size.
+    pub fn concat(&mut self, parts: &[ValueId]) -> Result<ValueId> {
+        let shapes: Vec<_> = parts.iter().map(|&part| self.shape(part)).collect();
+        let pixels = shapes.first().map_or([0; 3], |&[n, h, w, _]| [n, h, w]);
+        if let Some(&[n, h, w, c]) = shapes.iter().find(|[n, h, w, _]| [*n, *h, *w] != pixels) {
+            let expected = [pixels[0], pixels[1], pixels[2], c].into();
+            return Err(Error::Shape { what: "concat".into(), expected, found: [n, h, w, c].into() });
+        }
+        let channels = shapes.iter().map(|shape| shape[3]).collect();
+        let concat = concat::Concat::new(concat::Spec { pixels, channels })?;
+        Ok(self.node(Op::Concat(concat.fwd()), parts.to_vec(), &[])[0])
     }
 
     /// Pooling.

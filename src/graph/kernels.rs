@@ -86,8 +86,16 @@ impl Binder<'_> {
         let Some(slot) = self.plan.slots[value.index()] else {
             unreachable!("every value that an op touches has a place")
         };
-        let pixel_stride = self.fused.graph.ty(value).shape.dims().last().copied().unwrap_or(1);
-        Ok(Arg { view: self.view(&slot)?, pixel_stride, write })
+        let shape = &self.fused.graph.ty(value).shape;
+        let channels = |v: ValueId| self.fused.graph.ty(v).shape.dims().last().copied().unwrap_or(1);
+        let (len, pixel_stride) = match self.fused.views[value.index()] {
+            Some(view) => {
+                let stride = channels(view.root);
+                ((shape.len() / channels(value) - 1) * stride + channels(value), stride)
+            }
+            None => (slot.len, channels(value)),
+        };
+        Ok(Arg { view: self.view(&Slot { len, ..slot })?, pixel_stride, write })
     }
 
     fn view(&self, slot: &Slot) -> Result<View> {

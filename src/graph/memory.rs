@@ -1,7 +1,7 @@
 //! The memory plan: a fixed place in one arena for every value of a fused graph.
 //!
 //! The arena starts with what lives on between runs (parameters, gradients, velocities, buffers); behind it, values
-//! whose lifetimes do not meet share their bytes.
+//! whose lifetimes do not meet share their bytes. A slice of another value's channels lies inside that one.
 
 use super::fuse::Fused;
 use super::{Graph, Origin, ValueId};
@@ -113,6 +113,7 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
             Target::Scratch(i) => scratch[i] = Some(Slot { offset, len: scratch_bytes[i], elem: Elem::Byte }),
         }
     }
+    place_views(fused, storage, &mut slots);
     Plan { arena_bytes: arena_bytes.max(ALIGN), state_bytes, slots, scratch, flat }
 }
 
@@ -161,12 +162,23 @@ fn part(whole: Slot, at: usize, ty: &TensorType, storage: Storage) -> Slot {
     Slot { offset: whole.offset + at * storage.bytes(whole.elem), len: ty.shape.len(), elem: ty.elem }
 }
 
+/// Places the slices of other values' channels, each at its first element.
+fn place_views(fused: &Fused, storage: Storage, slots: &mut [Option<Slot>]) {
+    for (i, view) in fused.views.iter().enumerate() {
+        let Some((view, root)) = view.and_then(|view| Some((view, slots[view.root.index()]?))) else { continue };
+        let ty = &fused.graph.values[i].ty;
+        let offset = root.offset + view.channel * storage.bytes(ty.elem);
+        slots[i] = Some(Slot { offset, len: ty.shape.len(), elem: ty.elem });
+    }
+}
+
 /// The bytes and lifetime of every value without a slot and of all scratch memory.
 fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_bytes: &[usize]) -> Vec<Block> {
     let graph = &fused.graph;
     let end = graph.nodes.len();
     let mut span: Vec<Option<(usize, usize)>> = vec![None; graph.values.len()];
     let mut touch = |v: ValueId, i: usize| {
+        let v = fused.views[v.index()].map_or(v, |view| view.root);
         let s = span[v.index()].get_or_insert((i, i));
         *s = (s.0.min(i), s.1.max(i));
     };

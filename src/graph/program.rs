@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::fuse::{fuse, Fused};
+use super::fuse::{fuse, Fused, Runner};
 use super::host::{self, HostProgram};
 use super::interpreter::find;
 use super::kernels::{self, KernelProgram};
@@ -55,7 +55,11 @@ impl Program {
         if optimizer.is_some() && graph.parameters.iter().any(|p| p.grad.is_none()) {
             return Err(Error::invalid("optimizer", "the graph has not been differentiated"));
         }
-        let fused = fuse(graph, device);
+        let runner = match device {
+            Device::Cpu => Runner::Host,
+            Device::Kernels(_) => Runner::Kernels,
+        };
+        let fused = fuse(graph, runner);
         let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
         let graph = fused.graph;
         let mut program =

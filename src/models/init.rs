@@ -33,6 +33,8 @@ pub struct Scheme {
 impl Scheme {
     /// Residual networks (the authors' `resnet.lua`): He normal over the outputs, linear weights uniform, biases 0.
     pub const RESIDUAL: Self = Self { conv: Fill::HeFanOut, linear: Fill::Uniform, bias: Fill::Zero };
+    /// DenseNet as torchvision: He normal over the inputs, linear weights uniform, biases 0.
+    pub const DENSE: Self = Self { conv: Fill::HeFanIn, linear: Fill::Uniform, bias: Fill::Zero };
     /// VGG as torchvision: He normal over the outputs, linear weights of deviation 0.01, biases 0.
     pub const VGG: Self = Self { conv: Fill::HeFanOut, linear: Fill::Normal(0.01), bias: Fill::Zero };
     /// Torch's defaults.
@@ -128,6 +130,18 @@ mod tests {
             all(name, value);
         }
         all("layer2.0.bn2.running_var", 1.0);
+    }
+
+    #[test]
+    fn densenets_start_as_in_torchvision() {
+        let s = state("densenet_bc22_k8_cifar", 3);
+        for (name, fan_in) in [("denseblock3.denselayer3.conv2", 32 * 9), ("transition2.conv", 44)] {
+            let weights = &s[&format!("features.{name}.weight")];
+            let expected = (2.0 / f64::from(fan_in)).sqrt();
+            let bound = 5.0 / (2.0 * weights.len() as f64).sqrt();
+            let found = deviation(weights);
+            assert!((found / expected - 1.0).abs() < bound, "{name}: deviation {found}, expected {expected}");
+        }
     }
 
     #[test]

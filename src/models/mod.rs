@@ -1,10 +1,12 @@
 //! The networks: one table of all models, a file per family.
 //!
 //! A family is a grammar of names: [`find`] knows every name of [`all`] and the free forms, such as `resnet26_cifar`
-//! or `resnext50_16x4d`. Parameters bear torchvision's names.
+//! `resnext50_16x4d` or
+//! `densenet_bc40_k24_cifar`. Parameters bear torchvision's names.
 
 mod alexnet;
 mod blocks;
+mod densenet;
 pub mod init;
 mod resnet;
 mod table;
@@ -60,6 +62,7 @@ impl Default for BuildOptions {
 #[derive(Clone, Debug, PartialEq)]
 enum Network {
     AlexNet(alexnet::Spec),
+    Dense(densenet::Spec),
     Residual(resnet::Spec),
     Vgg(vgg::Spec),
 }
@@ -90,6 +93,7 @@ impl Network {
     fn parse(name: &str) -> Option<Self> {
         resnet::parse(name)
             .map(Self::Residual)
+            .or_else(|| densenet::parse(name).map(Self::Dense))
             .or_else(|| vgg::parse(name).map(Self::Vgg))
             .or_else(|| alexnet::parse(name).map(Self::AlexNet))
     }
@@ -97,6 +101,7 @@ impl Network {
     fn architecture(&self) -> &dyn Architecture {
         match self {
             Self::AlexNet(spec) => spec,
+            Self::Dense(spec) => spec,
             Self::Residual(spec) => spec,
             Self::Vgg(spec) => spec,
         }
@@ -262,5 +267,19 @@ mod tests {
         assert!(find("resnext50_16x4d").is_ok_and(|m| m.published().is_none()));
         assert!(find("resnext50_0x4d").is_err());
         assert!(find("resnext29_3x21d_cifar").is_ok());
+        for (name, known) in [
+            ("densenet22_k8_cifar", true),
+            ("densenet_b22_k8_cifar", true),
+            ("densenet_c22_k8_cifar", true),
+            ("densenet_bc22_k8_cifar", true),
+            ("densenet_bc25_k8_cifar", false),
+            ("densenet4_k8_cifar", false),
+            ("densenet22_k0_cifar", false),
+            ("densenet22_cifar", false),
+            ("densenet_d22_k8_cifar", false),
+            ("densenet122", false),
+        ] {
+            assert_eq!(find(name).is_ok(), known, "{name}");
+        }
     }
 }

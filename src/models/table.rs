@@ -16,6 +16,7 @@ const PREACT: &str = "He et al. 2016, arXiv:1603.05027";
 const XIE: &str = "Xie et al. 2017, arXiv:1611.05431";
 const XIE_TV: &str = "Xie et al. 2017, torchvision's width";
 const WIDE: &str = "Zagoruyko and Komodakis 2016, arXiv:1605.07146, as torchvision";
+const HUANG: &str = "Huang et al. 2017, arXiv:1608.06993";
 const VGG: &str = "Simonyan and Zisserman 2014, arXiv:1409.1556";
 const ALEX: &str = "Krizhevsky 2014, arXiv:1404.5997, as torchvision";
 
@@ -88,6 +89,17 @@ pub(super) const ROWS: &[Row] = &[
     row("resnext29_32x4d_cifar",                  4_775_754,   77_406,    XIE),
     row("wide_resnet50_2",                        68_883_240,  1_139_802, WIDE),
     row("wide_resnet101_2",                       126_886_696, 2_275_305, WIDE),
+    row("densenet121",                            7_978_856,   283_416,   HUANG),
+    row("densenet161",                            28_681_000,  772_791,   HUANG),
+    row("densenet169",                            14_149_480,  335_984,   HUANG),
+    row("densenet201",                            20_013_928,  429_137,   HUANG),
+    row("densenet264",                            33_337_704,  575_165,   HUANG),
+    row("densenet40_k12_cifar",                   1_019_722,   26_481,    HUANG),
+    row("densenet100_k12_cifar",                  6_979_642,   176_952,   HUANG),
+    row("densenet100_k24_cifar",                  27_249_082,  688_935,   HUANG),
+    row("densenet_bc100_k12_cifar",               769_162,     28_793,    HUANG),
+    row("densenet_bc250_k24_cifar",               15_324_406,  541_879,   HUANG),
+    row("densenet_bc190_k40_cifar",               25_624_430,  930_195,   HUANG),
     row("vgg11",                                  132_863_336, 760_909,   VGG),
     row("vgg11_bn",                               132_868_840, 760_909,   VGG),
     row("vgg13",                                  133_047_848, 1_130_847, VGG),

@@ -335,6 +335,27 @@ mod tests {
     }
 
     #[test]
+    fn a_densenet_loads_a_file_of_old_names() {
+        let model = crate::models::find("densenet_bc22_k4_cifar").unwrap();
+        let graph = model.build(crate::graph::Mode::Infer, 1, [3, 8, 8], 10, Default::default()).unwrap();
+        let state = model.initialise(&graph, 1);
+        let dotted = |name: &str| match name.split_once("denselayer") {
+            Some(_) => ["norm1", "norm2", "conv1", "conv2"]
+                .iter()
+                .fold(name.to_string(), |name, layer| name.replace(layer, &format!("{}.{}", &layer[..4], &layer[4..]))),
+            None => name.into(),
+        };
+        let old: StateDict = state.iter().map(|(name, tensor)| (dotted(name), tensor.clone())).collect();
+        assert!(graph.check_state(&old).is_err(), "the file's names are other names");
+        let folder = folder();
+        let path = folder.path().join("densenet.safetensors");
+        write(&path, &old, &Metadata::new()).unwrap();
+        let found = read(&path).unwrap();
+        check(&path, &graph, &found).unwrap();
+        assert_eq!(found, state);
+    }
+
+    #[test]
     fn a_failed_write_leaves_the_old_file() {
         let folder = folder();
         let path = folder.path().join("checkpoint.safetensors");

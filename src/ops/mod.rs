@@ -6,6 +6,7 @@
 pub mod add;
 pub mod batch_norm;
 pub mod block_end;
+pub mod concat;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod linear;
@@ -236,6 +237,7 @@ pub enum Op {
     Add(add::Node),
     BatchNorm(batch_norm::Node),
     BlockEnd(block_end::Node),
+    Concat(concat::Node),
     Conv2d(conv2d::Node),
     CrossEntropy(cross_entropy::Node),
     Linear(linear::Node),
@@ -254,6 +256,7 @@ impl Op {
             Self::Add(o) => o,
             Self::BatchNorm(o) => o,
             Self::BlockEnd(o) => o,
+            Self::Concat(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
             Self::Linear(o) => o,
@@ -272,6 +275,7 @@ impl Op {
             Self::Add(o) => o,
             Self::BatchNorm(o) => o,
             Self::BlockEnd(o) => o,
+            Self::Concat(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
             Self::Linear(o) => o,
@@ -290,6 +294,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
     [
         add::KERNELS,
         batch_norm::KERNELS,
+        concat::KERNELS,
         conv2d::KERNELS,
         cross_entropy::KERNELS,
         pool::KERNELS,

@@ -2,6 +2,7 @@
 //! tests and its benches.
 
 pub mod batch_norm;
+pub mod concat;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod elementwise;

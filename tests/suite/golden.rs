@@ -60,6 +60,10 @@ macro_rules! goldens {
 
 goldens! {
     alexnet: Long;
+    densenet121: Small;
+    densenet169: Medium;
+    densenet40_k12_cifar: Small;
+    densenet_bc100_k12_cifar: Small;
     plain20_cifar: Small;
     preact_resnet164_cifar: Medium;
     resnet18: Small;

@@ -3,7 +3,9 @@
 //! For a random cotangent u and a random direction d of one input, `<u, df/dx d>` is taken from the rule and from
 //! differences. Inputs keep away from kinks by more than a step.
 
-use residuum::ops::{add, batch_norm, conv2d, cross_entropy, linear, pool, relu, shortcut, Gradient, Op, Source};
+use residuum::ops::{
+    add, batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, shortcut, Gradient, Op, Source,
+};
 
 use crate::harness::{reference, Data, Random};
 
@@ -270,6 +272,14 @@ fn pool() {
         let pool = pool::Pool::new(pool::Spec { x, window, kind }).expect("a pooling");
         check(&Point::new("pool", Op::Pool(pool.fwd()), vec![spread("pool", x.iter().product())]), &[0]);
     }
+}
+
+#[test]
+fn concat() {
+    let spec = concat::Spec { pixels: [2, 3, 4], channels: vec![3, 1, 5] };
+    let inputs = spec.channels.iter().map(|c| normals(&format!("concat {c}"), 24 * c)).collect();
+    let op = Op::Concat(concat::Concat::new(spec).expect("a concatenation").fwd());
+    check(&Point::new("concat", op, inputs), &[0, 1, 2]);
 }
 
 #[test]

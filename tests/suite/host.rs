@@ -3,7 +3,8 @@
 
 use proptest::prelude::*;
 use residuum::ops::{
-    add, batch_norm, conv2d, cross_entropy, linear, pool, relu, sgd, shortcut, HostIo, HostMut, HostRef, Op, Write,
+    add, batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, sgd, shortcut, HostIo, HostMut, HostRef, Op,
+    Write,
 };
 use residuum::tensor::{DType, Elem, Real, Shape};
 
@@ -507,6 +508,16 @@ fn shortcut() {
             let op = Op::Shortcut(shortcut::Node { shortcut, pass });
             check(&integers(&format!("{spec:?} {pass:?}"), op), Bound::Exact);
         }
+    }
+}
+
+#[test]
+fn concat() {
+    let spec = concat::Spec { pixels: [3, 50, 40], channels: vec![16, 12, 7] };
+    let concat = concat::Concat::new(spec).expect("a concatenation");
+    for pass in [concat::Pass::Fwd, concat::Pass::Bwd] {
+        let op = Op::Concat(concat::Node { concat: concat.clone(), pass });
+        check(&integers(&format!("concat {pass:?}"), op), Bound::Exact);
     }
 }
 

@@ -6,6 +6,7 @@ mod bounds;
 mod build;
 #[path = "../cases/mod.rs"]
 mod cases;
+mod concat;
 mod data;
 mod golden;
 mod gradients;

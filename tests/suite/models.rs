@@ -32,6 +32,9 @@ fn a_hundred_classes_have_the_published_counts() {
         ("resnext29_8x64d_cifar", 34_518_948, 5_387_360_000),
         ("resnext29_16x64d_cifar", 68_247_460, 10_688_960_000),
         ("resnext29_32x4d_cifar", 4_868_004, 774_150_000),
+        ("densenet_bc100_k12_cifar", 800_032, 287_960_000),
+        ("densenet_bc250_k24_cifar", 15_480_556, 5_418_940_000),
+        ("densenet_bc190_k40_cifar", 25_821_620, 9_302_140_000),
     ] {
         let graph = graph(&models::find(name).unwrap(), 100);
         assert_eq!((graph.parameter_count(), rounded(graph.macs())), (parameters, macs), "{name}");
@@ -47,6 +50,10 @@ fn state_dicts_have_torchvisions_number_of_entries() {
         ("resnet50", 320),
         ("resnet101", 626),
         ("resnet152", 932),
+        ("densenet121", 727),
+        ("densenet161", 967),
+        ("densenet169", 1015),
+        ("densenet201", 1207),
         ("alexnet", 16),
         ("vgg11", 22),
         ("vgg11_bn", 62),
@@ -60,6 +67,26 @@ fn state_dicts_have_torchvisions_number_of_entries() {
         let graph = graph(&models::find(name).unwrap(), 1000);
         let counters = graph.buffers().len() / 2;
         assert_eq!(graph.parameters().len() + graph.buffers().len() + counters, entries, "{name}");
+    }
+}
+
+/// Only both letters change the first convolution; C alone halves the channels at a transition, B alone does not.
+#[test]
+fn densenets_have_the_layers_of_their_letters() {
+    for (name, first, transition) in [
+        ("densenet22_k8_cifar", 16, [64, 64]),
+        ("densenet_b22_k8_cifar", 16, [40, 40]),
+        ("densenet_c22_k8_cifar", 16, [64, 32]),
+        ("densenet_bc22_k8_cifar", 16, [40, 20]),
+        ("densenet_bc22_k7_cifar", 14, [35, 17]),
+    ] {
+        let graph = graph(&models::find(name).unwrap(), 10);
+        let shape = |name: &str| {
+            let p = graph.parameters().iter().find(|p| p.name == format!("features.{name}.weight")).unwrap();
+            p.shape.dims().to_vec()
+        };
+        assert_eq!(shape("conv0"), [first, 3, 3, 3], "{name}");
+        assert_eq!(shape("transition1.conv"), [transition[1], transition[0], 1, 1], "{name}");
     }
 }
 

@@ -139,6 +139,39 @@ fn resnet20_steps_in_bf16() {
     check_step("resnet20_cifar", images, size, DType::BF16);
 }
 
+/// Bottlenecks and compression; channels whose slices start at 16 bytes and between, in every type. The last block has 48
+/// numbers a channel: over 8, batch norm makes rounding anything.
+#[test]
+fn densenets_step() {
+    for dtype in crate::harness::DTYPES {
+        check_step("densenet_bc16_k8_cifar", 3, 16, dtype);
+        check_step("densenet13_k3_cifar", 3, 16, dtype);
+    }
+}
+
+/// A dense block is one buffer, and its gradient another: nothing is copied, split or added.
+#[test]
+fn densenets_concatenate_nothing() {
+    let mut devices = machine::devices("a plan of a DenseNet");
+    devices.retain(|device| matches!(device, Device::Kernels(_)));
+    let transitions = |ops: &[&str]| ops.windows(2).filter(|w| *w == ["pool_avg_fwd", "conv2d_fwd"]).count();
+    for name in ["densenet_bc22_k12_cifar", "densenet22_k12_cifar", "densenet121"] {
+        let size = if name == "densenet121" { 64 } else { 32 };
+        let graph = training_graph(name, 2, size, DType::F32);
+        let infer = models::find(name).unwrap().build(Mode::Infer, 2, [3, size, size], CLASSES, Default::default());
+        for (graph, device) in devices.iter().flat_map(|d| [(&graph, d), (infer.as_ref().unwrap(), d)]) {
+            let ops = Program::compile(graph, device, DType::F32, None).unwrap().ops();
+            for absent in ["concat_fwd", "concat_bwd", "add_fwd", "relu_fwd", "relu_bwd"] {
+                assert!(!ops.contains(&absent), "{absent} in {name} on {}: {ops:?}", device.kind());
+            }
+            let blocks = if name == "densenet121" { 4 } else { 3 };
+            assert_eq!(transitions(&ops), blocks - 1, "transitions of {name} pool before they convolve: {ops:?}");
+        }
+        let copies = Program::compile(&graph, &Device::cpu(), DType::F32, None).unwrap().ops();
+        assert!(copies.contains(&"concat_fwd") && copies.contains(&"concat_bwd"), "the host copies");
+    }
+}
+
 #[test]
 fn the_bounds_of_networks_notice_a_wrong_weight() {
     for dtype in [DType::F32, DType::F16] {

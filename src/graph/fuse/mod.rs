@@ -5,15 +5,17 @@
 //! stores it. Every rewrite keeps the numbers, but for the rounding of intermediate results that are no longer stored.
 
 mod accumulate;
+mod concat;
 mod index;
 mod norms;
 mod prologue;
 mod recompute;
+mod transition;
 
 use std::collections::HashMap;
 
+pub(super) use self::concat::View;
 use super::{Graph, Node, ValueId};
-use crate::device::Device;
 use crate::ops::{batch_norm, conv2d, relu, Op};
 
 /// A graph after fusion.
@@ -22,6 +24,18 @@ pub(super) struct Fused {
     pub graph: Graph,
     /// The first so many nodes depend on parameters and buffers only: they run once after these have been set.
     pub prepare: usize,
+    /// For each value that is a slice of another one's channels, where it lies: see [`View`]. It has no memory of its
+    /// own, and its root lives as long as any of its slices.
+    pub views: Vec<Option<View>>,
+}
+
+/// Who runs a fused graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Runner {
+    /// The CPU: all tensors are dense, every op is whole.
+    Host,
+    /// Kernels: images may be slices of the channels of others, batch norms may be in pieces.
+    Kernels,
 }
 
 /// What still has to be done to a stored value: `relu(scale[c] * v + shift[c] + residual)`.
@@ -46,10 +60,12 @@ struct Fuser {
     prepare: Vec<Node>,
 }
 
-/// Applies every rewrite to `graph`. Batch norms in training are taken to pieces for devices that run kernels; the CPU
-/// computes them whole.
-pub(super) fn fuse(graph: &Graph, device: &Device) -> Fused {
-    let mut fuser = Fuser::new(graph.clone());
+/// Applies every rewrite to `graph` that `runner` can carry out.
+pub(super) fn fuse(graph: &Graph, runner: Runner) -> Fused {
+    let mut graph = graph.clone();
+    transition::pool_first(&mut graph);
+    let recompute = graph.recompute;
+    let mut fuser = Fuser::new(graph);
     for i in 0..fuser.graph.nodes.len() {
         match fuser.graph.nodes[i].op {
             Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Infer { .. }, .. }) => fuser.defer_norm(i),
@@ -61,10 +77,12 @@ pub(super) fn fuse(graph: &Graph, device: &Device) -> Fused {
     fuser.settle();
     let mut fused = fuser.finish();
     accumulate::in_place(&mut fused.graph);
-    if matches!(device, Device::Kernels(_)) {
-        norms::split(&mut fused.graph);
-        if graph.recompute {
-            recompute::bottlenecks(&mut fused.graph);
+    fused.views = vec![None; fused.graph.values.len()];
+    if runner == Runner::Kernels {
+        fused.views = concat::in_place(&mut fused.graph);
+        norms::split(&mut fused);
+        if recompute {
+            recompute::bottlenecks(&mut fused);
         }
         prologue::load_norms(&mut fused);
     }
@@ -227,7 +245,7 @@ impl Fuser {
         let kept = self.graph.nodes.into_iter().zip(removed).filter(|(_, gone)| !gone).map(|(n, _)| n);
         let prepare = self.prepare.len();
         let nodes = self.prepare.into_iter().chain(kept).collect();
-        Fused { graph: Graph { nodes, ..self.graph }, prepare }
+        Fused { graph: Graph { nodes, ..self.graph }, prepare, views: Vec::new() }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::ops::{batch_norm, conv2d, norm_conv, norm_pool, pool, Op, Write};
 
 /// Moves every batch norm that it can into the ops that read it.
 pub(super) fn load_norms(fused: &mut Fused) {
-    let index = Index::new(&fused.graph);
+    let index = Index::new(&fused.graph, &fused.views);
     let mut folds = Vec::new();
     let mut removed = vec![false; fused.graph.nodes.len()];
     for i in fused.prepare..fused.graph.nodes.len() {
@@ -18,7 +18,10 @@ pub(super) fn load_norms(fused: &mut Fused) {
             continue;
         };
         let Node { inputs, outputs, .. } = fused.graph.nodes[i].clone();
-        if index.is_output(outputs[0]) || !index.readers(outputs[0]).iter().all(|&r| can_load(&fused.graph, r)) {
+        if index.is_output(outputs[0])
+            || !index.is_alone(outputs[0])
+            || !index.readers(outputs[0]).iter().all(|&r| can_load(&fused.graph, r))
+        {
             continue;
         }
         let mut number = || fused.graph.add_value(bn.per_channel(), Origin::Node);
@@ -38,6 +41,7 @@ pub(super) fn load_norms(fused: &mut Fused) {
     fused.prepare += folds.len();
     let kept = std::mem::take(&mut fused.graph.nodes).into_iter().zip(removed).filter(|(_, gone)| !gone);
     fused.graph.nodes = folds.into_iter().chain(kept.map(|(node, _)| node)).collect();
+    fused.views.resize(fused.graph.values.len(), None);
 }
 
 /// Whether `reader` can apply a batch norm to this input.

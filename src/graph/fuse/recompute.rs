@@ -6,12 +6,14 @@
 use std::collections::HashSet;
 
 use super::index::Index;
-use crate::graph::{Graph, Node, Origin, ValueId};
+use super::Fused;
+use crate::graph::{Node, Origin, ValueId};
 use crate::ops::{norm_conv, Op, Write};
 
 /// Computes the output of every bottleneck again before the backward pass reads it.
-pub(super) fn bottlenecks(graph: &mut Graph) {
-    let index = Index::new(graph);
+pub(super) fn bottlenecks(fused: &mut Fused) {
+    let graph = &mut fused.graph;
+    let index = Index::new(graph, &fused.views);
     let Some(loss) = graph.nodes.iter().position(|n| n.outputs.first() == graph.loss.as_ref()) else { return };
     let mut again: Vec<(usize, Node)> = Vec::new();
     let mut dropped: HashSet<ValueId> = HashSet::new();
@@ -24,7 +26,7 @@ pub(super) fn bottlenecks(graph: &mut Graph) {
         };
         let (x, y) = (node.inputs[0], node.outputs[0]);
         let Some(&(first, _)) = index.readers(y).iter().find(|&&(reader, _)| reader > loss) else { continue };
-        if conv.spec().kernel != [1, 1] || dropped.contains(&x) || index.writers(y).len() > 1 {
+        if conv.spec().kernel != [1, 1] || dropped.contains(&x) || index.writers(y).len() > 1 || !index.is_alone(y) {
             continue;
         }
         dropped.insert(y);
@@ -47,4 +49,5 @@ pub(super) fn bottlenecks(graph: &mut Graph) {
         nodes.push(node);
     }
     graph.nodes = nodes;
+    fused.views.resize(fused.graph.values.len(), None);
 }

@@ -191,9 +191,11 @@ impl Plan {
                 let ds = graph.nodes[bwd].outputs[0];
                 let norm = |key: &usize| &self.norms[key];
                 self.index.is_alone(ds)
-                    && pending.iter().flatten().map(norm).all(|n| {
-                        n.a.is_some() && n.dz == ds && self.index.last_writer(ds, n.bwd) == Some(bwd)
-                    })
+                    && pending
+                        .iter()
+                        .flatten()
+                        .map(norm)
+                        .all(|n| n.a.is_some() && n.dz == ds && self.index.last_writer(ds, n.bwd) == Some(bwd))
             });
             let signs = match (bwd, graph.ty(y).shape.nhwc()) {
                 (Some(bwd), Some([n, h, w, c])) if relu => {

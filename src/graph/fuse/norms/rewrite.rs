@@ -89,7 +89,8 @@ impl Placed {
         let prologue = x.map(|n| Prologue { relu: n.relu });
         let correction = dy.map(|p| Correction { a: p.a.is_some() });
         let loads_x = x.map_or(Vec::new(), |n| vec![n.scale, n.shift]);
-        let loads_dy = dy.map_or(Vec::new(), |p| [Some(p.y), p.a, Some(p.b), Some(p.c)].into_iter().flatten().collect());
+        let loads_dy =
+            dy.map_or(Vec::new(), |p| [Some(p.y), p.a, Some(p.b), Some(p.c)].into_iter().flatten().collect());
         let at = usize::from(conv.pass == conv2d::Pass::BwdW);
         if let Some(n) = x {
             inputs[at] = n.y;

@@ -29,7 +29,12 @@ fn pairs(fused: &Fused, plan: &Plan, root: ValueId) -> Option<(Vec<(usize, Pair)
     let mut pairs = Vec::new();
     for v in index.family(root) {
         for &(i, at) in index.readers(v) {
-            if at == 0 && matches!(graph.nodes[i].op, Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Train { .. }, .. })) {
+            if at == 0
+                && matches!(
+                    graph.nodes[i].op,
+                    Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Train { .. }, .. })
+                )
+            {
                 pairs.push((i, plan.find_pair(graph, i)?));
             }
         }
@@ -60,8 +65,11 @@ fn add(fused: &mut Fused, plan: &mut Plan, root: ValueId, gradient: ValueId, pai
         slice(fused, TensorType::stat([count]), View { root: whole, channel })
     };
     // Whoever stores channels leaves their moments.
-    let stored: Vec<(usize, ValueId)> =
-        plan.index.family(root).flat_map(|v| plan.index.writers(v).iter().map(move |&w| (w, v)).collect::<Vec<_>>()).collect();
+    let stored: Vec<(usize, ValueId)> = plan
+        .index
+        .family(root)
+        .flat_map(|v| plan.index.writers(v).iter().map(move |&w| (w, v)).collect::<Vec<_>>())
+        .collect();
     for (writer, v) in stored {
         let (at, count) = (plan.index.place(v).channel, channels(fused, v));
         let moments = [numbers(fused, mean, at, count), numbers(fused, var, at, count)];

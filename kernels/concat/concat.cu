@@ -1,0 +1,31 @@
+// One part of a concatenation along the channels, copied into its place in the whole or out of it.
+//   fwd  y[n,h,w,o + c] = x[n,h,w,c]        bwd  dx[n,h,w,c] = dy[n,h,w,o + c]
+// src, dst: rows of channels (pixels) in T, any pixel stride, 16-byte aligned where strips.wide is set.
+// Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, no shared memory.
+// Per element: no FLOP, 2 sizeof(T) bytes. Where memory is planned well it is not launched at all.
+#include "common/strips.cuh"
+
+template <typename T>
+struct Copy {
+  const T* src;
+  T* dst;
+  i64 src_stride, dst_stride;  // elements from one row to the next
+  Strips strips;
+};
+static_assert(sizeof(Copy<float>) == 64, "as in src/ops/concat/launch.rs");
+
+template <typename T>
+__device__ __forceinline__ void concat_copy(const Copy<T>& p) {
+  constexpr int V = WIDTH<T>;
+  const Share share = thread_share<V>(p.strips);
+  const int n = strip_width<V>(p.strips, 0, share.channel);
+  for (i64 row = share.first; row < share.end; row += share.step) {
+    float v[V];
+    load_strip<T, V>(v, p.src + row * p.src_stride + share.channel, n, p.strips.wide);
+    store_strip<T, V>(p.dst + row * p.dst_stride + share.channel, v, n, p.strips.wide);
+  }
+}
+
+KERNEL(concat_copy_f32, Copy<float>, STRIP_THREADS, 4, concat_copy<float>)
+KERNEL(concat_copy_f16, Copy<f16>, STRIP_THREADS, 4, concat_copy<f16>)
+KERNEL(concat_copy_bf16, Copy<bf16>, STRIP_THREADS, 4, concat_copy<bf16>)

@@ -1,0 +1,244 @@
+//! Concatenation without copies: its parts are slices of the whole from the start.
+//!
+//! A part of `y = concat(.., x, ..)` may lie in y's memory, at its own channels, from its first write on: its producer
+//! then writes with y's pixel stride, and the concatenation has nothing left to do for it. So may a part of the backward
+//! pass, `.., dx, .. = split(dy)`: what later ops add to dx, they add to dy's memory. Wholes that are themselves parts
+//! resolve to one root, so a dense block is one buffer, and its gradient another, into which every layer adds the
+//! gradient of the channels that it read.
+//!
+//! When that is safe, op by op in the order in which they run:
+//!
+//! ```text
+//! fwd  x is written before the concatenation only, and y by it only: neither changes later
+//! bwd  dy is written before the split only and not read after it: from then on its memory is dx's
+//! ```
+//!
+//! The caller's tensors (inputs, outputs, parameters and their gradients) are dense and stay where they are, and a
+//! value is a part of one whole only. What does not fit is copied by the concatenation, part by part. That values are
+//! concatenated and gradients split, and none is both, is `autodiff`'s doing.
+
+use crate::graph::{Graph, Origin, ValueId};
+use crate::ops::{concat, Op};
+use crate::tensor::Elem;
+
+/// Where a value lies that is a slice of another one: channels `channel..` of every pixel of `root`, which is a value
+/// with memory of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::graph) struct View {
+    pub root: ValueId,
+    pub channel: usize,
+}
+
+/// Makes parts slices where they may be and removes the ops that have nothing left to do. For each value its slice;
+/// `None` where it has memory of its own.
+pub(super) fn in_place(graph: &mut Graph) -> Vec<Option<View>> {
+    let views = Placer::new(graph).place();
+    let lies_in = |part: ValueId, whole: ValueId, at: usize| {
+        let of = |v: ValueId| views[v.index()].unwrap_or(View { root: v, channel: 0 });
+        of(part) == View { channel: of(whole).channel + at, ..of(whole) }
+    };
+    graph.nodes.retain(|node| match &node.op {
+        Op::Concat(op) => {
+            let (whole, parts) = sides(op, &node.inputs, &node.outputs);
+            !op.concat.offsets().into_iter().zip(parts).all(|(at, &part)| lies_in(part, whole, at))
+        }
+        _ => true,
+    });
+    views
+}
+
+/// The whole and the parts of a concatenation or a split.
+fn sides<'a>(op: &concat::Node, inputs: &'a [ValueId], outputs: &'a [ValueId]) -> (ValueId, &'a [ValueId]) {
+    match op.pass {
+        concat::Pass::Fwd => (outputs[0], inputs),
+        concat::Pass::Bwd => (inputs[0], outputs),
+    }
+}
+
+/// When the ops of a graph touch a value: indices of nodes.
+#[derive(Clone, Default)]
+struct Touches {
+    writes: Vec<usize>,
+    last_read: Option<usize>,
+    /// Whether the executor takes it as dense, or an op as a tensor that is not images.
+    dense: bool,
+}
+
+struct Placer<'g> {
+    graph: &'g Graph,
+    touches: Vec<Touches>,
+    /// The whole of each part that has been placed, with its first channel in it.
+    parent: Vec<Option<(ValueId, usize)>>,
+}
+
+impl<'g> Placer<'g> {
+    fn new(graph: &'g Graph) -> Self {
+        let mut touches: Vec<Touches> = graph
+            .values
+            .iter()
+            .map(|v| Touches { dense: v.origin != Origin::Node || v.ty.elem != Elem::Real, ..Default::default() })
+            .collect();
+        for (i, node) in graph.nodes.iter().enumerate() {
+            let (inputs, outputs) = (node.op.operator().inputs(), node.op.operator().outputs());
+            for (&v, ty) in node.inputs.iter().zip(inputs) {
+                touches[v.index()].last_read = Some(i);
+                touches[v.index()].dense |= ty.shape.dims().len() != 4;
+            }
+            for (&v, ty) in node.outputs.iter().zip(outputs) {
+                touches[v.index()].writes.push(i);
+                touches[v.index()].dense |= ty.shape.dims().len() != 4;
+            }
+        }
+        for v in graph.outputs.iter().map(|&(_, v)| v).chain(graph.parameters.iter().filter_map(|p| p.grad)) {
+            touches[v.index()].dense = true;
+            touches[v.index()].last_read = Some(usize::MAX);
+        }
+        Self { graph, touches, parent: vec![None; graph.values.len()] }
+    }
+
+    fn place(mut self) -> Vec<Option<View>> {
+        for (i, node) in self.graph.nodes.iter().enumerate() {
+            if let Op::Concat(op) = &node.op {
+                let (whole, parts) = sides(op, &node.inputs, &node.outputs);
+                for (at, &part) in op.concat.offsets().into_iter().zip(parts) {
+                    if self.may_lie_in(part, whole, op.pass, i) {
+                        self.parent[part.index()] = Some((whole, at));
+                    }
+                }
+            }
+        }
+        (0..self.parent.len()).map(|i| self.resolve(ValueId(i as u32))).collect()
+    }
+
+    /// Whether `part` can be a slice of `whole`, of which it is a part in node `i`.
+    fn may_lie_in(&self, part: ValueId, whole: ValueId, pass: concat::Pass, i: usize) -> bool {
+        let (p, w) = (&self.touches[part.index()], &self.touches[whole.index()]);
+        let quiet = match pass {
+            concat::Pass::Fwd => w.writes == [i] && p.writes.iter().all(|&at| at < i),
+            concat::Pass::Bwd => w.writes.iter().all(|&at| at < i) && w.last_read == Some(i) && p.writes[0] == i,
+        };
+        let owned = self.graph.values[whole.index()].origin == Origin::Node;
+        self.parent[part.index()].is_none() && owned && !p.dense && quiet
+    }
+
+    fn resolve(&self, value: ValueId) -> Option<View> {
+        let (mut root, mut channel) = self.parent[value.index()]?;
+        while let Some((whole, at)) = self.parent[root.index()] {
+            (root, channel) = (whole, channel + at);
+        }
+        Some(View { root, channel })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Builder, ConvOptions, Mode};
+    use crate::ops::pool::{Kind, Window};
+
+    fn conv(b: &mut Builder, name: &str, x: ValueId, k: usize) -> ValueId {
+        b.conv2d(name, x, ConvOptions { k, ..Default::default() }).unwrap()
+    }
+
+    /// The gradient of the mean of the channels of `x`.
+    fn differentiated(mut b: Builder, x: ValueId) -> Graph {
+        let x = b.pool(x, Window::Adaptive([1; 2]), Kind::Average { count_padding: false }).unwrap();
+        let logits = b.linear("fc", x, 3).unwrap();
+        b.loss(logits, 0.0, 1.0).unwrap();
+        let mut graph = b.finish();
+        graph.differentiate().unwrap();
+        graph
+    }
+
+    fn count(graph: &Graph, name: &str) -> usize {
+        graph.nodes.iter().filter(|n| n.op.operator().name() == name).count()
+    }
+
+    fn at(root: ValueId, channel: usize) -> Option<View> {
+        Some(View { root, channel })
+    }
+
+    #[test]
+    fn a_dense_block_is_one_buffer() {
+        let mut b = Builder::new(Mode::Train);
+        let x = b.input("input", [2, 4, 4, 3]);
+        let first = conv(&mut b, "first", x, 5);
+        let (mut whole, mut wholes, mut new) = (first, vec![first], vec![first]);
+        for i in 0..3 {
+            new.push(conv(&mut b, &format!("layer{i}"), whole, 2));
+            whole = b.concat(&[whole, new[i + 1]]).unwrap();
+            wholes.push(whole);
+        }
+        let mut graph = differentiated(b, whole);
+        super::super::accumulate::in_place(&mut graph);
+        assert_eq!((count(&graph, "concat_fwd"), count(&graph, "concat_bwd"), count(&graph, "add_fwd")), (3, 3, 0));
+        let views = in_place(&mut graph);
+        assert_eq!((count(&graph, "concat_fwd"), count(&graph, "concat_bwd")), (0, 0));
+        for (i, channel) in [0, 5, 7, 9].into_iter().enumerate() {
+            assert_eq!(views[new[i].index()], at(whole, channel), "new channels {i}");
+        }
+        assert!(wholes[..3].iter().all(|v| views[v.index()] == at(whole, 0)), "{views:?}");
+        let slices: Vec<View> = views.iter().flatten().copied().filter(|view| view.root != whole).collect();
+        let gradient = slices[0].root;
+        assert!(slices.iter().all(|view| view.root == gradient), "{slices:?}");
+        let mut channels: Vec<usize> = slices.iter().map(|view| view.channel).collect();
+        channels.sort_unstable();
+        assert_eq!(channels, [0, 0, 0, 5, 7, 9], "three prefixes and three gradients of new channels");
+    }
+
+    #[test]
+    fn what_must_be_dense_or_is_taken_is_copied() {
+        let mut b = Builder::new(Mode::Infer);
+        let x = b.input("input", [2, 4, 4, 3]);
+        let (seen, twice, free) = (conv(&mut b, "seen", x, 2), conv(&mut b, "twice", x, 2), conv(&mut b, "free", x, 2));
+        b.output("seen", seen);
+        let y = b.concat(&[x, seen, twice, twice, free]).unwrap();
+        let z = b.concat(&[free, twice]).unwrap();
+        b.output("y", y);
+        b.output("z", z);
+        let mut graph = b.finish();
+        let views = in_place(&mut graph);
+        assert_eq!(count(&graph, "concat_fwd"), 2);
+        let of = |v: ValueId| views[v.index()];
+        assert_eq!([x, seen, twice, free].map(of), [None, None, at(y, 5), at(y, 9)]);
+        assert_eq!([y, z].map(of), [None, None]);
+    }
+
+    /// A whole that is written by another op too, even if nobody reads it then, is not its parts' memory.
+    #[test]
+    fn a_whole_that_changes_later_is_copied() {
+        for name in ["concat_fwd", "concat_bwd"] {
+            let mut b = Builder::new(Mode::Train);
+            let x = b.input("input", [2, 4, 4, 3]);
+            let (first, second) = (conv(&mut b, "first", x, 4), conv(&mut b, "second", x, 2));
+            let y = b.concat(&[first, second]).unwrap();
+            let mut graph = differentiated(b, y);
+            let node = graph.nodes.iter().find(|n| n.op.operator().name() == name).unwrap();
+            let Op::Concat(op) = &node.op else { panic!("{name} concatenates") };
+            let (whole, _) = sides(op, &node.inputs, &node.outputs);
+            assert!(in_place(&mut graph.clone()).iter().flatten().any(|view| view.root == whole), "{name}");
+            let mut writer = graph.nodes.iter().find(|n| n.outputs == [whole]).unwrap().clone();
+            writer.inputs.clear();
+            graph.nodes.push(writer);
+            assert!(in_place(&mut graph).iter().flatten().all(|view| view.root != whole), "{name}");
+        }
+    }
+
+    /// The split of a gradient that is read later, by the other branch of a sum, must leave it as it is.
+    #[test]
+    fn a_gradient_that_is_read_again_is_copied() {
+        let mut b = Builder::new(Mode::Train);
+        let x = b.input("input", [2, 4, 4, 3]);
+        let first = conv(&mut b, "first", x, 4);
+        let branch = conv(&mut b, "branch", first, 6);
+        let part = conv(&mut b, "part", first, 2);
+        let whole = b.concat(&[first, part]).unwrap();
+        let y = b.add(branch, whole).unwrap();
+        let mut graph = differentiated(b, y);
+        super::super::accumulate::in_place(&mut graph);
+        let views = in_place(&mut graph);
+        assert_eq!((count(&graph, "concat_fwd"), count(&graph, "concat_bwd")), (0, 1));
+        assert_eq!(views[part.index()], at(whole, 4));
+        assert_eq!(views.iter().flatten().filter(|view| view.root != whole).count(), 0);
+    }
+}

@@ -1,0 +1,203 @@
+//! Average pooling before a 1x1 convolution, not after it: the two commute, and so the convolution has fewer pixels. It
+//! is the transition between the blocks of a DenseNet.
+//!
+//! ```text
+//! fwd  z = conv(x, w)  y = pool(z)                                  ->  p = pool(x)  y = conv(p, w)
+//! bwd  dz = unpool(dy)  dw = bwd_w(dz, x)  dx = bwd_x(dz, w)        ->  dw = bwd_w(dy, p)  dp = bwd_x(dy, w)  dx = unpool(dp)
+//! ```
+//!
+//! The pooling's weights sum to 1 where padded pixels do not count, and a 1x1 convolution without padding acts on each
+//! pixel alone. Both are linear, so the results differ by rounding only.
+
+use super::count_uses;
+use crate::graph::{Graph, Node, Origin, ValueId};
+use crate::ops::conv2d::{self, Conv2d, Epilogue};
+use crate::ops::pool::{self, Kind, Pool};
+use crate::ops::{Op, Write};
+use crate::tensor::TensorType;
+
+/// Exchanges every such pair.
+pub(super) fn pool_first(graph: &mut Graph) {
+    let uses = count_uses(graph);
+    let mut at = 0;
+    while at < graph.nodes.len() {
+        if let Some(pair) = Pair::find(graph, &uses, at) {
+            pair.exchange(graph);
+        }
+        at += 1;
+    }
+}
+
+/// A 1x1 convolution and the pooling that alone reads its result, with what autodiff made of them.
+struct Pair {
+    /// Nodes of the forward pass.
+    conv: usize,
+    pool: usize,
+    /// The pooling's backward node, with its reader or readers: bwd_w and, where the input has a gradient, bwd_x.
+    backward: Option<(usize, usize, Option<usize>)>,
+    /// The same maths in the other order.
+    first: Pool,
+    then: Conv2d,
+}
+
+impl Pair {
+    /// The pair whose pooling is node `at`.
+    fn find(graph: &Graph, uses: &[usize], at: usize) -> Option<Self> {
+        let node = &graph.nodes[at];
+        let (Op::Pool(op), &[z]) = (&node.op, &node.inputs[..]) else { return None };
+        let averages = matches!(op.pool.spec().kind, Kind::Average { count_padding: false });
+        let conv = graph.nodes[..at].iter().rposition(|n| n.outputs == [z])?;
+        let Op::Conv2d(conv2d::Node { conv: by, pass: conv2d::Pass::Fwd(epilogue) }) = graph.nodes[conv].op else {
+            return None;
+        };
+        let (spec, [p, q]) = (*by.spec(), op.pool.output());
+        let pointwise = (spec.kernel, spec.stride, spec.padding) == ([1; 2], [1; 2], [0; 2]);
+        let alone = epilogue == Epilogue::default() && uses[z.index()] == 1;
+        if op.pass != pool::Pass::Fwd || !averages || !pointwise || !alone || p * q >= spec.h * spec.w {
+            return None;
+        }
+        let first = Pool::new(pool::Spec { x: [spec.n, spec.h, spec.w, spec.c], ..*op.pool.spec() }).ok()?;
+        let then = Conv2d::new(conv2d::Spec { h: p, w: q, ..spec }).ok()?;
+        let pair = Self { conv, pool: at, backward: None, first, then };
+        pair.with_backward(graph, uses, by)
+    }
+
+    /// The backward nodes, where there are any; `None` where they are not the ones that are expected.
+    fn with_backward(self, graph: &Graph, uses: &[usize], conv: Conv2d) -> Option<Self> {
+        let Op::Pool(pool) = graph.nodes[self.pool].op else { return None };
+        let w = graph.nodes[self.conv].inputs[1];
+        let x = graph.nodes[self.conv].inputs[0];
+        let is = |n: &Node, pass, inputs: [ValueId; 2]| {
+            matches!(n.op, Op::Conv2d(c) if c == conv2d::Node { conv, pass }) && n.inputs == inputs
+        };
+        // Of several poolings of the same shape, this one's gradient is the one that the convolution's ops read.
+        let unpools =
+            graph.nodes.iter().enumerate().filter(
+                |(_, n)| matches!(n.op, Op::Pool(p) if p == pool::Node { pool: pool.pool, pass: pool::Pass::Bwd }),
+            );
+        for (unpool, node) in unpools {
+            let dz = node.outputs[0];
+            let of = |pass, second| graph.nodes.iter().position(|n| is(n, pass, [dz, second]));
+            let Some(bwd_w) = of(conv2d::Pass::BwdW, x) else { continue };
+            let bwd_x = of(conv2d::Pass::BwdX, w);
+            let read = 1 + usize::from(bwd_x.is_some());
+            return (uses[dz.index()] == read).then_some(Self { backward: Some((unpool, bwd_w, bwd_x)), ..self });
+        }
+        // Without a gradient of its weights it is not trained, or its gradient comes in another way.
+        let trained = graph.parameters.iter().any(|p| p.value == w && p.grad.is_some());
+        (!trained).then_some(self)
+    }
+
+    /// Rewrites the nodes: the first two in their places; behind them, the unpooling moves to where its gradient is.
+    fn exchange(self, graph: &mut Graph) {
+        let pooled = graph.add_value(TensorType::real(self.first.y_shape()), Origin::Node);
+        let conv = |pass| Op::Conv2d(conv2d::Node { conv: self.then, pass });
+        let (conv_node, pool_node) = (&graph.nodes[self.conv], &graph.nodes[self.pool]);
+        let (x, w, y) = (conv_node.inputs[0], conv_node.inputs[1], pool_node.outputs[0]);
+        graph.nodes[self.conv] = node(Op::Pool(self.first.fwd()), vec![x], pooled);
+        graph.nodes[self.pool] = node(conv(conv2d::Pass::Fwd(Epilogue::default())), vec![pooled, w], y);
+        let Some((unpool, bwd_w, bwd_x)) = self.backward else { return };
+        let (dy, dw) = (graph.nodes[unpool].inputs[0], graph.nodes[bwd_w].outputs[0]);
+        graph.nodes[bwd_w] = node(conv(conv2d::Pass::BwdW), vec![dy, pooled], dw);
+        if let Some(bwd_x) = bwd_x {
+            let d_pooled = graph.add_value(TensorType::real(self.first.y_shape()), Origin::Node);
+            let dx = graph.nodes[bwd_x].outputs[0];
+            graph.nodes[bwd_x] = node(conv(conv2d::Pass::BwdX), vec![dy, w], d_pooled);
+            let op = Op::Pool(pool::Node { pool: self.first, pass: pool::Pass::Bwd });
+            graph.nodes.insert(bwd_x + 1, node(op, vec![d_pooled], dx));
+        }
+        graph.nodes.remove(unpool);
+    }
+}
+
+fn node(op: Op, inputs: Vec<ValueId>, output: ValueId) -> Node {
+    Node { op, inputs, outputs: vec![output], writes: vec![Write::Overwrite] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Builder, ConvOptions, Mode};
+    use crate::ops::pool::Window;
+
+    /// A 3x3 convolution, then `conv` and a pooling, whose result and `seen` the loss reads.
+    fn graph(conv: ConvOptions, window: Window, count_padding: bool, seen: bool) -> Graph {
+        let mut b = Builder::new(Mode::Train);
+        let x = b.input("input", [2, 6, 6, 3]);
+        let x = b.conv2d("first", x, ConvOptions { k: 5, kernel: [3; 2], ..Default::default() }).unwrap();
+        let z = b.conv2d("second", x, conv).unwrap();
+        let y = b.pool(z, window, Kind::Average { count_padding }).unwrap();
+        let logits = b.linear("fc", y, 3).unwrap();
+        if seen {
+            b.output("z", z);
+        }
+        b.loss(logits, 0.0, 1.0).unwrap();
+        b.finish()
+    }
+
+    fn ops(graph: &Graph) -> Vec<&'static str> {
+        graph.nodes.iter().map(|n| n.op.operator().name()).collect()
+    }
+
+    const HALF: Window = Window::Sliding { kernel: [2; 2], stride: [2; 2], padding: [0; 2], ceil: false };
+
+    #[test]
+    fn the_convolution_comes_last_in_both_directions() {
+        let mut graph = graph(ConvOptions { k: 4, ..Default::default() }, HALF, false, false);
+        let macs = graph.macs();
+        graph.differentiate().unwrap();
+        pool_first(&mut graph);
+        assert_eq!(
+            ops(&graph),
+            [
+                "conv2d_fwd",
+                "pool_avg_fwd",
+                "conv2d_fwd",
+                "linear_fwd",
+                "cross_entropy_fwd",
+                "cross_entropy_bwd",
+                "linear_bwd_bias",
+                "linear_bwd_w",
+                "linear_bwd_x",
+                "conv2d_bwd_w",
+                "conv2d_bwd_x",
+                "pool_avg_bwd",
+                "conv2d_bwd_w",
+            ]
+        );
+        assert_eq!(macs - graph.macs(), 2 * 4 * 5 * (16 - 4), "a quarter of the pixels");
+    }
+
+    #[test]
+    fn what_is_not_that_pattern_stays() {
+        let conv = |kernel: usize, stride: usize, padding: usize, bias| ConvOptions {
+            k: 4,
+            kernel: [kernel; 2],
+            stride: [stride; 2],
+            padding: [padding; 2],
+            bias,
+            ..Default::default()
+        };
+        let padded = Window::Sliding { kernel: [2; 2], stride: [2; 2], padding: [1; 2], ceil: false };
+        let same = Window::Sliding { kernel: [3; 2], stride: [1; 2], padding: [1; 2], ceil: false };
+        for (what, options, window, count_padding, seen) in [
+            ("a larger kernel", conv(3, 1, 1, false), HALF, false, false),
+            ("a stride", conv(1, 2, 0, false), HALF, false, false),
+            ("padding", conv(1, 1, 1, false), HALF, false, false),
+            ("a bias", conv(1, 1, 0, true), HALF, false, false),
+            ("padding that counts", conv(1, 1, 0, false), padded, true, false),
+            ("as many pixels", conv(1, 1, 0, false), same, false, false),
+            ("a result that the caller reads", conv(1, 1, 0, false), HALF, false, true),
+        ] {
+            for differentiate in [false, true] {
+                let mut graph = graph(options, window, count_padding, seen);
+                if differentiate {
+                    graph.differentiate().unwrap();
+                }
+                let before = ops(&graph);
+                pool_first(&mut graph);
+                assert_eq!(ops(&graph), before, "{what}");
+            }
+        }
+    }
+}

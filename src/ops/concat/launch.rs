@@ -1,0 +1,72 @@
+//! Which kernels, on what grid: one copy for each part that does not lie in the whole already.
+
+use super::{Node, Pass};
+use crate::device::{Cost, Kernel, Launch, Target, View};
+use crate::ops::strips::{entries, for_dtype, Rows, Strips};
+use crate::ops::{Arg, Io};
+use crate::tensor::TensorType;
+use crate::Result;
+
+/// Rows that a thread walks where there are many.
+const WALK: usize = 4;
+
+/// `Copy` of kernels/concat/concat.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    src: u64,
+    dst: u64,
+    src_stride: i64,
+    dst_stride: i64,
+    strips: Strips,
+}
+
+static COPY: [Kernel; 3] = entries::<Params>(["concat_copy_f32", "concat_copy_f16", "concat_copy_bf16"], 0);
+
+pub(crate) const KERNELS: &[&Kernel] = &[&COPY[0], &COPY[1], &COPY[2]];
+
+pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    io.check(node, target)?;
+    let (whole, parts) = match node.pass {
+        Pass::Fwd => (&io.outputs[0], io.inputs),
+        Pass::Bwd => (&io.inputs[0], io.outputs),
+    };
+    let mut launches = Vec::new();
+    for ((part, shape), at) in parts.iter().zip(node.concat.parts()).zip(node.concat.offsets()) {
+        let slice = slice(whole, shape, at, target)?;
+        if slice.view.address() == part.view.address() && slice.pixel_stride == part.pixel_stride {
+            continue;
+        }
+        launches.push(match node.pass {
+            Pass::Fwd => copy(part, &slice, shape, target)?,
+            Pass::Bwd => copy(&slice, part, shape, target)?,
+        });
+    }
+    Ok(launches)
+}
+
+/// The channels of `whole` from `at` on that a part of `shape` takes.
+fn slice(whole: &Arg, [n, h, w, c]: [usize; 4], at: usize, target: Target) -> Result<Arg> {
+    let (element, span) = (target.dtype.bytes(), (n * h * w - 1) * whole.pixel_stride + c);
+    let view = whole.view.slice(at * element, span * element)?;
+    Ok(Arg { view, ..whole.clone() })
+}
+
+fn copy(src: &Arg, dst: &Arg, shape: [usize; 4], target: Target) -> Result<Launch> {
+    let [n, h, w, c] = shape;
+    let rows = Rows::pixels(n * h * w, c);
+    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[src, dst], &[]))?;
+    let params = Params {
+        src: src.view.address(),
+        dst: dst.view.address(),
+        src_stride: rows.stride(src),
+        dst_stride: rows.stride(dst),
+        strips,
+    };
+    let bytes = TensorType::real(shape).bytes(target.dtype) as u64;
+    let cost = Cost { flops: 0, bytes_read: bytes, bytes_written: bytes };
+    let (kernel, views): (_, Vec<View>) = (for_dtype(target.dtype, &COPY)?, vec![src.view.clone(), dst.view.clone()]);
+    // SAFETY: `strips` covers `shape`, and both views hold tensors of that shape at their strides: `Io::check` for the
+    // part, `slice` for its place in the whole.
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, cost, views) })
+}
