@@ -9,6 +9,7 @@ mod cases;
 mod concat;
 mod data;
 mod golden;
+mod fusion;
 mod gradients;
 mod graph;
 mod harness;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use residuum::device::sim::{Copies, Schedule, SimOptions};
 use residuum::device::Device;
-use residuum::graph::{Graph, Interpreter, Mode, Program};
+use residuum::graph::{Graph, Interpreter, Mode, ParameterKind, Program};
 use residuum::models::{self, BuildOptions};
 use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostTensor, StateDict};
@@ -17,8 +17,11 @@ use crate::random::Random;
 
 const CLASSES: usize = 10;
 
-/// The longest sum of products in ResNet-20: 3x3 taps of 64 channels.
-const TERMS: usize = 576;
+/// The longest sum of products of a filter in `graph`.
+fn terms(graph: &Graph) -> usize {
+    let filters = graph.parameters().iter().filter(|p| p.kind == ParameterKind::ConvWeight);
+    filters.map(|p| p.shape.dims()[1..].iter().product()).max().unwrap_or(1)
+}
 
 fn training_graph(name: &str, batch: usize, size: usize, dtype: DType) -> Graph {
     let options = BuildOptions { loss: true, smoothing: 0.0, grad_scale: grad_scale(dtype) };
@@ -96,6 +99,7 @@ fn check_step(name: &str, images: usize, size: usize, dtype: DType) {
     let (state, data) = (initial(name, &graph), batch(name, images, size));
     let exact = reference(&graph, DType::F64, &state, &data);
     let noise = noise(&reference(&graph, dtype, &state, &data), &exact);
+    let terms = terms(&graph);
     let mut devices = if cfg!(feature = "sim") && machine::wanted("sim") { schedules() } else { Vec::new() };
     let simulated = devices.len();
     devices.extend(machine::gpu(&format!("a step of {name}")).map(Device::Kernels));
@@ -103,7 +107,7 @@ fn check_step(name: &str, images: usize, size: usize, dtype: DType) {
     for (i, device) in devices.iter().enumerate() {
         let found = step(&graph, device, dtype, &state, &data);
         for (tensor, value) in &found {
-            let (d, allowed) = (distance(value, &exact[tensor]), bounds::network(dtype, noise[tensor], TERMS));
+            let (d, allowed) = (distance(value, &exact[tensor]), bounds::network(dtype, noise[tensor], terms));
             assert!(d <= allowed, "{name} {dtype} {device:?}, {tensor}: relative distance {d:e}, allowed {allowed:e}");
         }
         if i < simulated {
@@ -172,6 +176,49 @@ fn densenets_concatenate_nothing() {
     }
 }
 
+/// A network of each kind whose fusion differs, the smallest of its family.
+#[test]
+fn every_kind_of_network_steps() {
+    let networks = [
+        ("resnet8_cifar_option_b", 16, DType::BF16),
+        ("resnet8_cifar_conv1x1", 8, DType::F32),
+        ("resnet8_cifar_bn_after_add", 8, DType::F32),
+        ("resnet8_cifar_relu_before_add", 8, DType::F32),
+        ("resnet8_cifar_relu_only_preact", 8, DType::F16),
+        ("resnet8_cifar_full_preact", 8, DType::BF16),
+        ("plain8_cifar", 8, DType::F32),
+        ("preact_resnet11_cifar", 16, DType::F32),
+        ("resnext11_8x4d_cifar", 8, DType::F16),
+        ("resnext11_2x12d_cifar", 8, DType::F32),
+        ("densenet10_k6_cifar", 8, DType::F32),
+        ("densenet_bc16_k12_cifar", 16, DType::BF16),
+        ("densenet_bc16_k8_cifar", 8, DType::F32),
+        ("densenet_bc10_k16_cifar", 8, DType::F16),
+        ("resnet50", 32, DType::BF16),
+    ];
+    for (name, size, dtype) in networks {
+        check_step(name, 2, size, dtype);
+    }
+}
+
+/// Every network of the table in every dtype, at the least size that it takes.
+#[test]
+fn all_networks_step() {
+    if !machine::asked("RESIDUUM_LONG") {
+        return;
+    }
+    for model in models::all() {
+        let size = match model.name() {
+            "alexnet" => 63,
+            name if name.ends_with("_cifar") => 8,
+            _ => 32,
+        };
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            check_step(model.name(), 2, size, dtype);
+        }
+    }
+}
+
 #[test]
 fn the_bounds_of_networks_notice_a_wrong_weight() {
     for dtype in [DType::F32, DType::F16] {
@@ -181,10 +228,10 @@ fn the_bounds_of_networks_notice_a_wrong_weight() {
         let noise = noise(&reference(&graph, dtype, &state, &data), &exact);
         let mut wrong = state.clone();
         let mut weights: Vec<f32> = state["layer3.2.conv2.weight"].to_real();
-        weights[..TERMS].iter_mut().for_each(|w| *w = -*w);
+        weights[..terms(&graph)].iter_mut().for_each(|w| *w = -*w);
         wrong.insert("layer3.2.conv2.weight".into(), HostTensor::f32([64, 64, 3, 3], weights));
         let found = reference(&graph, dtype, &wrong, &data);
-        let notices = |name: &str| distance(&found[name], &exact[name]) > bounds::network(dtype, noise[name], TERMS);
+        let notices = |name: &str| distance(&found[name], &exact[name]) > bounds::network(dtype, noise[name], terms(&graph));
         assert!(notices("logits"), "{dtype}: one filter of 64 in the last block has the wrong sign");
     }
 }
