@@ -63,7 +63,7 @@ goldens! {
     densenet121: Small;
     densenet169: Medium;
     densenet40_k12_cifar: Small;
-    densenet_bc100_k12_cifar: Small;
+    densenet_bc100_k12_cifar: Medium;
     plain20_cifar: Small;
     preact_resnet164_cifar: Medium;
     resnet18: Small;
