@@ -7,8 +7,10 @@ mod doctor;
 mod eval;
 mod failure;
 mod folder;
+mod gpus;
 mod infer;
 mod models;
+mod plan;
 mod progress;
 mod step;
 mod train;
@@ -26,6 +28,7 @@ use clap::{Parser, Subcommand};
   residuum eval --checkpoint runs/resnet20_cifar-digits-seed0/checkpoint.safetensors
   residuum infer --model resnet50 --weights resnet50.safetensors --input x.safetensors --output y.safetensors
   residuum models
+  residuum plan resnet50 --dtype bf16
 
 Exit codes: 0 done, 1 failed, 2 bad arguments. A failure is one line on standard error.")]
 struct Program {
@@ -40,6 +43,7 @@ enum Command {
     Infer(infer::Args),
     Step(step::Args),
     Models(models::Args),
+    Plan(plan::Args),
     Check(check::Args),
     Doctor(doctor::Args),
 }
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
             Command::Infer(args) => infer::run(&args),
             Command::Step(args) => step::run(&args),
             Command::Models(args) => models::run(&args),
+            Command::Plan(args) => plan::run(&args),
             Command::Check(args) => check::run(&args),
             Command::Doctor(args) => doctor::run(&args),
         },

@@ -3,6 +3,7 @@
 //! A [`Device`] is the CPU, or a [`Backend`] that runs the library's kernels: a GPU (`cuda`) or the simulator (`sim`).
 //! Both take the same [`Launch`]es; nothing outside this folder names cudarc or the simulator.
 
+mod blueprint;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -10,6 +11,7 @@ pub mod doctor;
 #[cfg(feature = "cuda")]
 pub mod embedded;
 mod foreign;
+mod gpu;
 mod recording;
 mod select;
 pub mod sim;
@@ -17,6 +19,7 @@ pub mod sim;
 use std::fmt;
 use std::sync::Arc;
 
+pub use self::gpu::Gpu;
 pub use self::recording::{Recording, Replay};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -36,7 +39,7 @@ impl Device {
         Self::Cpu
     }
 
-    /// `cpu`, `cuda` or `sim`.
+    /// `cpu`, `cuda`, `sim` or `blueprint`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -54,6 +57,15 @@ pub enum Arch {
     Sm90,
 }
 
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sm80 => "sm_80",
+            Self::Sm90 => "sm_90",
+        })
+    }
+}
+
 /// For whom an op chooses its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
@@ -65,7 +77,7 @@ pub struct Target {
 
 /// A device that runs the library's kernels.
 pub trait Backend: fmt::Debug + Send + Sync {
-    /// `cuda` or `sim`.
+    /// `cuda`, `sim` or `blueprint`.
     fn kind(&self) -> &'static str;
 
     /// The device's own name, for people.
@@ -199,6 +211,13 @@ pub struct Cost {
     pub bytes_read: u64,
     /// Bytes written to global memory, each once.
     pub bytes_written: u64,
+}
+
+impl Cost {
+    /// Bytes read and written.
+    pub fn bytes(&self) -> u64 {
+        self.bytes_read + self.bytes_written
+    }
 }
 
 impl std::ops::Add for Cost {

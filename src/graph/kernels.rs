@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::fuse::Fused;
 use super::memory::{Flat, Plan};
-use super::program::Executor;
+use super::program::{Executor, Step};
 use super::ValueId;
 use crate::device::cpu::Slot;
 use crate::device::{Backend, Launch, Memory, Recording, Target, View};
@@ -20,6 +20,8 @@ pub(super) struct KernelProgram {
     dtype: DType,
     prepare: Recording,
     step: Recording,
+    /// What `step` launches.
+    steps: Vec<Step>,
 }
 
 /// Bytes of scratch memory that each node needs.
@@ -39,17 +41,25 @@ impl KernelProgram {
         let arena = backend.allocate(plan.arena_bytes)?;
         let binder = Binder { fused, plan, dtype, arena: &arena };
         let mut prepare = Vec::new();
-        let mut launches = Vec::new();
-        for i in 0..fused.graph.nodes.len() {
-            let list = if i < fused.prepare { &mut prepare } else { &mut launches };
-            list.extend(binder.bind(i, target)?);
+        let (mut launches, mut steps) = (Vec::new(), Vec::new());
+        for (i, node) in fused.graph.nodes.iter().enumerate() {
+            let bound = binder.bind(i, target)?;
+            if i < fused.prepare {
+                prepare.extend(bound);
+                continue;
+            }
+            let op = node.op.operator();
+            steps.extend(bound.iter().map(|launch| Step::new(op.name(), op.summary(), launch)));
+            launches.extend(bound);
         }
         if let Some(optimizer) = optimizer {
-            launches.push(binder.optimizer(&optimizer, target)?);
+            let launch = binder.optimizer(&optimizer, target)?;
+            steps.push(Step::new("sgd_step", plan.flat.len.to_string(), &launch));
+            launches.push(launch);
         }
         let record = |launches| Recording::new(backend.clone(), launches);
         let (prepare, step) = (record(prepare)?, record(launches)?);
-        let program = Self { backend: backend.clone(), arena: arena.clone(), dtype, prepare, step };
+        let program = Self { backend: backend.clone(), arena: arena.clone(), dtype, prepare, step, steps };
         program.clear(plan)?;
         Ok(program)
     }
@@ -139,6 +149,10 @@ impl Executor for KernelProgram {
 
     fn run(&mut self) -> Result<()> {
         self.step.replay()
+    }
+
+    fn steps(&self) -> &[Step] {
+        &self.steps
     }
 
     fn synchronize(&self) -> Result<()> {

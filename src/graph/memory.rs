@@ -4,6 +4,7 @@
 //! whose lifetimes do not meet share their bytes. A slice of another value's channels lies inside that one.
 
 use super::fuse::Fused;
+use super::saved::saved_activation_bytes;
 use super::{Graph, Origin, ValueId};
 use crate::device::cpu::Slot;
 use crate::tensor::{DType, Elem, TensorType};
@@ -42,6 +43,11 @@ impl Storage {
         }
     }
 
+    /// Bytes of all elements of `ty`.
+    pub fn value_bytes(&self, ty: &TensorType) -> usize {
+        ty.shape.len() * self.bytes(ty.elem)
+    }
+
     /// Whether weights have a working copy beside the masters.
     pub fn has_shadow(&self) -> bool {
         matches!(self.dtype, DType::F16 | DType::BF16)
@@ -55,6 +61,9 @@ pub struct Plan {
     pub arena_bytes: usize,
     /// Of these, the bytes that live on between runs: parameters, gradients, velocities, buffers.
     pub state_bytes: usize,
+    /// Bytes of the activations, inputs among them, that are kept from before the loss for the backward pass; 0 where
+    /// there is none.
+    pub saved_activation_bytes: usize,
     pub(super) slots: Vec<Option<Slot>>,
     /// One slot of scratch memory for each node that needs any.
     pub(super) scratch: Vec<Option<Slot>>,
@@ -114,7 +123,8 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
         }
     }
     place_views(fused, storage, &mut slots);
-    Plan { arena_bytes: arena_bytes.max(ALIGN), state_bytes, slots, scratch, flat }
+    let saved_activation_bytes = saved_activation_bytes(fused, storage);
+    Plan { arena_bytes: arena_bytes.max(ALIGN), state_bytes, saved_activation_bytes, slots, scratch, flat }
 }
 
 /// Takes `len` elements at the end of the arena.

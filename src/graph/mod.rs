@@ -12,12 +12,13 @@ mod interpreter;
 mod kernels;
 mod memory;
 mod program;
+mod saved;
 mod state;
 
 pub use build::{Builder, ConvOptions};
 pub use interpreter::Interpreter;
 pub use memory::Plan;
-pub use program::Program;
+pub use program::{Program, Step};
 pub use state::StateReport;
 
 use crate::ops::{Op, Write};

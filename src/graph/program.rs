@@ -10,10 +10,31 @@ use super::memory::{plan, Plan, Storage};
 use super::state::{counter, to_library, to_torch, torch_shape};
 use super::{Graph, Mode, StateReport, ValueId};
 use crate::device::cpu::Slot;
-use crate::device::{Device, Target};
+use crate::device::{Cost, Device, Launch, Target};
 use crate::ops::sgd::Sgd;
 use crate::tensor::{DType, Elem, HostData, HostTensor, Shape, StateDict};
 use crate::{Error, Result};
+
+/// A kernel launch of a program's run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// The name of the op that it computes, or computes a part of.
+    pub op: &'static str,
+    /// The op's extents in a few words.
+    pub shape: String,
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// What it computes and moves.
+    pub cost: Cost,
+}
+
+impl Step {
+    pub(super) fn new(op: &'static str, shape: String, launch: &Launch) -> Self {
+        Self { kernel: launch.kernel().name, op, shape, grid: launch.grid(), cost: launch.cost() }
+    }
+}
 
 /// The arena of a program and the steps that work in it.
 pub(super) trait Executor: fmt::Debug + Send {
@@ -25,6 +46,10 @@ pub(super) trait Executor: fmt::Debug + Send {
     fn prepare(&mut self) -> Result<()>;
     /// Runs the rest, the optimizer last.
     fn run(&mut self) -> Result<()>;
+    /// The launches of `run`, in order.
+    fn steps(&self) -> &[Step] {
+        &[]
+    }
     /// Waits for it.
     fn synchronize(&self) -> Result<()> {
         Ok(())
@@ -231,6 +256,11 @@ impl Program {
     /// The names of the ops that a run performs, in order; what runs once after loading comes first.
     pub fn ops(&self) -> Vec<&'static str> {
         self.graph.nodes.iter().map(|n| n.op.operator().name()).collect()
+    }
+
+    /// The kernel launches of a run, in order; none on the CPU.
+    pub fn steps(&self) -> &[Step] {
+        self.executor.steps()
     }
 
     /// The storage type.

@@ -32,6 +32,11 @@ pub trait Operator: fmt::Debug {
     /// A stable name for plans and errors: `conv2d_fwd`, `batch_norm_bwd`.
     fn name(&self) -> &'static str;
 
+    /// Its extents in a few words, for people: `n256 56x56 c64`.
+    fn summary(&self) -> String {
+        self.inputs().first().map_or_else(String::new, |t| t.shape.summary())
+    }
+
     /// The types of the inputs, in order.
     fn inputs(&self) -> Vec<TensorType>;
 

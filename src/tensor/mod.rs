@@ -137,6 +137,14 @@ impl Shape {
             _ => None,
         }
     }
+
+    /// The extents in a few words: `n256 56x56 c64`, or `64x10` for anything but images.
+    pub fn summary(&self) -> String {
+        match *self.0 {
+            [n, h, w, c] => format!("n{n} {h}x{w} c{c}"),
+            _ => self.0.iter().map(usize::to_string).collect::<Vec<_>>().join("x"),
+        }
+    }
 }
 
 impl<const R: usize> From<[usize; R]> for Shape {

@@ -45,6 +45,27 @@ pub struct Spec {
     pub groups: usize,
 }
 
+impl Spec {
+    /// What it is in a few words: `n256 56x56 c64 k256 r3 s3 stride 2 pad 1 groups 32`; what is usual is left out.
+    fn summary(&self) -> String {
+        let Self { n, h, w, c, k, kernel: [r, s], stride, padding, dilation, groups } = *self;
+        let mut text = format!("n{n} {h}x{w} c{c} k{k} r{r} s{s}");
+        for (what, [vertical, horizontal], usual) in
+            [("stride", stride, 1), ("pad", padding, 0), ("dilation", dilation, 1)]
+        {
+            if vertical != horizontal {
+                text += &format!(" {what} {vertical},{horizontal}");
+            } else if vertical != usual {
+                text += &format!(" {what} {vertical}");
+            }
+        }
+        if groups > 1 {
+            text += &format!(" groups {groups}");
+        }
+        text
+    }
+}
+
 /// A convolution whose shapes have been checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conv2d {
@@ -175,6 +196,10 @@ impl Operator for Node {
             Pass::BwdW => "conv2d_bwd_w",
             Pass::BwdBias => "conv2d_bwd_bias",
         }
+    }
+
+    fn summary(&self) -> String {
+        self.conv.spec.summary()
     }
 
     fn inputs(&self) -> Vec<TensorType> {

@@ -105,6 +105,11 @@ impl Operator for Node {
         }
     }
 
+    fn summary(&self) -> String {
+        let [n, f, k] = self.linear.extents();
+        format!("n{n} c{f} k{k}")
+    }
+
     fn inputs(&self) -> Vec<TensorType> {
         let (x, w) = (self.linear.conv.x(), TensorType::real(self.linear.w_shape()));
         match self.pass {

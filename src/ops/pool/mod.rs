@@ -192,6 +192,10 @@ impl Operator for Node {
         }
     }
 
+    fn summary(&self) -> String {
+        format!("{} to {}x{}", self.pool.x().shape.summary(), self.pool.p, self.pool.q)
+    }
+
     fn inputs(&self) -> Vec<TensorType> {
         match self.pass {
             Pass::Fwd => vec![self.pool.x()],

@@ -1,0 +1,215 @@
+//! `residuum plan`.
+
+use std::path::PathBuf;
+
+use residuum::device::{Cost, Device, Gpu};
+use residuum::graph::{Graph, Mode, Program, Step};
+use residuum::models::{BuildOptions, Model};
+use residuum::tensor::DType;
+use residuum::train::{grad_scale, Settings};
+
+use crate::device::training_dtype;
+use crate::failure::{print, Failure};
+use crate::gpus;
+use crate::models::grouped;
+use crate::train::at_least_one;
+
+/// Shows every kernel launch of a training step or of inference: what it computes and moves, and how long at least
+///
+/// Compiles the network as it would run, on no device: nothing is computed and hardly any memory is taken. Bytes are
+/// those of global memory, each counted once in a launch; a multiply-add counts as two operations. The time is that of
+/// the bytes at the GPU's bandwidth or of the operations at its peak, whichever is more: no launch is faster.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  residuum plan resnet50 --dtype bf16
+  residuum plan resnet50 --mode infer --batch 1 --dtype f16 --gpu A100
+  residuum plan resnet20_cifar --json
+  residuum plan resnet50 --gpus mine.json --gpu \"RTX 4090\"
+
+A file of GPUs is a JSON array of objects such as
+  {\"name\": \"RTX 4090\", \"arch\": \"sm_80\", \"bytes_per_second\": 1.008e12,
+   \"flops_per_second\": {\"f32\": 82.6e12, \"f16\": 165.2e12, \"bf16\": 165.2e12}, \"source\": \"data sheet\"}
+arch says whose kernels run: sm_80 or sm_90. In the text MB is 10^6 bytes.")]
+pub struct Args {
+    /// The network, as `residuum models` lists them
+    #[arg(value_name = "MODEL", value_parser = crate::models::parse)]
+    model: Model,
+    /// Images in a step
+    #[arg(long, value_name = "N", default_value = "256", value_parser = at_least_one, allow_negative_numbers = true)]
+    batch: usize,
+    /// The storage type of activations and weights: f32, f16 or bf16
+    #[arg(long, default_value = "f32", value_parser = training_dtype)]
+    dtype: DType,
+    /// A training step with its optimizer, or inference
+    #[arg(long, default_value = "train")]
+    mode: Run,
+    /// Height and width of the images [default: the network's]
+    #[arg(long, value_name = "HxW", value_parser = size)]
+    size: Option<[usize; 2]>,
+    /// The GPU whose roofline is taken [default: H200, or the first of --gpus]
+    #[arg(long, value_name = "NAME")]
+    gpu: Option<String>,
+    /// More GPUs to choose from
+    #[arg(long, value_name = "FILE")]
+    gpus: Option<PathBuf>,
+    /// Compute the outputs of 1x1 convolutions again in the backward pass instead of keeping them
+    #[arg(long)]
+    recompute: bool,
+    /// Print a JSON object: `launches` and `totals`
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Run {
+    Train,
+    Infer,
+}
+
+/// Height and width, both above 0.
+fn size(text: &str) -> Result<[usize; 2], String> {
+    let parsed = text.split_once('x').and_then(|(h, w)| Some([h.parse().ok()?, w.parse().ok()?]));
+    parsed.filter(|size| !size.contains(&0)).ok_or_else(|| "expected HxW such as 224x224".into())
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let gpu = gpus::choose(args.gpu.as_deref(), args.gpus.as_deref())?;
+    let planned = Planned::new(args, &gpu)?;
+    if args.json {
+        return print(&format!("{:#}", planned.json()));
+    }
+    print(&planned.text(args, &gpu))
+}
+
+impl Args {
+    /// Channels, height and width of the images.
+    fn shape(&self) -> [usize; 3] {
+        let [c, h, w] = self.model.input();
+        let [h, w] = self.size.unwrap_or([h, w]);
+        [c, h, w]
+    }
+
+    fn graph(&self) -> residuum::Result<Graph> {
+        let train = self.mode == Run::Train;
+        let mode = if train { Mode::Train } else { Mode::Infer };
+        let scale = if train { grad_scale(self.dtype) } else { 1.0 };
+        let options = BuildOptions { loss: train, grad_scale: scale, ..BuildOptions::default() };
+        let mut graph = self.model.build(mode, self.batch, self.shape(), self.model.classes(), options)?;
+        if train {
+            graph.differentiate()?;
+        }
+        if self.recompute {
+            graph.recompute();
+        }
+        Ok(graph)
+    }
+}
+
+/// A program's launches, each with its least seconds, and their sums.
+struct Planned {
+    batch: usize,
+    launches: Vec<(Step, f64)>,
+    cost: Cost,
+    seconds: f64,
+    arena_bytes: usize,
+    saved_activation_bytes: usize,
+}
+
+impl Planned {
+    fn new(args: &Args, gpu: &Gpu) -> Result<Self, Failure> {
+        // A network is refused for its size or batch.
+        let graph = args.graph().map_err(|e| Failure::Arguments(e.to_string()))?;
+        let settings = Settings { dtype: args.dtype, ..Settings::default() };
+        let optimizer = (args.mode == Run::Train).then(|| settings.optimizer()).transpose()?;
+        let program = Program::compile(&graph, &Device::blueprint(gpu.arch), args.dtype, optimizer)?;
+        let launches: Vec<_> = program.steps().iter().map(|s| (s.clone(), gpu.seconds(s.cost, args.dtype))).collect();
+        Ok(Self {
+            batch: args.batch,
+            cost: launches.iter().map(|(step, _)| step.cost).sum(),
+            seconds: launches.iter().map(|(_, seconds)| seconds).sum(),
+            launches,
+            arena_bytes: program.plan().arena_bytes,
+            saved_activation_bytes: program.plan().saved_activation_bytes,
+        })
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let launch = |(step, seconds): &(Step, f64)| {
+            serde_json::json!({
+                "kernel": step.kernel,
+                "op": step.op,
+                "shape": step.shape,
+                "grid": step.grid,
+                "flops": step.cost.flops,
+                "bytes_read": step.cost.bytes_read,
+                "bytes_written": step.cost.bytes_written,
+                "seconds": seconds,
+            })
+        };
+        serde_json::json!({
+            "launches": self.launches.iter().map(launch).collect::<Vec<_>>(),
+            "totals": {
+                "batch": self.batch,
+                "launches": self.launches.len(),
+                "flops": self.cost.flops,
+                "bytes": self.cost.bytes(),
+                "seconds": self.seconds,
+                "arena_bytes": self.arena_bytes,
+                "saved_activation_bytes": self.saved_activation_bytes,
+            },
+        })
+    }
+
+    fn text(&self, args: &Args, gpu: &Gpu) -> String {
+        let [c, h, w] = args.shape();
+        let (name, mode) = (args.model.name(), if args.mode == Run::Train { "training" } else { "inference" });
+        let head = format!("{name}, {mode}, {} images of {c}x{h}x{w}, {}, {}", args.batch, args.dtype, gpus::line(gpu));
+        let table = table(&self.rows()).join("\n");
+        format!("{head}\n\n{table}\n\n{}", self.totals())
+    }
+
+    /// The cells of the table, its head first.
+    fn rows(&self) -> Vec<Vec<String>> {
+        let head = ["op", "kernel", "shape", "GFLOP", "MB read", "MB written", "us"].map(String::from).to_vec();
+        let row = |(step, seconds): &(Step, f64)| {
+            let Cost { flops, bytes_read, bytes_written } = step.cost;
+            let numbers = [flops as f64 / 1e9, megabytes(bytes_read), megabytes(bytes_written), seconds * 1e6];
+            let mut cells = vec![step.op.to_string(), step.kernel.to_string(), step.shape.clone()];
+            cells.extend(numbers.map(|n| format!("{n:.2}")));
+            cells
+        };
+        std::iter::once(head).chain(self.launches.iter().map(row)).collect()
+    }
+
+    fn totals(&self) -> String {
+        let images = self.batch as f64;
+        let each = |total: f64, unit: &str| format!("{total:.2} {unit}, {:.2} {unit} an image", total / images);
+        let saved = megabytes(self.saved_activation_bytes as u64);
+        [
+            format!("launches           {}", grouped(self.launches.len() as u64)),
+            format!("operations         {}", each(self.cost.flops as f64 / 1e9, "GFLOP")),
+            format!("bytes              {}", each(megabytes(self.cost.bytes()), "MB")),
+            format!("time at least      {:.2} us, {:.0} images a second", self.seconds * 1e6, images / self.seconds),
+            format!("arena              {:.2} MB", megabytes(self.arena_bytes as u64)),
+            format!("saved activations  {}", each(saved, "MB")),
+        ]
+        .join("\n")
+    }
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// Lines of cells in columns: texts to the left, the numbers behind the third to the right.
+fn table(rows: &[Vec<String>]) -> Vec<String> {
+    const TEXTS: usize = 3;
+    let width = |i: usize| rows.iter().map(|row| row[i].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    let cell = |(i, text): (usize, &String)| match i < TEXTS {
+        true => format!("{text:0$}", widths[i]),
+        false => format!("{text:>0$}", widths[i]),
+    };
+    rows.iter().map(|row| row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ")).collect()
+}
