@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use super::fuse::{fuse, Fused, Runner};
+use super::fuse::{fuse, Fused, Runner, View};
 use super::host::{self, HostProgram};
 use super::interpreter::find;
 use super::kernels::{self, KernelProgram};
 use super::memory::{plan, Plan, Storage};
-use super::state::{counter, to_library, to_torch, torch_shape};
+use super::state::{counter, pad_channels, to_library, to_torch, torch_shape};
 use super::{Graph, Mode, StateReport, ValueId};
 use crate::device::cpu::Slot;
 use crate::device::{Cost, Device, Launch, Target};
@@ -60,6 +60,8 @@ pub(super) trait Executor: fmt::Debug + Send {
 #[derive(Debug)]
 pub struct Program {
     graph: Graph,
+    /// Where inputs lie that are padded to more channels.
+    views: Vec<Option<View>>,
     plan: Plan,
     executor: Box<dyn Executor>,
     dtype: DType,
@@ -86,9 +88,9 @@ impl Program {
         };
         let fused = fuse(graph, runner);
         let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
-        let graph = fused.graph;
+        let Fused { graph, views, .. } = fused;
         let mut program =
-            Self { graph, plan, executor, dtype, optimizer, batches: 0, learning_rate: 0.0, first_step: true };
+            Self { graph, views, plan, executor, dtype, optimizer, batches: 0, learning_rate: 0.0, first_step: true };
         program.write_control()?;
         Ok(program)
     }
@@ -181,8 +183,18 @@ impl Program {
             return Err(Error::Shape { what: format!("input `{name}`"), expected, found: tensor.shape.clone() });
         }
         let data = to_library(tensor, ty);
-        let slot = self.slot(value)?;
-        self.executor.write(&slot, &data)
+        match self.views[value.index()] {
+            Some(View { root, .. }) => {
+                let channels = |v: ValueId| self.graph.ty(v).shape.dims().last().copied().unwrap_or(1);
+                let padded = pad_channels(&data, channels(value), channels(root));
+                let slot = self.slot(root)?;
+                self.executor.write(&slot, &padded)
+            }
+            None => {
+                let slot = self.slot(value)?;
+                self.executor.write(&slot, &data)
+            }
+        }
     }
 
     /// Sets the input `labels`, one for each image. Fails where one is negative or not a class of the network.

@@ -71,6 +71,19 @@ pub(super) fn to_library(tensor: &HostTensor, ty: &TensorType) -> HostData {
     }
 }
 
+/// Pixels of `from` channels with zeros behind them, up to `to`.
+pub(super) fn pad_channels(data: &HostData, from: usize, to: usize) -> HostData {
+    fn pad<T: Copy + Default>(v: &[T], from: usize, to: usize) -> Vec<T> {
+        let rest = std::iter::repeat_n(T::default(), to - from);
+        v.chunks_exact(from).flat_map(|pixel| pixel.iter().copied().chain(rest.clone())).collect()
+    }
+    match data {
+        HostData::F32(v) => HostData::F32(pad(v, from, to)),
+        HostData::F64(v) => HostData::F64(pad(v, from, to)),
+        HostData::I64(v) => HostData::I64(pad(v, from, to)),
+    }
+}
+
 /// A value of the library's `ty` as a tensor of torch's `shape`.
 pub(super) fn to_torch(data: HostData, ty: &TensorType, shape: &Shape) -> HostTensor {
     let data = match (spatial(ty), data) {

@@ -32,14 +32,26 @@ fn ops(name: &str, mode: Mode, size: usize) -> BTreeMap<&'static str, usize> {
 
 #[test]
 fn batch_norms_after_convolutions_are_in_pieces() {
-    for (name, size, norms, ends) in [("resnet50", 32, 53, 16), ("resnext50_32x4d", 32, 53, 16), ("resnet18", 32, 20, 8)] {
+    for (name, size, norms, ends) in
+        [("resnet50", 32, 53, 16), ("resnext50_32x4d", 32, 53, 16), ("resnet18", 32, 20, 8)]
+    {
         let ops = ops(name, Mode::Train, size);
         let count = |op: &str| ops.get(op).copied().unwrap_or(0);
-        for pass in ["batch_norm_train", "batch_norm_bwd", "relu_fwd", "relu_bwd", "add_fwd", "norm_gradient", "norm_moments"] {
+        for pass in
+            ["batch_norm_train", "batch_norm_bwd", "relu_fwd", "relu_bwd", "add_fwd", "norm_gradient", "norm_moments"]
+        {
             assert_eq!(count(pass), 0, "{name} {pass}: {ops:?}");
         }
-        assert_eq!([count("norm_affine"), count("norm_coefficients"), count("block_end_fwd")], [norms, norms, ends], "{name}");
-        assert_eq!([count("norm_pool_max_fwd"), count("norm_pool_max_bwd"), count("norm_pool_avg_bwd")], [1; 3], "{name}");
+        assert_eq!(
+            [count("norm_affine"), count("norm_coefficients"), count("block_end_fwd")],
+            [norms, norms, ends],
+            "{name}"
+        );
+        assert_eq!(
+            [count("norm_pool_max_fwd"), count("norm_pool_max_bwd"), count("norm_pool_avg_bwd")],
+            [1; 3],
+            "{name}"
+        );
     }
 }
 
@@ -47,7 +59,9 @@ fn batch_norms_after_convolutions_are_in_pieces() {
 fn a_dense_block_is_one_buffer_without_copies_or_norms() {
     let ops = ops("densenet121", Mode::Train, 32);
     let count = |op: &str| ops.get(op).copied().unwrap_or(0);
-    for pass in ["concat_fwd", "concat_bwd", "add_fwd", "batch_norm_train", "batch_norm_bwd", "relu_bwd", "norm_gradient"] {
+    for pass in
+        ["concat_fwd", "concat_bwd", "add_fwd", "batch_norm_train", "batch_norm_bwd", "relu_bwd", "norm_gradient"]
+    {
         assert_eq!(count(pass), 0, "{pass}: {ops:?}");
     }
     // The moments of what the stem's pooling stores, and its gradient, have passes of their own.

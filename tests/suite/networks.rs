@@ -231,7 +231,8 @@ fn the_bounds_of_networks_notice_a_wrong_weight() {
         weights[..terms(&graph)].iter_mut().for_each(|w| *w = -*w);
         wrong.insert("layer3.2.conv2.weight".into(), HostTensor::f32([64, 64, 3, 3], weights));
         let found = reference(&graph, dtype, &wrong, &data);
-        let notices = |name: &str| distance(&found[name], &exact[name]) > bounds::network(dtype, noise[name], terms(&graph));
+        let notices =
+            |name: &str| distance(&found[name], &exact[name]) > bounds::network(dtype, noise[name], terms(&graph));
         assert!(notices("logits"), "{dtype}: one filter of 64 in the last block has the wrong sign");
     }
 }

@@ -10,6 +10,7 @@ mod index;
 mod norms;
 mod prologue;
 mod recompute;
+mod stem;
 mod transition;
 
 use std::collections::HashMap;
@@ -80,6 +81,7 @@ pub(super) fn fuse(graph: &Graph, runner: Runner) -> Fused {
     fused.views = vec![None; fused.graph.values.len()];
     if runner == Runner::Kernels {
         fused.views = concat::in_place(&mut fused.graph);
+        stem::pad_inputs(&mut fused);
         norms::split(&mut fused);
         if recompute {
             recompute::bottlenecks(&mut fused);

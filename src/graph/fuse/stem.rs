@@ -1,0 +1,30 @@
+//! Images with a pixel stride of four elements, as the stem's kernels read them: three channels do not fill an access.
+
+use super::index::Index;
+use super::{Fused, View};
+use crate::graph::Origin;
+use crate::ops::{conv2d, Op};
+use crate::tensor::{Elem, TensorType};
+
+/// Elements from one pixel to the next of a padded input; those behind its channels hold zeros.
+const PIXEL: usize = 4;
+
+/// Pads the inputs of `fused` that convolutions alone read: each becomes a slice of a tensor of four channels.
+pub(super) fn pad_inputs(fused: &mut Fused) {
+    let index = Index::new(&fused.graph, &fused.views);
+    for (_, x) in fused.graph.inputs.clone() {
+        let ty = fused.graph.ty(x).clone();
+        let (Elem::Real, &[n, h, w, c]) = (ty.elem, ty.shape.dims()) else { continue };
+        let pads = |&(reader, at): &(usize, usize)| match fused.graph.nodes[reader].op {
+            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. }) => at == 0,
+            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdW, .. }) => at == 1,
+            _ => false,
+        };
+        if c >= PIXEL || !index.is_alone(x) || index.is_output(x) || !index.readers(x).iter().all(pads) {
+            continue;
+        }
+        let root = fused.graph.add_value(TensorType::real([n, h, w, PIXEL]), Origin::Input);
+        fused.views.resize(fused.graph.values.len(), None);
+        fused.views[x.index()] = Some(View { root, channel: 0 });
+    }
+}
