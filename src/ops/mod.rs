@@ -7,6 +7,8 @@ pub mod add;
 pub mod batch_norm;
 pub mod conv2d;
 pub mod cross_entropy;
+pub mod gate;
+pub mod join;
 pub mod linear;
 mod parallel;
 pub mod pool;
@@ -233,6 +235,7 @@ pub enum Op {
     BatchNorm(batch_norm::Node),
     Conv2d(conv2d::Node),
     CrossEntropy(cross_entropy::Node),
+    Join(join::Node),
     Linear(linear::Node),
     Pool(pool::Node),
     Relu(relu::Node),
@@ -247,6 +250,7 @@ impl Op {
             Self::BatchNorm(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
+            Self::Join(o) => o,
             Self::Linear(o) => o,
             Self::Pool(o) => o,
             Self::Relu(o) => o,
@@ -261,6 +265,7 @@ impl Op {
             Self::BatchNorm(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
+            Self::Join(o) => o,
             Self::Linear(o) => o,
             Self::Pool(o) => o,
             Self::Relu(o) => o,
@@ -276,6 +281,8 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
         batch_norm::KERNELS,
         conv2d::KERNELS,
         cross_entropy::KERNELS,
+        gate::KERNELS,
+        join::KERNELS,
         pool::KERNELS,
         relu::KERNELS,
         sgd::KERNELS,

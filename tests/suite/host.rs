@@ -397,8 +397,8 @@ fn batch_norm_inference_and_fold() {
         let passes = [
             batch_norm::Pass::Infer { relu: false },
             batch_norm::Pass::Infer { relu: true },
-            batch_norm::Pass::Fold { bias: false },
-            batch_norm::Pass::Fold { bias: true },
+            batch_norm::Pass::Fold { bias: false, share: 1.0 },
+            batch_norm::Pass::Fold { bias: true, share: 0.75 },
         ];
         for pass in passes {
             let name = format!("batch norm {x:?} {pass:?}");
