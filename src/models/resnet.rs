@@ -272,6 +272,10 @@ impl Architecture for Spec {
         Scheme::RESIDUAL
     }
 
+    fn is_stochastic(&self) -> bool {
+        self.survival.is_some()
+    }
+
     fn layers(&self, b: &mut Builder, x: ValueId, classes: usize) -> Result<ValueId> {
         let mut x = self.first_layers(b, x)?;
         let blocks = self.stages.iter().sum();

@@ -3,7 +3,8 @@
 
 use proptest::prelude::*;
 use residuum::ops::{
-    add, batch_norm, conv2d, cross_entropy, linear, pool, relu, sgd, shortcut, HostIo, HostMut, HostRef, Op, Write,
+    add, batch_norm, conv2d, cross_entropy, join, linear, pool, relu, sgd, shortcut, HostIo, HostMut, HostRef, Op,
+    Write,
 };
 use residuum::tensor::{DType, Elem, Real, Shape};
 
@@ -460,6 +461,15 @@ fn elementwise() {
             Op::Add(add::Node { shape: shape.clone(), relu: true }),
         ] {
             check(&integers(&format!("elementwise {len}"), op.clone()), Bound::Exact);
+        }
+        for (keep, relu) in [(join::Keep::Gated, true), (join::Keep::Scaled(0.25), false)] {
+            let mut join = integers("join", Op::Join(join::Node { shape: shape.clone(), keep, relu }));
+            check(&join, Bound::Exact);
+            if keep == join::Keep::Gated {
+                join.inputs[1] = Data::Real(vec![f64::NAN; len]);
+                join.inputs[2] = Data::Real(vec![0.0]);
+                check(&join, Bound::Exact);
+            }
         }
     }
     let mut nan = integers("nan", Op::Relu(relu::Node { shape: [3].into(), pass: relu::Pass::Fwd }));

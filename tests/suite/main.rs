@@ -7,6 +7,7 @@ mod build;
 #[path = "../cases/mod.rs"]
 mod cases;
 mod data;
+mod depth;
 mod golden;
 mod gradients;
 mod graph;

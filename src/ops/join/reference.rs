@@ -21,11 +21,11 @@ impl<T: Real> HostOp<T> for Node {
 
     fn host(&self, io: &mut HostIo<'_, T>) {
         let (a, b) = (io.inputs[0].real(), io.inputs[1].real());
+        let closed = self.keep == Keep::Gated && io.inputs[2].real()[0] == T::ZERO;
         let share = match self.keep {
-            Keep::Gated => io.inputs[2].real()[0],
+            Keep::Gated => T::ONE,
             Keep::Scaled(share) => T::from_f64(share),
         };
-        let closed = self.keep == Keep::Gated && share == T::ZERO;
         let [y] = io.reals();
         let then = |sum: T| if self.relu { sum.maximum(T::ZERO) } else { sum };
         parallel::elements(y, |first, y| {

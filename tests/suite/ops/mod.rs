@@ -4,6 +4,8 @@ mod add;
 mod batch_norm;
 mod conv2d;
 mod cross_entropy;
+mod gate;
+mod join;
 mod linear;
 mod pool;
 mod relu;
