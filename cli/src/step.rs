@@ -14,7 +14,8 @@ use crate::infer::{take, wrong, Network};
 ///
 /// The input file holds `input` (NCHW) and `labels` (int64, one for each image). The output file gets `loss`,
 /// `logits`, `grad.PARAMETER` for every parameter and `running.BUFFER` for every running statistic after the pass, in
-/// torch's names and shapes; f64 tensors with `--dtype f64`. The loss is the mean cross-entropy.
+/// torch's names and shapes; f64 tensors with `--dtype f64`. The loss is the mean cross-entropy. With `--stochastic` it
+/// also gets `gates` (int64, one for each residual block): 1 where the block was kept.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   residuum step --model resnet20_cifar --weights w.safetensors --input x.safetensors --output g.safetensors --dtype f64
@@ -27,7 +28,7 @@ pub struct Args {
     /// The file to write: `loss`, `logits`, `grad.*`, `running.*`
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Draw dropout masks and stochastic-depth gates from this seed; without it dropout is off and all gates are open
+    /// Draw the gates of stochastic depth from this seed, those of a run's first step; without it all are open
     #[arg(long, value_name = "SEED")]
     stochastic: Option<u64>,
 }
@@ -35,9 +36,9 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let network = &args.network;
-    if args.stochastic.is_some() {
+    if args.stochastic.is_some() && !network.model.is_stochastic() {
         let name = network.model.name();
-        let cause = format!("--stochastic: {name} is built without dropout and stochastic depth; leave the option out");
+        let cause = format!("--stochastic: {name} has no stochastic depth; take {name}_survival05 or leave it out");
         return Err(Failure::Arguments(cause));
     }
     let state = network.read_weights()?;
@@ -55,12 +56,19 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     program.load(&state)?;
     program.set_input("input", &input)?;
     program.set_labels(&labels)?;
+    if let Some(seed) = args.stochastic {
+        program.draw_gates(seed, 0)?;
+    }
     program.run()?;
     let loss = HostTensor { shape: Vec::new().into(), ..program.output("loss")? };
     let mut results = StateDict::from([("loss".into(), loss), ("logits".into(), program.output("logits")?)]);
     results.extend(program.gradients()?.into_iter().map(|(name, v)| (format!("grad.{name}"), v)));
     let buffers = program.state()?.into_iter().filter(|(name, _)| graph.buffers().iter().any(|b| b.name == *name));
     results.extend(buffers.map(|(name, v)| (format!("running.{name}"), v)));
+    if args.stochastic.is_some() {
+        let gates: Vec<i64> = program.gates()?.into_iter().map(i64::from).collect();
+        results.insert("gates".into(), HostTensor::i64([gates.len()], gates));
+    }
     Ok(weights::write(&args.output, &results, &Default::default())?)
 }
 

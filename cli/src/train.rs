@@ -67,7 +67,7 @@ pub struct Args {
     /// Leave the training images as they are: no shifts, no flips
     #[arg(long)]
     no_augment: bool,
-    /// Decides the first weights, the order of the images and their augmentation [default: 0]
+    /// Decides the first weights, the order of the images, their augmentation and stochastic depth's gates [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// The run's folder [default: runs/MODEL-DATA-seedSEED, with a number after it if that holds a run]

@@ -1,6 +1,6 @@
 // Applies a batch norm, or folds it for the convolution before it.
 //   apply  y = gamma (x - mean) invstd + beta, optionally max(y, 0); at inference invstd = 1 / sqrt(running_var + eps)
-//   fold   scale = gamma / sqrt(running_var + eps),  shift = beta + (bias - running_mean) scale
+//   fold   scale = share gamma / sqrt(running_var + eps),  shift = share beta + (bias - running_mean) scale
 // x, y: rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; the rest f32, dense.
 // The mean is subtracted before scaling: with a single scale and shift a mean far from 0 would cost the precision of y.
 // Grid: apply strips.blocks_per_row * ceil(rows / rows_per_block) blocks, fold ceil(C / 256); 256 threads each, no
@@ -33,8 +33,10 @@ struct Fold {
   float* shift;
   u32 channels;
   float eps;
+  float share;
+  u32 unused;
 };
-static_assert(sizeof(Fold) == 64, "as in src/ops/batch_norm/launch.rs");
+static_assert(sizeof(Fold) == 72, "as in src/ops/batch_norm/launch.rs");
 
 template <typename T>
 __device__ __forceinline__ void apply(const Apply<T>& p) {
@@ -64,10 +66,10 @@ __device__ __forceinline__ void apply(const Apply<T>& p) {
 __device__ __forceinline__ void fold(const Fold& p) {
   const u32 c = blockIdx.x * STRIP_THREADS + threadIdx.x;
   if (c >= p.channels) return;
-  const float scale = p.gamma[c] / sqrtf(p.var[c] + p.eps);
+  const float scale = p.share * p.gamma[c] / sqrtf(p.var[c] + p.eps);
   const float bias = p.bias ? p.bias[c] : 0.0f;
   p.scale[c] = scale;
-  p.shift[c] = fmaf(bias - p.mean[c], scale, p.beta[c]);
+  p.shift[c] = fmaf(bias - p.mean[c], scale, p.share * p.beta[c]);
 }
 
 KERNEL(batch_norm_apply_f32, Apply<float>, STRIP_THREADS, 3, apply<float>)

@@ -1,22 +1,31 @@
 // How a kernel is declared, on the GPU and on the simulator.
 //
 // Every kernel takes one struct of parameters by value, made of 4- and 8-byte fields; the Rust side has the same struct
-// and both sides assert its size. Built-ins (threadIdx, __syncthreads, __shfl_xor_sync, ...) are CUDA's; the simulator
+// and both sides assert its size. Behind it comes the gate of the launch: where that is not null and holds 0, every thread
+// returns at once, so that a part of a network is skipped with no word from the host. Built-ins (threadIdx, __syncthreads, __shfl_xor_sync, ...) are CUDA's; the simulator
 // provides them too. Shared memory is dynamic only, through SHARED; inline PTX is in ptx.cuh only.
 #pragma once
 
 #include "common/ptx.cuh"
 
+// Whether the launch is to do nothing.
+__device__ __forceinline__ bool gate_closed(const float* gate) { return gate != nullptr && *gate == 0.0f; }
+
 // Instantiates the entry point `name`: calls body(params) in every thread. The one macro at the foot of a kernel file.
 //   KERNEL(conv2d_fwd_f32_64x64, ConvParams, 256, 1, (fwd<float, Tile<64, 64>>))
 #ifdef __CUDACC__
 #define KERNEL(name, Params, threads, blocks_per_sm, body)                                                             \
-  extern "C" __global__ void __launch_bounds__(threads, blocks_per_sm) name(const __grid_constant__ Params params) {   \
+  extern "C" __global__ void __launch_bounds__(threads, blocks_per_sm)                                                 \
+      name(const __grid_constant__ Params params, const float* gate) {                                                 \
+    if (gate_closed(gate)) return;                                                                                     \
     body(params);                                                                                                      \
   }
 #else
 #define KERNEL(name, Params, threads, blocks_per_sm, body)                                                             \
-  static void name##_entry(const void* params) { body(*static_cast<const Params*>(params)); }                          \
+  static void name##_entry(const void* params, const float* gate) {                                                    \
+    if (gate_closed(gate)) return;                                                                                     \
+    body(*static_cast<const Params*>(params));                                                                         \
+  }                                                                                                                    \
   static const sim::Registration name##_registration(#name, sizeof(Params), threads, name##_entry);
 #endif
 

@@ -147,9 +147,9 @@ void* residuum_sim_allocate(void* device, size_t bytes) {
 void residuum_sim_release(void* device, void* address) { static_cast<sim::Device*>(device)->memory.release(address); }
 
 // nullptr, or what went wrong; to be freed with residuum_sim_free_text.
-char* residuum_sim_launch(void* device, const char* name, const void* params, size_t params_bytes, uint32_t threads,
-                          const uint32_t* grid, uint32_t shared_bytes) {
-  const sim::Job job{name, nullptr, params, threads, {grid[0], grid[1], grid[2]}, shared_bytes};
+char* residuum_sim_launch(void* device, const char* name, const void* params, size_t params_bytes, const float* gate,
+                          uint32_t threads, const uint32_t* grid, uint32_t shared_bytes) {
+  const sim::Job job{name, nullptr, params, gate, threads, {grid[0], grid[1], grid[2]}, shared_bytes};
   return sim::copy_text(sim::run(*static_cast<sim::Device*>(device), job, params_bytes));
 }
 

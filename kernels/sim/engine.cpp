@@ -59,7 +59,7 @@ Engine::Engine() : threads_(WARPS * 32) {
 void fiber_main() {
   Engine& e = *engine;
   for (;;) {
-    e.job_.entry(e.job_.params);
+    e.job_.entry(e.job_.params, e.job_.gate);
     e.exit_thread();
   }
 }

@@ -108,6 +108,7 @@ struct Job {
   const char* name;
   Entry entry;
   const void* params;
+  const float* gate;
   u32 threads;
   u32 grid[3];
   u32 shared_bytes;

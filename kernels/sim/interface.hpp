@@ -31,7 +31,7 @@ extern __thread ThreadView* current;
 inline unsigned char* shared_memory() { return current->block->shared; }
 
 // An entry point; a static object per KERNEL.
-using Entry = void (*)(const void* params);
+using Entry = void (*)(const void* params, const float* gate);
 struct Registration {
   Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry);
 };

@@ -246,6 +246,7 @@ pub struct Launch {
     params: Box<[u64]>,
     cost: Cost,
     views: Vec<View>,
+    gate: Option<View>,
 }
 
 impl Launch {
@@ -272,7 +273,18 @@ impl Launch {
         );
         let mut words = vec![0u64; size_of::<P>().div_ceil(8)].into_boxed_slice();
         bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..size_of::<P>()].copy_from_slice(bytemuck::bytes_of(params));
-        Self { kernel, grid, params: words, cost, views }
+        Self { kernel, grid, params: words, cost, views, gate: None }
+    }
+
+    /// The same launch behind a gate, an f32: where it holds 0 when the launch's turn comes, every thread returns before
+    /// it reads or writes anything else. The cost stays that of an open gate.
+    ///
+    /// # Panics
+    /// If `gate` is of less than 4 bytes or not aligned to them.
+    pub fn gated(self, gate: View) -> Self {
+        let sound = gate.bytes() >= 4 && gate.address().is_multiple_of(4);
+        assert!(sound, "a gate of {} bytes at {:#x}", gate.bytes(), gate.address());
+        Self { gate: Some(gate), ..self }
     }
 
     /// The entry point.
@@ -295,7 +307,12 @@ impl Launch {
         self.cost
     }
 
-    /// The memory that it touches.
+    /// What decides whether it runs, where something does.
+    pub fn gate(&self) -> Option<&View> {
+        self.gate.as_ref()
+    }
+
+    /// The memory that it touches, but for the gate.
     pub fn views(&self) -> &[View] {
         &self.views
     }

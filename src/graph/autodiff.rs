@@ -3,12 +3,27 @@
 use std::collections::HashMap;
 
 use super::{Graph, Origin, ValueId};
-use crate::ops::{add, Gradient, Op, Source};
+use crate::ops::{add, join, Gradient, Op, Source};
 use crate::tensor::Elem;
 use crate::{Error, Result};
 
-/// The gradients of one value so far, one for each of its uses, in the order in which the backward pass meets them.
-type Contributions = HashMap<ValueId, Vec<ValueId>>;
+/// One of a value's gradients: what one of its uses contributes.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    grad: ValueId,
+    /// Where this is closed, the use did not take place and contributes nothing.
+    gate: Option<ValueId>,
+}
+
+/// What the backward pass knows on its way.
+struct Backward {
+    /// For every value of the forward pass whether it depends on a parameter, or is one.
+    needed: Vec<bool>,
+    /// For every value of the forward pass the gate of its branch.
+    gates: Vec<Option<ValueId>>,
+    /// The gradients of each value so far, one for each of its uses, in the order in which the backward pass meets them.
+    parts: HashMap<ValueId, Vec<Part>>,
+}
 
 impl Graph {
     /// Appends the ops that compute the gradient of the loss with respect to every parameter.
@@ -21,37 +36,42 @@ impl Graph {
         if self.parameters.iter().any(|p| p.grad.is_some()) {
             return Err(Error::invalid("differentiate", "the graph has been differentiated already"));
         }
-        let needed = self.depends_on_parameters();
-        let mut grads = Contributions::new();
+        let (needed, gates) = (self.depends_on_parameters(), self.writer_gates());
+        let mut backward = Backward { needed, gates, parts: HashMap::new() };
         for i in (0..self.nodes.len()).rev() {
             let is_root = self.nodes[i].outputs.first() == Some(&loss);
-            let reached = self.nodes[i].outputs.iter().any(|o| grads.contains_key(o));
+            let reached = self.nodes[i].outputs.iter().any(|o| backward.parts.contains_key(o));
             if is_root || reached {
-                self.differentiate_node(i, &needed, &mut grads)?;
+                self.differentiate_node(i, &mut backward)?;
             }
         }
         for i in 0..self.parameters.len() {
-            let value = self.parameters[i].value;
-            let grad = self.total(value, &mut grads)?;
-            self.parameters[i].grad = Some(grad.ok_or_else(|| {
-                Error::invalid(&self.parameters[i].name, "the loss does not depend on this parameter")
-            })?);
+            let parts = backward.parts.remove(&self.parameters[i].value).unwrap_or_default();
+            self.parameters[i].grad = match parts[..] {
+                [part] => Some(part.grad),
+                [] => {
+                    let problem = "the loss does not depend on this parameter";
+                    return Err(Error::invalid(&self.parameters[i].name, problem));
+                }
+                _ => return Err(Error::unsupported("a parameter used twice", "give each use its own parameter")),
+            };
         }
         Ok(())
     }
 
     /// Appends the gradient rules of node `i` and records what they contribute.
-    fn differentiate_node(&mut self, i: usize, needed: &[bool], grads: &mut Contributions) -> Result<()> {
+    fn differentiate_node(&mut self, i: usize, backward: &mut Backward) -> Result<()> {
         let node = self.nodes[i].clone();
-        let wanted: Vec<bool> = node.inputs.iter().map(|v| needed[v.index()]).collect();
+        let wanted: Vec<bool> = node.inputs.iter().map(|v| backward.needed[v.index()]).collect();
         if !wanted.contains(&true) {
             return Ok(());
         }
         for rule in node.op.operator().gradient(&wanted)? {
             match rule {
                 Gradient::Same { output, input } => {
-                    if let Some(grad) = self.total(node.outputs[output], grads)? {
-                        grads.entry(node.inputs[input]).or_default().push(grad);
+                    if let Some(grad) = self.total(node.outputs[output], backward)? {
+                        let part = Part { grad, gate: node.reads_under(input) };
+                        backward.parts.entry(node.inputs[input]).or_default().push(part);
                     }
                 }
                 Gradient::Node { op, sources, targets } => {
@@ -60,7 +80,7 @@ impl Graph {
                         inputs.push(match source {
                             Source::Input(j) => node.inputs[j],
                             Source::Output(j) => node.outputs[j],
-                            Source::Grad(j) => self.total(node.outputs[j], grads)?.ok_or_else(|| {
+                            Source::Grad(j) => self.total(node.outputs[j], backward)?.ok_or_else(|| {
                                 Error::unsupported(
                                     format!("gradient of {}", node.op.operator().name()),
                                     format!("its output {j} does not reach the loss"),
@@ -68,10 +88,11 @@ impl Graph {
                             })?,
                         });
                     }
-                    let outputs = self.add_node(op, inputs, &[]);
-                    for (output, target) in outputs.into_iter().zip(targets) {
+                    let outputs = self.add_gated(op, inputs, &[], node.gate);
+                    for (grad, target) in outputs.into_iter().zip(targets) {
                         if let Some(j) = target.filter(|&j| wanted[j]) {
-                            grads.entry(node.inputs[j]).or_default().push(output);
+                            let part = Part { grad, gate: node.gate };
+                            backward.parts.entry(node.inputs[j]).or_default().push(part);
                         }
                     }
                 }
@@ -80,18 +101,32 @@ impl Graph {
         Ok(())
     }
 
-    /// The gradient of `value`: its contributions added up, in order.
-    fn total(&mut self, value: ValueId, grads: &mut Contributions) -> Result<Option<ValueId>> {
-        let Some(parts) = grads.get(&value).cloned() else { return Ok(None) };
-        let mut sum = parts[0];
-        for &part in &parts[1..] {
-            let ty = self.ty(sum).clone();
-            if ty.elem != Elem::Real {
-                return Err(Error::unsupported("a parameter used twice", "give each use its own parameter"));
-            }
-            sum = self.add_node(Op::Add(add::Node { shape: ty.shape, relu: false }), vec![sum, part], &[])[0];
+    /// The gradient of `value`: its parts added up, in order, but those that a gate can leave out last.
+    fn total(&mut self, value: ValueId, backward: &mut Backward) -> Result<Option<ValueId>> {
+        let Some(parts) = backward.parts.get(&value).cloned() else { return Ok(None) };
+        let own = backward.gates[value.index()];
+        // Where `value` exists, so do the uses of its own branch.
+        let (always, dropped): (Vec<Part>, Vec<Part>) =
+            parts.into_iter().partition(|p| p.gate == own || p.gate.is_none());
+        let Some((first, more)) = always.split_first() else {
+            let why = "something outside of them must read it too: the shortcut";
+            return Err(Error::unsupported("a value that branches alone read, which may be dropped", why));
+        };
+        let shape = self.ty(first.grad).shape.clone();
+        if !(more.is_empty() && dropped.is_empty()) && self.ty(first.grad).elem != Elem::Real {
+            return Err(Error::unsupported("a statistic used twice", "give each use its own"));
         }
-        grads.insert(value, vec![sum]);
+        let mut sum = first.grad;
+        for part in more {
+            let op = Op::Add(add::Node { shape: shape.clone(), relu: false });
+            sum = self.add_gated(op, vec![sum, part.grad], &[], own)[0];
+        }
+        for part in dropped {
+            let op = Op::Join(join::Node { shape: shape.clone(), keep: join::Keep::Gated, relu: false });
+            let inputs = [sum, part.grad].into_iter().chain(part.gate).collect();
+            sum = self.add_gated(op, inputs, &[], own)[0];
+        }
+        backward.parts.insert(value, vec![Part { grad: sum, gate: own }]);
         Ok(Some(sum))
     }
 

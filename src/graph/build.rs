@@ -36,7 +36,9 @@ impl Default for ConvOptions {
 /// Builds a [`Graph`] layer by layer. Names are torch's: layer `conv1` has the parameter `conv1.weight`.
 #[derive(Debug)]
 pub struct Builder {
-    graph: Graph,
+    pub(super) graph: Graph,
+    /// The gate of the branch that is being built.
+    pub(super) gate: Option<ValueId>,
     names: HashSet<String>,
 }
 
@@ -49,13 +51,14 @@ impl Builder {
             nodes: Vec::new(),
             parameters: Vec::new(),
             buffers: Vec::new(),
+            blocks: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
             loss: None,
             grad_scale: 1.0,
             recompute: false,
         };
-        Self { graph, names: HashSet::new() }
+        Self { graph, gate: None, names: HashSet::new() }
     }
 
     /// Images `[N,H,W,C]`, set before each run.
@@ -207,8 +210,8 @@ impl Builder {
         self.graph
     }
 
-    fn node(&mut self, op: Op, inputs: Vec<ValueId>, updated: &[ValueId]) -> Vec<ValueId> {
-        self.graph.add_node(op, inputs, updated)
+    pub(super) fn node(&mut self, op: Op, inputs: Vec<ValueId>, updated: &[ValueId]) -> Vec<ValueId> {
+        self.graph.add_gated(op, inputs, updated, self.gate)
     }
 
     fn add_input(&mut self, name: &str, ty: TensorType) -> ValueId {

@@ -2,10 +2,10 @@
 
 use super::fuse::Fused;
 use super::interpreter::host_data;
-use super::memory::{Flat, Plan};
+use super::memory::{Flat, GateSlots, Plan};
 use super::program::Executor;
 use crate::device::cpu::{Arena, Slot};
-use crate::ops::{sgd, HostIo, Op, Write};
+use crate::ops::{gate, sgd, HostIo, HostMut, Op, Write};
 use crate::tensor::{DType, Elem, HostData, HostTensor, Real};
 use crate::Result;
 
@@ -17,6 +17,7 @@ struct Step {
     writes: Vec<Slot>,
     modes: Vec<Write>,
     scratch: Slot,
+    gate: Option<Slot>,
 }
 
 /// The steps of a program on the CPU, in `T`, with what is stored rounded to `dtype`.
@@ -27,6 +28,7 @@ pub(super) struct HostProgram<T> {
     steps: Vec<Step>,
     prepare: usize,
     flat: Flat,
+    gates: GateSlots,
     optimizer: Option<sgd::Sgd>,
     marker: std::marker::PhantomData<T>,
 }
@@ -47,6 +49,7 @@ impl<T: Real> HostProgram<T> {
             reads: node.inputs.iter().map(place).collect(),
             writes: node.outputs.iter().map(place).collect(),
             modes: node.writes.clone(),
+            gate: node.gate.as_ref().map(place),
             scratch: scratch.map_or(Slot { offset: 0, len: 0, elem: Elem::Real }, |s| Slot {
                 len: s.len / size_of::<T>(),
                 elem: Elem::Real,
@@ -59,6 +62,7 @@ impl<T: Real> HostProgram<T> {
             steps: steps.collect(),
             prepare: fused.prepare,
             flat: plan.flat.clone(),
+            gates: plan.gates.clone(),
             optimizer,
             marker: std::marker::PhantomData,
         }
@@ -72,6 +76,9 @@ impl<T: Real> HostProgram<T> {
     fn run_steps_here(&mut self, which: std::ops::Range<usize>) {
         let rounds = !matches!(self.dtype, DType::F32 | DType::F64);
         for step in &self.steps[which] {
+            if step.gate.is_some_and(|gate| self.arena.read::<T>(&gate).real()[0] == T::ZERO) {
+                continue;
+            }
             let mut writes = step.writes.clone();
             writes.push(step.scratch);
             let (inputs, mut outputs) = self.arena.slices::<T>(&step.reads, &writes);
@@ -85,6 +92,28 @@ impl<T: Real> HostProgram<T> {
                     }
                 }
             }
+        }
+    }
+
+    /// Draws the gates where they are to be drawn, and clears the gradients of the branches that are dropped.
+    fn draw(&mut self) {
+        let GateSlots { values, thresholds, control, pairs, .. } = &self.gates;
+        if values.len == 0 {
+            return;
+        }
+        let (reads, mut writes) = self.arena.slices::<T>(&[*thresholds], &[*values, *control]);
+        let [gates, control] = &mut writes[..] else { unreachable!("two tensors were asked for") };
+        let gates = gates.real();
+        if let HostMut::Index([1, step, low, high]) = control {
+            let seed = u64::from(*low as u32) | u64::from(*high as u32) << 32;
+            let open = gate::draw(bytemuck::cast_slice(reads[0].index()), seed, *step as u32);
+            gates.iter_mut().zip(open).for_each(|(gate, open)| *gate = if open { T::ONE } else { T::ZERO });
+            *step = step.wrapping_add(1);
+        }
+        let closed: Vec<bool> = gates.iter().map(|&gate| gate == T::ZERO).collect();
+        let HostMut::Real(grad) = self.arena.write::<T>(&self.flat.grad) else { unreachable!("gradients are numbers") };
+        for (_, [start, end]) in closed.iter().zip(pairs).filter(|(&closed, _)| closed) {
+            grad[start * gate::UNIT..end * gate::UNIT].fill(T::ZERO);
         }
     }
 
@@ -139,6 +168,7 @@ impl<T: Real> Executor for HostProgram<T> {
     }
 
     fn run(&mut self) -> Result<()> {
+        self.draw();
         self.run_steps(self.prepare..self.steps.len());
         self.optimize();
         Ok(())

@@ -1,7 +1,7 @@
 //! The reference executor: the graph as it was built, op by op in plain loops.
 
 use super::state::{counter, to_library, to_torch, torch_shape};
-use super::{Graph, Mode, StateReport, ValueId};
+use super::{Graph, Mode, Node, StateReport, ValueId};
 use crate::ops::{HostIo, HostMut, HostRef, Write};
 use crate::tensor::{DType, Elem, HostData, HostTensor, Real, StateDict, TensorType};
 use crate::{Error, Result};
@@ -27,8 +27,20 @@ pub struct Interpreter<'g, T: Real> {
 impl<'g, T: Real> Interpreter<'g, T> {
     /// Prepares to run `graph`, with every stored [`Elem::Real`] rounded to `storage`.
     pub fn new(graph: &'g Graph, storage: DType) -> Self {
-        let contents = graph.values.iter().map(|v| empty(&v.ty)).collect();
+        let mut contents: Vec<_> = graph.values.iter().map(|v| empty(&v.ty)).collect();
+        graph.gates().into_iter().for_each(|gate| contents[gate.index()] = Content::Real(vec![T::ONE]));
         Self { graph, storage, contents, steps: 0 }
+    }
+
+    /// Sets the gates of the blocks whose branches may be dropped: true keeps one, as all are at first. Fails unless
+    /// there is one for each block of a training graph.
+    pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
+        let gates = self.graph.gates();
+        check_gate_count(open.len(), gates.len())?;
+        for (gate, &open) in gates.into_iter().zip(open) {
+            self.contents[gate.index()] = Content::Real(vec![if open { T::ONE } else { T::ZERO }]);
+        }
+        Ok(())
     }
 
     /// Sets all parameters and buffers; see [`Graph::check_state`] for what fails.
@@ -68,9 +80,13 @@ impl<'g, T: Real> Interpreter<'g, T> {
         Ok(())
     }
 
-    /// Runs every op once.
+    /// Runs every op once, but for those of dropped branches.
     pub fn run(&mut self) {
         for node in &self.graph.nodes {
+            if node.gate.is_some_and(|gate| self.is_closed(gate)) {
+                self.forget(node);
+                continue;
+            }
             let mut written: Vec<Content<T>> = node
                 .outputs
                 .iter()
@@ -98,15 +114,17 @@ impl<'g, T: Real> Interpreter<'g, T> {
         Ok(to_torch(self.data(value), ty, &torch_shape(ty)))
     }
 
-    /// The gradients of the loss with respect to every parameter, by name, in torch's layout; empty where the graph has
-    /// not been differentiated.
+    /// The gradients of the loss with respect to every parameter, by name, in torch's layout; zeros where the branch was
+    /// dropped; empty where the graph has not been differentiated.
     pub fn gradients(&self) -> StateDict {
         let scale = T::from_f64(1.0 / self.graph.grad_scale);
+        let writers = self.graph.writer_gates();
         let with_grad = self.graph.parameters.iter().filter_map(|p| Some((p, p.grad?)));
         with_grad
             .map(|(p, grad)| {
                 let Content::Real(v) = &self.contents[grad.index()] else { panic!("gradients are numbers") };
-                let unscaled: Vec<T> = v.iter().map(|&g| g * scale).collect();
+                let dropped = writers[grad.index()].is_some_and(|gate| self.is_closed(gate));
+                let unscaled: Vec<T> = v.iter().map(|&g| if dropped { T::ZERO } else { g * scale }).collect();
                 (p.name.clone(), to_torch(host_data(&unscaled), self.graph.ty(grad), &p.shape))
             })
             .collect()
@@ -123,6 +141,18 @@ impl<'g, T: Real> Interpreter<'g, T> {
         let counters = self.graph.counters().into_iter();
         state.extend(counters.map(|name| (name, HostTensor::i64([], vec![self.steps]))));
         state
+    }
+
+    fn is_closed(&self, gate: ValueId) -> bool {
+        self.contents[gate.index()].as_ref().real()[0] == T::ZERO
+    }
+
+    /// Leaves what a skipped node would have computed wrong wherever it is read. What it updates stays as it was.
+    fn forget(&mut self, node: &Node) {
+        let updates = node.op.operator().updates();
+        for (_, v) in node.outputs.iter().enumerate().filter(|(i, _)| !updates.contains(i)) {
+            self.contents[v.index()] = empty(self.graph.ty(*v));
+        }
     }
 
     fn fill(&mut self, value: ValueId, data: &HostData) {
@@ -175,6 +205,14 @@ fn empty<T: Real>(ty: &TensorType) -> Content<T> {
         Elem::Index => Content::Index(vec![i32::MIN; len]),
         Elem::Byte => Content::Byte(vec![u8::MAX; len]),
     }
+}
+
+/// Fails unless there is a gate for each block.
+pub(super) fn check_gate_count(given: usize, blocks: usize) -> Result<()> {
+    if given != blocks {
+        return Err(Error::invalid("gates", format!("{given} for {blocks} blocks whose branches may be dropped")));
+    }
+    Ok(())
 }
 
 /// The value of that name.

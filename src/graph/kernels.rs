@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::fuse::Fused;
-use super::memory::{Flat, Plan};
+use super::memory::{Flat, GateSlots, Plan};
 use super::program::{Executor, Step};
 use super::ValueId;
 use crate::device::cpu::Slot;
 use crate::device::{Backend, Launch, Memory, Recording, Target, View};
-use crate::ops::{sgd, Arg, Io, Write};
+use crate::ops::{gate, sgd, Arg, Io, Write};
 use crate::tensor::{DType, Elem, HostData, HostTensor};
 use crate::{Error, Result};
 
@@ -41,7 +41,8 @@ impl KernelProgram {
         let arena = backend.allocate(plan.arena_bytes)?;
         let binder = Binder { fused, plan, dtype, arena: &arena };
         let mut prepare = Vec::new();
-        let (mut launches, mut steps) = (Vec::new(), Vec::new());
+        let mut launches = binder.gates()?;
+        let mut steps: Vec<Step> = launches.iter().map(|launch| Step::new("gate", String::new(), launch)).collect();
         for (i, node) in fused.graph.nodes.iter().enumerate() {
             let bound = binder.bind(i, target)?;
             if i < fused.prepare {
@@ -89,7 +90,28 @@ impl Binder<'_> {
         let outputs: Result<Vec<Arg>> = node.outputs.iter().zip(&node.writes).map(|(&v, &w)| self.arg(v, w)).collect();
         let scratch = self.plan.scratch[i].map(|s| self.view(&s)).transpose()?;
         let io = Io { inputs: &inputs?, outputs: &outputs?, scratch: scratch.as_ref() };
-        node.op.operator().launches(target, &io)
+        let launches = node.op.operator().launches(target, &io)?;
+        let Some(gate) = node.gate else { return Ok(launches) };
+        let gate = self.arg(gate, Write::Overwrite)?.view;
+        Ok(launches.into_iter().map(|launch| launch.gated(gate.clone())).collect())
+    }
+
+    /// What begins a run of a graph with blocks whose branches may be dropped.
+    fn gates(&self) -> Result<Vec<Launch>> {
+        let GateSlots { values, thresholds, control, ranges, pairs } = &self.plan.gates;
+        if values.len == 0 {
+            return Ok(Vec::new());
+        }
+        let [control, thresholds, gates, ranges] = [control, thresholds, values, ranges].map(|slot| self.view(slot));
+        let (ranges, grad) = (ranges?, self.view(&self.plan.flat.grad)?);
+        Ok(gate::launches(&gate::Buffers {
+            control: &control?,
+            thresholds: &thresholds?,
+            gates: &gates?,
+            grad: (!pairs.is_empty()).then_some((&grad, &ranges)),
+            blocks: values.len,
+            longest: pairs.iter().map(|[start, end]| (end - start) * gate::UNIT).max().unwrap_or(0),
+        }))
     }
 
     fn arg(&self, value: ValueId, write: Write) -> Result<Arg> {

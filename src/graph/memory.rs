@@ -7,6 +7,7 @@ use super::fuse::Fused;
 use super::saved::saved_activation_bytes;
 use super::{Graph, Origin, ValueId};
 use crate::device::cpu::Slot;
+use crate::ops::gate;
 use crate::tensor::{DType, Elem, TensorType};
 
 /// Every value and every flat tensor starts at a multiple of so many bytes.
@@ -68,6 +69,22 @@ pub struct Plan {
     /// One slot of scratch memory for each node that needs any.
     pub(super) scratch: Vec<Option<Slot>>,
     pub(super) flat: Flat,
+    pub(super) gates: GateSlots,
+}
+
+/// What stochastic depth holds, for L blocks whose branches may be dropped; of zero length where there are none.
+#[derive(Clone, Debug)]
+pub(super) struct GateSlots {
+    /// L gates: 1 is open, 0 closed.
+    pub values: Slot,
+    /// L words: the chances.
+    pub thresholds: Slot,
+    /// The words that the draw reads and updates.
+    pub control: Slot,
+    /// L pairs of words: where each branch's gradients begin and end in the flat tensor, in units of 4 elements.
+    pub ranges: Slot,
+    /// Those pairs.
+    pub pairs: Vec<[usize; 2]>,
 }
 
 /// The flat tensors over all parameters. Slots of zero length are absent.
@@ -106,6 +123,7 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
     let flat = place_flat(graph, storage, optimizer, &mut end);
     let mut slots = vec![None; graph.values.len()];
     place_state(graph, storage, &flat, &mut slots, &mut end);
+    let gates = place_gates(graph, storage, &flat, &mut slots, &mut end);
     let state_bytes = end;
     let mut scratch = vec![None; graph.nodes.len()];
     let blocks = lifetimes(fused, storage, &slots, scratch_bytes);
@@ -124,7 +142,7 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
     }
     place_views(fused, storage, &mut slots);
     let saved_activation_bytes = saved_activation_bytes(fused, storage);
-    Plan { arena_bytes: arena_bytes.max(ALIGN), state_bytes, saved_activation_bytes, slots, scratch, flat }
+    Plan { arena_bytes: arena_bytes.max(ALIGN), state_bytes, saved_activation_bytes, slots, scratch, flat, gates }
 }
 
 /// Takes `len` elements at the end of the arena.
@@ -165,6 +183,26 @@ fn place_state(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option
         let ty = graph.ty(buffer.value);
         slots[buffer.value.index()] = Some(take(end, storage, ty.shape.len(), ty.elem));
     }
+}
+
+/// Places the gates side by side, and what they are drawn from.
+fn place_gates(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option<Slot>], end: &mut usize) -> GateSlots {
+    let gates = graph.gates();
+    let blocks = gates.len();
+    let mut words = |per_block: usize, more: usize, elem| take(end, storage, blocks * per_block + more, elem);
+    let values = words(1, 0, Elem::Stat);
+    let thresholds = words(1, 0, Elem::Index);
+    let control = words(0, if blocks > 0 { gate::CONTROL_WORDS } else { 0 }, Elem::Index);
+    let differentiated = flat.grad.len > 0;
+    let ranges = words(if differentiated { 2 } else { 0 }, 0, Elem::Index);
+    for (i, gate) in gates.into_iter().enumerate() {
+        slots[gate.index()] = Some(part(values, i, graph.ty(gate), storage));
+    }
+    let ends: Vec<usize> = graph.parameters.iter().map(|p| p.shape.len().next_multiple_of(PARAMETER_ALIGN)).collect();
+    let at = |i: usize| ends[..i].iter().sum::<usize>() / gate::UNIT;
+    let pair = |own: std::ops::Range<usize>| [at(own.start), at(own.end)];
+    let pairs = if differentiated { graph.branch_parameters().into_iter().map(pair).collect() } else { Vec::new() };
+    GateSlots { values, thresholds, control, ranges, pairs }
 }
 
 /// The part of a flat tensor that holds `ty` from element `at` on.

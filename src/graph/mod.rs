@@ -5,6 +5,7 @@
 //! graph as it was built, op by op in plain loops: it judges the programs.
 
 mod autodiff;
+mod branch;
 mod build;
 mod fuse;
 mod host;
@@ -15,6 +16,7 @@ mod program;
 mod saved;
 mod state;
 
+pub use branch::Branch;
 pub use build::{Builder, ConvOptions};
 pub use interpreter::Interpreter;
 pub use memory::Plan;
@@ -52,6 +54,8 @@ pub(crate) enum Origin {
     Parameter(usize),
     /// A buffer of that index, which ops update in place.
     Buffer(usize),
+    /// The gate of that index: drawn at the start of a run, or set by the caller before it.
+    Gate(usize),
     /// An op's output.
     Node,
 }
@@ -71,6 +75,8 @@ pub(crate) struct Node {
     pub outputs: Vec<ValueId>,
     /// How each output is written; only fusion makes it anything but overwrite.
     pub writes: Vec<Write>,
+    /// Where this holds 0, a run skips the node: it reads and writes nothing.
+    pub gate: Option<ValueId>,
 }
 
 /// What kind of parameter it is: for initialisation and for the scope of weight decay.
@@ -111,6 +117,15 @@ pub struct Buffer {
     pub(crate) value: ValueId,
 }
 
+/// A residual block whose branch may be dropped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    /// The chance that the branch is kept.
+    pub survival: f64,
+    /// 1 where it is kept, 0 where it is dropped; absent at inference, where none is.
+    pub gate: Option<ValueId>,
+}
+
 /// A network as a list of ops in the order in which they run.
 #[derive(Clone, Debug)]
 pub struct Graph {
@@ -119,6 +134,7 @@ pub struct Graph {
     pub(crate) nodes: Vec<Node>,
     pub(crate) parameters: Vec<Parameter>,
     pub(crate) buffers: Vec<Buffer>,
+    pub(crate) blocks: Vec<Block>,
     pub(crate) inputs: Vec<(String, ValueId)>,
     pub(crate) outputs: Vec<(String, ValueId)>,
     pub(crate) loss: Option<ValueId>,
@@ -195,7 +211,22 @@ impl Graph {
             })
             .collect();
         let writes = vec![Write::Overwrite; outputs.len()];
-        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), writes });
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), writes, gate: None });
+        outputs
+    }
+
+    /// As [`add_node`](Self::add_node), a node of the branch that `gate` closes.
+    pub(crate) fn add_gated(
+        &mut self,
+        op: Op,
+        inputs: Vec<ValueId>,
+        updated: &[ValueId],
+        gate: Option<ValueId>,
+    ) -> Vec<ValueId> {
+        let outputs = self.add_node(op, inputs, updated);
+        if let Some(node) = self.nodes.last_mut() {
+            node.gate = gate;
+        }
         outputs
     }
 }

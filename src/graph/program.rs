@@ -4,13 +4,14 @@ use std::fmt;
 
 use super::fuse::{fuse, Fused, Runner, View};
 use super::host::{self, HostProgram};
-use super::interpreter::find;
+use super::interpreter::{check_gate_count, find};
 use super::kernels::{self, KernelProgram};
 use super::memory::{plan, Plan, Storage};
 use super::state::{counter, pad_channels, to_library, to_torch, torch_shape};
 use super::{Graph, Mode, StateReport, ValueId};
 use crate::device::cpu::Slot;
 use crate::device::{Cost, Device, Launch, Target};
+use crate::ops::gate;
 use crate::ops::sgd::Sgd;
 use crate::tensor::{DType, Elem, HostData, HostTensor, Shape, StateDict};
 use crate::{Error, Result};
@@ -87,11 +88,13 @@ impl Program {
             Device::Kernels(_) => Runner::Kernels,
         };
         let fused = fuse(graph, runner);
+        fused.graph.check_gates()?;
         let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
         let Fused { graph, views, .. } = fused;
         let mut program =
             Self { graph, views, plan, executor, dtype, optimizer, batches: 0, learning_rate: 0.0, first_step: true };
         program.write_control()?;
+        program.prepare_gates()?;
         Ok(program)
     }
 
@@ -219,6 +222,31 @@ impl Program {
         self.write_control()
     }
 
+    /// From the next run on every run draws the gates of the blocks whose branches may be dropped, from `seed`, the
+    /// number of the step and the block: as [`gate::draw`] does. The next run's step is `step`; the device counts on.
+    /// Nothing happens in a graph without such blocks.
+    pub fn draw_gates(&mut self, seed: u64, step: u32) -> Result<()> {
+        self.write_words(self.plan.gates.control, &[1, step, seed as u32, (seed >> 32) as u32])
+    }
+
+    /// Sets the gates of all runs from the next one on: true keeps a branch, as a new program keeps all. Fails unless
+    /// there is one for each block of a training graph.
+    pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
+        let values = self.plan.gates.values;
+        check_gate_count(open.len(), values.len)?;
+        self.write_words(self.plan.gates.control, &[0; gate::CONTROL_WORDS])?;
+        let gates = open.iter().map(|&open| f64::from(u8::from(open))).collect();
+        self.executor.write(&values, &HostData::F64(gates))
+    }
+
+    /// The gates of the last run, true where the branch was kept; empty in a graph without such blocks, and at
+    /// inference.
+    pub fn gates(&self) -> Result<Vec<bool>> {
+        let values = self.executor.read(&self.plan.gates.values)?;
+        let values = HostTensor { shape: [self.plan.gates.values.len].into(), data: values };
+        Ok(values.to_real::<f64>().into_iter().map(|gate| gate != 0.0).collect())
+    }
+
     /// Runs forward, backward where the graph was differentiated, and the optimizer where there is one.
     pub fn run(&mut self) -> Result<()> {
         self.executor.run()?;
@@ -283,6 +311,24 @@ impl Program {
     fn write_control(&mut self) -> Result<()> {
         let control = HostData::F64(vec![self.learning_rate, f64::from(u8::from(self.first_step))]);
         self.executor.write(&self.plan.flat.control, &control)
+    }
+
+    /// Opens all gates, and writes what does not change: the chances, and where each branch's gradients are.
+    fn prepare_gates(&mut self) -> Result<()> {
+        let (gates, blocks) = (self.plan.gates.clone(), self.plan.gates.values.len);
+        self.set_gates(&vec![true; blocks])?;
+        if blocks > 0 {
+            self.write_words(gates.thresholds, &gate::thresholds(&self.graph.survival())?)?;
+        }
+        let word = |&end: &usize| u32::try_from(end).map_err(|_| Error::unsupported("gates", "too many parameters"));
+        let ranges = gates.pairs.as_flattened().iter().map(word).collect::<Result<Vec<u32>>>()?;
+        self.write_words(gates.ranges, &ranges)
+    }
+
+    fn write_words(&mut self, slot: Slot, words: &[u32]) -> Result<()> {
+        // As i32, which is what the device's words are; the bits stay.
+        let words = words.iter().take(slot.len).map(|&word| i64::from(word as i32)).collect();
+        self.executor.write(&slot, &HostData::I64(words))
     }
 
     fn classes(&self) -> usize {

@@ -18,7 +18,7 @@ pub(super) fn saved_activation_bytes(fused: &Fused, storage: Storage) -> usize {
     let is_activation = |v: ValueId| match graph.values[v.index()].origin {
         Origin::Input => true,
         Origin::Node => written.contains(&v),
-        Origin::Parameter(_) | Origin::Buffer(_) => false,
+        Origin::Parameter(_) | Origin::Buffer(_) | Origin::Gate(_) => false,
     };
     let read: BTreeSet<ValueId> = backward.iter().flat_map(|n| &n.inputs).map(|&v| place(v)).collect();
     read.into_iter().filter(|&v| is_activation(v)).map(|v| storage.value_bytes(graph.ty(v))).sum()

@@ -84,6 +84,11 @@ trait Architecture {
     /// How its source initialises it.
     fn scheme(&self) -> init::Scheme;
 
+    /// Whether training drops blocks at random.
+    fn is_stochastic(&self) -> bool {
+        false
+    }
+
     /// Appends the layers from the images `x` to the logits.
     fn layers(&self, b: &mut Builder, x: ValueId, classes: usize) -> Result<ValueId>;
 }
@@ -146,6 +151,11 @@ impl Model {
     /// The default number of classes.
     pub fn classes(&self) -> usize {
         self.classes
+    }
+
+    /// Whether training drops blocks at random: stochastic depth.
+    pub fn is_stochastic(&self) -> bool {
+        self.network.architecture().is_stochastic()
     }
 
     /// What its source states, for the models of [`all`].

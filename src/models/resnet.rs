@@ -6,8 +6,13 @@
 //! resnet{6n+2}_cifar[shortcut][order]   plain{6n+2}_cifar                  basic blocks
 //! resnet{9n+2}_bottleneck_cifar[shortcut][order]                           bottlenecks
 //! resnext{9n+2}_{C}x{d}d_cifar   preact_resnet{9n+2}_cifar
+//! NETWORK_survival{05}[_uniform]                           stochastic depth on any of them but the plain ones
 //! shortcut   _option_b | _conv1x1          order   _bn_after_add | _relu_before_add | _relu_only_preact | _full_preact
 //! ```
+//!
+//! The digits behind `_survival` are those of p_L, the last block's chance to be kept, without the point behind the
+//! first: 05 is 0.5, 08 0.8, 075 0.75. The chances fall in equal steps, p_l = 1 - l / L (1 - p_L) with l from 1 to L
+//! (Huang et al. 2016, arXiv:1603.09382), or with `_uniform` all are p_L.
 
 use super::blocks::{average_to, conv, max_pool, norm_relu, number, EPS};
 use super::init::Scheme;
@@ -73,6 +78,37 @@ enum Order {
     FullPreact,
 }
 
+/// Stochastic depth: the chances that the blocks' branches are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Survival {
+    /// That of the last block, in thousandths.
+    last: u32,
+    /// Whether all are the last one's; else they fall in equal steps.
+    uniform: bool,
+}
+
+impl Survival {
+    /// The chance of block `l` of `blocks`, counted from 1.
+    fn of(&self, l: usize, blocks: usize) -> f64 {
+        let last = f64::from(self.last) / 1000.0;
+        if self.uniform {
+            last
+        } else {
+            1.0 - l as f64 / blocks as f64 * (1.0 - last)
+        }
+    }
+
+    /// Splits `resnet20_cifar_survival05_uniform` into `resnet20_cifar` and what follows.
+    fn split(name: &str) -> Option<(&str, Option<Self>)> {
+        let Some((network, text)) = name.split_once("_survival") else { return Some((name, None)) };
+        let (digits, uniform) = text.strip_suffix("_uniform").map_or((text, false), |digits| (digits, true));
+        let known = (2..=4).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+        let canonical = known && (digits.len() == 2 || !digits.ends_with('0'));
+        let last: u32 = canonical.then(|| format!("{digits:0<4}").parse().ok()).flatten()?;
+        (1..=1000).contains(&last).then_some((network, Some(Self { last, uniform })))
+    }
+}
+
 /// A residual network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Spec {
@@ -84,10 +120,19 @@ pub(super) struct Spec {
     stages: Vec<usize>,
     shortcut: Shortcut,
     order: Order,
+    survival: Option<Survival>,
 }
 
 /// The network called `name`.
 pub(super) fn parse(name: &str) -> Option<Spec> {
+    let (name, survival) = Survival::split(name)?;
+    let spec = parse_network(name)?;
+    let droppable = survival.is_none() || spec.shortcut != Shortcut::None;
+    droppable.then_some(Spec { survival, ..spec })
+}
+
+/// The network called `name`, with all its blocks.
+fn parse_network(name: &str) -> Option<Spec> {
     if let Some(at) = name.find("_cifar") {
         let (body, suffix) = (&name[..at], &name[at + "_cifar".len()..]);
         return cifar(body, suffix);
@@ -140,7 +185,7 @@ fn imagenet(depth: usize, shortcut: Shortcut, deep: Block) -> Option<Spec> {
         _ => return None,
     };
     let stages = stages.to_vec();
-    Some(Spec { stem: Stem::ImageNet, planes: 64, block, stages, shortcut, order: Order::Original })
+    Some(Spec { stem: Stem::ImageNet, planes: 64, block, stages, shortcut, order: Order::Original, survival: None })
 }
 
 /// The networks for 32x32 images: `body` is what stands before `_cifar`, `suffix` what follows.
@@ -150,8 +195,15 @@ fn cifar(body: &str, suffix: &str) -> Option<Spec> {
         let n = depth.checked_sub(2)? / per_unit;
         (n > 0 && n * per_unit + 2 == depth).then(|| vec![n; 3])
     };
-    let spec =
-        |planes, block, stages, shortcut, order| Spec { stem: Stem::Cifar, planes, block, stages, shortcut, order };
+    let spec = |planes, block, stages, shortcut, order| Spec {
+        stem: Stem::Cifar,
+        planes,
+        block,
+        stages,
+        shortcut,
+        order,
+        survival: None,
+    };
     match (kind, form) {
         ("plain", "") if suffix.is_empty() => Some(spec(16, Block::Basic, units(6)?, Shortcut::None, Order::Original)),
         ("resnet", "") => {
@@ -220,10 +272,17 @@ impl Architecture for Spec {
         Scheme::RESIDUAL
     }
 
+    fn is_stochastic(&self) -> bool {
+        self.survival.is_some()
+    }
+
     fn layers(&self, b: &mut Builder, x: ValueId, classes: usize) -> Result<ValueId> {
         let mut x = self.first_layers(b, x)?;
+        let blocks = self.stages.iter().sum();
+        let mut block = 0;
         for (stage, &units) in self.stages.iter().enumerate() {
             for unit in 0..units {
+                block += 1;
                 let stride = if stage > 0 && unit == 0 { 2 } else { 1 };
                 let activated = stage == 0 && unit == 0 && self.stem != Stem::CifarBare;
                 let unit = Unit {
@@ -232,6 +291,7 @@ impl Architecture for Spec {
                     planes: self.planes << stage,
                     stride,
                     activated,
+                    survival: self.survival.map(|s| s.of(block, blocks)),
                 };
                 x = unit.layers(b, x)?;
             }
@@ -272,23 +332,44 @@ struct Unit<'a> {
     stride: usize,
     /// Whether its input is activated already: the first unit after a stem with an activation.
     activated: bool,
+    /// The chance that its branch is kept, where it can be dropped.
+    survival: Option<f64>,
 }
 
 impl Unit<'_> {
     fn layers(&self, b: &mut Builder, x: ValueId) -> Result<ValueId> {
-        let entry = self.entry(b, x)?;
-        let branch = self.branch(b, entry)?;
-        // The shortcut of a unit that changes the shape starts from the activated input, in every order.
-        let from = if self.changes_shape(b, x) { entry } else { x };
-        let y = match self.shortcut(b, from)? {
-            Some(shortcut) => b.add(branch, shortcut)?,
-            None => branch,
+        let y = match self.survival {
+            Some(survival) => self.droppable(b, x, survival)?,
+            None => self.sum(b, x)?,
         };
         match self.spec.order {
             Order::Original => b.relu(y),
             Order::BnAfterAdd => norm_relu(b, &self.layer("bn", self.convolutions().len()), y),
             Order::ReluBeforeAdd | Order::ReluOnlyPreact | Order::FullPreact => Ok(y),
         }
+    }
+
+    /// Branch and shortcut, or the branch alone.
+    fn sum(&self, b: &mut Builder, x: ValueId) -> Result<ValueId> {
+        let entry = self.entry(b, x)?;
+        let branch = self.branch(b, entry)?;
+        // The shortcut of a unit that changes the shape starts from the activated input, in every order.
+        let from = if self.changes_shape(b, x) { entry } else { x };
+        match self.shortcut(b, from)? {
+            Some(shortcut) => b.add(branch, shortcut),
+            None => Ok(branch),
+        }
+    }
+
+    /// The same with a branch that may be dropped; an activation that the shortcut needs is not.
+    fn droppable(&self, b: &mut Builder, x: ValueId, survival: f64) -> Result<ValueId> {
+        let shared = if self.changes_shape(b, x) { Some(self.entry(b, x)?) } else { None };
+        let branch = b.branch(survival, |b| {
+            let entry = shared.map_or_else(|| self.entry(b, x), Ok)?;
+            self.branch(b, entry)
+        })?;
+        let shortcut = self.shortcut(b, shared.unwrap_or(x))?.unwrap_or(x);
+        b.join(branch, shortcut)
     }
 
     /// What the branch starts from: in the pre-activation orders the activated input.

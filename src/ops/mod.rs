@@ -9,6 +9,8 @@ pub mod block_end;
 pub mod concat;
 pub mod conv2d;
 pub mod cross_entropy;
+pub mod gate;
+pub mod join;
 pub mod linear;
 pub mod norm;
 pub mod norm_conv;
@@ -245,6 +247,7 @@ pub enum Op {
     Concat(concat::Node),
     Conv2d(conv2d::Node),
     CrossEntropy(cross_entropy::Node),
+    Join(join::Node),
     Linear(linear::Node),
     Norm(norm::Node),
     NormConv(norm_conv::Node),
@@ -264,6 +267,7 @@ impl Op {
             Self::Concat(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
+            Self::Join(o) => o,
             Self::Linear(o) => o,
             Self::Norm(o) => o,
             Self::NormConv(o) => o,
@@ -283,6 +287,7 @@ impl Op {
             Self::Concat(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
+            Self::Join(o) => o,
             Self::Linear(o) => o,
             Self::Norm(o) => o,
             Self::NormConv(o) => o,
@@ -302,6 +307,8 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
         concat::KERNELS,
         conv2d::KERNELS,
         cross_entropy::KERNELS,
+        gate::KERNELS,
+        join::KERNELS,
         pool::KERNELS,
         relu::KERNELS,
         sgd::KERNELS,

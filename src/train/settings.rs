@@ -38,7 +38,7 @@ pub struct Settings {
     pub smoothing: f64,
     /// What is done at random to the images.
     pub augment: Augment,
-    /// Decides the first weights, the order of the images and the augmentation.
+    /// Decides the first weights, the order of the images, the augmentation and the gates of stochastic depth.
     pub seed: u64,
 }
 

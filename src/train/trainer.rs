@@ -53,6 +53,7 @@ impl<'a> Trainer<'a> {
     pub fn new(settings: Settings, splits: &'a Splits, device: &Device) -> Result<Self> {
         let (mut trainer, state) = Self::prepare(settings, splits, device)?;
         trainer.program.load(&state)?;
+        trainer.draw_gates_from(0)?;
         Ok(trainer)
     }
 
@@ -81,7 +82,15 @@ impl<'a> Trainer<'a> {
             return Err(Error::invalid("step of the checkpoint", problem));
         }
         (trainer.step, trainer.sums) = (*step, *sums);
+        trainer.draw_gates_from(*step)?;
         Ok(trainer)
+    }
+
+    /// Lets the device draw the gates of stochastic depth, where the network has any, from `step` on.
+    fn draw_gates_from(&mut self, step: usize) -> Result<()> {
+        let step =
+            u32::try_from(step).map_err(|_| Error::invalid("step", format!("{step}, expected less than 2^32")))?;
+        self.program.draw_gates(self.settings.seed, step)
     }
 
     /// The compiled run, and the weights that it starts from.

@@ -30,6 +30,7 @@ typedef struct Op {
   void *dst, *src;
   size_t bytes;
   uint32_t value;
+  const float* gate;  // of a launch: where it is 0 when its turn comes, nothing happens
   struct Op* next;
 } Op;
 
@@ -67,6 +68,7 @@ static void release(void* address) {
 
 static void run(const Op* op) {
   if (sticky != OK && op->kind < 3) return;
+  if (op->gate && *op->gate == 0) return;
   switch (op->kind) {
     case 0: memcpy(op->dst, op->src, op->bytes); break;
     case 1: for (size_t i = 0; i < op->bytes / 4; ++i) ((uint32_t*)op->dst)[i] = op->value; break;
@@ -129,11 +131,11 @@ static R allocate(uintptr_t* p, size_t bytes) {
 R cuMemAlloc_v2(uintptr_t* p, size_t bytes) { ENTER; return allocate(p, bytes); }
 R cuMemAllocAsync(uintptr_t* p, size_t bytes, void* s) { (void)s; ENTER; return allocate(p, bytes); }
 R cuMemFree_v2(uintptr_t p) { ENTER; release((void*)p); return OK; }
-R cuMemFreeAsync(uintptr_t p, void* s) { ENTER; push(stream(s), (Op){4, (void*)p, 0, 0, 0, 0}); return OK; }
+R cuMemFreeAsync(uintptr_t p, void* s) { ENTER; push(stream(s), (Op){4, (void*)p, 0, 0, 0, 0, 0}); return OK; }
 R cuMemHostAlloc(void** p, size_t bytes, unsigned f) { (void)f; ENTER; *p = malloc(bytes); live[PINNED]++; return OK; }
 R cuMemFreeHost(void* p) { ENTER; memset(p, 0xEE, 16); free(p); live[PINNED]--; return OK; }
-R cuMemcpyHtoDAsync_v2(uintptr_t d, const void* s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, (void*)d, (void*)s, n, 0, 0}); return OK; }
-R cuMemcpyDtoHAsync_v2(void* d, uintptr_t s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, d, (void*)s, n, 0, 0}); return OK; }
+R cuMemcpyHtoDAsync_v2(uintptr_t d, const void* s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, (void*)d, (void*)s, n, 0, 0, 0}); return OK; }
+R cuMemcpyDtoHAsync_v2(void* d, uintptr_t s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, d, (void*)s, n, 0, 0, 0}); return OK; }
 
 R cuModuleLoadData(void** m, const void* image) {
   ENTER;
@@ -162,8 +164,10 @@ R cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, un
   if (shared > 48 << 10 && live[SHARED_BYTES] < (long)shared) return INVALID;
   Params p;
   memcpy(&p, params[0], sizeof p);
+  const float* gate;
+  memcpy(&gate, params[1], sizeof gate);
   int trap = !strcmp(((Function*)f)->name, "mock_trap");
-  push(stream(s), (Op){trap ? 2 : 1, (void*)p.y, 0, p.count * 4, p.value, 0});
+  push(stream(s), (Op){trap ? 2 : 1, (void*)p.y, 0, p.count * 4, p.value, gate, 0});
   return OK;
 }
 
@@ -219,7 +223,7 @@ R cuGraphLaunch(void* g, void* s) {
 
 R cuEventCreate(void** e, unsigned f) { (void)f; ENTER; *e = calloc(1, sizeof(Event)); live[EVENTS]++; return OK; }
 R cuEventDestroy_v2(void* e) { free(e); live[EVENTS]--; return sticky; }
-R cuEventRecord(void* e, void* s) { ENTER; ((Event*)e)->stream = stream(s); push(stream(s), (Op){3, e, 0, 0, 0, 0}); return OK; }
+R cuEventRecord(void* e, void* s) { ENTER; ((Event*)e)->stream = stream(s); push(stream(s), (Op){3, e, 0, 0, 0, 0, 0}); return OK; }
 R cuEventQuery(void* e) { ENTER; return ((Event*)e)->pending ? NOT_READY : OK; }
 R cuEventSynchronize(void* e) { ENTER; if (((Event*)e)->pending) flush(((Event*)e)->stream); return sticky; }
 

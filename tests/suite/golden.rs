@@ -74,6 +74,7 @@ goldens! {
     resnet20_cifar_option_b: Small;
     resnet20_cifar_relu_before_add: Small;
     resnet20_cifar_relu_only_preact: Small;
+    resnet20_cifar_survival05: Small;
     resnet34: Medium;
     resnet50: Medium;
     resnet50_v1: Medium;

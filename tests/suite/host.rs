@@ -3,7 +3,8 @@
 
 use proptest::prelude::*;
 use residuum::ops::{
-    add, batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, sgd, shortcut, HostIo, HostMut, HostRef, Op,
+    add, batch_norm, concat, conv2d, cross_entropy, join, linear, pool, relu, sgd, shortcut, HostIo, HostMut, HostRef,
+    Op,
     Write,
 };
 use residuum::tensor::{DType, Elem, Real, Shape};
@@ -398,8 +399,8 @@ fn batch_norm_inference_and_fold() {
         let passes = [
             batch_norm::Pass::Infer { relu: false },
             batch_norm::Pass::Infer { relu: true },
-            batch_norm::Pass::Fold { bias: false },
-            batch_norm::Pass::Fold { bias: true },
+            batch_norm::Pass::Fold { bias: false, share: 1.0 },
+            batch_norm::Pass::Fold { bias: true, share: 0.75 },
         ];
         for pass in passes {
             let name = format!("batch norm {x:?} {pass:?}");
@@ -461,6 +462,15 @@ fn elementwise() {
             Op::Add(add::Node { shape: shape.clone(), relu: true }),
         ] {
             check(&integers(&format!("elementwise {len}"), op.clone()), Bound::Exact);
+        }
+        for (keep, relu) in [(join::Keep::Gated, true), (join::Keep::Scaled(0.25), false)] {
+            let mut join = integers("join", Op::Join(join::Node { shape: shape.clone(), keep, relu }));
+            check(&join, Bound::Exact);
+            if keep == join::Keep::Gated {
+                join.inputs[1] = Data::Real(vec![f64::NAN; len]);
+                join.inputs[2] = Data::Real(vec![0.0]);
+                check(&join, Bound::Exact);
+            }
         }
     }
     let mut nan = integers("nan", Op::Relu(relu::Node { shape: [3].into(), pass: relu::Pass::Fwd }));

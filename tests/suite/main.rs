@@ -8,6 +8,7 @@ mod build;
 mod cases;
 mod concat;
 mod data;
+mod depth;
 mod fusion;
 mod golden;
 mod gradients;

@@ -92,6 +92,21 @@ fn a_resumed_run_ends_with_the_same_bits() {
 }
 
 #[test]
+fn a_run_with_stochastic_depth_draws_gates_and_resumes_with_the_same_bits() {
+    let settings = Settings { model: "resnet8_cifar_survival05_uniform".into(), epochs: 2, ..settings() };
+    let whole = run(&settings);
+    let plain = run(&Settings { model: "resnet8_cifar".into(), ..settings.clone() });
+    let differing = whole.progress.iter().zip(&plain.progress).filter(|(a, b)| a.loss != b.loss).count();
+    assert!(differing > 4, "blocks are dropped: {differing} of 8 steps differ");
+    for stop in &whole.checkpoints {
+        let mut record = Record::default();
+        Trainer::resume(stop, &FEW, &Device::cpu()).unwrap().run(&mut record).unwrap();
+        let end = record.checkpoints.last().unwrap_or(stop);
+        assert_eq!(end, whole.checkpoints.last().unwrap(), "resumed after {} steps", stop.step);
+    }
+}
+
+#[test]
 fn the_number_of_threads_changes_no_bit() {
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

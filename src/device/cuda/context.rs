@@ -10,7 +10,7 @@ use cudarc::driver::{sys, CudaContext, CudaStream};
 use super::driver::{Driver, Gpu};
 use super::faults::{self, Faults};
 use super::staging::Staging;
-use crate::device::{Arch, Kernel, Launch};
+use crate::device::{Arch, Kernel, Launch, View};
 use crate::{Error, Result};
 
 /// Kernels to load: [`embedded`](crate::device::embedded), or a test's.
@@ -207,9 +207,11 @@ impl Context {
     pub fn enqueue(&self, function: Function, launch: &Launch, stream: &CudaStream) -> Result<(), DriverError> {
         let kernel = launch.kernel();
         let [x, y, z] = launch.grid();
-        let mut params = [launch.params().as_ptr().cast::<c_void>().cast_mut()];
-        // SAFETY: who made the launch promised that the parameters are the kernel's and its pointers valid; the driver
-        // copies the one struct, whose size is the kernel's, before it returns, and does not write to it.
+        let mut gate = launch.gate().map_or(0, View::address);
+        let mut params =
+            [launch.params().as_ptr().cast::<c_void>().cast_mut(), std::ptr::from_mut(&mut gate).cast::<c_void>()];
+        // SAFETY: who made the launch promised that the parameters are the kernel's and its pointers valid; every kernel
+        // takes that struct and the gate, a pointer that may be null. The driver copies both before it returns.
         unsafe {
             result::launch_kernel(
                 function.0,

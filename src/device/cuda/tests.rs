@@ -97,6 +97,7 @@ const CASES: &[Case] = &[
     ("copies_and_launches_keep_their_order_without_pools", &[("MOCK_POOLS", "0")], order),
     ("long_copies_go_in_pieces", &[], pieces),
     ("a_recording_owns_its_memory", &[], recording),
+    ("a_gate_is_read_when_its_launch_runs", &[], gate),
     ("a_fault_is_told_for_ever", &[], fault),
     ("a_synchronous_device_names_the_launch", &[("RESIDUUM_SYNC", "1")], synchronous),
     ("memory_that_runs_out_is_no_end", &[], out_of_memory),
@@ -283,6 +284,27 @@ fn recording() {
     drop(view);
     recording.replay().expect("a replay");
     drop(recording);
+    assert_eq!(Mock::new().live(), [0; 7]);
+}
+
+fn gate() {
+    let device = backend().expect("a device");
+    let (view, gate) = [16, 4].map(|bytes| View::whole(device.allocate(bytes).expect("memory"))).into();
+    let gated = launch(&FILL, &view, 7).gated(gate.clone());
+    let recording = Recording::new(device.clone(), vec![launch(&FILL, &view, 1), gated.clone()]).expect("a graph");
+    for open in [true, false, true] {
+        gate.write(&f32::from(u8::from(open)).to_le_bytes()).expect("a copy");
+        recording.replay().expect("a replay");
+        let expected: u32 = if open { 7 } else { 1 };
+        assert_eq!(view.read().expect("a copy"), expected.to_le_bytes().repeat(4), "recorded");
+        view.write(&[0; 16]).expect("a copy");
+        device.launch(&gated).expect("a launch");
+        let expected: u32 = if open { 7 } else { 0 };
+        assert_eq!(view.read().expect("a copy"), expected.to_le_bytes().repeat(4), "launched");
+    }
+    drop((view, gate, gated));
+    recording.replay().expect("it keeps the gate");
+    drop((recording, device));
     assert_eq!(Mock::new().live(), [0; 7]);
 }
 

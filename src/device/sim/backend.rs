@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{ffi, Arithmetic, Copies, Schedule, SimOptions};
-use crate::device::{Arch, Backend, Launch, Memory};
+use crate::device::{Arch, Backend, Launch, Memory, View};
 use crate::{Error, Result};
 
 /// A simulated device. Launches run at once, one after the other.
@@ -136,15 +136,17 @@ impl Backend for Sim {
             return Err(self.error(what(), "the name holds a zero byte"));
         };
         let (params, grid) = (launch.params(), launch.grid());
+        let gate = launch.gate().map_or(0, View::address) as *const f32;
         let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: `Launch::new`'s caller has promised that the parameters fit the kernel and point into live views; the
-        // launch keeps those alive. Stray accesses inside the kernel are caught or stay within this process.
+        // launch keeps those alive, and the gate's, which is null or holds an f32. Stray accesses inside the kernel are caught or stay within this process.
         let text = unsafe {
             ffi::residuum_sim_launch(
                 self.device.device,
                 name.as_ptr(),
                 params.as_ptr(),
                 params.len(),
+                gate,
                 kernel.threads,
                 grid.as_ptr(),
                 kernel.shared_bytes,

@@ -26,6 +26,7 @@ extern "C" {
         name: *const c_char,
         params: *const u8,
         params_bytes: usize,
+        gate: *const f32,
         threads: u32,
         grid: *const u32,
         shared_bytes: u32,

@@ -1,7 +1,7 @@
 //! Sums of gradients without an op of their own.
 
 use super::{count_uses, Graph, ValueId};
-use crate::ops::{add, Op, Write};
+use crate::ops::{add, join, Op, Write};
 
 /// `b = f(..); c = a + b` becomes `a += f(..)` where `a` is not read any more.
 pub(super) fn in_place(graph: &mut Graph) {
@@ -16,9 +16,13 @@ pub(super) fn in_place(graph: &mut Graph) {
     graph.outputs.iter().for_each(|(_, v)| last_read[v.index()] = usize::MAX);
     let mut removed = vec![false; graph.nodes.len()];
     for i in 0..graph.nodes.len() {
-        let Op::Add(add::Node { relu: false, .. }) = &graph.nodes[i].op else { continue };
-        let [first, second] = graph.nodes[i].inputs[..] else { continue };
-        for (a, b) in [(first, second), (second, first)] {
+        let (pairs, gate) = match (&graph.nodes[i].op, &graph.nodes[i].inputs[..]) {
+            (Op::Add(add::Node { relu: false, .. }), &[a, b]) => (vec![(a, b), (b, a)], graph.nodes[i].gate),
+            // What a branch contributes comes to what is there without it, where the gate is open.
+            (Op::Join(join::Node { relu: false, .. }), &[a, b, gate]) => (vec![(a, b)], Some(gate)),
+            _ => continue,
+        };
+        for (a, b) in pairs {
             let (a, b) = (alias[a.index()], alias[b.index()]);
             let (Some(at), Some(by)) = (written_by[a.index()], written_by[b.index()]) else { continue };
             let output = graph.nodes[by].outputs.iter().position(|&o| o == b);
@@ -27,7 +31,9 @@ pub(super) fn in_place(graph: &mut Graph) {
             // From the op that would add to it on, nobody reads `a`; that op itself least of all.
             let reads_a = |k: usize| graph.nodes[k].inputs.iter().any(|&v| alias[v.index()] == a);
             let quiet = (by..i).all(|k| removed[k] || !reads_a(k));
-            if !fits || !quiet || graph.nodes[by].writes[j] != Write::Overwrite {
+            // It is added whenever it is computed.
+            let together = graph.nodes[by].gate == gate;
+            if !fits || !quiet || !together || graph.nodes[by].writes[j] != Write::Overwrite {
                 continue;
             }
             let c = graph.nodes[i].outputs[0];

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 
 pub(super) use self::concat::View;
 use super::{Graph, Node, ValueId};
-use crate::ops::{batch_norm, conv2d, relu, Op};
+use crate::ops::{add, batch_norm, conv2d, join, relu, Op};
 
 /// A graph after fusion.
 #[derive(Clone, Debug)]
@@ -72,6 +72,7 @@ pub(super) fn fuse(graph: &Graph, runner: Runner) -> Fused {
             Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Infer { .. }, .. }) => fuser.defer_norm(i),
             Op::Relu(relu::Node { pass: relu::Pass::Fwd, .. }) => fuser.defer_relu(i),
             Op::Add(_) => fuser.defer_add(i),
+            Op::Join(_) => fuser.defer_join(i),
             _ => {}
         }
     }
@@ -134,7 +135,7 @@ impl Fuser {
         if bias {
             fold_inputs.push(self.graph.nodes[self.producer[&stored]].inputs[2]);
         }
-        let fold = batch_norm::Node { bn: norm.bn, pass: batch_norm::Pass::Fold { bias } };
+        let fold = batch_norm::Node { bn: norm.bn, pass: batch_norm::Pass::Fold { bias, share: 1.0 } };
         let outputs = self.graph.add_node(Op::BatchNorm(fold), fold_inputs, &[]);
         self.prepare.extend(self.graph.nodes.pop());
         let relu = matches!(norm.pass, batch_norm::Pass::Infer { relu: true });
@@ -166,13 +167,44 @@ impl Fuser {
         self.defer(i, stored, Pending { residual: Some(residual), ..pending });
     }
 
+    /// The end of a block at inference: where the branch ends in a batch norm that is folded, its share goes there, too.
+    /// What is left is an addition.
+    fn defer_join(&mut self, i: usize) {
+        let Op::Join(join::Node { shape, keep: join::Keep::Scaled(share), relu: false }) = &self.graph.nodes[i].op
+        else {
+            return;
+        };
+        let (addition, share) = (add::Node { shape: shape.clone(), relu: false }, *share);
+        let branch = self.graph.nodes[i].inputs[1];
+        let pending = self.stored.get(&branch).and_then(|stored| self.pending.get(stored)).map(|&(_, p)| p);
+        // A ReLU commutes with the share, which is not negative.
+        let Some(Pending { scale_shift: Some((scale, _)), residual: None, .. }) = pending else { return };
+        let fold = self.prepare.iter_mut().find(|n| n.outputs[0] == scale).map(|n| &mut n.op);
+        let Some(Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Fold { share: folded, .. }, .. })) = fold
+        else {
+            return;
+        };
+        if self.uses[branch.index()] != 1 {
+            return;
+        }
+        *folded = share;
+        self.graph.nodes[i].op = Op::Add(addition);
+        self.defer_add(i);
+    }
+
     /// A ReLU after an addition or a training batch norm, with its backward pass where there is one.
     fn relu_into_producer(&mut self, i: usize, x: ValueId) {
         let y = self.graph.nodes[i].outputs[0];
         let Some(&p) = self.producer.get(&x) else { return };
+        if self.graph.nodes[p].gate != self.graph.nodes[i].gate {
+            return;
+        }
         match self.graph.nodes[p].op.clone() {
             Op::Add(node) if !node.relu && !self.stored.contains_key(&x) => {
-                self.graph.nodes[p].op = Op::Add(crate::ops::add::Node { relu: true, ..node });
+                self.graph.nodes[p].op = Op::Add(add::Node { relu: true, ..node });
+            }
+            Op::Join(node) if !node.relu => {
+                self.graph.nodes[p].op = Op::Join(join::Node { relu: true, ..node });
             }
             Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu: false } })
                 if !self.stored.contains_key(&x) =>

@@ -29,12 +29,13 @@ pub(super) fn load_norms(fused: &mut Fused) {
         for &(reader, _) in index.readers(outputs[0]) {
             load(&mut fused.graph.nodes[reader], inputs[0], numbers, Prologue { relu });
         }
-        let op = Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Fold { bias: false } });
+        let op = Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Fold { bias: false, share: 1.0 } });
         folds.push(Node {
             op,
             inputs: inputs[1..].to_vec(),
             outputs: numbers.to_vec(),
             writes: vec![Write::Overwrite; 2],
+            gate: None,
         });
         removed[i] = true;
     }

@@ -30,11 +30,11 @@ pub(super) fn bottlenecks(fused: &mut Fused) {
             continue;
         }
         dropped.insert(y);
-        let inputs = node.inputs.clone();
+        let (inputs, gate) = (node.inputs.clone(), node.gate);
         let copy = graph.add_value(conv.y(), Origin::Node);
         let op =
             Op::NormConv(norm_conv::Node { conv, pass: norm_conv::Pass::Fwd { prologue, epilogue, moments: false } });
-        again.push((first, Node { op, inputs, outputs: vec![copy], writes: vec![Write::Overwrite] }));
+        again.push((first, Node { op, inputs, outputs: vec![copy], writes: vec![Write::Overwrite], gate }));
         for &(reader, at) in index.readers(y).iter().filter(|&&(reader, _)| reader > loss) {
             graph.nodes[reader].inputs[at] = copy;
         }

@@ -18,6 +18,9 @@ use crate::tensor::TensorType;
 
 /// Exchanges every such pair.
 pub(super) fn pool_first(graph: &mut Graph) {
+    if graph.nodes.iter().any(|n| n.gate.is_some()) {
+        return; // no network has both
+    }
     let uses = count_uses(graph);
     let mut at = 0;
     while at < graph.nodes.len() {
@@ -111,7 +114,7 @@ impl Pair {
 }
 
 fn node(op: Op, inputs: Vec<ValueId>, output: ValueId) -> Node {
-    Node { op, inputs, outputs: vec![output], writes: vec![Write::Overwrite] }
+    Node { op, inputs, outputs: vec![output], writes: vec![Write::Overwrite], gate: None }
 }
 
 #[cfg(test)]

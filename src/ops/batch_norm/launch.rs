@@ -77,6 +77,8 @@ struct Fold {
     shift: u64,
     channels: u32,
     eps: f32,
+    share: f32,
+    unused: u32,
 }
 
 /// `BandSums` of kernels/batch_norm/bwd.cu.
@@ -187,7 +189,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
             let [y] = node.args(io.outputs);
             Ok(vec![node.launch_apply(target.dtype, &Parts { x, y, gamma, beta, mean, spread }, relu, true)?])
         }
-        Pass::Fold { .. } => node.launch_fold(io),
+        Pass::Fold { share, .. } => node.launch_fold(share, io),
         Pass::Bwd { .. } => node.launch_bwd(target.dtype, io),
     }
 }
@@ -294,7 +296,7 @@ impl Node {
         Ok(unsafe { Launch::new(for_dtype(dtype, &APPLY)?, strips.grid()?, &params, cost, views) })
     }
 
-    fn launch_fold(&self, io: &Io<'_>) -> Result<Vec<Launch>> {
+    fn launch_fold(&self, share: f64, io: &Io<'_>) -> Result<Vec<Launch>> {
         let [gamma, beta, mean, var] = self.args(io.inputs);
         let [scale, shift] = self.args(io.outputs);
         let channels = self.bn.spec.x[3];
@@ -308,6 +310,8 @@ impl Node {
             shift: shift.view.address(),
             channels: channels as u32,
             eps: self.bn.spec.eps as f32,
+            share: share as f32,
+            unused: 0,
         };
         let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
         let grid = [channels.div_ceil(THREADS as usize) as u32, 1, 1];

@@ -6,7 +6,7 @@
 //!        running_mean = (1 - momentum) running_mean + momentum mean
 //!        running_var  = (1 - momentum) running_var  + momentum var m / (m - 1)
 //! infer  y = gamma (x - running_mean) / sqrt(running_var + eps) + beta
-//! fold   scale = gamma / sqrt(running_var + eps),  shift = beta + (bias - running_mean) scale
+//! fold   scale = share gamma / sqrt(running_var + eps),  shift = share beta + (bias - running_mean) scale
 //! bwd    dbeta = sum dy,  dgamma = sum dy xhat,  xhat = (x - mean) invstd
 //!        dx = gamma invstd (dy - dbeta / m - xhat dgamma / m)
 //! ```
@@ -89,7 +89,7 @@ impl BatchNorm {
 }
 
 /// One pass of a batch norm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pass {
     /// `x, gamma, beta -> y, mean, invstd, running_mean (updated), running_var (updated)`.
     Train {
@@ -105,6 +105,8 @@ pub enum Pass {
     Fold {
         /// Whether the convolution before it has a bias.
         bias: bool,
+        /// What y is multiplied by: 1, or what a later op would multiply it by.
+        share: f64,
     },
     /// `dy, x, gamma, mean, invstd [, y] -> dx, dgamma, dbeta`; y where a ReLU followed.
     Bwd {
@@ -137,7 +139,7 @@ impl Operator for Node {
         match self.pass {
             Pass::Train { .. } => vec![x, c.clone(), c],
             Pass::Infer { .. } => vec![x, c.clone(), c.clone(), c.clone(), c],
-            Pass::Fold { bias } => vec![c; 4 + usize::from(bias)],
+            Pass::Fold { bias, .. } => vec![c; 4 + usize::from(bias)],
             Pass::Bwd { relu } => {
                 let mut types = vec![x.clone(), x.clone(), c.clone(), c.clone(), c];
                 types.extend(relu.then_some(x));
@@ -175,7 +177,7 @@ impl Operator for Node {
         match self.pass {
             Pass::Train { .. } => 5 * elements,
             Pass::Infer { .. } => 2 * elements,
-            Pass::Fold { .. } => 4 * self.bn.spec.x[3] as u64,
+            Pass::Fold { .. } => 6 * self.bn.spec.x[3] as u64,
             Pass::Bwd { .. } => 8 * elements,
         }
     }

@@ -9,14 +9,14 @@ impl<T: Real> HostOp<T> for Node {
         match self.pass {
             Pass::Train { relu } => self.train(relu, io),
             Pass::Infer { relu } => self.infer(relu, io),
-            Pass::Fold { bias } => self.fold(bias, io),
+            Pass::Fold { bias, share } => self.fold(bias, share, io),
             Pass::Bwd { relu } => self.bwd(relu, io),
         }
     }
 
     fn host(&self, io: &mut HostIo<'_, T>) {
         match self.pass {
-            Pass::Fold { bias } => self.fold(bias, io),
+            Pass::Fold { bias, share } => self.fold(bias, share, io),
             _ => host::run(self, io),
         }
     }
@@ -61,14 +61,14 @@ impl Node {
         }
     }
 
-    fn fold<T: Real>(&self, bias: bool, io: &mut HostIo<'_, T>) {
+    fn fold<T: Real>(&self, bias: bool, share: f64, io: &mut HostIo<'_, T>) {
         let [gamma, beta, running_mean, running_var] = [0, 1, 2, 3].map(|i| io.inputs[i].real());
         let bias = bias.then(|| io.inputs[4].real());
-        let eps = T::from_f64(self.bn.spec().eps);
+        let (eps, share) = (T::from_f64(self.bn.spec().eps), T::from_f64(share));
         let [scale, shift] = io.reals();
         for k in 0..scale.len() {
-            scale[k] = gamma[k] / (running_var[k] + eps).sqrt();
-            shift[k] = beta[k] + (bias.map_or(T::ZERO, |b| b[k]) - running_mean[k]) * scale[k];
+            scale[k] = share * gamma[k] / (running_var[k] + eps).sqrt();
+            shift[k] = share * beta[k] + (bias.map_or(T::ZERO, |b| b[k]) - running_mean[k]) * scale[k];
         }
     }
 

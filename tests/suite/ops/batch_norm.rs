@@ -83,11 +83,12 @@ fn inference_and_folding_exact() {
                 Sweep::Schedules,
             );
         }
-        for with in [false, true] {
+        for (with, share) in [(false, 1.0), (true, 1.0), (false, 0.5), (true, 0.25)] {
             let mut inputs = numbers.clone();
             inputs.extend(with.then(|| bias.clone()));
-            let op = op(shape, 0.25, 0.1, Pass::Fold { bias: with });
-            check(&Case::exact(format!("batch_norm fold {shape:?} bias {with}"), op, data(inputs)), Sweep::Schedules);
+            let op = op(shape, 0.25, 0.1, Pass::Fold { bias: with, share });
+            let name = format!("batch_norm fold {shape:?} bias {with} share {share}");
+            check(&Case::exact(name, op, data(inputs)), Sweep::Schedules);
         }
     }
 }

@@ -5,6 +5,8 @@ mod batch_norm;
 mod concat;
 mod conv2d;
 mod cross_entropy;
+mod gate;
+mod join;
 mod linear;
 mod pool;
 mod relu;

@@ -54,7 +54,7 @@ impl Placed {
                 self.tails.insert(writer, tail);
                 self.alias.insert(ds, dz);
             } else {
-                self.passes.insert(bwd, pass(bn, tail, dz, (ds, Write::Overwrite)));
+                self.passes.insert(bwd, pass(bn, tail, dz, (ds, Write::Overwrite), graph.nodes[bwd].gate));
             }
             for (i, &key) in keys.iter().enumerate() {
                 self.sums.insert(key, [sums[0], sums[1 + i]]);
@@ -84,7 +84,7 @@ impl Placed {
             } else {
                 let store = store.unwrap_or_else(|| (graph.add_value(bn.x(), Origin::Node), Write::Overwrite));
                 g = store.0;
-                self.passes.insert(bwd, pass(bn, tail, dz, store));
+                self.passes.insert(bwd, pass(bn, tail, dz, store, graph.nodes[bwd].gate));
             }
             self.sums.insert(key, [sums[0], sums[1]]);
             if !shared {
@@ -109,7 +109,9 @@ impl Placed {
             Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdX, .. })
                 | Op::Pool(pool::Node { pass: pool::Pass::Bwd, .. })
         );
-        let free = index.is_alone(dz) && !index.is_output(dz) && !self.tails.contains_key(&writer);
+        // What a branch that may be dropped does, it does for itself only.
+        let same_gate = graph.nodes[writer].gate == graph.nodes[reader].gate;
+        let free = same_gate && index.is_alone(dz) && !index.is_output(dz) && !self.tails.contains_key(&writer);
         (stores_gradient && free && (!alone || index.sole_reader(dz, writer, reader))).then_some(writer)
     }
 }
@@ -119,10 +121,10 @@ fn numbers(graph: &mut Graph, bn: &BatchNorm, count: usize) -> Vec<ValueId> {
 }
 
 /// The pass that masks and sums `dz` by itself.
-fn pass(bn: BatchNorm, tail: Tail, dz: ValueId, (g, write): (ValueId, Write)) -> Node {
+fn pass(bn: BatchNorm, tail: Tail, dz: ValueId, (g, write): (ValueId, Write), gate: Option<ValueId>) -> Node {
     let op = Op::Norm(norm::Node { bn, pass: norm::Pass::Gradient(tail.epilogue) });
     let mut writes = vec![Write::Overwrite; 1 + tail.sums.len()];
     writes[0] = write;
     let inputs = std::iter::once(dz).chain(tail.operands).collect();
-    Node { op, inputs, outputs: std::iter::once(g).chain(tail.sums).collect(), writes }
+    Node { op, inputs, outputs: std::iter::once(g).chain(tail.sums).collect(), writes, gate }
 }

@@ -47,7 +47,7 @@ fn load_shared(graph: &mut Graph, placed: &Placed, mut node: Node, nodes: &mut V
         let Some(shape) = ty.shape.nhwc() else { continue };
         let dy = graph.add_value(ty, Origin::Node);
         let op = block_end::Node { shape, affine: [false, true], relu: false, signs: false };
-        nodes.push(overwrite(Op::BlockEnd(op), vec![g, y, b, c], vec![dy]));
+        nodes.push(overwrite(Op::BlockEnd(op), vec![g, y, b, c], vec![dy], node.gate));
         node.inputs[at] = dy;
     }
     node
@@ -85,7 +85,7 @@ impl Placed {
         if x.is_none() && dy.is_none() && moments.is_none() && tail.is_none() {
             return node;
         }
-        let Node { mut inputs, mut outputs, mut writes, .. } = node;
+        let Node { mut inputs, mut outputs, mut writes, gate, .. } = node;
         let prologue = x.map(|n| Prologue { relu: n.relu });
         let correction = dy.map(|p| Correction { a: p.a.is_some() });
         let loads_x = x.map_or(Vec::new(), |n| vec![n.scale, n.shift]);
@@ -121,7 +121,7 @@ impl Placed {
             }
         };
         writes.resize(outputs.len(), Write::Overwrite);
-        Node { op: Op::NormConv(norm_conv::Node { conv: conv.conv, pass }), inputs, outputs, writes }
+        Node { op: Op::NormConv(norm_conv::Node { conv: conv.conv, pass }), inputs, outputs, writes, gate }
     }
 
     /// In place of a batch norm: its scale and shift.
@@ -129,7 +129,7 @@ impl Placed {
         let Some(n) = self.plan.norms.get(&i) else { return node };
         let op = Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Affine });
         let inputs = vec![node.inputs[1], node.inputs[2], n.mean, n.var];
-        overwrite(op, inputs, vec![n.scale, n.shift, node.outputs[3], node.outputs[4]])
+        overwrite(op, inputs, vec![n.scale, n.shift, node.outputs[3], node.outputs[4]], node.gate)
     }
 
     /// In place of its backward pass: the gradients of gamma and beta and what consumers of dy need.
@@ -144,7 +144,7 @@ impl Placed {
         if lazy {
             writes[2..].fill(node.writes[0]);
         }
-        Node { op, inputs: vec![dy_sum, dyx_sum, node.inputs[2], n.mean, n.var], outputs, writes }
+        Node { op, inputs: vec![dy_sum, dyx_sum, node.inputs[2], n.mean, n.var], outputs, writes, gate: node.gate }
     }
 
     fn pool(&mut self, i: usize, pool: pool::Node, mut node: Node) -> Node {
@@ -178,7 +178,7 @@ impl Placed {
         let mut outputs = vec![node.outputs[0]];
         outputs.extend(end.relu.map(|(_, signs)| signs));
         let (affine, relu) = (norms.map(|n| n.is_some()), end.relu.is_some());
-        overwrite(Op::BlockEnd(block_end::Node { shape, affine, relu, signs: relu }), inputs, outputs)
+        overwrite(Op::BlockEnd(block_end::Node { shape, affine, relu, signs: relu }), inputs, outputs, node.gate)
     }
 
     /// A pass for the moments of what `node` stores, where they are wanted and it has not left them itself.
@@ -186,7 +186,7 @@ impl Placed {
         let moments = self.plan.moments.remove(&i)?;
         let bn = norm_of(graph, node.outputs[0]).ok()?;
         let op = Op::Norm(norm::Node { bn, pass: norm::Pass::Moments });
-        Some(overwrite(op, vec![node.outputs[0]], moments.to_vec()))
+        Some(overwrite(op, vec![node.outputs[0]], moments.to_vec(), node.gate))
     }
 }
 
@@ -197,7 +197,7 @@ fn norm_of(graph: &Graph, v: ValueId) -> Result<BatchNorm> {
     BatchNorm::new(batch_norm::Spec { x, eps: 1e-5, momentum: 0.1 })
 }
 
-fn overwrite(op: Op, inputs: Vec<ValueId>, outputs: Vec<ValueId>) -> Node {
+fn overwrite(op: Op, inputs: Vec<ValueId>, outputs: Vec<ValueId>, gate: Option<ValueId>) -> Node {
     let writes = vec![Write::Overwrite; outputs.len()];
-    Node { op, inputs, outputs, writes }
+    Node { op, inputs, outputs, writes, gate }
 }

@@ -1,0 +1,124 @@
+//! Stochastic depth: residual branches that a run may skip, forward and backward.
+//!
+//! The nodes of a branch carry its gate, their gradients' nodes too. Where it is closed a run skips them all: their
+//! values are not computed, and nothing reads them. What stands outside sees a branch only through [`Op::Join`], which
+//! leaves a closed one out, and what a branch adds to a gradient outside comes after what is there without it.
+
+use super::{Builder, Graph, Mode, Node, Origin, ValueId};
+use crate::ops::{join, Op, Write};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// The output of a residual branch that may be dropped; [`Builder::join`] makes a block of it.
+#[derive(Debug)]
+pub struct Branch {
+    value: ValueId,
+    survival: f64,
+    gate: Option<ValueId>,
+}
+
+impl Builder {
+    /// The layers of a residual branch that is kept with the chance `survival`, for a mini-batch as a whole: one gate
+    /// decides. Fails where `survival` is not in 0..=1 and inside of another branch.
+    pub fn branch(&mut self, survival: f64, layers: impl FnOnce(&mut Self) -> Result<ValueId>) -> Result<Branch> {
+        if !(0.0..=1.0).contains(&survival) {
+            return Err(Error::invalid("survival of a branch", format!("{survival}, expected 0..=1")));
+        }
+        if self.gate.is_some() {
+            return Err(Error::unsupported("a branch in a branch that may be dropped", "one gate decides over both"));
+        }
+        let index = self.graph.blocks.len();
+        let gate =
+            (self.graph.mode == Mode::Train).then(|| self.graph.add_value(TensorType::stat([1]), Origin::Gate(index)));
+        self.graph.blocks.push(super::Block { survival, gate });
+        self.gate = gate;
+        let value = layers(self);
+        self.gate = None;
+        Ok(Branch { value: value?, survival, gate })
+    }
+
+    /// The end of a block: in training `shortcut` and, where it is kept, the branch; at inference `shortcut` and the
+    /// branch times its chance to be kept. Fails where their shapes differ.
+    pub fn join(&mut self, branch: Branch, shortcut: ValueId) -> Result<ValueId> {
+        let (shape, other) = (self.graph.ty(shortcut).shape.clone(), self.graph.ty(branch.value).shape.clone());
+        if shape != other {
+            return Err(Error::Shape { what: "join".into(), expected: shape, found: other });
+        }
+        let mut inputs = vec![shortcut, branch.value];
+        inputs.extend(branch.gate);
+        let keep = if branch.gate.is_some() { join::Keep::Gated } else { join::Keep::Scaled(branch.survival) };
+        Ok(self.node(Op::Join(join::Node { shape, keep, relu: false }), inputs, &[])[0])
+    }
+}
+
+impl Node {
+    /// The gate without which the node does not read its input `j`.
+    pub(super) fn reads_under(&self, j: usize) -> Option<ValueId> {
+        match &self.op {
+            Op::Join(join::Node { keep: join::Keep::Gated, .. }) if j == 1 => Some(self.inputs[2]),
+            _ => self.gate,
+        }
+    }
+}
+
+impl Graph {
+    /// The chance of each residual block that its branch is kept, first to last; empty without stochastic depth.
+    pub fn survival(&self) -> Vec<f64> {
+        self.blocks.iter().map(|b| b.survival).collect()
+    }
+
+    /// The gates, those of all blocks or none.
+    pub(super) fn gates(&self) -> Vec<ValueId> {
+        self.blocks.iter().filter_map(|b| b.gate).collect()
+    }
+
+    /// For every value the gate of the node that first writes it.
+    pub(super) fn writer_gates(&self) -> Vec<Option<ValueId>> {
+        let mut gates = vec![None; self.values.len()];
+        for node in &self.nodes {
+            let written = node.outputs.iter().zip(&node.writes).filter(|&(_, &w)| w == Write::Overwrite);
+            written.for_each(|(v, _)| gates[v.index()] = node.gate);
+        }
+        gates
+    }
+
+    /// For each block the parameters of its branch: those whose gradients a run leaves out where the gate is closed.
+    /// They follow one another.
+    pub(super) fn branch_parameters(&self) -> Vec<std::ops::Range<usize>> {
+        let writers = self.writer_gates();
+        let gates: Vec<_> = self.parameters.iter().map(|p| p.grad.and_then(|g| writers[g.index()])).collect();
+        let range = |gate: ValueId| {
+            let is_own = |&g: &Option<ValueId>| g == Some(gate);
+            let first = gates.iter().position(is_own).unwrap_or(0);
+            first..gates.iter().rposition(is_own).map_or(first, |last| last + 1)
+        };
+        self.gates().into_iter().map(range).collect()
+    }
+
+    /// Fails where something could read a value of a branch that was skipped: what the builder, the differentiation and
+    /// every fusion must not bring about.
+    pub(super) fn check_gates(&self) -> Result<()> {
+        let writers = self.writer_gates();
+        let computed = |v: ValueId| self.values[v.index()].origin == Origin::Node;
+        for node in &self.nodes {
+            let name = node.op.operator().name();
+            for (j, &v) in node.inputs.iter().enumerate().filter(|&(_, &v)| computed(v)) {
+                let writer = writers[v.index()];
+                if writer.is_some() && writer != node.reads_under(j) {
+                    return Err(Error::invalid(name, format!("it reads input {j} of a branch that may be dropped")));
+                }
+            }
+            let added = node.outputs.iter().zip(&node.writes).filter(|&(_, &w)| w == Write::Accumulate);
+            for (&v, _) in added {
+                let writer = writers[v.index()];
+                if writer.is_some() && writer != node.gate {
+                    return Err(Error::invalid(name, "it adds to a value of a branch that may be dropped"));
+                }
+            }
+        }
+        let named = self.outputs.iter().find(|(_, v)| computed(*v) && writers[v.index()].is_some());
+        named.map_or(Ok(()), |(name, _)| {
+            Err(Error::invalid(format!("output `{name}`"), "it is inside of a branch that may be dropped"))
+        })
+    }
+}
