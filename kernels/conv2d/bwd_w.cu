@@ -10,38 +10,15 @@
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: dy, x, dw once each (dw twice where added to); a split adds K*R*S*C/G floats,
 //           twice.
 // Entries   *_scalar take any number of channels; the others need 16-byte accesses to dy and x.
-#include "conv2d/epilogue.cuh"
-#include "conv2d/load_weight.cuh"
-#include "conv2d/mainloop.cuh"
+#include "conv2d/weigh.cuh"
 
 namespace conv2d {
 
-constexpr int PROMOTE_PRODUCTS = 256;
-
 template <typename T, class Tile, bool VECTOR>
 __device__ __forceinline__ void bwd_w(const WeightParams& p) {
-  const Block block(p.n_tiles, p.groups);
-  const int split = int(blockIdx.z), m0 = block.m_tile * Tile::M, n0 = block.n_tile * Tile::N;
-  const int columns = p.h.taps * p.v.taps * p.x_c;
-  const Range range(i64(p.images) * p.h.out * p.v.out, DEPTH<T, Tile>, p.splits, split);
-  const i64 k0 = i64(range.begin) * DEPTH<T, Tile>;
-
-  SHARED(u8, shared);
-  GradientColumns<T, Tile, VECTOR> a(p, block.group, m0, k0);
-  PixelColumns<T, Tile, VECTOR> b(p, block.group, n0, k0);
-  Multiply<T, Tile, false, false, PROMOTE_PRODUCTS / DEPTH<T, Tile>> multiply;
-  run_stages<Tile>(a, b, multiply, Unchanged{}, shared, range.count);
-
-  float* staged = reinterpret_cast<float*>(shared);
-  multiply.put(staged);
-  __syncthreads();
-  const auto row_of = [&](int i) { return m0 + i < p.dy_c ? i64(block.group) * p.dy_c + m0 + i : -1; };
-  const Output<float> output{p.dw, columns, nullptr, nullptr, nullptr, 0, false, (p.flags & ACCUMULATE) != 0,
-                             (p.flags & VECTOR_OUT) != 0};
-  write_tile<Tile>(staged, row_of, n0, columns - n0,
-                   p.splits > 1
-                       ? partial_output(p.partial, split, i64(p.groups) * p.dy_c, columns, p.flags)
-                       : output);
+  const int group = weigh_group(p);
+  weigh<T, Tile, VECTOR>(p, AsItIs<T>{Pixels<T>(p.dy, i64(group) * p.dy_c, p.dy_stride)},
+                         AsItIs<T>{Pixels<T>(p.x, i64(group) * p.x_c, p.x_stride)});
 }
 
 KERNEL(conv2d_bwd_w_f32_128x128, WeightParams, 256, 1, (bwd_w<float, Tile128x128EightWarps, true>))

@@ -16,9 +16,9 @@ struct Output {
   i64 residual_stride;
   bool relu, accumulate, vector;
 
-  // W neighbouring results.
+  // W neighbouring results. Returns what is stored.
   template <int W>
-  __device__ __forceinline__ void put(i64 row, int col, const float* sums) const {
+  __device__ __forceinline__ Vec<T, W> put(i64 row, int col, const float* sums) const {
     T* y = out + row * stride + col;
     Vec<T, W> old{}, other{};
     if (accumulate) old = load<T, W>(y);
@@ -34,6 +34,7 @@ struct Output {
       old.v[e] = from_float<T>(v);
     }
     store(y, old);
+    return old;
   }
 
   // The first `count` of eight neighbouring results.
@@ -53,7 +54,7 @@ struct Output {
 // col0 + j, while j < columns. Neighbouring threads write neighbouring chunks.
 template <class Tile, class RowOf, class Out>
 __device__ __forceinline__ void write_tile(const float* staged, const RowOf& row_of, int col0, int columns,
-                                           const Out& output) {
+                                           Out&& output) {
   constexpr int CHUNKS = Tile::N / 8;
   for (int i = int(threadIdx.x); i < Tile::M * CHUNKS; i += Tile::THREADS) {
     const int m = i / CHUNKS, n = i % CHUNKS * 8;

@@ -3,6 +3,10 @@
 // A loader is made for one block and one slice of the reduction. Each call of load() issues the copies of the next
 // stage, with cp.async where VECTOR (16-byte accesses: channels of a group, pixel strides and addresses are multiples of
 // it), else element by element. What lies outside its tensor becomes zero.
+//
+// Activations come from a Source: AsItIs, or one of norm_conv/sources.cuh that is computed from what is in memory. Such a
+// source is PENDING: the copies of a stage are not the operand yet, and finish(), once this thread's have arrived, makes
+// them so. Element by element a source is computed as it is loaded.
 #pragma once
 
 #include "conv2d/tile.cuh"
@@ -72,30 +76,83 @@ __device__ __forceinline__ void copy_chunk(u8* dst, const u8* src, int count) {
   }
 }
 
+// The channels of a group of a tensor of pixels.
+template <typename T>
+struct Pixels {
+  const u8* base;  // of pixel 0
+  u32 pixel_bytes;
+
+  __device__ __forceinline__ Pixels(const void* tensor, i64 channel, int stride)
+      : base(bytes_of<T>(tensor, channel)), pixel_bytes(u32(stride) * u32(sizeof(T))) {}
+
+  __device__ __forceinline__ const u8* at(u32 pixel, int channel) const {
+    return row_address(base + i64(channel) * int(sizeof(T)), pixel, pixel_bytes);
+  }
+};
+
+// A source that is a tensor.
+template <typename T>
+struct AsItIs {
+  static constexpr bool PENDING = false;
+  Pixels<T> x;
+
+  // A chunk of a pixel that is inside, or zeros.
+  __device__ __forceinline__ void copy(u8* dst, u32 pixel, int channel, bool inside) const {
+    ptx::cp_async_16(dst, x.at(pixel, channel), inside ? 16 : 0);
+  }
+
+  __device__ __forceinline__ T value(u32 pixel, int channel) const { return read<T>(x.at(pixel, channel)); }
+};
+
+// Which of a thread's chunks lie inside, for each stage in flight: what a pending source may transform.
+template <int PASSES, int STAGES>
+struct Inside {
+  static_assert(PASSES * STAGES <= 32, "a bit for each chunk in flight");
+  static constexpr u32 ALL = (1u << PASSES) - 1;
+  u32 bits = 0;
+
+  __device__ __forceinline__ void set(int stage, u32 chunks) {
+    const int at = stage * PASSES;
+    bits = (bits & ~(ALL << at)) | chunks << at;
+  }
+  __device__ __forceinline__ u32 get(int stage) const { return bits >> (stage * PASSES) & ALL; }
+};
+
+// Finishes those of a thread's chunks, all of the same channels, whose bit is set.
+template <class Mine, class Source>
+__device__ __forceinline__ void finish_chunks(const Source& source, u8* tile, int slot, int channel, u32 chunks) {
+  if (chunks == 0 || !source.pending()) return;
+  const typename Source::Numbers numbers = source.numbers(channel);
+#pragma unroll
+  for (int i = 0; i < Mine::PASSES; ++i)
+    if ((chunks >> i & 1) != 0) source.finish(tile + Mine::slot(slot, i), numbers);
+}
+
 // Operand A of fwd and bwd_x: row m is an output pixel, and k = (tap, tap, channel) walks over the input pixels that
 // it gathers. Rows of K_BYTES in shared memory.
-template <typename T, class Tile, bool VECTOR>
+template <typename T, class Tile, bool VECTOR, class Source>
 struct PixelRows {
   using Layout = Swizzled<Tile::M, Tile::K_BYTES>;
   using Mine = Share<Layout, Tile::M, Tile::THREADS>;
+  static constexpr bool PENDING = VECTOR && Source::PENDING;
 
-  const u8* in;
-  u32 pixel_bytes;
+  Source in;
   int slot, in_h, in_v, taps, shift_h, shift_v;
+  int channel;  // of the next stage that is finished
+  Inside<Mine::PASSES, Tile::STAGES> held;
   Radix radix;
   Counter k, step;
   u32 pixel[Mine::PASSES];  // under tap 0, modulo 2^32: it may lie outside
   int h[Mine::PASSES], v[Mine::PASSES];
 
-  __device__ __forceinline__ PixelRows(const GatherParams& p, const Slice& hs, const Slice& vs, const Row* rows,
-                                       int group, i64 k0)
-      : in(bytes_of<T>(p.in, i64(group) * p.in_c)),
-        pixel_bytes(u32(p.in_stride) * u32(sizeof(T))),
-        slot(Mine::slot()), in_h(p.h.in), in_v(p.v.in),
+  __device__ __forceinline__ PixelRows(const GatherParams& p, const Source& source, const Slice& hs, const Slice& vs,
+                                       const Row* rows, i64 k0)
+      : in(source), slot(Mine::slot()), in_h(p.h.in), in_v(p.v.in),
         taps(hs.taps), shift_h(hs.shift), shift_v(vs.shift),
         radix{vs.taps, p.in_c} {
     k = radix.split(k0 + Mine::chunk() * WIDTH<T>);
     step = radix.split(DEPTH<T, Tile>);
+    channel = k.lo;
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i) {
       const Row row = rows[Mine::has(i) ? Mine::row(i) : 0];
@@ -109,30 +166,41 @@ struct PixelRows {
     return c.hi < taps && u32(h[i] + c.hi * shift_h) < u32(in_h) && u32(v[i] + c.mid * shift_v) < u32(in_v);
   }
 
-  // The element at c for the row of pass i, if it is inside.
-  __device__ __forceinline__ const u8* element(const Counter& c, int i) const {
-    const u32 distance = u32(c.hi * shift_h) * u32(in_v) + u32(c.mid * shift_v);
-    return row_address(in + i64(c.lo) * int(sizeof(T)), pixel[i] + distance, pixel_bytes);
+  // The pixel at c for the row of pass i, if it is inside.
+  __device__ __forceinline__ u32 pixel_at(const Counter& c, int i) const {
+    return pixel[i] + u32(c.hi * shift_h) * u32(in_v) + u32(c.mid * shift_v);
   }
 
-  __device__ __forceinline__ void load(u8* tile) {
+  __device__ __forceinline__ void load(u8* tile, int stage) {
     if (VECTOR) {
+      u32 chunks = 0;
 #pragma unroll
-      for (int i = 0; i < Mine::PASSES; ++i)
-        if (Mine::has(i)) ptx::cp_async_16(tile + Mine::slot(slot, i), element(k, i), inside(k, i) ? 16 : 0);
+      for (int i = 0; i < Mine::PASSES; ++i) {
+        if (!Mine::has(i)) continue;
+        const bool ok = inside(k, i);
+        in.copy(tile + Mine::slot(slot, i), pixel_at(k, i), k.lo, ok);
+        chunks |= u32(ok) << i;
+      }
+      if (PENDING) held.set(stage, chunks);
     } else {
       Vec<T, WIDTH<T>> values[Mine::PASSES];
       Counter c = k;
 #pragma unroll
       for (int e = 0; e < WIDTH<T>; ++e, radix.increment(c)) {
 #pragma unroll
-        for (int i = 0; i < Mine::PASSES; ++i) values[i].v[e] = inside(c, i) ? read<T>(element(c, i)) : T{};
+        for (int i = 0; i < Mine::PASSES; ++i) values[i].v[e] = inside(c, i) ? in.value(pixel_at(c, i), c.lo) : T{};
       }
 #pragma unroll
       for (int i = 0; i < Mine::PASSES; ++i)
         if (Mine::has(i)) store(reinterpret_cast<T*>(tile + Mine::slot(slot, i)), values[i]);
     }
     radix.advance(k, step);
+  }
+
+  __device__ __forceinline__ void finish(u8* tile, int stage) {
+    finish_chunks<Mine>(in, tile, slot, channel, held.get(stage));
+    channel += step.lo;
+    if (channel >= radix.lo) channel -= radix.lo;
   }
 };
 
@@ -141,6 +209,7 @@ template <typename T, class Tile, bool VECTOR>
 struct WeightRows {
   using Layout = Swizzled<Tile::N, Tile::K_BYTES>;
   using Mine = Share<Layout, Tile::N, Tile::THREADS>;
+  static constexpr bool PENDING = false;
 
   const u8* w;    // the thread's next chunk in pass 0
   i64 pass_bytes;  // to that of the next pass
@@ -154,7 +223,7 @@ struct WeightRows {
     left = int(length - k);
   }
 
-  __device__ __forceinline__ void load(u8* tile) {
+  __device__ __forceinline__ void load(u8* tile, int) {
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i)
       if (Mine::has(i))
@@ -169,6 +238,7 @@ struct WeightRows {
 // consecutive. Rows of N elements.
 template <typename T, class Tile, bool VECTOR>
 struct WeightColumns {
+  static constexpr bool PENDING = false;
   static constexpr int ROWS = DEPTH<T, Tile>;
   using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
   using Mine = Share<Layout, ROWS, Tile::THREADS>;
@@ -191,7 +261,7 @@ struct WeightColumns {
     for (int i = 0; i < Mine::PASSES; ++i) k[i] = radix.split(k0 + Mine::row(i));
   }
 
-  __device__ __forceinline__ void load(u8* tile) {
+  __device__ __forceinline__ void load(u8* tile, int) {
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i) {
       const Counter c = k[i];

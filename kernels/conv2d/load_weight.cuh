@@ -7,85 +7,100 @@
 namespace conv2d {
 
 // Operand A of bwd_w: row k is an output pixel, columns m its channels of dy.
-template <typename T, class Tile, bool VECTOR>
+template <typename T, class Tile, bool VECTOR, class Source>
 struct GradientColumns {
+  static constexpr bool PENDING = VECTOR && Source::PENDING;
   static constexpr int ROWS = DEPTH<T, Tile>;
   using Layout = Swizzled<ROWS, Tile::M * int(sizeof(T))>;
   using Mine = Share<Layout, ROWS, Tile::THREADS>;
 
-  const u8* dy;  // the thread's channels of pixel 0
-  u32 pixel_bytes, pixels, k;
-  int slot, left;
+  Source dy;
+  u32 pixels, k;
+  int slot, column, left;  // the thread's first channel, and how many there are from it on
+  Inside<Mine::PASSES, Tile::STAGES> held;
 
-  __device__ __forceinline__ GradientColumns(const WeightParams& p, int group, int m0, i64 k0)
-      : pixel_bytes(u32(p.dy_stride) * u32(sizeof(T))), pixels(u32(p.images) * u32(p.h.out) * u32(p.v.out)),
-        k(u32(k0) + u32(Mine::row(0))), slot(Mine::slot()) {
-    const int column = m0 + Mine::chunk() * WIDTH<T>;
-    left = p.dy_c - column;
-    dy = bytes_of<T>(p.dy, i64(group) * p.dy_c + column);
-  }
+  __device__ __forceinline__ GradientColumns(const WeightParams& p, const Source& source, int m0, i64 k0)
+      : dy(source), pixels(u32(p.images) * u32(p.h.out) * u32(p.v.out)), k(u32(k0) + u32(Mine::row(0))),
+        slot(Mine::slot()), column(m0 + Mine::chunk() * WIDTH<T>), left(p.dy_c - column) {}
 
-  __device__ __forceinline__ void load(u8* tile) {
+  __device__ __forceinline__ void load(u8* tile, int stage) {
+    u32 chunks = 0;
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i) {
       const u32 pixel = k + u32(i * Mine::PER_PASS);
-      if (Mine::has(i))
-        copy_chunk<T, VECTOR>(tile + Mine::slot(slot, i), row_address(dy, pixel, pixel_bytes),
-                              pixel < pixels ? left : 0);
+      if (!Mine::has(i)) continue;
+      u8* dst = tile + Mine::slot(slot, i);
+      if (VECTOR) {
+        const bool ok = pixel < pixels && left > 0;
+        dy.copy(dst, pixel, column, ok);
+        chunks |= u32(ok) << i;
+      } else {
+        const int count = pixel < pixels ? left : 0;
+        Vec<T, WIDTH<T>> values;
+#pragma unroll
+        for (int e = 0; e < WIDTH<T>; ++e) values.v[e] = e < count ? dy.value(pixel, column + e) : T{};
+        store(reinterpret_cast<T*>(dst), values);
+      }
     }
+    if (PENDING) held.set(stage, chunks);
     k += ROWS;
+  }
+
+  __device__ __forceinline__ void finish(u8* tile, int stage) {
+    finish_chunks<Mine>(dy, tile, slot, column, held.get(stage));
   }
 };
 
 // Operand B of bwd_w: row k is an output pixel, column n = (r, s, c) an input channel under one of its taps.
-template <typename T, class Tile, bool VECTOR>
+template <typename T, class Tile, bool VECTOR, class Source>
 struct PixelColumns {
+  static constexpr bool PENDING = VECTOR && Source::PENDING;
   static constexpr int ROWS = DEPTH<T, Tile>;
   using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
   using Mine = Share<Layout, ROWS, Tile::THREADS>;
 
   const WeightParams& p;
-  const u8* x;
-  u32 pixel_bytes;
+  Source x;
   int slot;
   Radix pixels, columns;
   Counter k[Mine::PASSES], step, column;
+  Inside<Mine::PASSES, Tile::STAGES> held;
 
-  __device__ __forceinline__ PixelColumns(const WeightParams& params, int group, int n0, i64 k0)
-      : p(params), x(bytes_of<T>(params.x, i64(group) * params.x_c)),
-        pixel_bytes(u32(params.x_stride) * u32(sizeof(T))), slot(Mine::slot()),
-        pixels{params.h.out, params.v.out}, columns{params.v.taps, params.x_c} {
+  __device__ __forceinline__ PixelColumns(const WeightParams& params, const Source& source, int n0, i64 k0)
+      : p(params), x(source), slot(Mine::slot()), pixels{params.h.out, params.v.out}, columns{params.v.taps, params.x_c} {
     step = pixels.split(ROWS);
     column = columns.split(i64(n0) + Mine::chunk() * WIDTH<T>);
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i) k[i] = pixels.split(k0 + Mine::row(i));
   }
 
-  // Finds the element under tap and channel c of output pixel `at`; says whether it is inside.
-  __device__ __forceinline__ bool element(const Counter& at, const Counter& c, const u8*& src) const {
+  // Finds the pixel under the tap of c of output pixel `at`; says whether it is inside.
+  __device__ __forceinline__ bool find(const Counter& at, const Counter& c, u32& pixel) const {
     const int h = at.mid * p.h.stride + (c.hi * p.h.dilation - p.h.pad);
     const int v = at.lo * p.v.stride + (c.mid * p.v.dilation - p.v.pad);
-    const u32 pixel = (u32(at.hi) * u32(p.h.in) + u32(h)) * u32(p.v.in) + u32(v);
-    src = row_address(x + i64(c.lo) * int(sizeof(T)), pixel, pixel_bytes);
+    pixel = (u32(at.hi) * u32(p.h.in) + u32(h)) * u32(p.v.in) + u32(v);
     return at.hi < p.images && c.hi < p.h.taps && u32(h) < u32(p.h.in) && u32(v) < u32(p.v.in);
   }
 
-  __device__ __forceinline__ void load(u8* tile) {
-    const u8* src;
+  __device__ __forceinline__ void load(u8* tile, int stage) {
+    u32 pixel;
     if (VECTOR) {
+      u32 chunks = 0;
 #pragma unroll
       for (int i = 0; i < Mine::PASSES; ++i) {
         if (!Mine::has(i)) continue;
-        const bool ok = element(k[i], column, src);
-        ptx::cp_async_16(tile + Mine::slot(slot, i), src, ok ? 16 : 0);
+        const bool ok = find(k[i], column, pixel);
+        x.copy(tile + Mine::slot(slot, i), pixel, column.lo, ok);
+        chunks |= u32(ok) << i;
       }
+      if (PENDING) held.set(stage, chunks);
     } else {
       Vec<T, WIDTH<T>> values[Mine::PASSES];
       Counter c = column;
 #pragma unroll
       for (int e = 0; e < WIDTH<T>; ++e, columns.increment(c)) {
 #pragma unroll
-        for (int i = 0; i < Mine::PASSES; ++i) values[i].v[e] = element(k[i], c, src) ? read<T>(src) : T{};
+        for (int i = 0; i < Mine::PASSES; ++i) values[i].v[e] = find(k[i], c, pixel) ? x.value(pixel, c.lo) : T{};
       }
 #pragma unroll
       for (int i = 0; i < Mine::PASSES; ++i)
@@ -93,6 +108,10 @@ struct PixelColumns {
     }
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i) pixels.advance(k[i], step);
+  }
+
+  __device__ __forceinline__ void finish(u8* tile, int stage) {
+    finish_chunks<Mine>(x, tile, slot, column.lo, held.get(stage));
   }
 };
 

@@ -16,31 +16,48 @@ struct Range {
 };
 
 // Runs `stages` stages. Ends with a barrier, after which the shared memory is free.
-template <class Tile, class A, class B, class Multiply, class Transform>
-__device__ __forceinline__ void run_stages(A& a, B& b, Multiply& multiply, const Transform& transform, u8* shared,
-                                           int stages) {
-  static_assert(A::Layout::BYTES + B::Layout::BYTES == Tile::STAGE_BYTES, "the operands fill a stage");
+//
+// An operand that is pending is finished in shared memory, by the threads that copied it: each waits for its own copies
+// of the next stage and transforms them while the products of this one are under way, before the barrier that shows them
+// to the others.
+template <class Tile, class A, class B, class Multiply>
+__device__ __forceinline__ void run_stages(A& a, B& b, Multiply& multiply, u8* shared, int stages) {
+  static_assert(A::Layout::BYTES + B::Layout::BYTES == Tile::SECOND, "the operands fill a stage");
   static_assert(A::Layout::BYTES == Multiply::A::Layout::BYTES, "loader and product agree on the layout");
+  constexpr bool PENDING = A::PENDING || B::PENDING;
   const auto fill = [&](int slot) {
     u8* stage = shared + slot * Tile::STAGE_BYTES;
-    a.load(stage);
-    b.load(stage + A::Layout::BYTES);
+    a.load(stage, slot);
+    b.load(stage + A::Layout::BYTES, slot);
+  };
+  const auto finish = [&](int slot) {
+    u8* stage = shared + slot * Tile::STAGE_BYTES;
+    if constexpr (A::PENDING) a.finish(stage, slot);
+    if constexpr (B::PENDING) b.finish(stage + A::Layout::BYTES, slot);
   };
   for (int s = 0; s < Tile::STAGES - 1; ++s) {
     if (s < stages) fill(s);
     ptx::cp_async_commit();
   }
+  if (PENDING) {
+    ptx::cp_async_wait<Tile::STAGES - 2>();
+    if (stages > 0) finish(0);
+  }
   int empty = Tile::STAGES - 1, full = 0;
   for (int s = 0; s < stages; ++s) {
-    ptx::cp_async_wait<Tile::STAGES - 2>();
+    if (!PENDING) ptx::cp_async_wait<Tile::STAGES - 2>();
     __syncthreads();
     if (s + Tile::STAGES - 1 < stages) fill(empty);
     ptx::cp_async_commit();
     empty = empty + 1 == Tile::STAGES ? 0 : empty + 1;
     const u8* stage = shared + full * Tile::STAGE_BYTES;
     full = full + 1 == Tile::STAGES ? 0 : full + 1;
-    multiply.stage(stage, stage + A::Layout::BYTES, transform);
+    multiply.stage(stage, stage + A::Layout::BYTES);
     multiply.promote(s + 1);
+    if (PENDING) {
+      ptx::cp_async_wait<Tile::STAGES - 2>();
+      if (s + 1 < stages) finish(full);
+    }
   }
   ptx::cp_async_wait<0>();
   __syncthreads();

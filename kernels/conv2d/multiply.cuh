@@ -13,12 +13,6 @@ struct Operand {
   using Layout = Swizzled<K_MAJOR ? EXTENT : DEPTH<T, Tile>, K_MAJOR ? Tile::K_BYTES : EXTENT * int(sizeof(T))>;
 };
 
-// What is done to A between shared memory and the product: nothing.
-struct Unchanged {
-  template <typename Fragments>
-  __device__ __forceinline__ void operator()(Fragments&, int) const {}
-};
-
 template <typename T>
 struct TensorCoreType;
 template <>
@@ -69,8 +63,7 @@ struct Multiply {
   float sum[MI][NJ][4] = {};
   float total[PROMOTE ? MI : 1][PROMOTE ? NJ : 1][4] = {};
 
-  template <class Transform>
-  __device__ __forceinline__ void stage(const u8* a_tile, const u8* b_tile, const Transform& transform) {
+  __device__ __forceinline__ void stage(const u8* a_tile, const u8* b_tile) {
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
       u32 a[MI][4], b[NJ][2];
@@ -82,7 +75,6 @@ struct Multiply {
         b_lane.load(r, b_tile, j / 2, step);
         b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
       }
-      transform(a, step);
       ptx::mma_m16n8k16<typename TensorCoreType<T>::Type>(sum, a, b);
     }
   }
@@ -159,14 +151,12 @@ struct Multiply<float, Tile, A_K_MAJOR, B_K_MAJOR, PROMOTE> {
     }
   }
 
-  template <class Transform>
-  __device__ __forceinline__ void stage(const u8* a_tile, const u8* b_tile, const Transform& transform) {
+  __device__ __forceinline__ void stage(const u8* a_tile, const u8* b_tile) {
 #pragma unroll
     for (int k = 0; k < Tile::K_BYTES / 16; ++k) {
       float a[TM][4], b[TN][4];
       load_operand<A, 8>(a, a_tile, Tile::warp_m(), Tile::lane() / 4, k);
       load_operand<B, 4>(b, b_tile, Tile::warp_n(), Tile::lane() % 4, k);
-      transform(a, k);
 #pragma unroll
       for (int e = 0; e < 4; ++e)
 #pragma unroll

@@ -5,13 +5,18 @@
 
 namespace conv2d {
 
-// M x N results from WARPS_M x WARPS_N warps; STAGES slices of the reduction, K_BYTES wide, are in flight.
-template <int M_, int N_, int WARPS_M_, int WARPS_N_, int K_BYTES_, int STAGES_>
+// M x N results from WARPS_M x WARPS_N warps; STAGES slices of the reduction, K_BYTES wide, are in flight. A stage holds
+// operand A, operand B and, where A is made of two tensors, the second of them.
+template <int M_, int N_, int WARPS_M_, int WARPS_N_, int K_BYTES_, int STAGES_, int A_TENSORS_ = 1>
 struct Tile {
+  // With two tensors for A, and as many bytes in flight or fewer.
+  using Paired = Tile<M_, N_, WARPS_M_, WARPS_N_, K_BYTES_, STAGES_ - 1, 2>;
+
   static constexpr int M = M_, N = N_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_, K_BYTES = K_BYTES_, STAGES = STAGES_;
   static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
   static constexpr int WARP_M = M / WARPS_M, WARP_N = N / WARPS_N;
-  static constexpr int STAGE_BYTES = (M + N) * K_BYTES;
+  static constexpr int A_TENSORS = A_TENSORS_, SECOND = (M + N) * K_BYTES;  // where the second tensor of A begins
+  static constexpr int STAGE_BYTES = (A_TENSORS * M + N) * K_BYTES;
 
   // The finished tile in shared memory, in floats. Eight more a row put the rows of a fragment into different banks.
   static constexpr int STAGED_STRIDE = N + 8;

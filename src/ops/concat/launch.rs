@@ -48,7 +48,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
 /// The channels of `whole` from `at` on that a part of `shape` takes.
 fn slice(whole: &Arg, [n, h, w, c]: [usize; 4], at: usize, target: Target) -> Result<Arg> {
     let (element, span) = (target.dtype.bytes(), (n * h * w - 1) * whole.pixel_stride + c);
-    let view = whole.view.slice(at * element, span * element)?;
+    let view = whole.view.part(at * element, span * element)?;
     Ok(Arg { view, ..whole.clone() })
 }
 

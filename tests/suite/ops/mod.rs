@@ -8,6 +8,8 @@ mod cross_entropy;
 mod gate;
 mod join;
 mod linear;
+mod norm;
+mod norm_conv;
 mod pool;
 mod relu;
 mod sgd;

@@ -1,19 +1,42 @@
 //! Which tile and how many splits: pure functions of the shape, the dtype and the architecture.
 
-use super::variants::{Access, Tile, Variant, BWD_W, BWD_X, FWD, STAGE_ROW_BYTES};
-use crate::device::Target;
-use crate::ops::conv2d::{Node, Pass};
+use super::variants::{Access, Tile, Variant, STAGE_ROW_BYTES};
+use crate::ops::conv2d::Conv2d;
 use crate::tensor::DType;
+
+/// Which of a convolution's products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Product {
+    /// Pixels of x by weights.
+    Fwd,
+    /// Pixels of dy by weights.
+    BwdX,
+    /// Pixels of dy by pixels of x.
+    BwdW,
+}
+
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem {
+    /// The convolution.
+    pub conv: Conv2d,
+    /// The product.
+    pub product: Product,
+    /// The kernels that compute it.
+    pub table: &'static [Variant],
+    /// Whether the reduction must not be split.
+    pub whole: bool,
+}
 
 /// How a pass is computed. The same plan gives the same bits on every device of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     /// The kernel where all operands take 16-byte accesses.
-    pub(super) vector: Option<&'static Variant>,
+    pub vector: Option<&'static Variant>,
     /// The kernel that takes any operands.
-    pub(super) scalar: &'static Variant,
+    pub scalar: &'static Variant,
     /// Into how many parts the reduction is cut; they are added in ascending order.
-    pub(super) splits: usize,
+    pub splits: usize,
 }
 
 impl Plan {
@@ -26,11 +49,25 @@ impl Plan {
     pub fn splits(&self) -> usize {
         self.splits
     }
+
+    /// Rows of the tiles of its kernels.
+    pub fn rows(&self) -> [usize; 2] {
+        [self.scalar.tile.m, self.vector.unwrap_or(self.scalar).tile.m]
+    }
+
+    /// Bytes of the partial sums of `problem`.
+    pub fn partial_bytes(&self, problem: &Problem) -> usize {
+        if self.splits > 1 {
+            self.splits * problem.result_len() * 4
+        } else {
+            0
+        }
+    }
 }
 
 /// A pass as matrix products: `batches` times (groups times residues) an m x n result of a reduction over `depth`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
+pub struct Shape {
     pub m: usize,
     pub n: usize,
     pub depth: usize,
@@ -39,7 +76,7 @@ pub(super) struct Shape {
     pub residues: usize,
 }
 
-pub(super) fn gcd(a: usize, b: usize) -> usize {
+pub fn gcd(a: usize, b: usize) -> usize {
     if b == 0 {
         a
     } else {
@@ -47,55 +84,64 @@ pub(super) fn gcd(a: usize, b: usize) -> usize {
     }
 }
 
-/// The largest of the products that `node` consists of. `None` for the bias gradient, which is none.
-pub(super) fn shape(node: &Node) -> Option<Shape> {
-    let s = node.conv.spec;
-    let (cg, kg) = (s.c / s.groups, s.k / s.groups);
-    let [r, t] = s.kernel;
-    let groups = s.groups;
-    let pixels = s.n * node.conv.p * node.conv.q;
-    match node.pass {
-        Pass::Fwd(_) => Some(Shape { m: pixels, n: kg, depth: r * t * cg, groups, residues: 1 }),
-        Pass::BwdW => Some(Shape { m: kg, n: r * t * cg, depth: pixels, groups, residues: 1 }),
-        Pass::BwdX => {
-            let axis = |i: usize, extent: usize, taps: usize| {
-                let (rows, residues) = (extent.div_ceil(s.stride[i]), s.stride[i].min(extent));
-                (rows, residues, taps.div_ceil(s.stride[i] / gcd(s.stride[i], s.dilation[i])))
-            };
-            let (h, v) = (axis(0, s.h, r), axis(1, s.w, t));
-            Some(Shape { m: s.n * h.0 * v.0, n: cg, depth: h.2 * v.2 * kg, groups, residues: h.1 * v.1 })
+/// x or its gradient, [rows, cols].
+pub fn x_dims(conv: &Conv2d) -> [usize; 2] {
+    [conv.spec.n * conv.spec.h * conv.spec.w, conv.spec.c]
+}
+
+/// y or its gradient, [rows, cols].
+pub fn y_dims(conv: &Conv2d) -> [usize; 2] {
+    [conv.spec.n * conv.p * conv.q, conv.spec.k]
+}
+
+impl Problem {
+    /// The largest of the products that it consists of.
+    pub fn shape(&self) -> Shape {
+        let s = self.conv.spec;
+        let (cg, kg) = (s.c / s.groups, s.k / s.groups);
+        let [r, t] = s.kernel;
+        let groups = s.groups;
+        let pixels = y_dims(&self.conv)[0];
+        match self.product {
+            Product::Fwd => Shape { m: pixels, n: kg, depth: r * t * cg, groups, residues: 1 },
+            Product::BwdW => Shape { m: kg, n: r * t * cg, depth: pixels, groups, residues: 1 },
+            Product::BwdX => {
+                let axis = |i: usize, extent: usize, taps: usize| {
+                    let (rows, residues) = (extent.div_ceil(s.stride[i]), s.stride[i].min(extent));
+                    (rows, residues, taps.div_ceil(s.stride[i] / gcd(s.stride[i], s.dilation[i])))
+                };
+                let (h, v) = (axis(0, s.h, r), axis(1, s.w, t));
+                Shape { m: s.n * h.0 * v.0, n: cg, depth: h.2 * v.2 * kg, groups, residues: h.1 * v.1 }
+            }
         }
-        Pass::BwdBias => None,
+    }
+
+    /// Elements of the whole result.
+    pub fn result_len(&self) -> usize {
+        match self.product {
+            Product::Fwd => self.conv.y().shape.len(),
+            Product::BwdX => self.conv.x().shape.len(),
+            Product::BwdW => self.conv.w_shape().iter().product(),
+        }
+    }
+
+    /// Whether the channels allow 16-byte accesses to the operands.
+    fn allows_vectors(&self, dtype: DType) -> bool {
+        let (s, width) = (self.conv.spec, 16 / dtype.bytes());
+        let (c, k) = ((s.c / s.groups).is_multiple_of(width), (s.k / s.groups).is_multiple_of(width));
+        c && (k || self.product == Product::Fwd)
+    }
+
+    fn variants(&self, dtype: DType, access: Access) -> impl Iterator<Item = &'static Variant> {
+        self.table.iter().filter(move |v| v.dtype == dtype && v.access == access)
     }
 }
 
-/// Whether the channels of `node` allow 16-byte accesses to its operands.
-fn allows_vectors(node: &Node, dtype: DType) -> bool {
-    let (s, width) = (node.conv.spec, 16 / dtype.bytes());
-    let (c, k) = ((s.c / s.groups).is_multiple_of(width), (s.k / s.groups).is_multiple_of(width));
-    match node.pass {
-        Pass::Fwd(_) => c,
-        _ => c && k,
-    }
-}
-
-fn table(node: &Node) -> &'static [Variant] {
-    match node.pass {
-        Pass::Fwd(_) => &FWD,
-        Pass::BwdX => &BWD_X,
-        Pass::BwdW => &BWD_W,
-        Pass::BwdBias => &[],
-    }
-}
-
-fn variants(node: &Node, dtype: DType, access: Access) -> impl Iterator<Item = &'static Variant> {
-    table(node).iter().filter(move |v| v.dtype == dtype && v.access == access)
-}
-
-/// Whether `plan` is for `node` in `dtype`.
-pub(super) fn fits(plan: Plan, node: &Node, dtype: DType) -> bool {
-    let known = |v: &Variant| v.dtype == dtype && table(node).contains(v);
-    known(plan.scalar) && plan.vector.is_none_or(known) && plan.splits <= MAX_SPLITS
+/// Whether `plan` is for `problem` in `dtype`.
+pub fn fits(plan: Plan, problem: &Problem, dtype: DType) -> bool {
+    let known = |v: &Variant| v.dtype == dtype && problem.table.contains(v);
+    let most = if problem.whole { 1 } else { MAX_SPLITS };
+    known(plan.scalar) && plan.vector.is_none_or(known) && plan.splits <= most
 }
 
 /// Elements of the reduction in one stage.
@@ -109,10 +155,11 @@ const MAX_SPLITS: usize = 256;
 /// Floats of partial sums at most.
 const MAX_PARTIAL: usize = 16 << 20;
 
-fn possible_splits(shape: Shape, partial: usize, dtype: DType) -> impl Iterator<Item = usize> {
-    let stages = shape.depth.div_ceil(stage_depth(dtype));
+fn possible_splits(problem: &Problem, dtype: DType) -> impl Iterator<Item = usize> {
+    let stages = problem.shape().depth.div_ceil(stage_depth(dtype));
+    let (partial, most) = (problem.result_len(), if problem.whole { 1 } else { MAX_SPLITS });
     std::iter::successors(Some(1), |s| Some(s * 2))
-        .take_while(move |&s| s == 1 || (s <= MAX_SPLITS && stages / s >= MIN_STAGES && s * partial <= MAX_PARTIAL))
+        .take_while(move |&s| s == 1 || (s <= most && stages / s >= MIN_STAGES && s * partial <= MAX_PARTIAL))
 }
 
 /// Multiply-adds a clock of a whole multiprocessor for this tile, as assumed until they are measured (A100, H200:
@@ -147,22 +194,11 @@ fn clocks(shape: Shape, partial: usize, tile: Tile, splits: usize, dtype: DType)
     waves * block / (2 * PROCESSORS) + second
 }
 
-/// Elements of the whole result.
-pub(super) fn result_len(node: &Node) -> usize {
-    let c = &node.conv;
-    match node.pass {
-        Pass::Fwd(_) => c.y().shape.len(),
-        Pass::BwdX => c.x().shape.len(),
-        Pass::BwdW => c.w_shape().iter().product(),
-        Pass::BwdBias => c.spec.k,
-    }
-}
-
-fn best(node: &Node, shape: Shape, dtype: DType, access: Access, splits: Option<usize>) -> Option<Plan> {
-    let partial = result_len(node);
-    let scalar = variants(node, dtype, Access::Scalar).min_by_key(|v| clocks(shape, partial, v.tile, 1, dtype))?;
-    let candidates = variants(node, dtype, access).flat_map(|v| {
-        possible_splits(shape, partial, dtype)
+fn best(problem: &Problem, dtype: DType, access: Access, splits: Option<usize>) -> Option<Plan> {
+    let (shape, partial) = (problem.shape(), problem.result_len());
+    let scalar = problem.variants(dtype, Access::Scalar).min_by_key(|v| clocks(shape, partial, v.tile, 1, dtype))?;
+    let candidates = problem.variants(dtype, access).flat_map(|v| {
+        possible_splits(problem, dtype)
             .filter(move |&s| splits.is_none_or(|only| s == only))
             .map(move |s| (v, s, clocks(shape, partial, v.tile, s, dtype)))
     });
@@ -173,22 +209,21 @@ fn best(node: &Node, shape: Shape, dtype: DType, access: Access, splits: Option<
     })
 }
 
-/// The plan for `node`; `None` for the bias gradient and in f64, where there are no tiles.
-pub(super) fn choose(node: &Node, target: Target) -> Option<Plan> {
-    let access = if allows_vectors(node, target.dtype) { Access::Vector } else { Access::Scalar };
-    best(node, shape(node)?, target.dtype, access, None)
+/// The plan for `problem`; `None` in f64, where there are no tiles.
+pub fn choose(problem: &Problem, dtype: DType) -> Option<Plan> {
+    let access = if problem.allows_vectors(dtype) { Access::Vector } else { Access::Scalar };
+    best(problem, dtype, access, None)
 }
 
-/// Every tile that can compute `node`, each unsplit and with the most splits that are allowed.
-pub(super) fn plans(node: &Node, target: Target) -> Vec<Plan> {
-    let Some(shape) = shape(node) else { return Vec::new() };
-    let most = possible_splits(shape, result_len(node), target.dtype).last().unwrap_or(1);
+/// Every tile that can compute `problem`, each unsplit and with the most splits that are allowed.
+pub fn plans(problem: &Problem, dtype: DType) -> Vec<Plan> {
+    let most = possible_splits(problem, dtype).last().unwrap_or(1);
     let mut plans = Vec::new();
-    for v in table(node).iter().filter(|v| v.dtype == target.dtype) {
-        if v.access == Access::Vector && !allows_vectors(node, target.dtype) {
+    for v in problem.table.iter().filter(|v| v.dtype == dtype) {
+        if v.access == Access::Vector && !problem.allows_vectors(dtype) {
             continue;
         }
-        let Some(base) = best(node, shape, target.dtype, Access::Scalar, Some(1)) else { continue };
+        let Some(base) = best(problem, dtype, Access::Scalar, Some(1)) else { continue };
         let plan = match v.access {
             Access::Vector => Plan { vector: Some(v), ..base },
             Access::Scalar => Plan { vector: None, scalar: v, splits: 1 },
@@ -202,7 +237,7 @@ pub(super) fn plans(node: &Node, target: Target) -> Vec<Plan> {
 }
 
 /// Into how many slices of rows the bias gradient is cut.
-pub(super) fn bias_splits(pixels: usize) -> usize {
+pub fn bias_splits(pixels: usize) -> usize {
     const ROWS_PER_SPLIT: usize = 256;
     pixels.div_ceil(ROWS_PER_SPLIT).min(MAX_SPLITS)
 }
@@ -210,10 +245,11 @@ pub(super) fn bias_splits(pixels: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Arch;
-    use crate::ops::conv2d::{Conv2d, Epilogue, Spec};
+    use crate::ops::conv2d::launch::variants::{BWD_W, BWD_X, FWD};
+    use crate::ops::conv2d::Spec;
+    use Product::{BwdW, BwdX, Fwd};
 
-    fn node(pass: Pass, [n, hw, c, k]: [usize; 4], rs: usize, stride: usize) -> Node {
+    fn problem(product: Product, [n, hw, c, k]: [usize; 4], rs: usize, stride: usize) -> Problem {
         let spec = Spec {
             n,
             h: hw,
@@ -226,46 +262,49 @@ mod tests {
             dilation: [1, 1],
             groups: 1,
         };
-        Node { conv: Conv2d::new(spec).expect("a valid case"), pass }
+        let table: &[Variant] = match product {
+            Fwd => &FWD,
+            BwdX => &BWD_X,
+            BwdW => &BWD_W,
+        };
+        Problem { conv: Conv2d::new(spec).expect("a valid case"), product, table, whole: false }
     }
 
-    fn name(node: &Node, dtype: DType) -> (&'static str, usize) {
-        let plan = choose(node, Target { arch: Arch::Sm90, dtype }).expect("a plan");
+    fn name(problem: &Problem, dtype: DType) -> (&'static str, usize) {
+        let plan = choose(problem, dtype).expect("a plan");
         (plan.kernel(), plan.splits)
     }
-
-    const FORWARD: Pass = Pass::Fwd(Epilogue { scale: false, shift: false, residual: false, relu: false });
 
     #[test]
     fn wide_layers_take_wide_tiles_and_narrow_layers_narrow_ones() {
         let b = DType::BF16;
-        assert_eq!(name(&node(FORWARD, [256, 14, 256, 256], 3, 1), b), ("conv2d_fwd_bf16_128x128", 1));
-        assert_eq!(name(&node(FORWARD, [256, 56, 64, 64], 3, 1), b), ("conv2d_fwd_bf16_128x64", 1));
-        assert_eq!(name(&node(FORWARD, [128, 32, 16, 16], 3, 1), b), ("conv2d_fwd_bf16_128x16", 1));
-        assert_eq!(name(&node(FORWARD, [128, 16, 32, 32], 3, 1), b), ("conv2d_fwd_bf16_128x32", 1));
-        assert_eq!(name(&node(Pass::BwdX, [128, 32, 16, 32], 3, 2), b).0, "conv2d_bwd_x_bf16_128x16");
-        assert_eq!(name(&node(Pass::BwdW, [128, 32, 16, 16], 3, 1), b).0, "conv2d_bwd_w_bf16_16x128");
+        assert_eq!(name(&problem(Fwd, [256, 14, 256, 256], 3, 1), b), ("conv2d_fwd_bf16_128x128", 1));
+        assert_eq!(name(&problem(Fwd, [256, 56, 64, 64], 3, 1), b), ("conv2d_fwd_bf16_128x64", 1));
+        assert_eq!(name(&problem(Fwd, [128, 32, 16, 16], 3, 1), b), ("conv2d_fwd_bf16_128x16", 1));
+        assert_eq!(name(&problem(Fwd, [128, 16, 32, 32], 3, 1), b), ("conv2d_fwd_bf16_128x32", 1));
+        assert_eq!(name(&problem(BwdX, [128, 32, 16, 32], 3, 2), b).0, "conv2d_bwd_x_bf16_128x16");
+        assert_eq!(name(&problem(BwdW, [128, 32, 16, 16], 3, 1), b).0, "conv2d_bwd_w_bf16_16x128");
     }
 
     #[test]
     fn channels_that_do_not_fill_16_bytes_go_element_by_element() {
-        assert_eq!(name(&node(FORWARD, [256, 224, 3, 64], 7, 2), DType::BF16).0, "conv2d_fwd_bf16_64x64_scalar");
-        assert_eq!(name(&node(FORWARD, [64, 8, 1, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
-        assert_eq!(name(&node(Pass::BwdX, [64, 1, 64, 10], 1, 1), DType::F16).0, "conv2d_bwd_x_f16_64x64_scalar");
+        assert_eq!(name(&problem(Fwd, [256, 224, 3, 64], 7, 2), DType::BF16).0, "conv2d_fwd_bf16_64x64_scalar");
+        assert_eq!(name(&problem(Fwd, [64, 8, 1, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
+        assert_eq!(name(&problem(BwdX, [64, 1, 64, 10], 1, 1), DType::F16).0, "conv2d_bwd_x_f16_64x64_scalar");
     }
 
     #[test]
     fn few_blocks_and_a_long_reduction_are_split() {
-        let (kernel, splits) = name(&node(Pass::BwdW, [256, 56, 64, 64], 3, 1), DType::BF16);
+        let (kernel, splits) = name(&problem(BwdW, [256, 56, 64, 64], 3, 1), DType::BF16);
         assert!(kernel.starts_with("conv2d_bwd_w_bf16_64x") && splits >= 16, "{kernel} in {splits}");
-        let (_, splits) = name(&node(FORWARD, [1, 7, 512, 512], 3, 1), DType::BF16);
+        let (_, splits) = name(&problem(Fwd, [1, 7, 512, 512], 3, 1), DType::BF16);
         assert!(splits >= 4, "batch 1, 7x7: {splits}");
-        assert_eq!(name(&node(FORWARD, [256, 56, 64, 64], 3, 1), DType::F32).1, 1);
+        assert_eq!(name(&problem(Fwd, [256, 56, 64, 64], 3, 1), DType::F32).1, 1);
     }
 
     #[test]
     fn residues_of_the_stride_share_the_taps() {
-        let s = shape(&node(Pass::BwdX, [2, 8, 16, 32], 3, 2)).expect("a product");
+        let s = problem(BwdX, [2, 8, 16, 32], 3, 2).shape();
         assert_eq!((s.m, s.n, s.depth, s.residues), (2 * 4 * 4, 16, 2 * 2 * 32, 4));
     }
 }
