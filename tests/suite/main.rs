@@ -22,4 +22,5 @@ mod random;
 mod sim;
 mod sweep;
 mod tidy;
+mod traffic;
 mod train;
