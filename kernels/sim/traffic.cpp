@@ -15,6 +15,7 @@ Traffic::Traffic(const Memory& memory) {
 }
 
 void Traffic::touch(const void* address, size_t bytes, bool write) {
+  if (bytes == 0) return;
   const auto first = reinterpret_cast<uintptr_t>(address);
   const auto holds = [first](const Buffer& b) { return first >= b.begin && first < b.end; };
   if (last_ >= buffers_.size() || !holds(buffers_[last_])) {

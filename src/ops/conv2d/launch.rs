@@ -16,7 +16,7 @@ use self::params::{ACCUMULATE, RELU, VECTOR_OUT, VECTOR_PARTIAL};
 use self::variants::{Variant, BIAS_COLS, REDUCE_THREADS};
 use super::{Node, Pass, Spec};
 use crate::device::{Cost, Kernel, Launch, Target, View};
-use crate::ops::{Arg, Io, Operator, Write};
+use crate::ops::{touched, Arg, Io, Operator, Write};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -396,7 +396,28 @@ impl<'a> Call<'a> {
             Some(partial) => (0, partial.bytes()),
             None => (extras.bytes(&out), out.bytes()),
         };
-        Cost { flops: 2 * self.node.conv.macs(), bytes_read: read + epilogue, bytes_written: written }
+        // Pixels of x that no tap reaches are not read; of dx they are left alone where the result is added.
+        let (unread, unwritten) = match self.node.pass {
+            Pass::BwdX if partial.is_none() && extras.accumulate => (self.unreached(&out), self.unreached(&out)),
+            Pass::Fwd(_) => (self.unreached(&operands[0]), 0),
+            Pass::BwdW => (self.unreached(&operands[1]), 0),
+            _ => (0, 0),
+        };
+        Cost {
+            flops: 2 * self.node.conv.macs(),
+            bytes_read: read + epilogue - unread,
+            bytes_written: written - unwritten,
+        }
+    }
+
+    /// Bytes of the pixels of x or dx that no tap of the kernel reaches.
+    fn unreached(&self, x: &Matrix<'_>) -> u64 {
+        let Spec { n, h, w, c, .. } = self.node.conv.spec;
+        let reached = [0, 1].map(|axis| self.node.conv.reached(axis));
+        let element = self.dtype.bytes();
+        let touched =
+            touched::pixels(x.address(), [n, h, w, c], [x.stride * element, element], [&reached[0], &reached[1]]);
+        x.bytes().saturating_sub(touched)
     }
 }
 
