@@ -108,7 +108,7 @@ impl<'a> Compiler<'a> {
 
     fn object(&self, source: &Path) {
         let (object, depfile) = (self.made(source, "o"), self.made(source, "d"));
-        if self.same && is_fresh(&object, &depfile) {
+        if self.same && is_fresh(source, &object, &depfile) {
             return;
         }
         let mut command: Command = self.tool.to_command();
@@ -129,13 +129,15 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// Whether `object` is newer than all that `depfile` says it was made of.
-fn is_fresh(object: &Path, depfile: &Path) -> bool {
+/// Whether `object` is newer than all that `depfile` says it was made of, `source` among it: a build folder that was
+/// copied with another checkout's objects names that one's files.
+fn is_fresh(source: &Path, object: &Path, depfile: &Path) -> bool {
     let changed = |path: &Path| -> Option<SystemTime> { fs::metadata(path).and_then(|m| m.modified()).ok() };
     let (Some(made), Ok(text)) = (changed(object), fs::read_to_string(depfile)) else { return false };
     let Some((_, parts)) = text.split_once(':') else { return false };
     // A path with a space in it is no path here: then the object is never fresh.
-    parts.split_whitespace().filter(|&p| p != "\\").all(|p| changed(Path::new(p)).is_some_and(|t| t < made))
+    let mut parts = parts.split_whitespace().filter(|&p| p != "\\").map(Path::new).peekable();
+    parts.peek() == Some(&source) && parts.all(|p| changed(p).is_some_and(|t| t < made))
 }
 
 /// Every file below `folder` with that extension, sorted.

@@ -3,12 +3,14 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
 
 #include "engine.hpp"
 #include "tensor_core.hpp"
+#include "traffic.hpp"
 
 namespace sim {
 
@@ -25,6 +27,21 @@ std::vector<Kernel>& kernels() {
   static std::vector<Kernel> all;
   return all;
 }
+
+// The same kernels, compiled so that they tell of their accesses; and what loads and finds them takes turns.
+std::vector<Kernel>& counted_kernels() {
+  static std::vector<Kernel> all;
+  return all;
+}
+std::mutex counted_mutex;
+
+// What a launch read and wrote.
+struct Counted {
+  u64 bytes_read, bytes_written;
+};
+
+// The counted launches of this operating-system thread that have not been asked for.
+thread_local std::deque<Counted> counted;
 
 // One simulated device.
 struct Device {
@@ -75,8 +92,8 @@ const std::string& load_replacements() {
   return problem;
 }
 
-std::string find(const char* name, size_t params_bytes, u32 threads, const Kernel** found) {
-  for (const Kernel& k : kernels()) {
+std::string find(const std::vector<Kernel>& all, const char* name, size_t params_bytes, u32 threads, Kernel* found) {
+  for (const Kernel& k : all) {
     if (strcmp(k.name, name) != 0) continue;
     if (k.params_bytes != params_bytes) {
       return "the launch has " + std::to_string(params_bytes) + " bytes of parameters, the kernel takes " + std::to_string(k.params_bytes);
@@ -84,26 +101,42 @@ std::string find(const char* name, size_t params_bytes, u32 threads, const Kerne
     if (k.threads != threads) {
       return "the launch has " + std::to_string(threads) + " threads, the kernel is compiled for " + std::to_string(k.threads);
     }
-    *found = &k;
+    *found = k;
     return {};
   }
-  return "no kernel of this name; there are " + std::to_string(kernels().size());
+  return "no kernel of this name; there are " + std::to_string(all.size());
+}
+
+std::string find(const Options& options, const char* name, size_t params_bytes, u32 threads, Kernel* found) {
+  if (options.traffic == 0) return find(kernels(), name, params_bytes, threads, found);
+  const std::lock_guard<std::mutex> lock(counted_mutex);
+  return find(counted_kernels(), name, params_bytes, threads, found);
+}
+
+std::string run_counted(Engine& engine, const Job& job, Device& device, u64 number) {
+  Traffic now(device.memory);
+  traffic = &now;
+  std::string error = engine.run(job, device.options, number, device.memory);
+  traffic = nullptr;
+  counted.push_back({now.bytes_read(), now.bytes_written()});
+  return error;
 }
 
 std::string run(Device& device, const Job& launch, size_t params_bytes) {
-  const Kernel* kernel = nullptr;
-  const std::string problem = find(launch.name, params_bytes, launch.threads, &kernel);
+  Kernel kernel;
+  const std::string problem = find(device.options, launch.name, params_bytes, launch.threads, &kernel);
   if (!problem.empty()) return problem;
   if (launch.threads == 0 || launch.threads > 1024) return std::to_string(launch.threads) + " threads in a block";
   if (launch.shared_bytes > device.options.shared_limit) {
     return std::to_string(launch.shared_bytes) + " bytes of shared memory, at most " + std::to_string(device.options.shared_limit);
   }
   Job job = launch;
-  job.entry = kernel->entry;
+  job.entry = kernel.entry;
   const std::lock_guard<std::mutex> lock(device.queue);
   std::unique_ptr<Engine> engine = pool().take();
   const u64 number = device.launches++;
-  std::string error = engine->run(job, device.options, number, device.memory);
+  std::string error = device.options.traffic != 0 ? run_counted(*engine, job, device, number)
+                                                  : engine->run(job, device.options, number, device.memory);
   pool().give_back(std::move(engine));
   const std::string stray = device.memory.check();
   if (!stray.empty()) error += (error.empty() ? "" : "\n") + ("write to " + stray);
@@ -114,8 +147,13 @@ char* copy_text(const std::string& text) { return text.empty() ? nullptr : strdu
 
 }  // namespace
 
-Registration::Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry) {
+Registration::Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry, bool counted) {
   const Kernel kernel{name, params_bytes, threads, entry};
+  if (counted) {
+    const std::lock_guard<std::mutex> lock(counted_mutex);
+    counted_kernels().push_back(kernel);
+    return;
+  }
   for (Kernel& k : kernels()) {
     if (!replacing || strcmp(k.name, name) != 0) continue;
     k = kernel;
@@ -154,6 +192,21 @@ char* residuum_sim_launch(void* device, const char* name, const void* params, si
 }
 
 void residuum_sim_free_text(char* text) { free(text); }
+
+// Loads a shared object with kernels that tell of their accesses. nullptr, or what went wrong; to be freed with
+// residuum_sim_free_text.
+char* residuum_sim_load_counted(const char* path) {
+  return dlopen(path, RTLD_NOW | RTLD_LOCAL) != nullptr ? nullptr : strdup(dlerror());
+}
+
+// The earliest counted launch of this thread that has not been asked for; false where there is none.
+bool residuum_sim_next_counted(uint64_t* bytes_read, uint64_t* bytes_written) {
+  if (sim::counted.empty()) return false;
+  *bytes_read = sim::counted.front().bytes_read;
+  *bytes_written = sim::counted.front().bytes_written;
+  sim::counted.pop_front();
+  return true;
+}
 
 size_t residuum_sim_kernels() { return sim::kernels().size(); }
 

@@ -5,6 +5,9 @@
 #pragma once
 
 #include "interface.hpp"
+#if defined(__SANITIZE_THREAD__)
+#include "traffic_hooks.hpp"
+#endif
 
 #define __global__
 #define __device__

@@ -42,7 +42,7 @@ struct Options {
   u32 alignment;
   u32 shared_limit;
   u32 approximate;
-  u32 reserved;
+  u32 traffic;  // whether to count what launches touch
   u64 seed;
 };
 

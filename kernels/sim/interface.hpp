@@ -30,11 +30,27 @@ extern __thread ThreadView* current;
 
 inline unsigned char* shared_memory() { return current->block->shared; }
 
+// Whether this file is compiled so that it tells of its accesses; see traffic_hooks.hpp.
+#ifdef __has_feature
+#if __has_feature(thread_sanitizer)
+#define SIM_COUNTED true
+#endif
+#endif
+#ifdef __SANITIZE_THREAD__
+#define SIM_COUNTED true
+#endif
+#ifndef SIM_COUNTED
+#define SIM_COUNTED false
+#endif
+
 // An entry point; a static object per KERNEL.
 using Entry = void (*)(const void* params, const float* gate);
 struct Registration {
-  Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry);
+  Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry, bool counted = SIM_COUNTED);
 };
+
+// Where accesses are counted: `bytes` bytes from `address` on are read or written.
+void touch(const void* address, unsigned long bytes, bool write);
 
 // Barriers. A thread waits until every thread of its block that has not exited has arrived.
 enum class Vote { none, count, all, any };

@@ -114,6 +114,13 @@ std::string Memory::check() {
   return {};
 }
 
+std::vector<std::pair<const void*, size_t>> Memory::buffers() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<std::pair<const void*, size_t>> all;
+  for (const Buffer& b : buffers_) all.emplace_back(b.begin, b.bytes);
+  return all;
+}
+
 std::string Memory::describe(const void* address) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto* p = static_cast<const unsigned char*>(address);

@@ -65,6 +65,8 @@ class Memory {
   void release(void* address);
   // Empty, or which byte outside every buffer was written; repairs it.
   std::string check();
+  // The first address and the bytes of every buffer.
+  std::vector<std::pair<const void*, size_t>> buffers() const;
   // Where `address` lies relative to the nearest buffer.
   std::string describe(const void* address) const;
 

@@ -194,6 +194,7 @@ void copy_async(void* dst, const void* src, u32 size, u32 bytes, const char* fil
   if (bytes != 0 && (reinterpret_cast<uintptr_t>(src) & (size - 1)) != 0) {
     e.fail("cp.async at " + place(file, line) + ": the global address is not a multiple of " + std::to_string(size));
   }
+  touch(src, bytes, false);
   const Copy copy{static_cast<u8*>(dst), static_cast<const u8*>(src), size, bytes, t.group};
   const Copies mode = e.options().copies;
   if (mode == Copies::early || (mode == Copies::random && e.random().below(2) == 0)) {

@@ -81,6 +81,9 @@ pub struct SimOptions {
     pub alignment: usize,
     /// Whether results of approximate instructions are up to two units in the last place off.
     pub approximate: bool,
+    /// Whether the bytes that launches touch are counted, for `probe::traffic`; the kernels are then those that
+    /// `probe::load_counted` has loaded.
+    pub traffic: bool,
     /// The seed of all that is random.
     pub seed: u64,
 }
@@ -94,6 +97,7 @@ impl Default for SimOptions {
             arithmetic: Arithmetic::Exact,
             alignment: 16,
             approximate: false,
+            traffic: false,
             seed: 1,
         }
     }

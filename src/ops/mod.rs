@@ -21,6 +21,7 @@ pub mod relu;
 pub mod sgd;
 pub mod shortcut;
 mod strips;
+mod touched;
 
 use std::fmt;
 

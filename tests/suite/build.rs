@@ -15,7 +15,7 @@ use crate::machine;
 mod arch;
 #[allow(dead_code)]
 #[path = "../../build/compile.rs"]
-mod compile;
+pub mod compile;
 #[allow(dead_code)]
 #[path = "../../build/nvcc.rs"]
 mod nvcc;

@@ -25,4 +25,5 @@ mod random;
 mod sim;
 mod sweep;
 mod tidy;
+mod traffic;
 mod train;

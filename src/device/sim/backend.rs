@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{ffi, Arithmetic, Copies, Schedule, SimOptions};
@@ -60,7 +61,7 @@ pub(super) fn new(options: SimOptions) -> Result<Arc<dyn Backend>> {
             Arch::Sm90 => 227 * 1024,
         },
         approximate: u32::from(options.approximate),
-        reserved: 0,
+        traffic: options.traffic.into(),
         seed: options.seed,
     };
     let mut problem = std::ptr::null_mut();
@@ -224,6 +225,22 @@ impl Drop for Buffer {
         // SAFETY: allocated by this device and released once.
         unsafe { ffi::residuum_sim_release(self.device.device, self.address) }
     }
+}
+
+pub(super) fn load_counted(library: &Path) -> Result<()> {
+    let what = || format!("loading {}", library.display());
+    let path =
+        CString::new(library.as_os_str().as_encoded_bytes()).map_err(|_| Error::invalid(what(), "a zero byte"))?;
+    // SAFETY: the path ends with a zero; what the library's initialisers do is the caller's promise to have compiled.
+    let text = unsafe { ffi::residuum_sim_load_counted(path.as_ptr()) };
+    take_text(text).map_or(Ok(()), |problem| Err(Error::Device { device: "sim".into(), what: what(), problem }))
+}
+
+pub(super) fn next_counted() -> Option<(u64, u64)> {
+    let (mut bytes_read, mut bytes_written) = (0, 0);
+    // SAFETY: the two places are ours.
+    unsafe { ffi::residuum_sim_next_counted(&mut bytes_read, &mut bytes_written) }
+        .then_some((bytes_read, bytes_written))
 }
 
 pub(super) fn kernels() -> Vec<(String, usize, u32)> {

@@ -12,7 +12,7 @@ pub(super) struct Options {
     pub alignment: u32,
     pub shared_limit: u32,
     pub approximate: u32,
-    pub reserved: u32,
+    pub traffic: u32,
     pub seed: u64,
 }
 
@@ -32,6 +32,8 @@ extern "C" {
         shared_bytes: u32,
     ) -> *mut c_char;
     pub(super) fn residuum_sim_free_text(text: *mut c_char);
+    pub(super) fn residuum_sim_load_counted(path: *const c_char) -> *mut c_char;
+    pub(super) fn residuum_sim_next_counted(bytes_read: *mut u64, bytes_written: *mut u64) -> bool;
     pub(super) fn residuum_sim_kernels() -> usize;
     pub(super) fn residuum_sim_kernel(i: usize, name: *mut *const c_char, params_bytes: *mut usize, threads: *mut u32);
     pub(super) fn residuum_sim_dot(bf16: u32, arithmetic: u32, n: u32, a: *const u16, b: *const u16, c: f32) -> f32;

@@ -1,6 +1,31 @@
 //! Parts of the simulator on their own, for its tests.
 
+use std::path::Path;
+
 use super::{backend, Arithmetic};
+use crate::Result;
+
+/// What a launch touched in global memory: sectors of 32 bytes, each counted once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes of the sectors that were read.
+    pub bytes_read: u64,
+    /// Bytes of the sectors that were written.
+    pub bytes_written: u64,
+}
+
+/// Loads the kernels that devices with `SimOptions::traffic` run: a shared object of the kernels' wrappers compiled with
+/// `-fsanitize=thread`, which makes them tell of every access. Fails where it cannot be loaded.
+pub fn load_counted(library: &Path) -> Result<()> {
+    backend::load_counted(library)
+}
+
+/// What the launches of this thread have touched on devices with `SimOptions::traffic` since the last call, in order.
+pub fn traffic() -> Vec<Traffic> {
+    std::iter::from_fn(backend::next_counted)
+        .map(|(bytes_read, bytes_written)| Traffic { bytes_read, bytes_written })
+        .collect()
+}
 
 /// Name, bytes of parameters and threads of every kernel that is compiled in.
 pub fn kernels() -> Vec<(String, usize, u32)> {

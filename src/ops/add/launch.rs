@@ -3,7 +3,7 @@
 use super::Node;
 use crate::device::{Kernel, Launch, Target};
 use crate::ops::strips::{entries, for_dtype, Rows, Strips};
-use crate::ops::{Io, Operator};
+use crate::ops::Io;
 use crate::Result;
 
 /// Rows that a thread walks where there are many.
@@ -46,5 +46,5 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     };
     let (kernel, views) = (for_dtype(target.dtype, &FWD)?, vec![a.view.clone(), b.view.clone(), y.view.clone()]);
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
-    Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) }])
+    Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), views) }])
 }

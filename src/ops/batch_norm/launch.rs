@@ -438,7 +438,8 @@ impl Node {
         let bytes = self.bn.x().bytes(dtype) as u64;
         let cost = Cost {
             flops: 5 * self.bn.x().shape.len() as u64,
-            bytes_read: bytes * (tensors.len() as u64 - 1) + 20 * self.bn.spec.x[3] as u64,
+            bytes_read: bytes * (tensors.len() as u64 - u64::from(dx.write == Write::Overwrite))
+                + 20 * self.bn.spec.x[3] as u64,
             bytes_written: bytes,
         };
         let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();

@@ -145,6 +145,21 @@ impl Conv2d {
         Self { spec, ..*self }
     }
 
+    /// Which rows (`axis` 0) or columns (`axis` 1) of x a tap of the kernel reaches.
+    fn reached(&self, axis: usize) -> Vec<bool> {
+        let Spec { h, w, kernel, stride, padding, dilation, .. } = self.spec;
+        let mut reached = vec![false; [h, w][axis]];
+        for i in 0..self.output()[axis] {
+            for tap in 0..kernel[axis] {
+                let at = (i * stride[axis] + tap * dilation[axis]).checked_sub(padding[axis]);
+                if let Some(reached) = at.and_then(|at| reached.get_mut(at)) {
+                    *reached = true;
+                }
+            }
+        }
+        reached
+    }
+
     /// Multiply-adds of one pass, padding counted.
     pub fn macs(&self) -> u64 {
         let [_, r, s, cg] = self.w_shape();

@@ -272,6 +272,7 @@ impl<'a> Call<'a> {
         let mut bound = self.bound(problem, plan, Extras { accumulate, ..Extras::default() })?;
         bound.vectors = vectors;
         bound.vector_out = whole.iter().flatten().all(|m| m.takes_vectors(spec.c / spec.groups));
+        bound.whole_out = epilogue.is_some();
         let (tiles, bytes) = self.tiles(&bound)?;
         let mut gather = bound.gather_params()?;
         gather.flags |= masking.flags;

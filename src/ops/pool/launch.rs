@@ -1,9 +1,10 @@
 //! Which kernels, on what grid.
 
 use super::{Kind, Node, Pass, Pool, Window};
-use crate::device::{Kernel, Launch, Target};
+use crate::device::{Cost, Kernel, Launch, Target};
 use crate::ops::strips::{entries, for_dtype, Rows, Strips, THREADS};
-use crate::ops::{Io, Operator, Write};
+use crate::ops::{Io, Write};
+use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// Rows that a thread walks where there are many.
@@ -160,11 +161,29 @@ impl Pool {
         Rows::pixels(n * p * q, c)
     }
 
+    /// Which rows (`axis` 0) or columns (`axis` 1) of the input a window covers.
+    fn covered(&self, axis: usize) -> Vec<bool> {
+        let mut covered = vec![false; self.spec.x[1 + axis]];
+        (0..[self.p, self.q][axis]).for_each(|i| covered[self.span(axis, i)].fill(true));
+        covered
+    }
+
     /// The most pixels of a window.
     fn most_pixels(&self) -> usize {
         let most = |axis: usize, count: usize| (0..count).map(|i| self.span(axis, i).len()).max().unwrap_or(0);
         most(0, self.p) * most(1, self.q)
     }
+}
+
+/// Forward reads only what the windows cover.
+fn cost(node: &Node, dtype: DType, io: &Io<'_>) -> Cost {
+    let mut cost = io.cost(node, dtype);
+    if node.pass == Pass::Fwd {
+        let covered = [0, 1].map(|axis| node.pool.covered(axis));
+        let reached = [&covered[0][..], &covered[1][..]];
+        cost.bytes_read = io.inputs[0].touched_pixels(node.pool.spec.x, dtype.bytes(), reached);
+    }
+    cost
 }
 
 fn max_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
@@ -184,7 +203,7 @@ fn max_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let views = [x, y, index].map(|a| a.view.clone()).to_vec();
     let kernel = for_dtype(target.dtype, &MAX_FWD)?;
     // SAFETY: `strips` covers y and index, windows lie inside x, and all are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, cost(node, target.dtype, io), views) })
 }
 
 fn max_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
@@ -206,7 +225,7 @@ fn max_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let views = [dy, index, dx].map(|a| a.view.clone()).to_vec();
     let kernel = for_dtype(target.dtype, &MAX_BWD)?;
     // SAFETY: `strips` covers dx, only windows of dy and index are read, and all are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, cost(node, target.dtype, io), views) })
 }
 
 fn avg_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
@@ -229,7 +248,7 @@ fn avg_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let views = [x, y].map(|a| a.view.clone()).to_vec();
     let kernel = for_dtype(target.dtype, entries)?;
     // SAFETY: `strips` covers y, windows lie inside x, and both are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, cost(node, target.dtype, io), views) })
 }
 
 fn avg_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
@@ -249,5 +268,5 @@ fn avg_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let views = [dy, dx].map(|a| a.view.clone()).to_vec();
     let kernel = for_dtype(target.dtype, &AVG_BWD)?;
     // SAFETY: `strips` covers dx, only windows of dy are read, and both are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, cost(node, target.dtype, io), views) })
 }

@@ -3,7 +3,7 @@
 use super::{Node, Pass};
 use crate::device::{Kernel, Launch, Target};
 use crate::ops::strips::{entries, for_dtype, Rows, Strips};
-use crate::ops::{Io, Operator, Write};
+use crate::ops::{Io, Write};
 use crate::Result;
 
 /// Rows that a thread walks where there are many.
@@ -57,7 +57,7 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         Fwd { x: x.view.address(), y: y.view.address(), x_stride: rows.stride(x), y_stride: rows.stride(y), strips };
     let (kernel, views) = (for_dtype(target.dtype, &FWD)?, vec![x.view.clone(), y.view.clone()]);
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), views) })
 }
 
 fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
@@ -77,5 +77,5 @@ fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     };
     let (kernel, views) = (for_dtype(target.dtype, &BWD)?, vec![dy.view.clone(), y.view.clone(), dx.view.clone()]);
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), views) })
 }

@@ -1,9 +1,10 @@
 //! Which kernels, on what grid.
 
 use super::{Node, Pass, Spec};
-use crate::device::{Kernel, Launch, Target};
+use crate::device::{Cost, Kernel, Launch, Target};
 use crate::ops::strips::{entries, for_dtype, Rows, Strips};
-use crate::ops::{Io, Operator, Write};
+use crate::ops::{touched, Arg, Io, Write};
+use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// Rows that a thread walks where there are many.
@@ -67,5 +68,28 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     let (kernel, views) = (for_dtype(target.dtype, entries)?, vec![src.view.clone(), dst.view.clone()]);
     // SAFETY: `strips` covers the output, the pixels that are read lie inside the input, and both are as large as that
     // (`Io::check`).
-    Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) }])
+    Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, cost(node, target.dtype, io), views) }])
+}
+
+/// Of x only the pixels that are kept count, of dy only the channels; a dx that is overwritten is so everywhere.
+fn cost(node: &Node, dtype: DType, io: &Io<'_>) -> Cost {
+    let Spec { x: [n, h, w, c], stride, .. } = node.shortcut.spec;
+    let mut cost = io.cost(node, dtype);
+    let (src, dst, element) = (&io.inputs[0], &io.outputs[0], dtype.bytes());
+    let kept = |extent: usize| (0..extent).map(|i| i % stride == 0).collect::<Vec<_>>();
+    let (lines, columns) = (kept(h), kept(w));
+    let pixels = |x: &Arg| x.touched_pixels([n, h, w, c], element, [&lines, &columns]);
+    match node.pass {
+        Pass::Fwd => cost.bytes_read = pixels(src),
+        Pass::Bwd => {
+            let [_, p, q, _] = node.shortcut.y_shape();
+            let first = src.view.address() + (node.shortcut.spec.lead * element) as u64;
+            cost.bytes_read = touched::rows(first, n * p * q, c * element, src.pixel_stride * element);
+            if dst.write == Write::Accumulate {
+                cost.bytes_written = pixels(dst);
+                cost.bytes_read += cost.bytes_written;
+            }
+        }
+    }
+    cost
 }

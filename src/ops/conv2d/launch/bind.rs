@@ -66,6 +66,11 @@ impl<'a> Matrix<'a> {
             && (channels * self.elem).is_multiple_of(16)
     }
 
+    /// Bytes of an element.
+    pub fn element_bytes(&self) -> usize {
+        self.elem
+    }
+
     /// Bytes of all elements.
     pub fn bytes(&self) -> u64 {
         (self.rows * self.cols * self.elem) as u64

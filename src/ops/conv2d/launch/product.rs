@@ -6,8 +6,8 @@ use super::params::{Axis, GatherParams, ReduceParams, WeightParams};
 use super::params::{ACCUMULATE, RELU, VECTOR_OUT, VECTOR_PARTIAL};
 use super::variants::{self, Variant, REDUCE_THREADS};
 use crate::device::{Cost, Launch, View};
-use crate::ops::conv2d::Conv2d;
-use crate::ops::{Arg, Io};
+use crate::ops::conv2d::{Conv2d, Spec};
+use crate::ops::{touched, Arg, Io};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -113,6 +113,8 @@ pub struct Bound<'a> {
     pub vectors: bool,
     /// Whether what else the epilogue touches does.
     pub vector_out: bool,
+    /// Whether the epilogue visits results that no tap reaches, too.
+    pub whole_out: bool,
 }
 
 impl<'a> Bound<'a> {
@@ -142,7 +144,7 @@ impl<'a> Bound<'a> {
             Some(view) => Some(Matrix::dense("scratch", view, [plan.splits * out.rows, out.cols], 4)?),
             None => None,
         };
-        Ok(Self { problem, plan, operands, out, extras, partial, vectors: true, vector_out: true })
+        Ok(Self { problem, plan, operands, out, extras, partial, vectors: true, vector_out: true, whole_out: false })
     }
 
     /// Channels of one group of x and of y.
@@ -239,7 +241,31 @@ impl<'a> Bound<'a> {
             Some(partial) => (0, partial.bytes()),
             None => (self.extras.bytes(&self.out), self.out.bytes()),
         };
-        Cost { flops: 2 * self.problem.conv.macs(), bytes_read: read + epilogue, bytes_written: written }
+        // Pixels of x that no tap reaches are not read; of dx they are left alone where the result is added.
+        let [first, second] = &self.operands;
+        let (unread, unwritten) = match self.problem.product {
+            Product::Fwd => (self.unreached(first), 0),
+            Product::BwdW => (self.unreached(second), 0),
+            Product::BwdX if self.partial.is_none() && self.extras.accumulate && !self.whole_out => {
+                (self.unreached(&self.out), self.unreached(&self.out))
+            }
+            Product::BwdX => (0, 0),
+        };
+        Cost {
+            flops: 2 * self.problem.conv.macs(),
+            bytes_read: read + epilogue - unread,
+            bytes_written: written - unwritten,
+        }
+    }
+
+    /// Bytes of the pixels of x or dx that no tap of the kernel reaches.
+    fn unreached(&self, x: &Matrix<'_>) -> u64 {
+        let Spec { n, h, w, c, .. } = self.problem.conv.spec;
+        let reached = [0, 1].map(|axis| self.problem.conv.reached(axis));
+        let element = x.element_bytes();
+        let pitch = x.stride * element;
+        let touched = touched::pixels(x.address(), [n, h, w, c], [pitch, element], [&reached[0], &reached[1]]);
+        x.bytes().saturating_sub(touched)
     }
 
     /// The memory of the launch, kept alive by it.

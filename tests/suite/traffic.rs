@@ -1,0 +1,76 @@
+//! The costs of launches against the bytes that the simulator counts.
+//!
+//! The kernels are compiled a second time so that they tell of every load and store. A launch's cost must then be what
+//! it touches, in sectors of 32 bytes: within 5 %, reads and writes each.
+#![cfg(feature = "sim")]
+
+mod library;
+mod networks;
+mod ops;
+
+use std::sync::{Arc, LazyLock};
+
+use residuum::device::sim::probe::{self, Traffic};
+use residuum::device::sim::{Copies, SimOptions};
+use residuum::device::{Arch, Backend, Cost, Device};
+
+use crate::machine;
+
+/// The share of what is touched by which a cost may be off.
+const SLACK: f64 = 0.05;
+/// Below so many bytes, a number for each channel and the ends of rows weigh too much.
+const SMALL: u64 = 4096;
+
+/// A simulator that counts, or `None` after saying why there is none.
+fn backend() -> Option<Arc<dyn Backend>> {
+    static LOADED: LazyLock<Result<(), String>> =
+        LazyLock::new(|| probe::load_counted(&library::build()?).map_err(|e| e.to_string()));
+    if let Err(reason) = &*LOADED {
+        machine::skip("CXX", "the comparison of costs with what is touched", reason);
+        return None;
+    }
+    // As a GPU aligns buffers: what begins inside a sector would touch one more.
+    let options =
+        SimOptions { traffic: true, alignment: 256, arch: Arch::Sm90, copies: Copies::Early, ..SimOptions::default() };
+    match Device::sim(options).unwrap() {
+        Device::Kernels(backend) => Some(backend),
+        Device::Cpu => unreachable!("Device::sim makes a device of kernels"),
+    }
+}
+
+/// What is wrong with `cost` where a launch touched `counted`.
+fn difference(cost: Cost, counted: Traffic) -> Option<String> {
+    let sides = [("read", cost.bytes_read, counted.bytes_read), ("written", cost.bytes_written, counted.bytes_written)];
+    let wrong: Vec<String> = sides
+        .into_iter()
+        .filter(|&(_, cost, counted)| cost.abs_diff(counted) > SMALL.max((SLACK * counted as f64) as u64))
+        .map(|(side, cost, counted)| {
+            format!("{side}: the cost is {cost}, touched are {counted} ({:+.1} %)", percent(cost, counted))
+        })
+        .collect();
+    (!wrong.is_empty()).then(|| wrong.join("; "))
+}
+
+fn percent(cost: u64, counted: u64) -> f64 {
+    (cost as f64 / counted.max(1) as f64 - 1.0) * 100.0
+}
+
+fn assert_none(mut wrong: Vec<String>) {
+    wrong.sort();
+    wrong.dedup();
+    assert!(wrong.is_empty(), "{} launches have wrong costs\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_cost_that_is_off_by_a_tenth_is_refused() {
+    let counted = Traffic { bytes_read: 100_000, bytes_written: 50_000 };
+    let cost = |bytes_read, bytes_written| Cost { flops: 0, bytes_read, bytes_written };
+    assert_eq!(difference(cost(104_900, 50_000), counted), None);
+    assert!(difference(cost(110_000, 50_000), counted).is_some());
+    assert!(difference(cost(90_000, 50_000), counted).is_some());
+    assert!(difference(cost(100_000, 45_000), counted).is_some());
+    assert!(difference(cost(0, 50_000), counted).is_some());
+    let small = Traffic { bytes_read: 0, bytes_written: 8 };
+    assert_eq!(difference(cost(1000, 4), small), None);
+    assert!(difference(cost(5000, 4), small).is_some());
+}

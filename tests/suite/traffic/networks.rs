@@ -1,0 +1,56 @@
+//! Whole programs, launch by launch.
+
+use residuum::device::sim::probe;
+use residuum::device::Device;
+use residuum::graph::{Mode, Program};
+use residuum::models::{self, BuildOptions};
+use residuum::tensor::{DType, HostTensor};
+use residuum::train::Settings;
+
+use super::{assert_none, backend, difference};
+
+/// A network with its batch and its image's extents, scaled down.
+fn check(name: &str, mode: Mode, batch: usize, [h, w]: [usize; 2], dtype: DType) {
+    let Some(backend) = backend() else { return };
+    let model = models::find(name).unwrap();
+    let shape = [model.input()[0], h, w];
+    let train = mode == Mode::Train;
+    let mut graph = model.build(mode, batch, shape, 10, BuildOptions { loss: train, ..Default::default() }).unwrap();
+    if train {
+        graph.differentiate().unwrap();
+    }
+    let optimizer = train.then(|| Settings::default().optimizer().unwrap());
+    let mut program = Program::compile(&graph, &Device::Kernels(backend), dtype, optimizer).unwrap();
+    program.load(&model.initialise(&graph, 1)).unwrap();
+    let images = [vec![batch], shape.to_vec()].concat();
+    let pixels = (0..images.iter().product::<usize>()).map(|i| (i * 7 % 11) as f32 / 8.0).collect();
+    program.set_input("input", &HostTensor::f32(images, pixels)).unwrap();
+    if train {
+        program.set_labels(&vec![3; batch]).unwrap();
+    }
+    probe::traffic();
+    program.run().unwrap();
+    let counted = probe::traffic();
+    let steps = program.steps();
+    assert_eq!(counted.len(), steps.len(), "launches of a run of {name}");
+    let problem = |(step, counted)| {
+        let step: &residuum::graph::Step = step;
+        difference(step.cost, counted).map(|p| format!("{} {}: {p}", step.kernel, step.shape))
+    };
+    assert_none(steps.iter().zip(counted).filter_map(problem).collect());
+}
+
+#[test]
+fn training_steps_cost_what_they_touch() {
+    check("resnet20_cifar", Mode::Train, 8, [16, 16], DType::BF16);
+    check("resnet20_cifar", Mode::Train, 4, [16, 16], DType::F32);
+    check("resnet50", Mode::Train, 2, [64, 64], DType::BF16);
+    check("resnext29_8x64d_cifar", Mode::Train, 2, [8, 8], DType::F16);
+}
+
+#[test]
+fn inference_costs_what_it_touches() {
+    check("resnet50", Mode::Infer, 2, [64, 64], DType::BF16);
+    check("resnet20_cifar", Mode::Infer, 8, [16, 16], DType::F16);
+    check("vgg11_bn", Mode::Infer, 1, [32, 32], DType::BF16);
+}

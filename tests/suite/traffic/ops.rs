@@ -1,0 +1,180 @@
+//! Each op of the case tables on its own, with more images.
+
+use residuum::device::sim::probe;
+use residuum::device::{Backend, Target, View};
+use residuum::ops::conv2d::Epilogue;
+use residuum::ops::{add, linear};
+use residuum::ops::{batch_norm, conv2d, cross_entropy, pool, relu, sgd, shortcut, Arg, Io, Op, Operator, Write};
+use residuum::tensor::{DType, Elem, TensorType};
+
+use super::{assert_none, backend, difference};
+use crate::cases;
+
+/// The cases are small; so many times the images make the ends of tensors insignificant.
+const IMAGES: usize = 8;
+
+/// The kernels of f16 are those of bf16.
+const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+fn bind(backend: &dyn Backend, ty: &TensorType, dtype: DType, write: Write) -> Arg {
+    let bytes = ty.bytes(dtype);
+    let memory = backend.allocate(bytes).unwrap();
+    // Zeros are numbers, labels and window positions.
+    memory.write(0, &vec![0; bytes]).unwrap();
+    let pixel_stride = ty.shape.nhwc().map_or(ty.shape.len(), |[.., c]| c);
+    Arg { view: View::whole(memory), pixel_stride, write }
+}
+
+/// What is wrong with the costs of the launches of `op`.
+fn wrong(name: &str, op: &dyn Operator, dtype: DType, write: Write, backend: &dyn Backend) -> Vec<String> {
+    let target = Target { arch: backend.arch(), dtype };
+    let inputs: Vec<Arg> = op.inputs().iter().map(|ty| bind(backend, ty, dtype, Write::Overwrite)).collect();
+    let write_of = |i: usize| if op.accumulates().contains(&i) { write } else { Write::Overwrite };
+    let outputs: Vec<Arg> =
+        op.outputs().iter().enumerate().map(|(i, ty)| bind(backend, ty, dtype, write_of(i))).collect();
+    let scratch = match op.scratch_bytes(target) {
+        0 => None,
+        bytes => Some(View::whole(backend.allocate(bytes).unwrap())),
+    };
+    let io = Io { inputs: &inputs, outputs: &outputs, scratch: scratch.as_ref() };
+    let launches = op.launches(target, &io).unwrap();
+    let mut wrong = Vec::new();
+    for launch in launches {
+        backend.launch(&launch).unwrap();
+        let counted = probe::traffic();
+        assert_eq!(counted.len(), 1, "launches of this thread");
+        if let Some(problem) = difference(launch.cost(), counted[0]) {
+            wrong.push(format!("{} in {name} {} {write:?}: {problem}", launch.kernel().name, op.summary()));
+        }
+    }
+    wrong
+}
+
+fn check(cases: impl IntoIterator<Item = (String, Op)>) {
+    let Some(backend) = backend() else { return };
+    let mut all = Vec::new();
+    for (name, op) in cases {
+        for dtype in DTYPES {
+            for write in [Write::Overwrite, Write::Accumulate] {
+                if write == Write::Overwrite || !op.operator().accumulates().is_empty() {
+                    all.extend(wrong(&name, op.operator(), dtype, write, &*backend));
+                }
+            }
+        }
+    }
+    assert_none(all);
+}
+
+fn images(mut x: [usize; 4]) -> [usize; 4] {
+    x[0] *= IMAGES;
+    x
+}
+
+#[test]
+fn convolutions_cost_what_they_touch() {
+    let whole = Epilogue { scale: true, shift: true, residual: true, relu: true };
+    let passes = [
+        conv2d::Pass::Fwd(Epilogue::default()),
+        conv2d::Pass::Fwd(whole),
+        conv2d::Pass::BwdX,
+        conv2d::Pass::BwdW,
+        conv2d::Pass::BwdBias,
+    ];
+    check(cases::conv2d::layers().into_iter().flat_map(|row| {
+        let conv = conv2d::Conv2d::new(conv2d::Spec { n: row.spec.n * IMAGES, ..row.spec }).unwrap();
+        passes.map(|pass| (row.name.clone(), Op::Conv2d(conv2d::Node { conv, pass })))
+    }));
+}
+
+#[test]
+fn linear_layers_cost_what_they_touch() {
+    use linear::Pass::*;
+    check([([40, 1, 1, 256], 100), ([32, 4, 4, 32], 64)].into_iter().flat_map(|(x, k)| {
+        let linear = linear::Linear::new(linear::Spec { x, k }).unwrap();
+        [Fwd { bias: true }, BwdX, BwdW, BwdBias]
+            .map(|pass| ("linear".to_string(), Op::Linear(linear::Node { linear, pass })))
+    }));
+}
+
+#[test]
+fn elementwise_ops_cost_what_they_touch() {
+    check(cases::elementwise::SHAPES.iter().flat_map(|&shape| {
+        let shape = residuum::tensor::Shape::from(images(shape));
+        [
+            Op::Relu(relu::Node { shape: shape.clone(), pass: relu::Pass::Fwd }),
+            Op::Relu(relu::Node { shape: shape.clone(), pass: relu::Pass::Bwd }),
+            Op::Add(add::Node { shape: shape.clone(), relu: false }),
+            Op::Add(add::Node { shape, relu: true }),
+        ]
+        .map(|op| ("elementwise".to_string(), op))
+    }));
+}
+
+#[test]
+fn batch_norms_cost_what_they_touch() {
+    use batch_norm::Pass::*;
+    check(cases::batch_norm::SHAPES.iter().flat_map(|&x| {
+        let bn = batch_norm::BatchNorm::new(batch_norm::Spec { x: images(x), eps: 1e-5, momentum: 0.1 }).unwrap();
+        let passes =
+            [Train { relu: true }, Infer { relu: false }, Fold { bias: true }, Bwd { relu: false }, Bwd { relu: true }];
+        passes.map(|pass| ("batch norm".to_string(), Op::BatchNorm(batch_norm::Node { bn, pass })))
+    }));
+}
+
+#[test]
+fn poolings_cost_what_they_touch() {
+    let kinds = [pool::Kind::Max, pool::Kind::Average { count_padding: true }];
+    let small = cases::pool::CASES.iter().flat_map(|case| kinds.map(|kind| (case, kind)));
+    let large = cases::pool::LARGE_AVERAGES.iter().map(|case| (case, kinds[1]));
+    check(small.chain(large).flat_map(|(case, kind)| {
+        let pool = pool::Pool::new(pool::Spec { x: images(case.x), window: case.window, kind }).unwrap();
+        [pool::Pass::Fwd, pool::Pass::Bwd]
+            .map(|pass| (format!("{:?}", case.window), Op::Pool(pool::Node { pool, pass })))
+    }));
+}
+
+#[test]
+fn shortcuts_cost_what_they_touch() {
+    check(cases::shortcut::CASES.iter().flat_map(|&spec| {
+        let shortcut = shortcut::Shortcut::new(shortcut::Spec { x: images(spec.x), ..spec }).unwrap();
+        [shortcut::Pass::Fwd, shortcut::Pass::Bwd]
+            .map(|pass| (format!("{spec:?}"), Op::Shortcut(shortcut::Node { shortcut, pass })))
+    }));
+}
+
+#[test]
+fn losses_cost_what_they_touch() {
+    check(cases::cross_entropy::CASES.iter().flat_map(|&spec| {
+        let loss = cross_entropy::CrossEntropy::new(cross_entropy::Spec { n: spec.n * IMAGES, ..spec }).unwrap();
+        let fwd = loss.fwd();
+        let bwd = cross_entropy::Node { pass: cross_entropy::Pass::Bwd, ..fwd };
+        [fwd, bwd].map(|node| (format!("{spec:?}"), Op::CrossEntropy(node)))
+    }));
+}
+
+#[test]
+fn an_optimizer_step_costs_what_it_touches() {
+    let Some(backend) = backend() else { return };
+    let spec = sgd::Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4, grad_scale: 1.0 };
+    let sgd = sgd::Sgd::new(spec).unwrap();
+    let len = 5000;
+    let flat = |elem| bind(&*backend, &TensorType { shape: [len].into(), elem }, DType::BF16, Write::Overwrite).view;
+    let [param, grad, velocity, shadow, control] =
+        [Elem::Stat, Elem::Stat, Elem::Stat, Elem::Real, Elem::Stat].map(flat);
+    let mut wrong = Vec::new();
+    for shadow in [None, Some(&shadow)] {
+        let buffers = sgd::Buffers {
+            param: &param,
+            grad: &grad,
+            velocity: &velocity,
+            shadow,
+            control: &control,
+            len,
+            decay_end: len,
+        };
+        let launch = sgd::launch(&sgd, Target { arch: backend.arch(), dtype: DType::BF16 }, &buffers);
+        backend.launch(&launch).unwrap();
+        wrong.extend(difference(launch.cost(), probe::traffic()[0]));
+    }
+    assert_none(wrong);
+}
