@@ -305,6 +305,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
     [
         add::KERNELS,
         batch_norm::KERNELS,
+        block_end::KERNELS,
         concat::KERNELS,
         conv2d::KERNELS,
         cross_entropy::KERNELS,
@@ -313,6 +314,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
         norm::KERNELS,
         norm::merge::KERNELS,
         norm_conv::KERNELS,
+        norm_pool::KERNELS,
         pool::KERNELS,
         relu::KERNELS,
         sgd::KERNELS,

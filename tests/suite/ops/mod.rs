@@ -2,6 +2,7 @@
 
 mod add;
 mod batch_norm;
+mod block_end;
 mod concat;
 mod conv2d;
 mod cross_entropy;
@@ -10,6 +11,8 @@ mod join;
 mod linear;
 mod norm;
 mod norm_conv;
+mod norm_gradient;
+mod norm_pool;
 mod pool;
 mod relu;
 mod sgd;
