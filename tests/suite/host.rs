@@ -4,8 +4,7 @@
 use proptest::prelude::*;
 use residuum::ops::{
     add, batch_norm, concat, conv2d, cross_entropy, join, linear, pool, relu, sgd, shortcut, HostIo, HostMut, HostRef,
-    Op,
-    Write,
+    Op, Write,
 };
 use residuum::tensor::{DType, Elem, Real, Shape};
 

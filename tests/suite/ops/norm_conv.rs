@@ -258,7 +258,14 @@ fn every_part_is_exact_with_every_other() {
 
 #[test]
 fn every_tile_is_exact_with_and_without_splits() {
-    let rows = ["cifar 16 to 32", "one channel too many", "tile and one", "resnext 8 a group, stride 2"].map(named);
+    let rows = [
+        "cifar 16 to 32",
+        "one channel too many",
+        "tile and one",
+        "resnext 8 a group, stride 2",
+        "residues of one tile and two",
+    ]
+    .map(named);
     let passes = [FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[7], WEIGHT[0]];
     let mut tested: Vec<&str> = Vec::new();
     for (row, (what, pass)) in rows.iter().flat_map(|row| passes.map(|pass| (row, pass))) {

@@ -24,8 +24,8 @@ pub struct Problem {
     pub product: Product,
     /// The kernels that compute it.
     pub table: &'static [Variant],
-    /// Whether the reduction must not be split.
-    pub whole: bool,
+    /// Launches that a split of the reduction needs besides the product; `None` where it must not be split.
+    pub split_launches: Option<usize>,
 }
 
 /// How a pass is computed. The same plan gives the same bits on every device of an architecture.
@@ -140,7 +140,7 @@ impl Problem {
 /// Whether `plan` is for `problem` in `dtype`.
 pub fn fits(plan: Plan, problem: &Problem, dtype: DType) -> bool {
     let known = |v: &Variant| v.dtype == dtype && problem.table.contains(v);
-    let most = if problem.whole { 1 } else { MAX_SPLITS };
+    let most = if problem.split_launches.is_some() { MAX_SPLITS } else { 1 };
     known(plan.scalar) && plan.vector.is_none_or(known) && plan.splits <= most
 }
 
@@ -157,7 +157,7 @@ const MAX_PARTIAL: usize = 16 << 20;
 
 fn possible_splits(problem: &Problem, dtype: DType) -> impl Iterator<Item = usize> {
     let stages = problem.shape().depth.div_ceil(stage_depth(dtype));
-    let (partial, most) = (problem.result_len(), if problem.whole { 1 } else { MAX_SPLITS });
+    let (partial, most) = (problem.result_len(), if problem.split_launches.is_some() { MAX_SPLITS } else { 1 });
     std::iter::successors(Some(1), |s| Some(s * 2))
         .take_while(move |&s| s == 1 || (s <= most && stages / s >= MIN_STAGES && s * partial <= MAX_PARTIAL))
 }
@@ -180,27 +180,28 @@ fn rate(tile: Tile, dtype: DType) -> u64 {
 
 /// Clocks that `tile` with `splits` would take on a nominal chip of 128 multiprocessors. A rough model: only the order of
 /// its results matters. Nothing in it has been measured.
-fn clocks(shape: Shape, partial: usize, tile: Tile, splits: usize, dtype: DType) -> u64 {
+fn clocks(problem: &Problem, tile: Tile, splits: usize, dtype: DType) -> u64 {
     const PROCESSORS: u64 = 128;
     const BLOCK_OVERHEAD: u64 = 1500; // fill the pipeline, write the tile
-    const SECOND_LAUNCH: u64 = 4000;
+    const LAUNCH: u64 = 4000;
     const BYTES_PER_CLOCK: u64 = 16 * PROCESSORS;
+    let (shape, partial) = (problem.shape(), problem.result_len());
+    let launches = problem.split_launches.unwrap_or(0) as u64 * LAUNCH;
     let blocks = shape.m.div_ceil(tile.m) * shape.n.div_ceil(tile.n) * shape.groups * shape.residues * splits;
     let depth = shape.depth.div_ceil(splits).next_multiple_of(stage_depth(dtype));
     let block = (tile.m * tile.n * depth) as u64 / rate(tile, dtype) + BLOCK_OVERHEAD;
     // Between whole waves, as if blocks never shared a multiprocessor, and none: less work wins where both fit at once.
     let waves = (blocks as u64).div_ceil(PROCESSORS) * PROCESSORS + blocks as u64;
-    let second = if splits > 1 { SECOND_LAUNCH + (splits * partial * 8) as u64 / BYTES_PER_CLOCK } else { 0 };
+    let second = if splits > 1 { launches + (splits * partial * 8) as u64 / BYTES_PER_CLOCK } else { 0 };
     waves * block / (2 * PROCESSORS) + second
 }
 
 fn best(problem: &Problem, dtype: DType, access: Access, splits: Option<usize>) -> Option<Plan> {
-    let (shape, partial) = (problem.shape(), problem.result_len());
-    let scalar = problem.variants(dtype, Access::Scalar).min_by_key(|v| clocks(shape, partial, v.tile, 1, dtype))?;
+    let scalar = problem.variants(dtype, Access::Scalar).min_by_key(|v| clocks(problem, v.tile, 1, dtype))?;
     let candidates = problem.variants(dtype, access).flat_map(|v| {
         possible_splits(problem, dtype)
             .filter(move |&s| splits.is_none_or(|only| s == only))
-            .map(move |s| (v, s, clocks(shape, partial, v.tile, s, dtype)))
+            .map(move |s| (v, s, clocks(problem, v.tile, s, dtype)))
     });
     let (chosen, splits, _) = candidates.min_by_key(|&(_, _, clocks)| clocks)?;
     Some(match access {
@@ -267,7 +268,7 @@ mod tests {
             BwdX => &BWD_X,
             BwdW => &BWD_W,
         };
-        Problem { conv: Conv2d::new(spec).expect("a valid case"), product, table, whole: false }
+        Problem { conv: Conv2d::new(spec).expect("a valid case"), product, table, split_launches: Some(1) }
     }
 
     fn name(problem: &Problem, dtype: DType) -> (&'static str, usize) {

@@ -2,9 +2,9 @@
 
 use super::bind::{int, Matrix};
 use super::choose::{gcd, x_dims, y_dims, Plan, Problem, Product};
-use super::params::{Axis, GatherParams, ReduceParams, WeightParams};
+use super::params::{Axis, GatherParams, WeightParams};
 use super::params::{ACCUMULATE, RELU, VECTOR_OUT, VECTOR_PARTIAL};
-use super::variants::{self, Variant, REDUCE_THREADS};
+use super::variants::Variant;
 use crate::device::{Cost, Launch, View};
 use crate::ops::conv2d::{Conv2d, Spec};
 use crate::ops::{touched, Arg, Io};
@@ -66,15 +66,18 @@ pub struct Extras<'a> {
 }
 
 impl<'a> Extras<'a> {
-    fn matrices(&self) -> impl Iterator<Item = Matrix<'a>> {
+    /// Those that there are.
+    pub fn matrices(&self) -> impl Iterator<Item = Matrix<'a>> {
         [self.scale, self.shift, self.residual].into_iter().flatten()
     }
 
-    fn bytes(&self, out: &Matrix<'_>) -> u64 {
+    /// Bytes that they make a kernel read which writes `out`.
+    pub fn bytes(&self, out: &Matrix<'_>) -> u64 {
         self.matrices().map(|m| m.bytes()).sum::<u64>() + if self.accumulate { out.bytes() } else { 0 }
     }
 
-    fn flags(&self) -> i32 {
+    /// Their bits of a kernel's flags.
+    pub fn flags(&self) -> i32 {
         flag(RELU, self.relu) | flag(ACCUMULATE, self.accumulate)
     }
 }
@@ -234,7 +237,7 @@ impl<'a> Bound<'a> {
         })
     }
 
-    /// What the product needs: its operands once, and the result or its partial sums once.
+    /// What the product needs: its operands once, as far as a tap reaches them, and the result or its partial sums once.
     pub fn cost(&self) -> Cost {
         let read: u64 = self.operands.iter().map(Matrix::bytes).sum();
         let (epilogue, written) = match self.partial {
@@ -277,43 +280,6 @@ impl<'a> Bound<'a> {
     /// The launch that adds the splits into the result in `dtype`, where there are some.
     pub fn reduce(&self, dtype: DType) -> Result<Option<Launch>> {
         let Some(partial) = self.partial else { return Ok(None) };
-        add_splits(&self.problem.conv, dtype, [partial, self.out], &self.extras, self.plan.splits).map(Some)
+        super::add_splits(&self.problem.conv, dtype, [partial, self.out], &self.extras, self.plan.splits).map(Some)
     }
-}
-
-/// The launch that adds `splits` partial results of `out`'s shape.
-pub fn add_splits<'a>(
-    conv: &Conv2d,
-    dtype: DType,
-    [partial, out]: [Matrix<'a>; 2],
-    extras: &Extras<'a>,
-    splits: usize,
-) -> Result<Launch> {
-    let kernel =
-        variants::reduce(dtype).ok_or_else(|| Error::unsupported("conv2d", format!("no kernel for {dtype}")))?;
-    let params = ReduceParams {
-        partial: partial.address(),
-        out: out.address(),
-        scale: address(extras.scale),
-        shift: address(extras.shift),
-        residual: address(extras.residual),
-        rows: out.rows as i64,
-        cols: int(out.cols)?,
-        splits: int(splits)?,
-        out_stride: out.stride(),
-        residual_stride: extras.residual.map_or(0, |m| m.stride()),
-        flags: extras.flags(),
-        unused: 0,
-    };
-    let len = out.rows * out.cols;
-    let cost = Cost {
-        flops: ((splits - 1) * len) as u64,
-        bytes_read: partial.bytes() + extras.bytes(&out),
-        bytes_written: out.bytes(),
-    };
-    let views = [partial, out].into_iter().chain(extras.matrices()).map(|m| m.view.clone()).collect();
-    let grid = grid(conv, kernel.name, [len.div_ceil(REDUCE_THREADS), 1, 1])?;
-    // SAFETY: the entry takes ReduceParams; `partial` holds `splits` times the elements of `out`, and both and the
-    // epilogue's operands were checked to lie in their views.
-    Ok(unsafe { Launch::new(kernel, grid, &params, cost, views) })
 }
