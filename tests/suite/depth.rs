@@ -259,6 +259,14 @@ fn inference_takes_each_branch_times_its_chance() {
     assert_eq!(joins, 1, "only the branch that does not end in a batch norm keeps an op: {ops:?}");
     assert!(program.gates().unwrap().is_empty());
     assert!(program.set_gates(&[true; 4]).is_err(), "there are no gates at inference");
+}
+
+#[test]
+fn fusion_leaves_a_pass_for_each_block_end_alone() {
+    let train = network(Mode::Train, &Branches::Droppable);
+    let ops = Program::compile(&train, &Device::cpu(), DType::F32, None).unwrap().ops();
+    let joins = ops.iter().filter(|name| **name == "join_gated").count();
+    assert_eq!(joins, 4, "a branch adds its gradient in place: {ops:?}");
     let whole = models::find("resnet20_cifar_survival05").unwrap();
     let graph = whole.build(Mode::Infer, 2, [3, 16, 16], 10, BuildOptions::default()).unwrap();
     let ops = Program::compile(&graph, &Device::cpu(), DType::F32, None).unwrap().ops();
@@ -388,7 +396,16 @@ fn names_give_the_rule() {
 /// Every family's blocks, with each of them closed in turn, fused and planned against the reference.
 #[test]
 fn every_order_and_shortcut_can_be_dropped() {
-    let cifar = ["", "_option_b", "_conv1x1", "_bn_after_add", "_relu_before_add", "_relu_only_preact", "_full_preact"];
+    let cifar = [
+        "",
+        "_average",
+        "_option_b",
+        "_conv1x1",
+        "_bn_after_add",
+        "_relu_before_add",
+        "_relu_only_preact",
+        "_full_preact",
+    ];
     let mut names: Vec<String> = cifar.iter().map(|kind| format!("resnet8_cifar{kind}_survival05")).collect();
     names.extend(["preact_resnet11_cifar_survival05", "resnext11_2x8d_cifar_survival05_uniform"].map(String::from));
     for name in names {
