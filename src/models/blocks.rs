@@ -32,6 +32,12 @@ pub(super) fn max_pool(b: &mut Builder, x: ValueId, kernel: usize, stride: usize
     b.pool(x, window, Kind::Max)
 }
 
+/// The mean over squares that do not overlap, sizes rounded up: where a square leaves the image, over what is in it.
+pub(super) fn average_pool(b: &mut Builder, x: ValueId, size: usize) -> Result<ValueId> {
+    let window = Window::Sliding { kernel: [size; 2], stride: [size; 2], padding: [0; 2], ceil: true };
+    b.pool(x, window, Kind::Average { count_padding: false })
+}
+
 /// The mean over windows that spread the image over `size` x `size` pixels; 1 is the global mean.
 pub(super) fn average_to(b: &mut Builder, x: ValueId, size: usize) -> Result<ValueId> {
     b.pool(x, Window::Adaptive([size; 2]), Kind::Average { count_padding: false })

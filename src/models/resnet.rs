@@ -7,14 +7,17 @@
 //! resnet{9n+2}_bottleneck_cifar[shortcut][order]                           bottlenecks
 //! resnext{9n+2}_{C}x{d}d_cifar   preact_resnet{9n+2}_cifar
 //! NETWORK_survival{05}[_uniform]                           stochastic depth on any of them but the plain ones
-//! shortcut   _option_b | _conv1x1          order   _bn_after_add | _relu_before_add | _relu_only_preact | _full_preact
+//! shortcut   _option_b | _conv1x1 | _average          order   _bn_after_add | _relu_before_add | _relu_only_preact | _full_preact
 //! ```
+//!
+//! `_average` is option A with the mean of 2x2 pixels in place of every second one: the shortcut of stochastic depth's
+//! authors.
 //!
 //! The digits behind `_survival` are those of p_L, the last block's chance to be kept, without the point behind the
 //! first: 05 is 0.5, 08 0.8, 075 0.75. The chances fall in equal steps, p_l = 1 - l / L (1 - p_L) with l from 1 to L
 //! (Huang et al. 2016, arXiv:1603.09382), or with `_uniform` all are p_L.
 
-use super::blocks::{average_to, conv, max_pool, norm_relu, number, EPS};
+use super::blocks::{average_pool, average_to, conv, max_pool, norm_relu, number, EPS};
 use super::init::Scheme;
 use super::Architecture;
 use crate::graph::{Builder, ConvOptions, ValueId};
@@ -57,6 +60,8 @@ enum Shortcut {
     None,
     /// Option A: the identity, subsampled and padded with zero channels at the end where the shape changes.
     Pad,
+    /// The same with the mean of 2x2 pixels in place of every second one.
+    PadAverage,
     /// Option B: a 1x1 convolution where the shape changes.
     Project,
     /// Option C: a 1x1 convolution everywhere.
@@ -229,7 +234,9 @@ fn cifar(body: &str, suffix: &str) -> Option<Spec> {
 /// Reads a shortcut type and an activation order. A 1x1 convolution on every shortcut is only defined for the original
 /// order.
 fn variant(suffix: &str, default: Shortcut) -> Option<(Shortcut, Order)> {
-    let (shortcut, rest) = [("_option_b", Shortcut::Project), ("_conv1x1", Shortcut::ProjectAll)]
+    let kinds =
+        [("_option_b", Shortcut::Project), ("_conv1x1", Shortcut::ProjectAll), ("_average", Shortcut::PadAverage)];
+    let (shortcut, rest) = kinds
         .into_iter()
         .find_map(|(text, shortcut)| Some((shortcut, suffix.strip_prefix(text)?)))
         .unwrap_or((default, suffix));
@@ -430,7 +437,11 @@ impl Unit<'_> {
             Shortcut::ProjectAll => self.projection(b, x)?,
             Shortcut::Project if changes => self.projection(b, x)?,
             Shortcut::Pad if changes => b.shortcut(x, self.channels(), self.stride, 0)?,
-            Shortcut::Pad | Shortcut::Project => x,
+            Shortcut::PadAverage if changes => {
+                let x = if self.stride == 1 { x } else { average_pool(b, x, self.stride)? };
+                b.shortcut(x, self.channels(), 1, 0)?
+            }
+            Shortcut::Pad | Shortcut::PadAverage | Shortcut::Project => x,
         }))
     }
 

@@ -1,7 +1,8 @@
 //! The table of models: parameter counts, multiply-adds and tensors of every network, without running any.
 
-use residuum::graph::{Graph, Mode};
+use residuum::graph::{Graph, Interpreter, Mode};
 use residuum::models::{self, BuildOptions, Model};
+use residuum::tensor::{DType, HostTensor};
 
 fn graph(model: &Model, classes: usize) -> Graph {
     model.build(Mode::Infer, 1, model.input(), classes, BuildOptions::default()).unwrap()
@@ -127,4 +128,31 @@ fn impossible_shapes_are_errors_that_name_what_is_wrong() {
     let small = models::find("alexnet").unwrap().build(Mode::Infer, 1, [3, 8, 8], 10, BuildOptions::default());
     let text = small.unwrap_err().to_string();
     assert!(text.contains("features.0") || text.contains("pool"), "{text}");
+}
+
+/// With every branch's last scale 0 a network of basic blocks is its stem, its shortcuts and its head.
+#[test]
+fn the_average_shortcut_is_the_mean_of_four_pixels() {
+    for (name, feature) in [("resnet8_cifar_average", 3.0), ("resnet8_cifar", 0.0)] {
+        let model = models::find(name).unwrap();
+        let graph = model.build(Mode::Infer, 1, [3, 8, 8], 10, BuildOptions::default()).unwrap();
+        let mut state = model.initialise(&graph, 1);
+        for (_, last) in state.iter_mut().filter(|(name, _)| name.ends_with("bn2.weight")) {
+            *last = HostTensor::f32(last.shape.clone(), vec![0.0; last.shape.len()]);
+        }
+        // The middle tap of channel k on channel k.
+        let identity = (0..16 * 27).map(|i| if i / 27 < 3 && i % 27 == i / 27 * 9 + 4 { 1.0 } else { 0.0 });
+        state.insert("conv1.weight".into(), HostTensor::f32([16, 3, 3, 3], identity.collect()));
+        // Of every 2x2 pixels the first is 0 and the others are 4.
+        let pixels = (0..3 * 64).map(|i| if i % 2 == 0 && i / 8 % 2 == 0 { 0.0 } else { 4.0 });
+        let mut it = Interpreter::<f64>::new(&graph, DType::F64);
+        it.load(&state).unwrap();
+        it.set_input("input", &HostTensor::f64([1, 3, 8, 8], pixels.collect())).unwrap();
+        it.run();
+        let (weights, bias): (Vec<f64>, Vec<f64>) = (state["fc.weight"].to_real(), state["fc.bias"].to_real());
+        for (k, logit) in it.output("logits").unwrap().to_real::<f64>().into_iter().enumerate() {
+            let expected = weights[64 * k..64 * k + 3].iter().sum::<f64>() * feature / (1.0f64 + 1e-5).sqrt() + bias[k];
+            assert!((logit - expected).abs() < 1e-6, "{name}, logit {k}: {logit}, expected {expected}");
+        }
+    }
 }

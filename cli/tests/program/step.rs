@@ -79,9 +79,14 @@ fn assert_summary(name: &str, tensor: &HostTensor, summary: &Value, bound: f64) 
 
 #[test]
 fn a_step_in_f64_is_pytorchs() {
+    is_pytorchs("resnet20_cifar");
+    is_pytorchs("resnet20_cifar_survival05");
+}
+
+fn is_pytorchs(name: &str) {
     let folder = folder();
-    let golden = prepare(folder.path(), "resnet20_cifar");
-    let found = step(folder.path(), "resnet20_cifar", "--dtype f64 --device cpu");
+    let golden = prepare(folder.path(), name);
+    let found = step(folder.path(), name, "--dtype f64 --device cpu");
     assert!(found.values().all(|t| matches!(t.data, HostData::F64(_))));
     assert_eq!(found["loss"].shape.dims(), [0; 0], "the loss is a scalar");
     let (loss, expected) = (found["loss"].to_real::<f64>()[0], golden["loss"].as_f64().unwrap());
@@ -97,6 +102,25 @@ fn a_step_in_f64_is_pytorchs() {
         }
     }
     assert_eq!(found.len(), names, "nothing else is written");
+}
+
+#[test]
+fn a_stochastic_step_draws_gates_from_its_seed() {
+    let (folder, name) = (folder(), "resnet20_cifar_survival05");
+    prepare(folder.path(), name);
+    let mut drawn = Vec::new();
+    for seed in [1, 2, 3, 1] {
+        let found = step(folder.path(), name, &format!("--dtype f64 --device cpu --stochastic {seed}"));
+        let gates: Vec<f64> = found["gates"].to_real();
+        assert_eq!(gates.len(), 9);
+        for (block, gate) in gates.iter().enumerate() {
+            let tensor = &found[&format!("grad.layer{}.{}.conv1.weight", block / 3 + 1, block % 3)];
+            let dropped = tensor.to_real::<f64>().iter().all(|&v| v == 0.0);
+            assert_eq!(dropped, *gate == 0.0, "block {block} with gates {gates:?}");
+        }
+        drawn.push((gates, found["loss"].to_real::<f64>()));
+    }
+    assert!(drawn[0] == drawn[3] && (drawn[0].0 != drawn[1].0 || drawn[0].0 != drawn[2].0), "{drawn:?}");
 }
 
 #[test]
