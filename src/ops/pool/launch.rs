@@ -3,7 +3,8 @@
 use super::{Kind, Node, Pass, Pool, Window};
 use crate::device::{Kernel, Launch, Target};
 use crate::ops::strips::{entries, for_dtype, Rows, Strips, THREADS};
-use crate::ops::{Io, Operator, Write};
+use crate::ops::{Arg, Io, Operator, Write};
+use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// Rows that a thread walks where there are many.
@@ -26,58 +27,72 @@ struct Windows {
     count_padding: u32,
 }
 
-/// `MaxFwd` of kernels/pool/max.cu.
+/// `MaxFwd` of kernels/pool/forward.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct MaxFwd {
+pub(in crate::ops) struct MaxFwd {
     x: u64,
     y: u64,
     index: u64,
     x_stride: i64,
     y_stride: i64,
     index_stride: i64,
-    strips: Strips,
+    pub strips: Strips,
     windows: Windows,
 }
 
-/// `MaxBwd` of kernels/pool/max.cu.
+/// `AvgFwd` of kernels/pool/forward.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(in crate::ops) struct AvgFwd {
+    x: u64,
+    y: u64,
+    x_stride: i64,
+    y_stride: i64,
+    pub strips: Strips,
+    windows: Windows,
+}
+
+/// `MaxGradient` of kernels/pool/backward.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(in crate::ops) struct MaxGradient {
+    dy: u64,
+    index: u64,
+    dy_stride: i64,
+    index_stride: i64,
+    windows: Windows,
+}
+
+/// `AvgGradient` of kernels/pool/backward.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(in crate::ops) struct AvgGradient {
+    dy: u64,
+    dy_stride: i64,
+    windows: Windows,
+}
+
+/// `PoolBwd` of kernels/pool/backward.cuh, of a maximum.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct MaxBwd {
-    dy: u64,
-    index: u64,
+    from: MaxGradient,
     dx: u64,
-    dy_stride: i64,
-    index_stride: i64,
     dx_stride: i64,
     strips: Strips,
-    windows: Windows,
     accumulate: u32,
     unused: u32,
 }
 
-/// `AvgFwd` of kernels/pool/avg.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct AvgFwd {
-    x: u64,
-    y: u64,
-    x_stride: i64,
-    y_stride: i64,
-    strips: Strips,
-    windows: Windows,
-}
-
-/// `AvgBwd` of kernels/pool/avg.cu.
+/// `PoolBwd` of kernels/pool/backward.cuh, of an average.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AvgBwd {
-    dy: u64,
+    from: AvgGradient,
     dx: u64,
-    dy_stride: i64,
     dx_stride: i64,
     strips: Strips,
-    windows: Windows,
     accumulate: u32,
     unused: u32,
 }
@@ -167,87 +182,110 @@ impl Pool {
     }
 }
 
+impl MaxFwd {
+    /// The parameters for tensors bound as `pool` describes them.
+    pub fn new(pool: &Pool, dtype: DType, x: &Arg, [y, index]: [&Arg; 2]) -> Result<Self> {
+        let rows = pool.y_rows();
+        Ok(Self {
+            x: x.view.address(),
+            y: y.view.address(),
+            index: index.view.address(),
+            x_stride: rows.stride(x),
+            y_stride: rows.stride(y),
+            index_stride: rows.stride(index),
+            strips: Strips::new(rows, dtype, WALK, rows.wide(dtype, &[x, y], &[index]))?,
+            windows: Windows::new(pool)?,
+        })
+    }
+}
+
+impl AvgFwd {
+    /// The parameters for tensors bound as `pool` describes them, and whether they are for the kernel `_tree`.
+    pub fn new(pool: &Pool, dtype: DType, x: &Arg, y: &Arg) -> Result<(Self, bool)> {
+        let rows = pool.y_rows();
+        let (wide, tree) = (rows.wide(dtype, &[x, y], &[]), pool.most_pixels() >= TREE_PIXELS);
+        let params = Self {
+            x: x.view.address(),
+            y: y.view.address(),
+            x_stride: rows.stride(x),
+            y_stride: rows.stride(y),
+            strips: if tree { Strips::blocks(rows, dtype, wide)? } else { Strips::new(rows, dtype, WALK, wide)? },
+            windows: Windows::new(pool)?,
+        };
+        Ok((params, tree))
+    }
+}
+
+impl MaxGradient {
+    /// dy and index, bound as `pool` describes them.
+    pub fn new(pool: &Pool, dy: &Arg, index: &Arg) -> Result<Self> {
+        let rows = pool.y_rows();
+        Ok(Self {
+            dy: dy.view.address(),
+            index: index.view.address(),
+            dy_stride: rows.stride(dy),
+            index_stride: rows.stride(index),
+            windows: Windows::new(pool)?,
+        })
+    }
+}
+
+impl AvgGradient {
+    /// dy, bound as `pool` describes it.
+    pub fn new(pool: &Pool, dy: &Arg) -> Result<Self> {
+        let dy_stride = pool.y_rows().stride(dy);
+        Ok(Self { dy: dy.view.address(), dy_stride, windows: Windows::new(pool)? })
+    }
+}
+
 fn max_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let (x, y, index) = (&io.inputs[0], &io.outputs[0], &io.outputs[1]);
-    let rows = node.pool.y_rows();
-    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[index]))?;
-    let params = MaxFwd {
-        x: x.view.address(),
-        y: y.view.address(),
-        index: index.view.address(),
-        x_stride: rows.stride(x),
-        y_stride: rows.stride(y),
-        index_stride: rows.stride(index),
-        strips,
-        windows: Windows::new(&node.pool)?,
-    };
+    let params = MaxFwd::new(&node.pool, target.dtype, x, [y, index])?;
     let views = [x, y, index].map(|a| a.view.clone()).to_vec();
     let kernel = for_dtype(target.dtype, &MAX_FWD)?;
     // SAFETY: `strips` covers y and index, windows lie inside x, and all are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, node.cost(target.dtype), views) })
 }
 
 fn max_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let (dy, index, dx) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
     let rows = node.pool.x_rows();
-    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[index]))?;
     let params = MaxBwd {
-        dy: dy.view.address(),
-        index: index.view.address(),
+        from: MaxGradient::new(&node.pool, dy, index)?,
         dx: dx.view.address(),
-        dy_stride: rows.stride(dy),
-        index_stride: rows.stride(index),
         dx_stride: rows.stride(dx),
-        strips,
-        windows: Windows::new(&node.pool)?,
+        strips: Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[index]))?,
         accumulate: (dx.write == Write::Accumulate).into(),
         unused: 0,
     };
     let views = [dy, index, dx].map(|a| a.view.clone()).to_vec();
     let kernel = for_dtype(target.dtype, &MAX_BWD)?;
     // SAFETY: `strips` covers dx, only windows of dy and index are read, and all are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, node.cost(target.dtype), views) })
 }
 
 fn avg_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let (x, y) = (&io.inputs[0], &io.outputs[0]);
-    let rows = node.pool.y_rows();
-    let wide = rows.wide(target.dtype, &[x, y], &[]);
-    let (entries, strips) = if node.pool.most_pixels() < TREE_PIXELS {
-        (&AVG_FWD, Strips::new(rows, target.dtype, WALK, wide)?)
-    } else {
-        (&AVG_FWD_TREE, Strips::blocks(rows, target.dtype, wide)?)
-    };
-    let params = AvgFwd {
-        x: x.view.address(),
-        y: y.view.address(),
-        x_stride: rows.stride(x),
-        y_stride: rows.stride(y),
-        strips,
-        windows: Windows::new(&node.pool)?,
-    };
+    let (params, tree) = AvgFwd::new(&node.pool, target.dtype, x, y)?;
     let views = [x, y].map(|a| a.view.clone()).to_vec();
-    let kernel = for_dtype(target.dtype, entries)?;
+    let kernel = for_dtype(target.dtype, if tree { &AVG_FWD_TREE } else { &AVG_FWD })?;
     // SAFETY: `strips` covers y, windows lie inside x, and both are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, node.cost(target.dtype), views) })
 }
 
 fn avg_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let (dy, dx) = (&io.inputs[0], &io.outputs[0]);
     let rows = node.pool.x_rows();
-    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[]))?;
     let params = AvgBwd {
-        dy: dy.view.address(),
+        from: AvgGradient::new(&node.pool, dy)?,
         dx: dx.view.address(),
-        dy_stride: rows.stride(dy),
         dx_stride: rows.stride(dx),
-        strips,
-        windows: Windows::new(&node.pool)?,
+        strips: Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[]))?,
         accumulate: (dx.write == Write::Accumulate).into(),
         unused: 0,
     };
     let views = [dy, dx].map(|a| a.view.clone()).to_vec();
     let kernel = for_dtype(target.dtype, &AVG_BWD)?;
     // SAFETY: `strips` covers dx, only windows of dy are read, and both are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, node.cost(target.dtype), views) })
 }

@@ -14,6 +14,7 @@ mod launch;
 mod reference;
 
 pub(crate) use launch::KERNELS;
+pub(super) use launch::{AvgFwd, AvgGradient, MaxFwd, MaxGradient};
 
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};
