@@ -290,6 +290,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
     [
         add::KERNELS,
         batch_norm::KERNELS,
+        block_end::KERNELS,
         conv2d::KERNELS,
         cross_entropy::KERNELS,
         norm::KERNELS,

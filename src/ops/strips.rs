@@ -89,6 +89,11 @@ impl Strips {
         Ok(strips)
     }
 
+    /// As [`new`](Self::new), with 8 channels a thread whatever the type.
+    pub fn eights(rows: Rows, walk: usize, wide: bool) -> Result<Self> {
+        Self::new(rows, DType::F16, walk, wide)
+    }
+
     /// Divides `rows` into bands for a reduction over rows. The bands depend on the shape and the type only.
     pub fn bands(rows: Rows, dtype: DType, wide: bool) -> Result<Self> {
         /// Rows that a thread adds up at least: fewer would leave more to merge than to add.

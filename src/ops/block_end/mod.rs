@@ -1,14 +1,19 @@
 //! The end of a residual block in one pass, batch norms included:
 //! `y = max(a * a_scale[c] + a_shift[c] + b * b_scale[c] + b_shift[c], 0)`, each scale and shift and the ReLU where set.
 //!
-//! With `signs` it also leaves one bit an element, whether y > 0: all that the backward pass needs of y.
-//! Bit `c % 8` of byte `c / 8` of a pixel is channel c.
+//! With `signs` it also leaves one bit an element, whether y as stored is above 0: all that the backward pass needs of y.
+//! Bit `c % 8` of byte `c / 8` of a pixel is channel c; the bits beyond the last channel are 0.
+
+mod launch;
+mod reference;
+
+pub(crate) use launch::KERNELS;
 
 use super::norm::sign_bytes;
-use super::{HostIo, HostOp, Io, Operator};
+use super::{Io, Operator};
 use crate::device::{Launch, Target};
-use crate::tensor::{Real, TensorType};
-use crate::{Error, Result};
+use crate::tensor::TensorType;
+use crate::Result;
 
 /// A block's end in a graph: `a, b [, a_scale, a_shift] [, b_scale, b_shift] -> y [, signs]`.
 ///
@@ -48,13 +53,7 @@ impl Operator for Node {
         5 * self.shape.iter().product::<usize>() as u64
     }
 
-    fn launches(&self, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
-        Err(Error::unsupported(self.name(), "not built yet"))
-    }
-}
-
-impl<T: Real> HostOp<T> for Node {
-    fn reference(&self, _io: &mut HostIo<'_, T>) {
-        unimplemented!()
+    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io)
     }
 }

@@ -2,6 +2,7 @@
 
 mod add;
 mod batch_norm;
+mod block_end;
 mod conv2d;
 mod cross_entropy;
 mod linear;
