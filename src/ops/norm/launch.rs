@@ -1,10 +1,11 @@
 //! Which kernels, on what grid.
 
+use super::gradient::{self, Bound, Operands, FORMS};
 use super::merge::{self, BandRows, Bands};
-use super::{Node, Pass};
+use super::{Epilogue, Node, Pass};
 use crate::device::{Kernel, Launch, Target, View};
 use crate::ops::batch_norm;
-use crate::ops::strips::{Strips, THREADS};
+use crate::ops::strips::{entries, for_dtype, Strips, THREADS};
 use crate::ops::{Arg, Io, Operator, Write};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -51,10 +52,52 @@ struct Coefficients {
     unused: u32,
 }
 
+/// `OfStored` of kernels/norm/gradient.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Gradient {
+    dz: u64,
+    stride: i64,
+    epilogue: Operands,
+    strips: Strips,
+}
+
 static AFFINE: Kernel = Kernel::new::<Affine>("norm_affine_f32", THREADS, 0);
 static COEFFICIENTS: Kernel = Kernel::new::<Coefficients>("norm_coefficients_f32", THREADS, 0);
 
-pub(crate) const KERNELS: &[&Kernel] = &[&AFFINE, &COEFFICIENTS];
+/// Shared memory for so many sums of a row of strips of the 16-bit types.
+pub(in crate::ops) const fn sums_shared(sums: u32) -> u32 {
+    THREADS * 8 * sums * 4
+}
+
+static GRADIENT: [[Kernel; 3]; FORMS] = [
+    entries::<Gradient>(
+        ["norm_gradient_f32_affine", "norm_gradient_f16_affine", "norm_gradient_bf16_affine"],
+        sums_shared(2),
+    ),
+    entries::<Gradient>(
+        ["norm_gradient_f32_signs", "norm_gradient_f16_signs", "norm_gradient_bf16_signs"],
+        sums_shared(2),
+    ),
+    entries::<Gradient>(
+        ["norm_gradient_f32_signs_two", "norm_gradient_f16_signs_two", "norm_gradient_bf16_signs_two"],
+        sums_shared(3),
+    ),
+];
+
+pub(crate) const KERNELS: &[&Kernel] = &[
+    &AFFINE,
+    &COEFFICIENTS,
+    &GRADIENT[0][0],
+    &GRADIENT[0][1],
+    &GRADIENT[0][2],
+    &GRADIENT[1][0],
+    &GRADIENT[1][1],
+    &GRADIENT[1][2],
+    &GRADIENT[2][0],
+    &GRADIENT[2][1],
+    &GRADIENT[2][2],
+];
 
 pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
     match node.pass {
@@ -63,7 +106,8 @@ pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
             let bands = Bands { count: bands, channels: node.bn.spec().x[3] };
             2 * bands.bytes() + bands.merge_bytes(2)
         }
-        _ => 0,
+        Pass::Gradient(epilogue) => gradient::scratch_bytes(epilogue, node.bn.spec().x, target.dtype),
+        Pass::Affine | Pass::Coefficients { .. } => 0,
     }
 }
 
@@ -72,7 +116,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     match node.pass {
         Pass::Moments => moments(node, target, io),
         Pass::Affine => Ok(vec![affine(node, io)]),
-        Pass::Gradient(_) => Err(Error::unsupported(node.name(), "not built yet")),
+        Pass::Gradient(epilogue) => launch_gradient(node, epilogue, target, io),
         Pass::Coefficients { lazy } => Ok(vec![coefficients(node, lazy, io)]),
     }
 }
@@ -93,6 +137,26 @@ fn moments(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let rows = BandRows { rows: node.bn.count(), each: strips.rows_per_band() as usize };
     let mut launches = vec![batch_norm::band_moments(&node.bn, target.dtype, y, strips, from)?];
     launches.extend(merge::moments(bands, rows, from, [&io.outputs[0].view, &io.outputs[1].view], Some(&scratch))?);
+    Ok(launches)
+}
+
+fn launch_gradient(node: &Node, epilogue: Epilogue, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    let dz = &io.inputs[0];
+    let bound = Bound { epilogue, shape: node.bn.spec().x, operands: &io.inputs[1..], outputs: io.outputs };
+    let sums = bound.bands(target.dtype, &[dz], &[], io.scratch)?;
+    let params = Gradient {
+        dz: dz.view.address(),
+        stride: dz.pixel_stride as i64,
+        epilogue: bound.params(&sums),
+        strips: sums.strips,
+    };
+    let cost = bound.cost(target.dtype, &node.inputs(), node.flops(), &sums);
+    let kernel = for_dtype(target.dtype, &GRADIENT[bound.form()])?;
+    // SAFETY: `strips` covers dz, g, y and the bits, which with the channels' numbers are as large as the descriptor says
+    // (`Io::check`), and every band has a place for its sums; what the form does not read is null.
+    let first = unsafe { Launch::new(kernel, sums.strips.grid()?, &params, cost, bound.views(io.inputs, &sums)) };
+    let mut launches = vec![first];
+    launches.extend(bound.merge(&sums)?);
     Ok(launches)
 }
 

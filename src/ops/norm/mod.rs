@@ -16,11 +16,14 @@
 //! Where several batch norms read the same y (a DenseNet's concatenation), they share its moments, and
 //! `dy = sum a_i g_i + (sum b_i) y + sum c_i`: the sum over i is accumulated, `scaled` by each a_i, and corrected once.
 
+pub(super) mod gradient;
 mod launch;
 pub mod merge;
 mod reference;
 
+pub(super) use launch::sums_shared;
 pub(crate) use launch::KERNELS;
+pub(super) use reference::gradient as reference_gradient;
 
 use super::batch_norm::BatchNorm;
 use super::{Io, Operator};

@@ -7,6 +7,7 @@ mod conv2d;
 mod cross_entropy;
 mod linear;
 mod norm;
+mod norm_gradient;
 mod pool;
 mod relu;
 mod sgd;

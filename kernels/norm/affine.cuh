@@ -1,0 +1,11 @@
+// How a consumer sees an activation: scaled, shifted, optionally rectified, rounded to the storage type.
+#pragma once
+
+#include "common/dtype.cuh"
+#include "common/strips.cuh"
+
+template <typename T>
+__device__ __forceinline__ float activated(float x, float scale, float shift, u32 relu) {
+  const float z = fmaf(x, scale, shift);
+  return to_float(from_float<T>(relu ? rectified(z) : z));
+}

@@ -1,0 +1,130 @@
+//! The gradient through a ReLU and what batch norms need of it: exact on whole numbers.
+
+use residuum::ops::batch_norm::{BatchNorm, Spec};
+use residuum::ops::norm::{sign_bytes, Epilogue, Node, Pass};
+use residuum::ops::{Io, Op, Operator, Write};
+
+use super::batch_norm::powers;
+use crate::bounds;
+use crate::cases::batch_norm::SHAPES;
+use crate::cases::norm::EPILOGUES;
+use crate::harness::{check, check_refused, Case, Compare, Data, Judged, Launcher, Random, Sweep, DTYPES};
+
+fn node(x: [usize; 4], epilogue: Epilogue) -> Node {
+    Node { bn: BatchNorm::new(Spec { x, eps: 1e-5, momentum: 0.1 }).unwrap(), pass: Pass::Gradient(epilogue) }
+}
+
+/// Signs of `shape`: any, but none beyond the last channel.
+fn signs(random: &mut Random, [n, h, w, c]: [usize; 4]) -> Data {
+    let pixel = |random: &mut Random| -> Vec<u8> {
+        let bits = |i: usize| if c - 8 * i >= 8 { 0xFF } else { (1u8 << (c - 8 * i)) - 1 };
+        (0..sign_bytes(c)).map(|i| random.below(256) as u8 & bits(i)).collect()
+    };
+    Data::Byte((0..n * h * w).flat_map(|_| pixel(random)).collect())
+}
+
+/// Small whole numbers for the operands of `epilogue`; scales are powers of two, and z is often 0.
+pub fn operands(random: &mut Random, epilogue: Epilogue, shape: [usize; 4]) -> Vec<Data> {
+    let (len, c) = (shape.iter().product(), shape[3]);
+    let y = |random: &mut Random| Data::Real(random.integers(len, -2, 2));
+    let mean = |random: &mut Random| Data::Real(random.integers(c, -1, 1));
+    match epilogue {
+        Epilogue::Affine { .. } => {
+            let numbers = [y(random), Data::Real(powers(random, c)), Data::Real(random.integers(c, -2, 2))];
+            [numbers.into(), vec![mean(random)]].concat()
+        }
+        Epilogue::Signs { norms } => {
+            let of_norms = (0..norms).flat_map(|_| [y(random), mean(random)]).collect::<Vec<_>>();
+            [vec![signs(random, shape)], of_norms].concat()
+        }
+    }
+}
+
+fn exact_case(shape: [usize; 4], epilogue: Epilogue) -> Case {
+    let name = format!("norm gradient {shape:?} {epilogue:?}");
+    let mut random = Random::new(&name);
+    let dz = Data::Real(random.integers(shape.iter().product(), -2, 2));
+    let inputs = [vec![dz], operands(&mut random, epilogue, shape)].concat();
+    Case::exact(name, Op::Norm(node(shape, epilogue)), inputs).sliced().taking_in()
+}
+
+#[test]
+fn exact() {
+    for &shape in SHAPES {
+        for &epilogue in EPILOGUES {
+            check(&exact_case(shape, epilogue), Sweep::Schedules);
+        }
+    }
+}
+
+/// g takes the place of dz.
+#[test]
+fn in_place() {
+    for &epilogue in EPILOGUES {
+        let shape = SHAPES[3];
+        let node = node(shape, epilogue);
+        let mut case = exact_case(shape, epilogue);
+        case.name += " in place";
+        let case = case.launched_by(Launcher {
+            scratch_bytes: Box::new(move |target| node.scratch_bytes(target)),
+            launches: Box::new(move |target, io| {
+                if io.outputs[0].write == Write::Accumulate {
+                    return node.launches(target, io);
+                }
+                let (dz, g) = (&io.inputs[0], &io.outputs[0]);
+                assert_eq!(dz.pixel_stride, g.pixel_stride);
+                g.view.write(&dz.view.read()?)?;
+                let inputs = [std::slice::from_ref(g), &io.inputs[1..]].concat();
+                node.launches(target, &Io { inputs: &inputs, ..*io })
+            }),
+        });
+        check(&case, Sweep::Schedules);
+    }
+}
+
+/// z = y, so that rounding closes no other ReLU than in the reference.
+fn bounded_case(shape: [usize; 4]) -> Case {
+    let name = format!("norm gradient of real numbers {shape:?}");
+    let mut random = Random::new(&name);
+    let (len, c) = (shape.iter().product(), shape[3]);
+    let numbers = [vec![1.0; c], vec![0.0; c], random.reals(c, -0.5, 0.5)];
+    let inputs = [vec![random.normals(len, 0.1, 1.0), random.normals(len, 0.2, 1.0)], numbers.into()].concat();
+    let op = Op::Norm(node(shape, Epilogue::Affine { relu: true, scaled: false }));
+    let judge = move |j: &Judged<'_>| {
+        let (g, y, mean) = (j.outputs[0].real(), j.inputs[1].real(), j.inputs[4].real());
+        // In the accumulating run v is a rounded sum; the 16-bit types store it rounded once more.
+        let magnitude = |k: usize, of: &dyn Fn(usize) -> f64| (k..len).step_by(c).map(|i| of(i).abs()).sum::<f64>();
+        let sums = |of: &dyn Fn(usize) -> f64| {
+            Compare::Within((0..c).map(|k| bounds::channel_sum(len / c, 3, magnitude(k, of))).collect())
+        };
+        let here = g.iter().map(|v| bounds::U * v.abs()).collect();
+        vec![Compare::Within(here), sums(&|i| g[i]), sums(&|i| g[i] * (y[i] - mean[i % c]))]
+    };
+    Case::bounded(name, op, inputs.into_iter().map(Data::Real).collect(), judge).taking_in()
+}
+
+#[test]
+fn bounded() {
+    for &shape in SHAPES {
+        check(&bounded_case(shape).sliced(), Sweep::Schedules);
+    }
+}
+
+/// A row more or less in the sums is found, the sums alone being judged.
+#[test]
+fn a_lost_row_is_found() {
+    for &shape in &SHAPES[2..6] {
+        let mut case = bounded_case(shape);
+        let all = case.judge;
+        case.judge = Box::new(move |j| {
+            let mut rules = all(j);
+            rules[0] = Compare::Within(vec![f64::INFINITY; j.inputs[0].real().len()]);
+            rules
+        });
+        let mut wrong = case.inputs.clone();
+        let Data::Real(dz) = &mut wrong[0] else { unreachable!() };
+        let last = dz.len() - shape[3]..;
+        dz[last].fill(0.0);
+        check_refused(&case, &wrong, &DTYPES);
+    }
+}
