@@ -295,6 +295,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
         cross_entropy::KERNELS,
         norm::KERNELS,
         norm::merge::KERNELS,
+        norm_pool::KERNELS,
         pool::KERNELS,
         relu::KERNELS,
         sgd::KERNELS,

@@ -1,12 +1,17 @@
 //! Pooling fused with the batch norm and ReLU before it: [`pool`](super::pool) with what [`norm`](super::norm) defines
 //! done while x is loaded and dx is stored.
 
+mod launch;
+mod reference;
+
+pub(crate) use launch::KERNELS;
+
 use super::norm::{self, Prologue};
 use super::pool::{Kind, Pool};
-use super::{HostIo, HostOp, Io, Operator};
+use super::{Io, Operator};
 use crate::device::{Launch, Target};
-use crate::tensor::{Real, TensorType};
-use crate::{Error, Result};
+use crate::tensor::TensorType;
+use crate::Result;
 
 /// One pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,16 +83,21 @@ impl Operator for Node {
     }
 
     fn flops(&self) -> u64 {
-        3 * self.pool.x().shape.len() as u64
+        let [n, _, _, c] = self.pool.spec().x;
+        let [p, q] = self.pool.output();
+        let along = |axis: usize, count: usize| (0..count).map(|i| self.pool.span(axis, i).len()).sum::<usize>();
+        let taken = (n * c * along(0, p) * along(1, q)) as u64;
+        match self.pass {
+            Pass::Fwd(_) => 3 * taken,
+            Pass::Bwd(_) => taken + 6 * self.pool.x().shape.len() as u64,
+        }
     }
 
-    fn launches(&self, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
-        Err(Error::unsupported(self.name(), "not built yet"))
+    fn scratch_bytes(&self, target: Target) -> usize {
+        launch::scratch_bytes(self, target)
     }
-}
 
-impl<T: Real> HostOp<T> for Node {
-    fn reference(&self, _io: &mut HostIo<'_, T>) {
-        unimplemented!()
+    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io)
     }
 }

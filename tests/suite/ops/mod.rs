@@ -8,6 +8,7 @@ mod cross_entropy;
 mod linear;
 mod norm;
 mod norm_gradient;
+mod norm_pool;
 mod pool;
 mod relu;
 mod sgd;

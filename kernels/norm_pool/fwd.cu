@@ -1,0 +1,78 @@
+// Pooling of what a batch norm and a ReLU make of x.
+//   fwd  z = x scale + shift, optionally max(z, 0), rounded to T; y and index of z as in kernels/pool
+// x[N,H,W,C], y and index[N,P,Q,C] as in kernels/pool; scale and shift [C], f32. Pixels outside the image are no part of
+// a window. Grid, shared memory and bytes as in kernels/pool; 2 FLOPs more for each window and pixel: a pixel that
+// several windows share is transformed for each, as it is loaded for each.
+#include "norm/affine.cuh"
+#include "pool/forward.cuh"
+
+// Pool is the struct of kernels/pool.
+template <typename T, typename Pool>
+struct NormFwd {
+  Pool pool;
+  const float* scale;
+  const float* shift;
+  u32 relu, unused;
+};
+static_assert(sizeof(NormFwd<float, MaxFwd<float>>) == 152, "as in src/ops/norm_pool/launch.rs");
+static_assert(sizeof(NormFwd<float, AvgFwd<float>>) == 136, "as in src/ops/norm_pool/launch.rs");
+
+// Pixels as the batch norm and the ReLU leave them.
+template <typename T>
+struct Activated {
+  static constexpr int WIDE = WIDTH<T>;
+  const T* x;  // at the thread's channels
+  i64 stride;
+  u32 relu;
+  float scale[WIDE], shift[WIDE];
+
+  template <typename Pool>
+  __device__ __forceinline__ Activated(const NormFwd<T, Pool>& p, u32 channel, int n)
+      : x(p.pool.x + channel), stride(p.pool.x_stride), relu(p.relu) {
+    load_channels<WIDE>(scale, p.scale, channel, n);
+    load_channels<WIDE>(shift, p.shift, channel, n);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void load(float (&v)[V], i64 pixel, int n, u32 wide) const {
+    load_strip<T, V>(v, x + pixel * stride, n, wide);
+#pragma unroll
+    for (int j = 0; j < V; ++j) v[j] = activated<T>(v[j], scale[j], shift[j], relu);
+  }
+};
+
+template <typename T>
+using NormMaxFwd = NormFwd<T, MaxFwd<T>>;
+template <typename T>
+using NormAvgFwd = NormFwd<T, AvgFwd<T>>;
+
+template <typename T>
+__device__ __forceinline__ void max_fwd(const NormMaxFwd<T>& p) {
+  const Share share = thread_share<WIDTH<T>>(p.pool.strips);
+  const int n = strip_width<WIDTH<T>>(p.pool.strips, 0, share.channel);
+  max_of_windows(p.pool, share, n, Activated<T>(p, share.channel, n));
+}
+
+template <typename T>
+__device__ __forceinline__ void avg_fwd(const NormAvgFwd<T>& p) {
+  const Share share = thread_share<WIDTH<T>>(p.pool.strips);
+  const int n = strip_width<WIDTH<T>>(p.pool.strips, 0, share.channel);
+  mean_of_windows(p.pool, share, n, Activated<T>(p, share.channel, n));
+}
+
+template <typename T>
+__device__ __forceinline__ void avg_fwd_tree(const NormAvgFwd<T>& p) {
+  const Share share = block_share<WIDTH<T>>(p.pool.strips);
+  const int n = strip_width<WIDTH<T>>(p.pool.strips, 0, share.channel);
+  mean_of_window(p.pool, share, n, Activated<T>(p, share.channel, n));
+}
+
+KERNEL(norm_pool_max_fwd_f32, NormMaxFwd<float>, STRIP_THREADS, 2, max_fwd<float>)
+KERNEL(norm_pool_max_fwd_f16, NormMaxFwd<f16>, STRIP_THREADS, 2, max_fwd<f16>)
+KERNEL(norm_pool_max_fwd_bf16, NormMaxFwd<bf16>, STRIP_THREADS, 2, max_fwd<bf16>)
+KERNEL(norm_pool_avg_fwd_f32, NormAvgFwd<float>, STRIP_THREADS, 2, avg_fwd<float>)
+KERNEL(norm_pool_avg_fwd_f16, NormAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd<f16>)
+KERNEL(norm_pool_avg_fwd_bf16, NormAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd<bf16>)
+KERNEL(norm_pool_avg_fwd_f32_tree, NormAvgFwd<float>, STRIP_THREADS, 2, avg_fwd_tree<float>)
+KERNEL(norm_pool_avg_fwd_f16_tree, NormAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd_tree<f16>)
+KERNEL(norm_pool_avg_fwd_bf16_tree, NormAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd_tree<bf16>)

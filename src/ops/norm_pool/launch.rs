@@ -1,0 +1,205 @@
+//! Which kernels, on what grid.
+
+use super::{Node, Pass};
+use crate::device::{Kernel, Launch, Target};
+use crate::ops::norm::gradient::{self, BandSums, Bound, Operands, FORMS};
+use crate::ops::norm::{sums_shared, Epilogue, Prologue};
+use crate::ops::pool::{AvgFwd, AvgGradient, Kind, MaxFwd, MaxGradient};
+use crate::ops::strips::{entries, for_dtype, Strips, THREADS};
+use crate::ops::{Io, Operator};
+use crate::Result;
+
+/// `NormMaxFwd` of kernels/norm_pool/fwd.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct NormMaxFwd {
+    pool: MaxFwd,
+    numbers: Numbers,
+}
+
+/// `NormAvgFwd` of kernels/norm_pool/fwd.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct NormAvgFwd {
+    pool: AvgFwd,
+    numbers: Numbers,
+}
+
+/// The end of both.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Numbers {
+    scale: u64,
+    shift: u64,
+    relu: u32,
+    unused: u32,
+}
+
+/// `OfMax` of kernels/norm_pool/bwd.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct OfMax {
+    from: MaxGradient,
+    epilogue: Operands,
+    strips: Strips,
+}
+
+/// `OfAvg` of kernels/norm_pool/bwd.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct OfAvg {
+    from: AvgGradient,
+    epilogue: Operands,
+    strips: Strips,
+}
+
+static MAX_FWD: [Kernel; 3] =
+    entries::<NormMaxFwd>(["norm_pool_max_fwd_f32", "norm_pool_max_fwd_f16", "norm_pool_max_fwd_bf16"], 0);
+static AVG_FWD: [Kernel; 3] =
+    entries::<NormAvgFwd>(["norm_pool_avg_fwd_f32", "norm_pool_avg_fwd_f16", "norm_pool_avg_fwd_bf16"], 0);
+static AVG_FWD_TREE: [Kernel; 3] = entries::<NormAvgFwd>(
+    ["norm_pool_avg_fwd_f32_tree", "norm_pool_avg_fwd_f16_tree", "norm_pool_avg_fwd_bf16_tree"],
+    THREADS * 8 * 4,
+);
+static MAX_BWD: [[Kernel; 3]; FORMS] = [
+    entries::<OfMax>(
+        ["norm_pool_max_bwd_f32_affine", "norm_pool_max_bwd_f16_affine", "norm_pool_max_bwd_bf16_affine"],
+        sums_shared(2),
+    ),
+    entries::<OfMax>(
+        ["norm_pool_max_bwd_f32_signs", "norm_pool_max_bwd_f16_signs", "norm_pool_max_bwd_bf16_signs"],
+        sums_shared(2),
+    ),
+    entries::<OfMax>(
+        ["norm_pool_max_bwd_f32_signs_two", "norm_pool_max_bwd_f16_signs_two", "norm_pool_max_bwd_bf16_signs_two"],
+        sums_shared(3),
+    ),
+];
+static AVG_BWD: [[Kernel; 3]; FORMS] = [
+    entries::<OfAvg>(
+        ["norm_pool_avg_bwd_f32_affine", "norm_pool_avg_bwd_f16_affine", "norm_pool_avg_bwd_bf16_affine"],
+        sums_shared(2),
+    ),
+    entries::<OfAvg>(
+        ["norm_pool_avg_bwd_f32_signs", "norm_pool_avg_bwd_f16_signs", "norm_pool_avg_bwd_bf16_signs"],
+        sums_shared(2),
+    ),
+    entries::<OfAvg>(
+        ["norm_pool_avg_bwd_f32_signs_two", "norm_pool_avg_bwd_f16_signs_two", "norm_pool_avg_bwd_bf16_signs_two"],
+        sums_shared(3),
+    ),
+];
+
+pub(crate) const KERNELS: &[&Kernel] = &[
+    &MAX_FWD[0],
+    &MAX_FWD[1],
+    &MAX_FWD[2],
+    &AVG_FWD[0],
+    &AVG_FWD[1],
+    &AVG_FWD[2],
+    &AVG_FWD_TREE[0],
+    &AVG_FWD_TREE[1],
+    &AVG_FWD_TREE[2],
+    &MAX_BWD[0][0],
+    &MAX_BWD[0][1],
+    &MAX_BWD[0][2],
+    &MAX_BWD[1][0],
+    &MAX_BWD[1][1],
+    &MAX_BWD[1][2],
+    &MAX_BWD[2][0],
+    &MAX_BWD[2][1],
+    &MAX_BWD[2][2],
+    &AVG_BWD[0][0],
+    &AVG_BWD[0][1],
+    &AVG_BWD[0][2],
+    &AVG_BWD[1][0],
+    &AVG_BWD[1][1],
+    &AVG_BWD[1][2],
+    &AVG_BWD[2][0],
+    &AVG_BWD[2][1],
+    &AVG_BWD[2][2],
+];
+
+pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
+    match node.pass {
+        Pass::Fwd(_) => 0,
+        Pass::Bwd(epilogue) => gradient::scratch_bytes(epilogue, node.pool.spec().x, target.dtype),
+    }
+}
+
+pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    io.check(node, target)?;
+    match (node.pool.spec().kind, node.pass) {
+        (Kind::Max, Pass::Fwd(prologue)) => Ok(vec![max_fwd(node, prologue, target, io)?]),
+        (Kind::Average { .. }, Pass::Fwd(prologue)) => Ok(vec![avg_fwd(node, prologue, target, io)?]),
+        (kind, Pass::Bwd(epilogue)) => bwd(node, kind, epilogue, target, io),
+    }
+}
+
+impl Numbers {
+    fn new(prologue: Prologue, io: &Io<'_>) -> Self {
+        let [scale, shift] = [1, 2].map(|i| io.inputs[i].view.address());
+        Self { scale, shift, relu: prologue.relu.into(), unused: 0 }
+    }
+}
+
+fn max_fwd(node: &Node, prologue: Prologue, target: Target, io: &Io<'_>) -> Result<Launch> {
+    let pool = MaxFwd::new(&node.pool, target.dtype, &io.inputs[0], [&io.outputs[0], &io.outputs[1]])?;
+    let params = NormMaxFwd { pool, numbers: Numbers::new(prologue, io) };
+    let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
+    let kernel = for_dtype(target.dtype, &MAX_FWD)?;
+    // SAFETY: `strips` covers y and index, windows lie inside x, and all, the channels' numbers too, are as large as that
+    // (`Io::check`).
+    Ok(unsafe { Launch::new(kernel, pool.strips.grid()?, &params, node.cost(target.dtype), views) })
+}
+
+fn avg_fwd(node: &Node, prologue: Prologue, target: Target, io: &Io<'_>) -> Result<Launch> {
+    let (pool, tree) = AvgFwd::new(&node.pool, target.dtype, &io.inputs[0], &io.outputs[0])?;
+    let params = NormAvgFwd { pool, numbers: Numbers::new(prologue, io) };
+    let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
+    let kernel = for_dtype(target.dtype, if tree { &AVG_FWD_TREE } else { &AVG_FWD })?;
+    // SAFETY: `strips` covers y, windows lie inside x, and all, the channels' numbers too, are as large as that
+    // (`Io::check`).
+    Ok(unsafe { Launch::new(kernel, pool.strips.grid()?, &params, node.cost(target.dtype), views) })
+}
+
+fn bwd(node: &Node, kind: Kind, epilogue: Epilogue, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    let results = node.results().len();
+    let bound = Bound { epilogue, shape: node.pool.spec().x, operands: &io.inputs[results..], outputs: io.outputs };
+    let positions: Vec<_> = io.inputs[1..results].iter().collect();
+    let sums = bound.bands(target.dtype, &[&io.inputs[0]], &positions, io.scratch)?;
+    let mut launches = vec![first_of_bwd(node, kind, &bound, &sums, target, io)?];
+    launches.extend(bound.merge(&sums)?);
+    Ok(launches)
+}
+
+/// The launch before the merge.
+fn first_of_bwd(
+    node: &Node,
+    kind: Kind,
+    bound: &Bound<'_>,
+    sums: &BandSums,
+    target: Target,
+    io: &Io<'_>,
+) -> Result<Launch> {
+    let (strips, epilogue) = (sums.strips, bound.params(sums));
+    let cost = bound.cost(target.dtype, &node.inputs(), node.flops(), sums);
+    let views = bound.views(io.inputs, sums);
+    match kind {
+        Kind::Max => {
+            let from = MaxGradient::new(&node.pool, &io.inputs[0], &io.inputs[1])?;
+            let kernel = for_dtype(target.dtype, &MAX_BWD[bound.form()])?;
+            let params = OfMax { from, epilogue, strips };
+            // SAFETY: `strips` covers dx, y and the bits, only windows of dy and index are read, all, the channels' numbers
+            // too, are as large as that (`Io::check`), and every band has a place for its sums; the rest is null.
+            Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, cost, views) })
+        }
+        Kind::Average { .. } => {
+            let from = AvgGradient::new(&node.pool, &io.inputs[0])?;
+            let kernel = for_dtype(target.dtype, &AVG_BWD[bound.form()])?;
+            let params = OfAvg { from, epilogue, strips };
+            // SAFETY: as above, without index.
+            Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, cost, views) })
+        }
+    }
+}
