@@ -13,7 +13,7 @@ pub(super) struct Row {
 const HE: &str = "He et al. 2015, arXiv:1512.03385";
 const V15: &str = "He et al. 2015 with the stride in the 3x3, as torchvision";
 const PREACT: &str = "He et al. 2016, arXiv:1603.05027";
-const HUANG: &str = "Huang et al. 2016, arXiv:1603.09382, its shortcuts as He et al. 2015";
+const DEPTH: &str = "Huang et al. 2016, arXiv:1603.09382, its shortcuts as He et al. 2015";
 const XIE: &str = "Xie et al. 2017, arXiv:1611.05431";
 const XIE_TV: &str = "Xie et al. 2017, torchvision's width";
 const WIDE: &str = "Zagoruyko and Komodakis 2016, arXiv:1605.07146, as torchvision";
@@ -77,8 +77,8 @@ pub(super) const ROWS: &[Row] = &[
     row("resnet1001_bottleneck_cifar",            10_328_602,  148_785,   PREACT),
     row("preact_resnet164_cifar",                 1_703_258,   24_450,    PREACT),
     row("preact_resnet1001_cifar",                10_327_706,  148_785,   PREACT),
-    row("resnet110_cifar_survival05",             1_727_962,   25_289,    HUANG),
-    row("resnet1202_cifar_survival05",            19_421_274,  282_924,   HUANG),
+    row("resnet110_cifar_survival05",             1_727_962,   25_289,    DEPTH),
+    row("resnet1202_cifar_survival05",            19_421_274,  282_924,   DEPTH),
     row("resnext50_32x4d",                        25_028_904,  423_048,   XIE),
     row("resnext50_2x40d",                        25_425_000,  412_451,   XIE),
     row("resnext50_4x24d",                        25_292_968,  415_983,   XIE),

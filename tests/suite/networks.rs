@@ -165,7 +165,7 @@ fn densenets_step() {
 fn densenets_concatenate_nothing() {
     let mut devices = machine::devices("a plan of a DenseNet");
     devices.retain(|device| matches!(device, Device::Kernels(_)));
-    let transitions = |ops: &[&str]| ops.windows(2).filter(|w| *w == ["pool_avg_fwd", "conv2d_fwd"]).count();
+    let transitions = |ops: &[&str]| ops.windows(2).filter(|w| *w == ["norm_pool_avg_fwd", "norm_conv_fwd"]).count();
     for name in ["densenet_bc22_k12_cifar", "densenet22_k12_cifar", "densenet121"] {
         let size = if name == "densenet121" { 64 } else { 32 };
         let graph = training_graph(name, 2, size, DType::F32);
@@ -191,7 +191,8 @@ fn every_kind_of_network_steps() {
         ("resnet8_cifar_conv1x1", 8, DType::F32),
         ("resnet8_cifar_bn_after_add", 8, DType::F32),
         ("resnet8_cifar_relu_before_add", 8, DType::F32),
-        ("resnet8_cifar_relu_only_preact", 8, DType::F16),
+        ("resnet8_cifar_relu_only_preact", 8, DType::F32),
+        ("resnet8_cifar_relu_only_preact", 16, DType::F16),
         ("resnet8_cifar_full_preact", 8, DType::BF16),
         ("plain8_cifar", 8, DType::F32),
         ("preact_resnet11_cifar", 16, DType::F32),

@@ -1,7 +1,7 @@
 //! Less memory for more work: the outputs of bottlenecks are computed again in the backward pass instead of kept.
 //!
-//! A bottleneck here is a 1x1 convolution whose batch norm was taken to pieces. Its input is there anyway, and its
-//! moments are kept, so that the second run is the bare convolution: the same bits, and no running statistics.
+//! A bottleneck here is a 1x1 convolution whose batch norm was taken to pieces. Its input is there anyway. The second run
+//! is the same launches, so that it leaves the same bits; its moments go nowhere, and no running statistic moves.
 
 use std::collections::HashSet;
 
@@ -9,6 +9,7 @@ use super::index::Index;
 use super::Fused;
 use crate::graph::{Node, Origin, ValueId};
 use crate::ops::{norm_conv, Op, Write};
+use crate::tensor::TensorType;
 
 /// Computes the output of every bottleneck again before the backward pass reads it.
 pub(super) fn bottlenecks(fused: &mut Fused) {
@@ -32,9 +33,13 @@ pub(super) fn bottlenecks(fused: &mut Fused) {
         dropped.insert(y);
         let (inputs, gate) = (node.inputs.clone(), node.gate);
         let copy = graph.add_value(conv.y(), Origin::Node);
+        let [mean, var] = [0; 2].map(|_| graph.add_value(TensorType::stat([conv.spec().k]), Origin::Node));
         let op =
-            Op::NormConv(norm_conv::Node { conv, pass: norm_conv::Pass::Fwd { prologue, epilogue, moments: false } });
-        again.push((first, Node { op, inputs, outputs: vec![copy], writes: vec![Write::Overwrite], gate }));
+            Op::NormConv(norm_conv::Node { conv, pass: norm_conv::Pass::Fwd { prologue, epilogue, moments: true } });
+        again.push((
+            first,
+            Node { op, inputs, outputs: vec![copy, mean, var], writes: vec![Write::Overwrite; 3], gate },
+        ));
         for &(reader, at) in index.readers(y).iter().filter(|&&(reader, _)| reader > loss) {
             graph.nodes[reader].inputs[at] = copy;
         }

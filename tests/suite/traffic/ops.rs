@@ -115,8 +115,13 @@ fn batch_norms_cost_what_they_touch() {
     use batch_norm::Pass::*;
     check(cases::batch_norm::SHAPES.iter().flat_map(|&x| {
         let bn = batch_norm::BatchNorm::new(batch_norm::Spec { x: images(x), eps: 1e-5, momentum: 0.1 }).unwrap();
-        let passes =
-            [Train { relu: true }, Infer { relu: false }, Fold { bias: true, share: 1.0 }, Bwd { relu: false }, Bwd { relu: true }];
+        let passes = [
+            Train { relu: true },
+            Infer { relu: false },
+            Fold { bias: true, share: 1.0 },
+            Bwd { relu: false },
+            Bwd { relu: true },
+        ];
         passes.map(|pass| ("batch norm".to_string(), Op::BatchNorm(batch_norm::Node { bn, pass })))
     }));
 }

@@ -1,7 +1,7 @@
 //! Operands of a launch: checked once, then only addresses.
 
 use crate::device::View;
-use crate::ops::Arg;
+use crate::ops::{touched, Arg};
 use crate::{Error, Result};
 
 /// `v` as a kernel's parameter.
@@ -71,8 +71,8 @@ impl<'a> Matrix<'a> {
         self.elem
     }
 
-    /// Bytes of all elements.
+    /// Bytes that are touched where all elements are.
     pub fn bytes(&self) -> u64 {
-        (self.rows * self.cols * self.elem) as u64
+        touched::rows(self.address(), self.rows, self.cols * self.elem, self.stride * self.elem)
     }
 }
