@@ -40,8 +40,10 @@ struct GatherParams {
   int in_c, out_c;
   int in_stride, out_stride, residual_stride;
   int groups, n_tiles, splits, flags;
+  int w_c;  // channels of w[K,R,S,w_c]: other than in_c and out_c where groups are packed and in the stem
+  int unused;
 };
-static_assert(sizeof(GatherParams) == 160, "as in params.rs");
+static_assert(sizeof(GatherParams) == 168, "as in params.rs");
 
 // bwd_w.
 struct WeightParams {
@@ -54,7 +56,7 @@ struct WeightParams {
   int x_c, dy_c;  // channels of one group
   int x_stride, dy_stride;
   int groups, n_tiles, splits, flags;
-  int unused;
+  int w_c;  // channels of dw[K,R,S,w_c]: other than x_c where groups are packed and in the stem
 };
 static_assert(sizeof(WeightParams) == 136, "as in params.rs");
 

@@ -62,6 +62,7 @@ pub fn layers() -> Vec<Row> {
         row("resnext 8 a group, stride 2", [1, 8, 8, 32], 32, [3, 3]).stride([2, 2]).padding([1, 1]).groups(4),
         row("resnext 32 a group", [1, 7, 7, 64], 64, [3, 3]).padding([1, 1]).groups(2),
         row("depthwise", [1, 6, 6, 6], 6, [3, 3]).padding([1, 1]).groups(6),
+        row("depthwise 16", [2, 6, 5, 16], 16, [3, 3]).padding([1, 1]).groups(16),
         row("dilated segmentation", [1, 9, 9, 16], 24, [3, 3]).padding([4, 4]).dilation([4, 4]),
         row("classifier", [10, 1, 1, 64], 10, [1, 1]),
         row("classifier of an image", [3, 2, 2, 16], 10, [2, 2]),

@@ -10,10 +10,10 @@ mod variants;
 pub use choose::Plan;
 
 use self::bind::{int, Matrix};
-use self::choose::{bias_splits, gcd, result_len};
+use self::choose::{bias_splits, gcd, result_len, Shape};
 use self::params::{Axis, BiasParams, GatherParams, ReduceParams, WeightParams};
 use self::params::{ACCUMULATE, RELU, VECTOR_OUT, VECTOR_PARTIAL};
-use self::variants::{Variant, BIAS_COLS, REDUCE_THREADS};
+use self::variants::{Access, Variant, BIAS_COLS, REDUCE_THREADS, STEM_C};
 use super::{Node, Pass, Spec};
 use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::ops::{Arg, Io, Operator, Write};
@@ -152,6 +152,18 @@ fn address(m: Option<Matrix<'_>>) -> u64 {
     m.map_or(0, |m| m.address())
 }
 
+/// A kernel and the products that it forms.
+struct Formed {
+    variant: &'static Variant,
+    shape: Shape,
+    n_tiles: usize,
+    /// Tiles of all groups.
+    blocks: usize,
+    /// Channels of x and of y that are one group to the kernel.
+    x_c: usize,
+    y_c: usize,
+}
+
 /// One pass with its operands.
 struct Call<'a> {
     node: &'a Node,
@@ -185,9 +197,19 @@ impl<'a> Call<'a> {
         [k, r * s * cg]
     }
 
-    /// The kernel of `plan` for operands that take 16-byte accesses or not.
-    fn variant(&self, plan: Plan, vectors: bool) -> &'static Variant {
-        plan.vector.filter(|_| vectors).unwrap_or(plan.scalar)
+    /// The kernel of `plan` if the operands lie as it needs them, or the one for any, and how it forms the products.
+    fn variant(&self, plan: Plan, lie: impl Fn(Access) -> bool) -> Result<Formed> {
+        let (variant, pack) = match plan.vector {
+            Some(v) if lie(v.access) => (v, plan.pack),
+            _ => (plan.scalar, 1),
+        };
+        let shape = choose::formed(self.node, variant.access, pack)
+            .ok_or_else(|| Error::unsupported(self.node.name(), "it is no matrix product"))?;
+        let n_tiles = shape.n.div_ceil(variant.tile.n);
+        let blocks = shape.m.div_ceil(variant.tile.m).saturating_mul(shape.groups).saturating_mul(n_tiles);
+        let spec = &self.node.conv.spec;
+        let x_c = if variant.access == Access::Stem { STEM_C } else { spec.c / spec.groups * pack };
+        Ok(Formed { variant, shape, n_tiles, blocks, x_c, y_c: spec.k / spec.groups * pack })
     }
 
     fn extras(&self) -> Result<Extras<'a>> {
@@ -225,7 +247,7 @@ impl<'a> Call<'a> {
         let (node, spec, elem) = (self.node, &self.node.conv.spec, self.dtype.bytes());
         let (cg, kg) = (spec.c / spec.groups, spec.k / spec.groups);
         let backwards = node.pass == Pass::BwdX;
-        let (in_c, out_c) = if backwards { (kg, cg) } else { (cg, kg) };
+        let sides = |x_c: usize, y_c: usize| if backwards { (y_c, x_c) } else { (x_c, y_c) };
         let (in_dims, out_dims) =
             if backwards { (self.y_dims(), self.x_dims()) } else { (self.x_dims(), self.y_dims()) };
         let input = Matrix::pixels("input", self.input(0)?, in_dims, elem)?;
@@ -234,11 +256,15 @@ impl<'a> Call<'a> {
         let extras = self.extras()?;
         let partial = self.partial(plan.splits, out_dims)?;
 
-        let variant = self.variant(plan, input.takes_vectors(in_c) && w.takes_vectors(cg));
+        let formed = self.variant(plan, |access| match access {
+            Access::Vector => input.takes_vectors(sides(cg, kg).0) && w.takes_vectors(cg),
+            Access::Packed => input.takes_vectors(plan.pack * sides(cg, kg).0),
+            Access::Stem => input.is_stem(),
+            Access::Scalar => true,
+        })?;
+        let (in_c, out_c) = sides(formed.x_c, formed.y_c);
         let whole = out_c.is_multiple_of(8);
         let vector_out = whole && [Some(out), extras.residual].iter().flatten().all(|m| m.takes_vectors(out_c));
-        let shape = choose::shape(node).ok_or_else(|| Error::unsupported(node.name(), "it is no matrix product"))?;
-        let n_tiles = shape.n.div_ceil(variant.tile.n);
         let params = GatherParams {
             input: input.address(),
             w: w.address(),
@@ -254,22 +280,19 @@ impl<'a> Call<'a> {
             in_stride: input.stride(),
             out_stride: out.stride(),
             residual_stride: extras.residual.map_or(0, |m| m.stride()),
-            groups: int(spec.groups)?,
-            n_tiles: int(n_tiles)?,
+            groups: int(formed.shape.groups)?,
+            n_tiles: int(formed.n_tiles)?,
             splits: int(plan.splits)?,
             flags: extras.flags() | flag(VECTOR_OUT, vector_out) | flag(VECTOR_PARTIAL, vector_partial(partial, out_c)),
+            w_c: int(cg)?,
+            unused: 0,
         };
-        let grid = grid(
-            node,
-            shape.m.div_ceil(variant.tile.m).saturating_mul(spec.groups).saturating_mul(n_tiles),
-            shape.residues,
-            plan.splits,
-        )?;
+        let grid = grid(node, formed.blocks, formed.shape.residues, plan.splits)?;
         let cost = self.product_cost([input, w], out, partial, &extras);
         let views = views([Some(input), Some(w), Some(out), partial], &extras);
         // SAFETY: the variant's row in `variants` names GatherParams; every matrix was checked to lie in its view, and
         // the kernel stays inside the tensors that these extents and strides describe.
-        let mut launches = vec![unsafe { Launch::new(&variant.kernel, grid, &params, cost, views) }];
+        let mut launches = vec![unsafe { Launch::new(&formed.variant.kernel, grid, &params, cost, views) }];
         if let Some(partial) = partial {
             launches.push(self.reduce(self.reduce, partial, out, &extras, plan.splits)?);
         }
@@ -286,9 +309,12 @@ impl<'a> Call<'a> {
         let extras = self.extras()?;
         let partial = self.partial(plan.splits, dims)?;
 
-        let variant = self.variant(plan, dy.takes_vectors(kg) && x.takes_vectors(cg));
+        let formed = self.variant(plan, |access| match access {
+            Access::Vector | Access::Packed => dy.takes_vectors(plan.pack * kg) && x.takes_vectors(plan.pack * cg),
+            Access::Stem => dy.takes_vectors(kg) && x.is_stem(),
+            Access::Scalar => true,
+        })?;
         let whole = dims[1].is_multiple_of(8);
-        let n_tiles = dims[1].div_ceil(variant.tile.n);
         let params = WeightParams {
             dy: dy.address(),
             x: x.address(),
@@ -296,26 +322,24 @@ impl<'a> Call<'a> {
             partial: address(partial),
             axes: axes(node)?,
             images: int(spec.n)?,
-            x_c: int(cg)?,
-            dy_c: int(kg)?,
+            x_c: int(formed.x_c)?,
+            dy_c: int(formed.y_c)?,
             x_stride: x.stride(),
             dy_stride: dy.stride(),
-            groups: int(spec.groups)?,
-            n_tiles: int(n_tiles)?,
+            groups: int(formed.shape.groups)?,
+            n_tiles: int(formed.n_tiles)?,
             splits: int(plan.splits)?,
             flags: extras.flags()
                 | flag(VECTOR_OUT, whole && dw.takes_vectors(dims[1]))
                 | flag(VECTOR_PARTIAL, vector_partial(partial, dims[1])),
-            unused: 0,
+            w_c: int(cg)?,
         };
-        let row_tiles = kg.div_ceil(variant.tile.m);
-        let blocks = row_tiles.saturating_mul(spec.groups).saturating_mul(n_tiles);
-        let grid = grid(node, blocks, 1, plan.splits)?;
+        let grid = grid(node, formed.blocks, 1, plan.splits)?;
         let cost = self.product_cost([dy, x], dw, partial, &extras);
         let views = views([Some(dy), Some(x), Some(dw), partial], &extras);
         // SAFETY: the variant's row in `variants` names WeightParams; every matrix was checked to lie in its view, and
         // the kernel stays inside the tensors that these extents and strides describe.
-        let mut launches = vec![unsafe { Launch::new(&variant.kernel, grid, &params, cost, views) }];
+        let mut launches = vec![unsafe { Launch::new(&formed.variant.kernel, grid, &params, cost, views) }];
         if let (Some(partial), Some(kernel)) = (partial, variants::reduce(DType::F32)) {
             launches.push(self.reduce(kernel, partial, dw, &extras, plan.splits)?);
         }

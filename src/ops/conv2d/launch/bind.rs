@@ -1,5 +1,6 @@
 //! Operands of a launch: checked once, then only addresses.
 
+use super::variants::STEM_C;
 use crate::device::View;
 use crate::ops::Arg;
 use crate::{Error, Result};
@@ -66,8 +67,15 @@ impl<'a> Matrix<'a> {
             && (channels * self.elem).is_multiple_of(16)
     }
 
-    /// Bytes of all elements.
+    /// Whether it lies as the kernels of the stem take it.
+    pub fn is_stem(&self) -> bool {
+        self.stride == STEM_C && self.address().is_multiple_of((STEM_C * self.elem) as u64)
+    }
+
+    /// Bytes of all elements, and of gaps between rows that are narrower than a sector of memory: they travel along.
     pub fn bytes(&self) -> u64 {
-        (self.rows * self.cols * self.elem) as u64
+        const SECTOR: usize = 32;
+        let gap = (self.stride - self.cols) * self.elem;
+        (self.rows * (self.cols * self.elem + if gap < SECTOR { gap } else { 0 })) as u64
     }
 }

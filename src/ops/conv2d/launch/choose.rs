@@ -1,6 +1,6 @@
 //! Which tile and how many splits: pure functions of the shape, the dtype and the architecture.
 
-use super::variants::{Access, Tile, Variant, BWD_W, BWD_X, FWD, STAGE_ROW_BYTES};
+use super::variants::{Access, Variant, BWD_W, BWD_X, FWD, STAGE_ROW_BYTES, STEM_C};
 use crate::device::Target;
 use crate::ops::conv2d::{Node, Pass};
 use crate::tensor::DType;
@@ -8,18 +8,26 @@ use crate::tensor::DType;
 /// How a pass is computed. The same plan gives the same bits on every device of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// The kernel where all operands take 16-byte accesses.
+    /// The kernel where all operands lie as it needs them: see [`Access`].
     pub(super) vector: Option<&'static Variant>,
     /// The kernel that takes any operands.
     pub(super) scalar: &'static Variant,
+    /// Neighbouring groups that `vector` computes as one.
+    pub(super) pack: usize,
     /// Into how many parts the reduction is cut; they are added in ascending order.
     pub(super) splits: usize,
 }
 
 impl Plan {
-    /// The entry that runs where all operands take 16-byte accesses, or else the one that takes any.
+    /// The entry that runs where all operands take 16-byte accesses (in the stem: where pixels of x are 4 elements
+    /// apart), or else the one that takes any.
     pub fn kernel(&self) -> &'static str {
         self.vector.unwrap_or(self.scalar).kernel.name
+    }
+
+    /// Neighbouring groups that are computed as one.
+    pub fn pack(&self) -> usize {
+        self.pack
     }
 
     /// The parts of the reduction.
@@ -69,14 +77,63 @@ pub(super) fn shape(node: &Node) -> Option<Shape> {
     }
 }
 
-/// Whether the channels of `node` allow 16-byte accesses to its operands.
-fn allows_vectors(node: &Node, dtype: DType) -> bool {
+/// The products as a kernel of `access` forms them: `pack` groups as one, [`STEM_C`] channels a pixel in the stem.
+pub(super) fn formed(node: &Node, access: Access, pack: usize) -> Option<Shape> {
+    let s = shape(node)?;
+    let taps =
+        |products: usize| if access == Access::Stem { products / node.conv.spec.c * STEM_C } else { products * pack };
+    let groups = s.groups / pack;
+    Some(match node.pass {
+        Pass::Fwd(_) => Shape { n: s.n * pack, depth: taps(s.depth), groups, ..s },
+        Pass::BwdX => Shape { n: s.n * pack, depth: s.depth * pack, groups, ..s },
+        Pass::BwdW | Pass::BwdBias => Shape { m: s.m * pack, n: taps(s.n), groups, ..s },
+    })
+}
+
+/// Whether the channels of `pack` groups of `node` fill 16-byte accesses: to the pixels, and unpacked to the weights.
+fn allows_vectors(node: &Node, dtype: DType, pack: usize) -> bool {
     let (s, width) = (node.conv.spec, 16 / dtype.bytes());
-    let (c, k) = ((s.c / s.groups).is_multiple_of(width), (s.k / s.groups).is_multiple_of(width));
+    let fills = |channels: usize| (channels / s.groups * pack).is_multiple_of(width);
     match node.pass {
-        Pass::Fwd(_) => c,
-        _ => c && k,
+        Pass::Fwd(_) => fills(s.c),
+        Pass::BwdX => fills(s.k) && (pack > 1 || fills(s.c)),
+        Pass::BwdW | Pass::BwdBias => fills(s.c) && fills(s.k),
     }
+}
+
+/// Whether `node` has kernels of its own for few input channels.
+fn is_stem(node: &Node, dtype: DType) -> bool {
+    let s = node.conv.spec;
+    let pass = match node.pass {
+        Pass::Fwd(_) => true,
+        Pass::BwdW => s.k.is_multiple_of(16 / dtype.bytes()),
+        Pass::BwdX | Pass::BwdBias => false,
+    };
+    pass && s.groups == 1 && s.c <= STEM_C && !allows_vectors(node, dtype, 1)
+}
+
+/// Every number of groups that may be computed as one: the fewest that fill 16-byte accesses, and more up to `channels`
+/// on either side. Each costs as many times the products that are needed, less what a tile would have wasted anyway.
+fn packs(node: &Node, dtype: DType, channels: impl Fn(usize) -> bool) -> Vec<usize> {
+    let possible = |&p: &usize| node.conv.spec.groups.is_multiple_of(p) && allows_vectors(node, dtype, p);
+    let fewest = (1..=node.conv.spec.groups).find(possible);
+    (2..=node.conv.spec.groups).filter(possible).filter(|&p| Some(p) == fewest || channels(p)).collect()
+}
+
+/// The packs that a choice is made from. Up to the width of the narrowest tile they cost no product: its columns, or in
+/// bwd_w its rows, would be empty.
+fn free_packs(node: &Node, dtype: DType) -> Vec<usize> {
+    let extent = |s: Shape| if node.pass == Pass::BwdW { s.m } else { s.n };
+    let narrowest =
+        variants(node, dtype, Access::Packed).map(|v| if node.pass == Pass::BwdW { v.tile.m } else { v.tile.n }).min();
+    packs(node, dtype, |p| formed(node, Access::Packed, p).map(extent) <= narrowest)
+}
+
+/// The packs that tests try: of up to 64 channels on either side.
+fn tested_packs(node: &Node, dtype: DType) -> Vec<usize> {
+    const MOST: usize = 64;
+    let s = node.conv.spec;
+    packs(node, dtype, |p| s.c.max(s.k) / s.groups * p <= MOST)
 }
 
 fn table(node: &Node) -> &'static [Variant] {
@@ -95,7 +152,15 @@ fn variants(node: &Node, dtype: DType, access: Access) -> impl Iterator<Item = &
 /// Whether `plan` is for `node` in `dtype`.
 pub(super) fn fits(plan: Plan, node: &Node, dtype: DType) -> bool {
     let known = |v: &Variant| v.dtype == dtype && table(node).contains(v);
-    known(plan.scalar) && plan.vector.is_none_or(known) && plan.splits <= MAX_SPLITS
+    let allowed = |v: &Variant| match v.access {
+        Access::Vector | Access::Packed => allows_vectors(node, dtype, plan.pack),
+        Access::Stem => is_stem(node, dtype),
+        Access::Scalar => false,
+    };
+    known(plan.scalar)
+        && plan.vector.is_none_or(|v| known(v) && allowed(v))
+        && node.conv.spec.groups.is_multiple_of(plan.pack)
+        && plan.splits <= MAX_SPLITS
 }
 
 /// Elements of the reduction in one stage.
@@ -117,30 +182,34 @@ fn possible_splits(shape: Shape, partial: usize, dtype: DType) -> impl Iterator<
 
 /// Multiply-adds a clock of a whole multiprocessor for this tile, as assumed until they are measured (A100, H200:
 /// 1,024 and more for mma.sync, 64 and 128 for f32). Narrow tiles wait for shared memory: they read an operand element
-/// for fewer products.
-fn rate(tile: Tile, dtype: DType) -> u64 {
-    if dtype == DType::F32 {
-        return 100;
-    }
-    match tile.m.min(tile.n) {
+/// for fewer products. Packed groups and the stem make some of their operands up from small pieces.
+fn rate(v: &Variant) -> u64 {
+    let tile = v.tile;
+    let whole = match tile.m.min(tile.n) {
+        _ if v.dtype == DType::F32 => 100,
         128 => 1024,
         64 if tile.m * tile.n > 64 * 64 => 900,
         64 => 700,
         32 => 560,
         _ => 320,
+    };
+    match v.access {
+        Access::Packed | Access::Stem => whole * 3 / 4,
+        Access::Vector | Access::Scalar => whole,
     }
 }
 
-/// Clocks that `tile` with `splits` would take on a nominal chip of 128 multiprocessors. A rough model: only the order of
+/// Clocks that `v` with `splits` would take on a nominal chip of 128 multiprocessors. A rough model: only the order of
 /// its results matters. Nothing in it has been measured.
-fn clocks(shape: Shape, partial: usize, tile: Tile, splits: usize, dtype: DType) -> u64 {
+fn clocks(shape: Shape, partial: usize, v: &Variant, splits: usize) -> u64 {
     const PROCESSORS: u64 = 128;
     const BLOCK_OVERHEAD: u64 = 1500; // fill the pipeline, write the tile
     const SECOND_LAUNCH: u64 = 4000;
     const BYTES_PER_CLOCK: u64 = 16 * PROCESSORS;
+    let tile = v.tile;
     let blocks = shape.m.div_ceil(tile.m) * shape.n.div_ceil(tile.n) * shape.groups * shape.residues * splits;
-    let depth = shape.depth.div_ceil(splits).next_multiple_of(stage_depth(dtype));
-    let block = (tile.m * tile.n * depth) as u64 / rate(tile, dtype) + BLOCK_OVERHEAD;
+    let depth = shape.depth.div_ceil(splits).next_multiple_of(stage_depth(v.dtype));
+    let block = (tile.m * tile.n * depth) as u64 / rate(v) + BLOCK_OVERHEAD;
     // Between whole waves, as if blocks never shared a multiprocessor, and none: less work wins where both fit at once.
     let waves = (blocks as u64).div_ceil(PROCESSORS) * PROCESSORS + blocks as u64;
     let second = if splits > 1 { SECOND_LAUNCH + (splits * partial * 8) as u64 / BYTES_PER_CLOCK } else { 0 };
@@ -158,47 +227,58 @@ pub(super) fn result_len(node: &Node) -> usize {
     }
 }
 
-fn best(node: &Node, shape: Shape, dtype: DType, access: Access, splits: Option<usize>) -> Option<Plan> {
-    let partial = result_len(node);
-    let scalar = variants(node, dtype, Access::Scalar).min_by_key(|v| clocks(shape, partial, v.tile, 1, dtype))?;
-    let candidates = variants(node, dtype, access).flat_map(|v| {
-        possible_splits(shape, partial, dtype)
-            .filter(move |&s| splits.is_none_or(|only| s == only))
-            .map(move |s| (v, s, clocks(shape, partial, v.tile, s, dtype)))
-    });
-    let (chosen, splits, _) = candidates.min_by_key(|&(_, _, clocks)| clocks)?;
-    Some(match access {
-        Access::Vector => Plan { vector: Some(chosen), scalar, splits },
-        Access::Scalar => Plan { vector: None, scalar: chosen, splits },
-    })
+/// The kernels that read `node`'s operands in large pieces, each with the groups that it computes as one.
+fn fast(node: &Node, dtype: DType, packs: &[usize]) -> Vec<(&'static Variant, usize)> {
+    let of = |v: &Variant| match v.access {
+        Access::Vector if allows_vectors(node, dtype, 1) => vec![1],
+        Access::Packed => packs.to_vec(),
+        Access::Stem if is_stem(node, dtype) => vec![1],
+        _ => Vec::new(),
+    };
+    table(node).iter().filter(|v| v.dtype == dtype).flat_map(|v| of(v).into_iter().map(move |p| (v, p))).collect()
+}
+
+/// The scalar kernel that is best unsplit.
+fn scalar(node: &Node, dtype: DType) -> Option<&'static Variant> {
+    let (shape, partial) = (shape(node)?, result_len(node));
+    variants(node, dtype, Access::Scalar).min_by_key(|v| clocks(shape, partial, v, 1))
 }
 
 /// The plan for `node`; `None` for the bias gradient and in f64, where there are no tiles.
 pub(super) fn choose(node: &Node, target: Target) -> Option<Plan> {
-    let access = if allows_vectors(node, target.dtype) { Access::Vector } else { Access::Scalar };
-    best(node, shape(node)?, target.dtype, access, None)
+    let (dtype, partial) = (target.dtype, result_len(node));
+    let mut candidates = fast(node, dtype, &free_packs(node, dtype));
+    if candidates.is_empty() {
+        candidates = variants(node, dtype, Access::Scalar).map(|v| (v, 1)).collect();
+    }
+    let split = |(v, pack): (&'static Variant, usize)| {
+        let shape = formed(node, v.access, pack)?;
+        let all = possible_splits(shape, partial, dtype).map(|s| (s, clocks(shape, partial, v, s)));
+        all.min_by_key(|&(_, clocks)| clocks).map(|(splits, clocks)| (v, pack, splits, clocks))
+    };
+    let (v, pack, splits, _) = candidates.into_iter().filter_map(split).min_by_key(|&(.., clocks)| clocks)?;
+    Some(match v.access {
+        Access::Scalar => Plan { vector: None, scalar: v, pack: 1, splits },
+        _ => Plan { vector: Some(v), scalar: scalar(node, dtype)?, pack, splits },
+    })
 }
 
 /// Every tile that can compute `node`, each unsplit and with the most splits that are allowed.
 pub(super) fn plans(node: &Node, target: Target) -> Vec<Plan> {
-    let Some(shape) = shape(node) else { return Vec::new() };
-    let most = possible_splits(shape, result_len(node), target.dtype).last().unwrap_or(1);
-    let mut plans = Vec::new();
-    for v in table(node).iter().filter(|v| v.dtype == target.dtype) {
-        if v.access == Access::Vector && !allows_vectors(node, target.dtype) {
-            continue;
-        }
-        let Some(base) = best(node, shape, target.dtype, Access::Scalar, Some(1)) else { continue };
+    let dtype = target.dtype;
+    let Some(base) = scalar(node, dtype) else { return Vec::new() };
+    let slow = variants(node, dtype, Access::Scalar).map(|v| (v, 1));
+    let all = fast(node, dtype, &tested_packs(node, dtype)).into_iter().chain(slow);
+    let with_splits = |(v, pack): (&'static Variant, usize)| {
         let plan = match v.access {
-            Access::Vector => Plan { vector: Some(v), ..base },
-            Access::Scalar => Plan { vector: None, scalar: v, splits: 1 },
+            Access::Scalar => Plan { vector: None, scalar: v, pack, splits: 1 },
+            _ => Plan { vector: Some(v), scalar: base, pack, splits: 1 },
         };
-        plans.push(plan);
-        if most > 1 {
-            plans.push(Plan { splits: most, ..plan });
-        }
-    }
-    plans
+        let shape = formed(node, v.access, pack);
+        let most = shape.and_then(|s| possible_splits(s, result_len(node), dtype).last()).unwrap_or(1);
+        std::iter::once(plan).chain((most > 1).then_some(Plan { splits: most, ..plan }))
+    };
+    all.flat_map(with_splits).collect()
 }
 
 /// Into how many slices of rows the bias gradient is cut.
