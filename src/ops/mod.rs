@@ -292,6 +292,8 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
         batch_norm::KERNELS,
         conv2d::KERNELS,
         cross_entropy::KERNELS,
+        norm::KERNELS,
+        norm::merge::KERNELS,
         pool::KERNELS,
         relu::KERNELS,
         sgd::KERNELS,
