@@ -80,8 +80,8 @@ pub struct Case {
     pub updates: Vec<Data>,
     /// How the outputs are judged.
     pub judge: Judge,
-    /// Whether the NHWC tensors may also be slices of wider ones.
-    pub slices: bool,
+    /// How the NHWC tensors lie in memory, one run for each.
+    pub layouts: &'static [Layout],
     /// The inputs that are weights, which are always dense.
     pub weights: &'static [usize],
     /// Another way to run the op than the one that it chooses.
@@ -103,7 +103,16 @@ impl Case {
     pub fn exact(name: impl Into<String>, op: Op, inputs: Vec<Data>) -> Self {
         let outputs = op.operator().outputs().len();
         let judge: Judge = Box::new(move |_| vec![Compare::Exact; outputs]);
-        Self { name: name.into(), op, inputs, updates: Vec::new(), judge, slices: false, weights: &[], launcher: None }
+        Self {
+            name: name.into(),
+            op,
+            inputs,
+            updates: Vec::new(),
+            judge,
+            layouts: &[Layout::Dense],
+            weights: &[],
+            launcher: None,
+        }
     }
 
     /// A case whose outputs are judged by `judge`.
@@ -119,7 +128,7 @@ impl Case {
             inputs,
             updates: Vec::new(),
             judge: Box::new(judge),
-            slices: false,
+            layouts: &[Layout::Dense],
             weights: &[],
             launcher: None,
         }
@@ -145,20 +154,14 @@ impl Case {
 
     /// Also runs on slices of wider tensors.
     pub fn sliced(mut self) -> Self {
-        self.slices = true;
+        self.layouts = &[Layout::Dense, Layout::Aligned, Layout::Odd];
         self
     }
 
-    fn layouts(&self) -> Vec<Layout> {
-        if !self.slices {
-            return vec![Layout::Dense];
-        }
-        let narrow = |(i, ty): (usize, &TensorType)| {
-            let pads = matches!(*ty.shape.dims(), [_, _, _, c] if Layout::Padded.around(c, 1).is_some());
-            pads && !self.weights.contains(&i)
-        };
-        let padded = self.op.operator().inputs().iter().enumerate().any(narrow).then_some(Layout::Padded);
-        [Layout::Dense, Layout::Aligned, Layout::Odd].into_iter().chain(padded).collect()
+    /// Runs where pixels of fewer than four channels are four elements apart, and nowhere else.
+    pub fn padded(mut self) -> Self {
+        self.layouts = &[Layout::Padded];
+        self
     }
 }
 
@@ -179,7 +182,7 @@ pub fn check_dtype(case: &Case, dtype: DType, sweep: Sweep) {
         let prepared = Prepared::new(case, dtype, write);
         let mut bits: Vec<(&str, String, Vec<Vec<u8>>)> = Vec::new();
         for machine in machines(sweep) {
-            for layout in case.layouts() {
+            for &layout in case.layouts {
                 let label = format!("{} {dtype} {write:?} {layout:?} on {}", case.name, machine.label);
                 let got = run(&prepared, machine, layout).unwrap_or_else(|e| panic!("{label}: {e}"));
                 prepared.judge(case, &got).unwrap_or_else(|e| panic!("{label}: {e}"));
@@ -251,7 +254,8 @@ fn host_mut(data: &mut Data) -> HostMut<'_, f64> {
 
 /// How the tensors lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
+pub enum Layout {
+    /// Nothing between pixels.
     Dense,
     /// NHWC tensors have other channels before and after theirs; where C allows, every pixel starts at 16 bytes.
     Aligned,
