@@ -64,10 +64,12 @@ KERNEL(conv2d_bwd_w_f32_32x128_packed, WeightParams, 128, 3, (bwd_w_packed<float
 KERNEL(conv2d_bwd_w_f16_64x64_packed, WeightParams, 128, 3, (bwd_w_packed<f16, Tile64x64>))
 KERNEL(conv2d_bwd_w_f16_32x128_packed, WeightParams, 128, 3, (bwd_w_packed<f16, Tile32x128>))
 KERNEL(conv2d_bwd_w_f16_16x128_packed, WeightParams, 128, 4, (bwd_w_packed<f16, Tile16x128>))
+KERNEL(conv2d_bwd_w_f16_16x64_packed, WeightParams, 128, 4, (bwd_w_packed<f16, Tile16x64>))
 
 KERNEL(conv2d_bwd_w_bf16_64x64_packed, WeightParams, 128, 3, (bwd_w_packed<bf16, Tile64x64>))
 KERNEL(conv2d_bwd_w_bf16_32x128_packed, WeightParams, 128, 3, (bwd_w_packed<bf16, Tile32x128>))
 KERNEL(conv2d_bwd_w_bf16_16x128_packed, WeightParams, 128, 4, (bwd_w_packed<bf16, Tile16x128>))
+KERNEL(conv2d_bwd_w_bf16_16x64_packed, WeightParams, 128, 4, (bwd_w_packed<bf16, Tile16x64>))
 
 KERNEL(conv2d_bwd_w_f32_64x64_stem, WeightParams, 128, 3, (bwd_w_stem<float, Tile64x64>))
 KERNEL(conv2d_bwd_w_f32_32x128_stem, WeightParams, 128, 3, (bwd_w_stem<float, Tile32x128>))
@@ -75,9 +77,11 @@ KERNEL(conv2d_bwd_w_f32_32x128_stem, WeightParams, 128, 3, (bwd_w_stem<float, Ti
 KERNEL(conv2d_bwd_w_f16_64x128_stem, WeightParams, 128, 2, (bwd_w_stem<f16, Tile64x128>))
 KERNEL(conv2d_bwd_w_f16_64x64_stem, WeightParams, 128, 3, (bwd_w_stem<f16, Tile64x64>))
 KERNEL(conv2d_bwd_w_f16_16x128_stem, WeightParams, 128, 4, (bwd_w_stem<f16, Tile16x128>))
+KERNEL(conv2d_bwd_w_f16_16x64_stem, WeightParams, 128, 4, (bwd_w_stem<f16, Tile16x64>))
 
 KERNEL(conv2d_bwd_w_bf16_64x128_stem, WeightParams, 128, 2, (bwd_w_stem<bf16, Tile64x128>))
 KERNEL(conv2d_bwd_w_bf16_64x64_stem, WeightParams, 128, 3, (bwd_w_stem<bf16, Tile64x64>))
 KERNEL(conv2d_bwd_w_bf16_16x128_stem, WeightParams, 128, 4, (bwd_w_stem<bf16, Tile16x128>))
+KERNEL(conv2d_bwd_w_bf16_16x64_stem, WeightParams, 128, 4, (bwd_w_stem<bf16, Tile16x64>))
 
 }  // namespace conv2d

@@ -80,8 +80,8 @@ pub struct Case {
     pub updates: Vec<Data>,
     /// How the outputs are judged.
     pub judge: Judge,
-    /// Whether the NHWC tensors may also be slices of wider ones.
-    pub slices: bool,
+    /// How the NHWC tensors lie in memory, one run for each.
+    pub layouts: &'static [Layout],
     /// The inputs that are weights, which are always dense.
     pub weights: &'static [usize],
     /// Whether what an output holds that is added to is more than a term of it: then the reference takes it in.
@@ -120,7 +120,7 @@ impl Case {
 
     fn new(name: String, op: Op, inputs: Vec<Data>, judge: Judge) -> Self {
         let (updates, weights) = (Vec::new(), &[][..]);
-        Self { name, op, inputs, updates, judge, slices: false, weights, takes_in: false, launcher: None }
+        Self { name, op, inputs, updates, judge, layouts: &[Layout::Dense], weights, takes_in: false, launcher: None }
     }
 
     /// The old content of the outputs that the op updates.
@@ -149,20 +149,14 @@ impl Case {
 
     /// Also runs on slices of wider tensors.
     pub fn sliced(mut self) -> Self {
-        self.slices = true;
+        self.layouts = &[Layout::Dense, Layout::Aligned, Layout::Odd];
         self
     }
 
-    fn layouts(&self) -> Vec<Layout> {
-        if !self.slices {
-            return vec![Layout::Dense];
-        }
-        let narrow = |(i, ty): (usize, &TensorType)| {
-            let pads = matches!(*ty.shape.dims(), [_, _, _, c] if Layout::Padded.around(c, 1).is_some());
-            pads && !self.weights.contains(&i)
-        };
-        let padded = self.op.operator().inputs().iter().enumerate().any(narrow).then_some(Layout::Padded);
-        [Layout::Dense, Layout::Aligned, Layout::Odd].into_iter().chain(padded).collect()
+    /// Runs where pixels of fewer than four channels are four elements apart, and nowhere else.
+    pub fn padded(mut self) -> Self {
+        self.layouts = &[Layout::Padded];
+        self
     }
 }
 
@@ -183,7 +177,7 @@ pub fn check_dtype(case: &Case, dtype: DType, sweep: Sweep) {
         let prepared = Prepared::new(case, dtype, write);
         let mut bits: Vec<(&str, String, Vec<Vec<u8>>)> = Vec::new();
         for machine in machines(sweep) {
-            for layout in case.layouts() {
+            for &layout in case.layouts {
                 let label = format!("{} {dtype} {write:?} {layout:?} on {}", case.name, machine.label);
                 let got = run(&prepared, machine, layout).unwrap_or_else(|e| panic!("{label}: {e}"));
                 prepared.judge(case, &got).unwrap_or_else(|e| panic!("{label}: {e}"));
@@ -263,7 +257,8 @@ fn host_mut(data: &mut Data) -> HostMut<'_, f64> {
 
 /// How the tensors lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
+pub enum Layout {
+    /// Nothing between pixels.
     Dense,
     /// NHWC tensors have other channels before and after theirs; where C allows, every pixel starts at 16 bytes.
     Aligned,

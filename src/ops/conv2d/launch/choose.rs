@@ -328,10 +328,42 @@ mod tests {
     }
 
     #[test]
-    fn channels_that_do_not_fill_16_bytes_go_element_by_element() {
-        assert_eq!(name(&node(FORWARD, [256, 224, 3, 64], 7, 2), DType::BF16).0, "conv2d_fwd_bf16_64x64_scalar");
-        assert_eq!(name(&node(FORWARD, [64, 8, 1, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
+    fn channels_that_fill_no_16_bytes_go_element_by_element() {
+        assert_eq!(name(&node(FORWARD, [64, 8, 5, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
         assert_eq!(name(&node(Pass::BwdX, [64, 1, 64, 10], 1, 1), DType::F16).0, "conv2d_bwd_x_f16_64x64_scalar");
+        assert_eq!(name(&node(Pass::BwdW, [64, 8, 3, 10], 3, 1), DType::BF16).0, "conv2d_bwd_w_bf16_64x64_scalar");
+    }
+
+    #[test]
+    fn stems_have_their_own_kernels() {
+        let resnet = |pass| name(&node(pass, [256, 224, 3, 64], 7, 2), DType::BF16).0;
+        assert_eq!(resnet(FORWARD), "conv2d_fwd_bf16_128x64_stem");
+        assert!(resnet(Pass::BwdW).ends_with("_stem"), "{}", resnet(Pass::BwdW));
+        assert!(resnet(Pass::BwdX).ends_with("_scalar"), "no network needs the gradient of its input");
+        assert_eq!(name(&node(FORWARD, [64, 8, 1, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_stem");
+    }
+
+    #[test]
+    fn narrow_groups_fill_the_narrowest_tile_and_no_more() {
+        let packed = |pass, channels: [usize; 2], groups, dtype| {
+            let mut node = node(pass, [256, 14, channels[0], channels[1]], 3, 1);
+            node.conv.spec.groups = groups;
+            let plan = choose(&node, Target { arch: Arch::Sm90, dtype }).expect("a plan");
+            (plan.kernel(), plan.pack())
+        };
+        let b = DType::BF16;
+        // ResNeXt 32x4d: four groups of four are one of 16.
+        assert_eq!(packed(FORWARD, [128, 128], 32, b), ("conv2d_fwd_bf16_128x16_packed", 4));
+        assert_eq!(packed(Pass::BwdX, [128, 128], 32, b), ("conv2d_bwd_x_bf16_128x16_packed", 4));
+        assert_eq!(packed(Pass::BwdW, [128, 128], 32, b), ("conv2d_bwd_w_bf16_16x64_packed", 4));
+        // Depthwise; eight channels a group, of which a tile could hold one group only; sixteen, which fill it.
+        assert_eq!(packed(FORWARD, [96, 96], 96, b), ("conv2d_fwd_bf16_128x16_packed", 16));
+        assert_eq!(packed(FORWARD, [96, 96], 96, DType::F32), ("conv2d_fwd_f32_128x16_packed", 16));
+        assert_eq!(packed(FORWARD, [256, 256], 32, b), ("conv2d_fwd_bf16_128x16_packed", 2));
+        assert_eq!(packed(FORWARD, [512, 512], 32, b), ("conv2d_fwd_bf16_128x16", 1));
+        // Three to five: eight groups are the fewest whose channels fill 16 bytes. Of five groups none do.
+        assert_eq!(packed(FORWARD, [24, 40], 8, b).1, 8);
+        assert_eq!(packed(FORWARD, [15, 25], 5, b), ("conv2d_fwd_bf16_128x16_scalar", 1));
     }
 
     #[test]

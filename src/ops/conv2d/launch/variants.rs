@@ -144,7 +144,7 @@ pub static BWD_X: [Variant; 27] = [
     gather("conv2d_bwd_x_bf16_128x16_packed", BF16, 128, 16, Packed),
 ];
 
-pub static BWD_W: [Variant; 35] = [
+pub static BWD_W: [Variant; 39] = [
     weight("conv2d_bwd_w_f32_128x128", F32, 128, 128, Vector),
     weight("conv2d_bwd_w_f32_64x64", F32, 64, 64, Vector),
     weight("conv2d_bwd_w_f32_32x128", F32, 32, 128, Vector),
@@ -169,17 +169,21 @@ pub static BWD_W: [Variant; 35] = [
     weight("conv2d_bwd_w_f16_64x64_packed", F16, 64, 64, Packed),
     weight("conv2d_bwd_w_f16_32x128_packed", F16, 32, 128, Packed),
     weight("conv2d_bwd_w_f16_16x128_packed", F16, 16, 128, Packed),
+    weight("conv2d_bwd_w_f16_16x64_packed", F16, 16, 64, Packed),
     weight("conv2d_bwd_w_bf16_64x64_packed", BF16, 64, 64, Packed),
     weight("conv2d_bwd_w_bf16_32x128_packed", BF16, 32, 128, Packed),
     weight("conv2d_bwd_w_bf16_16x128_packed", BF16, 16, 128, Packed),
+    weight("conv2d_bwd_w_bf16_16x64_packed", BF16, 16, 64, Packed),
     weight("conv2d_bwd_w_f32_64x64_stem", F32, 64, 64, Stem),
     weight("conv2d_bwd_w_f32_32x128_stem", F32, 32, 128, Stem),
     weight("conv2d_bwd_w_f16_64x128_stem", F16, 64, 128, Stem),
     weight("conv2d_bwd_w_f16_64x64_stem", F16, 64, 64, Stem),
     weight("conv2d_bwd_w_f16_16x128_stem", F16, 16, 128, Stem),
+    weight("conv2d_bwd_w_f16_16x64_stem", F16, 16, 64, Stem),
     weight("conv2d_bwd_w_bf16_64x128_stem", BF16, 64, 128, Stem),
     weight("conv2d_bwd_w_bf16_64x64_stem", BF16, 64, 64, Stem),
     weight("conv2d_bwd_w_bf16_16x128_stem", BF16, 16, 128, Stem),
+    weight("conv2d_bwd_w_bf16_16x64_stem", BF16, 16, 64, Stem),
 ];
 
 /// Results that a block of the sum over splits computes, one a thread.
