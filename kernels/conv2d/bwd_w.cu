@@ -19,21 +19,23 @@ namespace conv2d {
 
 template <typename T, class Tile, bool VECTOR>
 __device__ __forceinline__ void bwd_w(const WeightParams& p) {
-  const int group = weigh_group(p);
-  weigh<T, Tile, VECTOR>(p, AsItIs<T>{Pixels<T>(p.dy, i64(group) * p.dy_c, p.dy_stride)},
-                         AsItIs<T>{Pixels<T>(p.x, i64(group) * p.x_c, p.x_stride)});
+  const Block block(p.n_tiles, p.groups);
+  weigh<T, Tile, VECTOR>(p, AsItIs<T>{Pixels<T>(p.dy, i64(block.group) * p.dy_c, p.dy_stride)},
+                         AsItIs<T>{Pixels<T>(p.x, i64(block.group) * p.x_c, p.x_stride)}, block);
 }
 
 template <typename T, class Tile>
 __device__ __forceinline__ void bwd_w_packed(const WeightParams& p) {
-  const int group = weigh_group(p);
-  weigh_diagonal<T, Tile>(p, AsItIs<T>{Pixels<T>(p.dy, i64(group) * p.dy_c, p.dy_stride)},
-                          AsItIs<T>{Pixels<T>(p.x, i64(group) * p.x_c, p.x_stride)}, p.dy_c / (p.x_c / p.w_c));
+  const Block block(p.n_tiles, p.groups);
+  weigh_diagonal<T, Tile>(p, AsItIs<T>{Pixels<T>(p.dy, i64(block.group) * p.dy_c, p.dy_stride)},
+                          AsItIs<T>{Pixels<T>(p.x, i64(block.group) * p.x_c, p.x_stride)}, p.dy_c / (p.x_c / p.w_c),
+                          block);
 }
 
 template <typename T, class Tile>
 __device__ __forceinline__ void bwd_w_stem(const WeightParams& p) {
-  weigh_diagonal<T, Tile>(p, AsItIs<T>{Pixels<T>(p.dy, 0, p.dy_stride)}, StemPixels<T>(p.x, p.w_c), p.dy_c);
+  weigh_diagonal<T, Tile>(p, AsItIs<T>{Pixels<T>(p.dy, 0, p.dy_stride)}, StemPixels<T>(p.x, p.w_c), p.dy_c,
+                          Block(p.n_tiles, p.groups));
 }
 
 KERNEL(conv2d_bwd_w_f32_128x128, WeightParams, 256, 1, (bwd_w<float, Tile128x128EightWarps, true>))

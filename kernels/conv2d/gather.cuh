@@ -25,7 +25,7 @@ __device__ __forceinline__ float* gather_tile(const GatherParams& p, const Sourc
   const i64 length = gather_length(p, h, v);
   Multiply<T, Tile, true, B_K_MAJOR, 0> multiply;
   if (length > 0) {
-    const Range range(length, DEPTH<T, Tile>, p.splits, int(blockIdx.z));
+    const Range range(length, DEPTH<T, Tile>, p.splits, block.split);
     const i64 k0 = i64(range.begin) * DEPTH<T, Tile>;
     PixelRows<T, Tile, VECTOR, Source> a(p, in, h, v, rows, k0);
     B b(p, h, v, block.group, block.n_tile * Tile::N, k0);
@@ -44,7 +44,7 @@ __device__ __forceinline__ void write_partial(const GatherParams& p, const Block
   const int n0 = block.n_tile * Tile::N;
   const i64 pixels = i64(p.images) * p.h.out * p.v.out;
   write_tile<Tile>(staged, [&](int i) { return i64(rows[i].out); }, block.group * p.out_c + n0, p.out_c - n0,
-                   partial_output(p.partial, int(blockIdx.z), pixels, i64(p.groups) * p.out_c, p.flags));
+                   partial_output(p.partial, block.split, pixels, i64(p.groups) * p.out_c, p.flags));
 }
 
 // The epilogue of conv2d.

@@ -294,6 +294,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
         cross_entropy::KERNELS,
         norm::KERNELS,
         norm::merge::KERNELS,
+        norm_conv::KERNELS,
         pool::KERNELS,
         relu::KERNELS,
         sgd::KERNELS,

@@ -6,6 +6,7 @@ pub mod conv2d;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod norm;
+pub mod norm_conv;
 pub mod pool;
 pub mod sgd;
 pub mod shortcut;

@@ -216,7 +216,7 @@ pub fn reference(op: &Op, inputs: &[Data], updates: &[Data]) -> Vec<Data> {
 }
 
 /// The outputs of the reference where they hold `before`, written as `writes` says.
-fn reference_onto(op: &Op, inputs: &[Data], before: &[Option<Data>], writes: Vec<Write>) -> Vec<Data> {
+pub fn reference_onto(op: &Op, inputs: &[Data], before: &[Option<Data>], writes: Vec<Write>) -> Vec<Data> {
     let types = op.operator().outputs();
     let old = |(ty, old): (&TensorType, &Option<Data>)| old.clone().unwrap_or_else(|| blank(ty, f64::NAN));
     let mut outputs: Vec<Data> = types.iter().zip(before).map(old).collect();

@@ -6,6 +6,7 @@ mod conv2d;
 mod cross_entropy;
 mod linear;
 mod norm;
+mod norm_conv;
 mod pool;
 mod relu;
 mod sgd;

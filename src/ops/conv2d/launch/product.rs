@@ -1,0 +1,338 @@
+//! A product with its operands bound: parameters, grid and cost of its launches.
+
+use super::bind::{int, Matrix};
+use super::choose::{gcd, x_dims, y_dims, Plan, Problem, Product, Shape};
+use super::params::{Axis, GatherParams, ReduceParams, WeightParams};
+use super::params::{ACCUMULATE, RELU, VECTOR_OUT, VECTOR_PARTIAL};
+use super::variants::{self, Access, Variant, REDUCE_THREADS, STEM_C};
+use crate::device::{Cost, Launch, View};
+use crate::ops::conv2d::Conv2d;
+use crate::ops::{Arg, Io};
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// The axes as fwd and bwd_w see them, or as bwd_x does.
+fn axes(conv: &Conv2d, product: Product) -> Result<[Axis; 2]> {
+    let s = &conv.spec;
+    let axis = |i: usize, x: usize, y: usize| {
+        let (stride, dilation) = (s.stride[i], s.dilation[i]);
+        if [x + 2 * s.padding[i], stride, y].iter().any(|&v| v >= 1 << 30) {
+            return Err(Error::unsupported(format!("{product:?} of {s:?}"), "padded extents must be below 2^30"));
+        }
+        let common = gcd(stride, dilation);
+        let backwards = product == Product::BwdX;
+        let (input, output) = if backwards { (y, x) } else { (x, y) };
+        let (tap_step, tap_shift) =
+            if backwards { (int(stride / common)?, -int(dilation / common)?) } else { (1, int(dilation)?) };
+        Ok(Axis {
+            input: int(input)?,
+            output: int(output)?,
+            taps: int(s.kernel[i])?,
+            stride: int(stride)?,
+            pad: int(s.padding[i])?,
+            dilation: int(dilation)?,
+            tap_step,
+            tap_shift,
+        })
+    };
+    Ok([axis(0, s.h, conv.p)?, axis(1, s.w, conv.q)?])
+}
+
+/// A grid, if CUDA allows it.
+pub fn grid(conv: &Conv2d, name: &str, [x, y, z]: [usize; 3]) -> Result<[u32; 3]> {
+    if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
+        let reason = format!("it needs {x} x {y} x {z} blocks, CUDA allows 2^31 - 1 x 65,535 x 65,535");
+        return Err(Error::unsupported(format!("{name} of {:?}", conv.spec), reason));
+    }
+    Ok([x as u32, y as u32, z as u32])
+}
+
+pub fn flag(bit: i32, on: bool) -> i32 {
+    if on {
+        bit
+    } else {
+        0
+    }
+}
+
+/// The epilogue's operands, in the units of the output; absent ones are null.
+#[derive(Clone, Copy, Default)]
+pub struct Extras<'a> {
+    pub scale: Option<Matrix<'a>>,
+    pub shift: Option<Matrix<'a>>,
+    pub residual: Option<Matrix<'a>>,
+    pub relu: bool,
+    pub accumulate: bool,
+}
+
+impl<'a> Extras<'a> {
+    fn matrices(&self) -> impl Iterator<Item = Matrix<'a>> {
+        [self.scale, self.shift, self.residual].into_iter().flatten()
+    }
+
+    fn bytes(&self, out: &Matrix<'_>) -> u64 {
+        self.matrices().map(|m| m.bytes()).sum::<u64>() + if self.accumulate { out.bytes() } else { 0 }
+    }
+
+    fn flags(&self) -> i32 {
+        flag(RELU, self.relu) | flag(ACCUMULATE, self.accumulate)
+    }
+}
+
+/// Whether 16-byte accesses to the partial sums of rows of `columns` fit.
+fn vector_partial(partial: Option<Matrix<'_>>, columns: usize) -> bool {
+    columns.is_multiple_of(8) && partial.is_some_and(|p| p.takes_vectors(columns))
+}
+
+pub fn address(m: Option<Matrix<'_>>) -> u64 {
+    m.map_or(0, |m| m.address())
+}
+
+/// Input `i` of `io`.
+pub fn input<'a>(io: &Io<'a>, name: &str, i: usize) -> Result<&'a Arg> {
+    io.inputs.get(i).ok_or_else(|| Error::invalid(name, format!("input {i} is missing")))
+}
+
+/// Output `i` of `io`.
+pub fn output<'a>(io: &Io<'a>, name: &str, i: usize) -> Result<&'a Arg> {
+    io.outputs.get(i).ok_or_else(|| Error::invalid(name, format!("output {i} is missing")))
+}
+
+/// A product, the operands that all of its kind have, and how it is computed.
+pub struct Bound<'a> {
+    problem: Problem,
+    plan: Plan,
+    /// The activation or gradient that is gathered, and the weights; in bwd_w dy and x.
+    pub operands: [Matrix<'a>; 2],
+    /// The result.
+    pub out: Matrix<'a>,
+    /// Of the epilogue.
+    pub extras: Extras<'a>,
+    partial: Option<Matrix<'a>>,
+    /// What else is loaded with x, with y or its gradient, and touched by the epilogue: a column a channel.
+    pub beside: Beside<'a>,
+}
+
+/// See [`Bound::beside`].
+#[derive(Default)]
+pub struct Beside<'a> {
+    pub x: Vec<Matrix<'a>>,
+    pub y: Vec<Matrix<'a>>,
+    pub out: Vec<Matrix<'a>>,
+}
+
+/// A kernel and the products that it forms.
+pub struct Formed {
+    pub variant: &'static Variant,
+    pub shape: Shape,
+    /// Channels of x and of y that are one group to the kernel.
+    x_c: usize,
+    y_c: usize,
+}
+
+impl Formed {
+    /// Tiles of the result: rows (of the largest residue), columns.
+    pub fn tiles(&self) -> [usize; 2] {
+        [self.shape.m.div_ceil(self.variant.tile.m), self.shape.n.div_ceil(self.variant.tile.n)]
+    }
+
+    /// Blocks for each residue and split.
+    pub fn blocks(&self) -> usize {
+        let [rows, columns] = self.tiles();
+        rows.saturating_mul(self.shape.groups).saturating_mul(columns)
+    }
+}
+
+impl<'a> Bound<'a> {
+    /// The operands and the result, and partial sums at the start of the scratch memory.
+    pub fn new(
+        problem: Problem,
+        plan: Plan,
+        dtype: DType,
+        [first, second, out]: [&'a Arg; 3],
+        extras: Extras<'a>,
+        scratch: Option<&'a View>,
+    ) -> Result<Self> {
+        let (conv, elem) = (&problem.conv, dtype.bytes());
+        let [k, r, s, cg] = conv.w_shape();
+        let (x, y, w) = (x_dims(conv), y_dims(conv), [k, r * s * cg]);
+        let weights = || Matrix::dense("weights", &second.view, w, elem);
+        let (operands, out) = match problem.product {
+            Product::Fwd => ([Matrix::pixels("x", first, x, elem)?, weights()?], Matrix::pixels("y", out, y, elem)?),
+            Product::BwdX => ([Matrix::pixels("dy", first, y, elem)?, weights()?], Matrix::pixels("dx", out, x, elem)?),
+            Product::BwdW => (
+                [Matrix::pixels("dy", first, y, elem)?, Matrix::pixels("x", second, x, elem)?],
+                Matrix::dense("dw", &out.view, w, 4)?,
+            ),
+        };
+        let partial = match scratch.filter(|_| plan.splits > 1) {
+            Some(view) => Some(Matrix::dense("scratch", view, [plan.splits * out.rows, out.cols], 4)?),
+            None => None,
+        };
+        Ok(Self { problem, plan, operands, out, extras, partial, beside: Beside::default() })
+    }
+
+    /// Channels of one group of x and of y.
+    fn channels(&self) -> [usize; 2] {
+        let s = &self.problem.conv.spec;
+        [s.c / s.groups, s.k / s.groups]
+    }
+
+    /// Whether the operands lie as kernels of `access` need them that take `pack` groups as one.
+    fn lie(&self, access: Access, pack: usize) -> bool {
+        let ([cg, kg], [a, b]) = (self.channels(), self.operands);
+        let takes = |m: &Matrix<'_>, beside: &[Matrix<'_>], channels: usize| {
+            m.takes_vectors(channels) && beside.iter().all(|m| m.takes_vectors(channels))
+        };
+        let x = |m: &Matrix<'_>| match access {
+            Access::Stem => m.is_stem(),
+            _ => takes(m, &self.beside.x, pack * cg),
+        };
+        let y = |m: &Matrix<'_>| takes(m, &self.beside.y, pack * kg);
+        let weights = access != Access::Vector || b.takes_vectors(cg);
+        match self.problem.product {
+            _ if access == Access::Scalar => true,
+            Product::Fwd => x(&a) && weights,
+            Product::BwdX => y(&a) && weights,
+            Product::BwdW => y(&a) && x(&b),
+        }
+    }
+
+    /// The kernel of the plan if the operands lie as it needs them, or the one for any, and how it forms the products.
+    pub fn formed(&self) -> Formed {
+        let (variant, pack) = match self.plan.vector {
+            Some(v) if self.lie(v.access, self.plan.pack) => (v, self.plan.pack),
+            _ => (self.plan.scalar, 1),
+        };
+        let [cg, kg] = self.channels();
+        let x_c = if variant.access == Access::Stem { STEM_C } else { cg * pack };
+        Formed { variant, shape: self.problem.formed(variant.access, pack), x_c, y_c: kg * pack }
+    }
+
+    /// Blocks of the launch.
+    pub fn grid(&self) -> Result<[u32; 3]> {
+        let formed = self.formed();
+        let blocks = [formed.blocks(), formed.shape.residues, self.plan.splits];
+        grid(&self.problem.conv, formed.variant.kernel.name, blocks)
+    }
+
+    fn flags(&self, columns: usize) -> i32 {
+        let mut matrices = [self.out].into_iter().chain(self.extras.residual).chain(self.beside.out.iter().copied());
+        let vector_out = matrices.all(|m| m.takes_vectors(columns));
+        let whole = columns.is_multiple_of(8);
+        self.extras.flags()
+            | flag(VECTOR_OUT, whole && vector_out)
+            | flag(VECTOR_PARTIAL, vector_partial(self.partial, columns))
+    }
+
+    /// Of fwd and bwd_x.
+    pub fn gather_params(&self) -> Result<GatherParams> {
+        let (spec, formed) = (&self.problem.conv.spec, self.formed());
+        let Formed { x_c, y_c, .. } = formed;
+        let (in_c, out_c) = if self.problem.product == Product::BwdX { (y_c, x_c) } else { (x_c, y_c) };
+        let (e, [input, w]) = (&self.extras, self.operands);
+        Ok(GatherParams {
+            input: input.address(),
+            w: w.address(),
+            out: self.out.address(),
+            scale: address(e.scale),
+            shift: address(e.shift),
+            residual: address(e.residual),
+            partial: address(self.partial),
+            axes: axes(&self.problem.conv, self.problem.product)?,
+            images: int(spec.n)?,
+            in_c: int(in_c)?,
+            out_c: int(out_c)?,
+            in_stride: input.stride(),
+            out_stride: self.out.stride(),
+            residual_stride: e.residual.map_or(0, |m| m.stride()),
+            groups: int(formed.shape.groups)?,
+            n_tiles: int(formed.tiles()[1])?,
+            splits: int(self.plan.splits)?,
+            flags: self.flags(out_c),
+            w_c: int(self.channels()[0])?,
+            unused: 0,
+        })
+    }
+
+    /// Of bwd_w.
+    pub fn weight_params(&self) -> Result<WeightParams> {
+        let (spec, formed, [dy, x]) = (&self.problem.conv.spec, self.formed(), self.operands);
+        Ok(WeightParams {
+            dy: dy.address(),
+            x: x.address(),
+            dw: self.out.address(),
+            partial: address(self.partial),
+            axes: axes(&self.problem.conv, self.problem.product)?,
+            images: int(spec.n)?,
+            x_c: int(formed.x_c)?,
+            dy_c: int(formed.y_c)?,
+            x_stride: x.stride(),
+            dy_stride: dy.stride(),
+            groups: int(formed.shape.groups)?,
+            n_tiles: int(formed.tiles()[1])?,
+            splits: int(self.plan.splits)?,
+            flags: self.flags(self.out.cols),
+            w_c: int(self.channels()[0])?,
+        })
+    }
+
+    /// What the product needs: its operands once, and the result or its partial sums once.
+    pub fn cost(&self) -> Cost {
+        let read: u64 = self.operands.iter().map(Matrix::bytes).sum();
+        let (epilogue, written) = match self.partial {
+            Some(partial) => (0, partial.bytes()),
+            None => (self.extras.bytes(&self.out), self.out.bytes()),
+        };
+        Cost { flops: 2 * self.problem.conv.macs(), bytes_read: read + epilogue, bytes_written: written }
+    }
+
+    /// The memory of the launch, kept alive by it.
+    pub fn views(&self) -> Vec<View> {
+        let all = self.operands.into_iter().chain([self.out]).chain(self.partial).chain(self.extras.matrices());
+        all.map(|m| m.view.clone()).collect()
+    }
+
+    /// The launch that adds the splits into the result in `dtype`, where there are some.
+    pub fn reduce(&self, dtype: DType) -> Result<Option<Launch>> {
+        let Some(partial) = self.partial else { return Ok(None) };
+        add_splits(&self.problem.conv, dtype, [partial, self.out], &self.extras, self.plan.splits).map(Some)
+    }
+}
+
+/// The launch that adds `splits` partial results of `out`'s shape.
+pub fn add_splits<'a>(
+    conv: &Conv2d,
+    dtype: DType,
+    [partial, out]: [Matrix<'a>; 2],
+    extras: &Extras<'a>,
+    splits: usize,
+) -> Result<Launch> {
+    let kernel =
+        variants::reduce(dtype).ok_or_else(|| Error::unsupported("conv2d", format!("no kernel for {dtype}")))?;
+    let params = ReduceParams {
+        partial: partial.address(),
+        out: out.address(),
+        scale: address(extras.scale),
+        shift: address(extras.shift),
+        residual: address(extras.residual),
+        rows: out.rows as i64,
+        cols: int(out.cols)?,
+        splits: int(splits)?,
+        out_stride: out.stride(),
+        residual_stride: extras.residual.map_or(0, |m| m.stride()),
+        flags: extras.flags(),
+        unused: 0,
+    };
+    let len = out.rows * out.cols;
+    let cost = Cost {
+        flops: ((splits - 1) * len) as u64,
+        bytes_read: partial.bytes() + extras.bytes(&out),
+        bytes_written: out.bytes(),
+    };
+    let views = [partial, out].into_iter().chain(extras.matrices()).map(|m| m.view.clone()).collect();
+    let grid = grid(conv, kernel.name, [len.div_ceil(REDUCE_THREADS), 1, 1])?;
+    // SAFETY: the entry takes ReduceParams; `partial` holds `splits` times the elements of `out`, and both and the
+    // epilogue's operands were checked to lie in their views.
+    Ok(unsafe { Launch::new(kernel, grid, &params, cost, views) })
+}
