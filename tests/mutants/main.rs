@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Run plainly, this checks that every record still fits its kernel. With `RESIDUUM_MUTANTS=all`, or a part of a file's
-//! name, it compiles each mutant into a shared object, which the built suite loads in place of its own kernels, and
+//! or a test's name, it compiles each mutant into a shared object, which the built suite loads in place of its own kernels, and
 //! fails where a mutant survives. `ci/mutants.sh` calls it so.
 
 #[cfg(feature = "sim")]
@@ -108,7 +108,8 @@ fn check() -> Result<(), String> {
     }
     println!("{} mutants fit their kernels", mutants.len());
     let Some(filter) = std::env::var("RESIDUUM_MUTANTS").ok() else { return Ok(()) };
-    let chosen: Vec<_> = mutants.into_iter().filter(|m| filter == "all" || m.file.contains(&filter)).collect();
+    let wanted = |m: &Mutant| filter == "all" || m.file.contains(&filter) || m.test.contains(&filter);
+    let chosen: Vec<_> = mutants.into_iter().filter(wanted).collect();
     #[cfg(feature = "sim")]
     return run::run(root, &chosen);
     #[cfg(not(feature = "sim"))]

@@ -32,7 +32,7 @@ fn problem(node: &Node) -> Option<Problem> {
         Pass::BwdW => (Product::BwdW, &BWD_W),
         Pass::BwdBias => return None,
     };
-    Some(Problem { conv: node.conv, product, table, whole: false, raw: true })
+    Some(Problem { conv: node.conv, product, table, split_launches: Some(1), raw: true })
 }
 
 /// Every way to compute `node`, for tests and benchmarks.

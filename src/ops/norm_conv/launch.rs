@@ -1,7 +1,7 @@
 //! Which kernels, on what grid.
 //!
-//! A pass is conv2d's product with more operands. Where its tiles leave something of their columns, the reduction is not
-//! split and the tiles are merged after it.
+//! A pass is conv2d's product with more operands. What its tiles leave of their columns is merged after it. Where the
+//! reduction is split no tile has whole sums: then moments are taken from y afterwards, and bwd_x is not split.
 
 mod params;
 mod variants;
@@ -10,11 +10,12 @@ use self::params::{DataGradientParams, ForwardParams, WeightGradientParams, ACTI
 use self::variants::{BWD_W, BWD_X, FWD};
 use super::{Node, Pass};
 use crate::device::{Cost, Kernel, Launch, Target, View};
+use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::conv2d::launch::bind::{int, Matrix};
 use crate::ops::conv2d::launch::choose::{self, x_dims, y_dims, Plan, Problem, Product};
 use crate::ops::conv2d::launch::product::{address, flag, input, output, Bound, Extras};
 use crate::ops::norm::merge::{self, BandRows, Bands};
-use crate::ops::norm::{sign_bytes, Correction, Epilogue, Prologue};
+use crate::ops::norm::{self, sign_bytes, Correction, Epilogue, Prologue};
 use crate::ops::{Arg, Io, Operator, Write};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -23,12 +24,14 @@ use crate::{Error, Result};
 pub(crate) static KERNELS: &[&Kernel] = &variants::ALL;
 
 fn problem(node: &Node) -> Problem {
-    let (product, table, whole, raw): (_, &[_], _, _) = match node.pass {
-        Pass::Fwd { prologue, moments, .. } => (Product::Fwd, &FWD, moments, prologue.is_none()),
-        Pass::BwdX { epilogue, .. } => (Product::BwdX, &BWD_X, epilogue.is_some(), true),
-        Pass::BwdW { prologue, .. } => (Product::BwdW, &BWD_W, false, prologue.is_none()),
+    let (product, table, split_launches, raw): (_, &[_], _, _) = match node.pass {
+        Pass::Fwd { prologue, moments, .. } => {
+            (Product::Fwd, &FWD, Some(if moments { 3 } else { 1 }), prologue.is_none())
+        }
+        Pass::BwdX { epilogue, .. } => (Product::BwdX, &BWD_X, epilogue.is_none().then_some(1), true),
+        Pass::BwdW { prologue, .. } => (Product::BwdW, &BWD_W, Some(1), prologue.is_none()),
     };
-    Problem { conv: node.conv, product, table, whole, raw }
+    Problem { conv: node.conv, product, table, split_launches, raw }
 }
 
 /// Every way to compute `node`, for tests and benchmarks.
@@ -41,13 +44,25 @@ fn choose(node: &Node, target: Target) -> Option<Plan> {
 }
 
 /// Numbers that a tile leaves of a column.
-fn left(node: &Node) -> usize {
+fn left(node: &Node, plan: Plan) -> usize {
     match node.pass {
+        _ if plan.splits() > 1 => 0,
         Pass::Fwd { moments, .. } => 2 * usize::from(moments),
         Pass::BwdX { epilogue: Some(Epilogue::Affine { .. }), .. } => 2,
         Pass::BwdX { epilogue: Some(Epilogue::Signs { norms }), .. } => 1 + norms,
         Pass::BwdX { epilogue: None, .. } | Pass::BwdW { .. } => 0,
     }
+}
+
+/// What takes the moments from y, where they are wanted and the tiles of `plan` do not leave them.
+fn measuring(node: &Node, plan: Plan) -> Result<Option<norm::Node>> {
+    if plan.splits() == 1 || !matches!(node.pass, Pass::Fwd { moments: true, .. }) {
+        return Ok(None);
+    }
+    let (spec, [p, q]) = (node.conv.spec(), node.conv.output());
+    // Moments need neither eps nor momentum.
+    let bn = BatchNorm::new(batch_norm::Spec { x: [spec.n, p, q, spec.k], eps: 1.0, momentum: 0.0 })?;
+    Ok(Some(norm::Node { bn, pass: norm::Pass::Moments }))
 }
 
 /// Columns of the result.
@@ -69,10 +84,12 @@ pub(super) fn scratch_bytes(node: &Node, target: Target, plan: Option<Plan>) -> 
     let Some(plan) = plan.or_else(|| choose(node, target)) else { return 0 };
     // Which of the plan's kernels runs depends on the addresses: enough for either.
     let tiles = plan.rows().map(|rows| {
-        let (bands, numbers) = (Bands { count: bands(node, rows), channels: columns(node) }, left(node));
+        let (bands, numbers) = (Bands { count: bands(node, rows), channels: columns(node) }, left(node, plan));
         numbers * bands.bytes() + bands.merge_bytes(numbers)
     });
-    plan.partial_bytes(&problem(node)) + tiles.into_iter().max().unwrap_or(0)
+    let after = measuring(node, plan).ok().flatten().map_or(0, |m| m.scratch_bytes(target));
+    // One after the other: partial sums, then what measures y.
+    plan.partial_bytes(&problem(node)).max(after) + tiles.into_iter().max().unwrap_or(0)
 }
 
 /// The launches of `node` as `plan` says, or as it chooses.
@@ -91,7 +108,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>, plan: Option<Pl
         return Err(Error::invalid(node.name(), format!("{found} bytes of scratch memory, {needed} expected")));
     }
     let accumulate = output(io, node.name(), 0)?.write == Write::Accumulate;
-    let mut call = Call { node, dtype: target.dtype, io, next: 2, read: Vec::new() };
+    let mut call = Call { node, dtype: target.dtype, target, io, next: 2, read: Vec::new() };
     match node.pass {
         Pass::Fwd { prologue, epilogue, .. } => call.fwd(problem, plan, prologue, epilogue),
         Pass::BwdX { correction, epilogue } => call.bwd_x(problem, plan, correction, epilogue, accumulate),
@@ -117,6 +134,7 @@ impl<'a> Correcting<'a> {
 /// One pass, as its inputs are taken one by one.
 struct Call<'a> {
     node: &'a Node,
+    target: Target,
     dtype: DType,
     io: &'a Io<'a>,
     next: usize,
@@ -203,7 +221,7 @@ impl<'a> Call<'a> {
         };
         let mut bound = self.bound(problem, plan, extras)?;
         bound.beside.x = prologue.clone();
-        let (tiles, bytes) = self.tiles(&bound)?;
+        let (tiles, bytes) = self.tiles(&bound, plan)?;
         let mut gather = bound.gather_params()?;
         gather.flags |= activate;
         let params = ForwardParams {
@@ -220,6 +238,11 @@ impl<'a> Call<'a> {
         let mut launches = vec![unsafe { Launch::new(kernel, bound.grid()?, &params, cost, views) }];
         launches.extend(bound.reduce(self.dtype)?);
         launches.extend(self.merge(&bound, &tiles)?);
+        if let Some(moments) = measuring(self.node, plan)? {
+            let (y, rest) = self.io.outputs.split_at(1);
+            let io = Io { inputs: y, outputs: rest, scratch: self.io.scratch };
+            launches.extend(moments.launches(self.target, &io)?);
+        }
         Ok(launches)
     }
 
@@ -269,7 +292,7 @@ impl<'a> Call<'a> {
         let mut bound = self.bound(problem, plan, Extras { accumulate, ..Extras::default() })?;
         bound.beside.y = correcting.matrices();
         bound.beside.out.extend(masking.y.into_iter().flatten());
-        let (tiles, bytes) = self.tiles(&bound)?;
+        let (tiles, bytes) = self.tiles(&bound, plan)?;
         let mut gather = bound.gather_params()?;
         gather.flags |= masking.flags;
         (gather.scale, gather.shift) = (address(masking.scale), address(masking.shift));
@@ -329,9 +352,9 @@ impl<'a> Call<'a> {
     }
 
     /// A view of what the tiles leave for each of their numbers, and the bytes of all.
-    fn tiles(&self, bound: &Bound<'_>) -> Result<(Vec<View>, usize)> {
+    fn tiles(&self, bound: &Bound<'_>, plan: Plan) -> Result<(Vec<View>, usize)> {
         let bytes = 4 * bands(self.node, bound.formed().variant.tile.m) * columns(self.node);
-        let (Some(scratch), count) = (self.io.scratch, left(self.node)) else { return Ok((Vec::new(), 0)) };
+        let (Some(scratch), count) = (self.io.scratch, left(self.node, plan)) else { return Ok((Vec::new(), 0)) };
         let views: Result<Vec<View>> = (0..count).map(|i| scratch.part(i * bytes, bytes)).collect();
         Ok((views?, count * bytes))
     }

@@ -143,8 +143,8 @@ impl Operator for Node {
 }
 
 impl Node {
-    /// Every way in which the kernels can compute this pass, as [`conv2d::Node::plans`]; unsplit only where moments or
-    /// sums are left. None in f64.
+    /// Every way in which the kernels can compute this pass, as [`conv2d::Node::plans`]; unsplit only where bwd_x
+    /// has an epilogue. None in f64.
     pub fn plans(&self, target: Target) -> Vec<Plan> {
         launch::plans(self, target)
     }

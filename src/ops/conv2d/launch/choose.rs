@@ -24,8 +24,8 @@ pub struct Problem {
     pub product: Product,
     /// The kernels that compute it.
     pub table: &'static [Variant],
-    /// Whether the reduction must not be split.
-    pub whole: bool,
+    /// Launches that a split of the reduction needs besides the product; `None` where it must not be split.
+    pub split_launches: Option<usize>,
     /// Whether x is loaded as it is in memory, as the kernels of the stem do.
     pub raw: bool,
 }
@@ -215,8 +215,7 @@ impl Problem {
 
     /// The scalar kernel that is best unsplit.
     fn scalar(&self, dtype: DType) -> Option<&'static Variant> {
-        let (shape, partial) = (self.shape(), self.result_len());
-        self.variants(dtype, Access::Scalar).min_by_key(|v| clocks(shape, partial, v, 1))
+        self.variants(dtype, Access::Scalar).min_by_key(|v| clocks(self, self.shape(), v, 1))
     }
 
     fn variants(&self, dtype: DType, access: Access) -> impl Iterator<Item = &'static Variant> {
@@ -232,7 +231,7 @@ pub fn fits(plan: Plan, problem: &Problem, dtype: DType) -> bool {
         Access::Stem => problem.is_stem(dtype),
         Access::Scalar => false,
     };
-    let most = if problem.whole { 1 } else { MAX_SPLITS };
+    let most = if problem.split_launches.is_some() { MAX_SPLITS } else { 1 };
     known(plan.scalar)
         && plan.vector.is_none_or(|v| known(v) && allowed(v))
         && problem.conv.spec.groups.is_multiple_of(plan.pack)
@@ -252,7 +251,7 @@ const MAX_PARTIAL: usize = 16 << 20;
 
 fn possible_splits(problem: &Problem, shape: Shape, dtype: DType) -> impl Iterator<Item = usize> {
     let stages = shape.depth.div_ceil(stage_depth(dtype));
-    let (partial, most) = (problem.result_len(), if problem.whole { 1 } else { MAX_SPLITS });
+    let (partial, most) = (problem.result_len(), if problem.split_launches.is_some() { MAX_SPLITS } else { 1 });
     std::iter::successors(Some(1), |s| Some(s * 2))
         .take_while(move |&s| s == 1 || (s <= most && stages / s >= MIN_STAGES && s * partial <= MAX_PARTIAL))
 }
@@ -278,18 +277,19 @@ fn rate(v: &Variant) -> u64 {
 
 /// Clocks that `v` with `splits` would take on a nominal chip of 128 multiprocessors. A rough model: only the order of
 /// its results matters. Nothing in it has been measured.
-fn clocks(shape: Shape, partial: usize, v: &Variant, splits: usize) -> u64 {
+fn clocks(problem: &Problem, shape: Shape, v: &Variant, splits: usize) -> u64 {
     const PROCESSORS: u64 = 128;
     const BLOCK_OVERHEAD: u64 = 1500; // fill the pipeline, write the tile
-    const SECOND_LAUNCH: u64 = 4000;
+    const LAUNCH: u64 = 4000;
     const BYTES_PER_CLOCK: u64 = 16 * PROCESSORS;
     let tile = v.tile;
+    let (partial, launches) = (problem.result_len(), problem.split_launches.unwrap_or(0) as u64 * LAUNCH);
     let blocks = shape.m.div_ceil(tile.m) * shape.n.div_ceil(tile.n) * shape.groups * shape.residues * splits;
     let depth = shape.depth.div_ceil(splits).next_multiple_of(stage_depth(v.dtype));
     let block = (tile.m * tile.n * depth) as u64 / rate(v) + BLOCK_OVERHEAD;
     // Between whole waves, as if blocks never shared a multiprocessor, and none: less work wins where both fit at once.
     let waves = (blocks as u64).div_ceil(PROCESSORS) * PROCESSORS + blocks as u64;
-    let second = if splits > 1 { SECOND_LAUNCH + (splits * partial * 8) as u64 / BYTES_PER_CLOCK } else { 0 };
+    let second = if splits > 1 { launches + (splits * partial * 8) as u64 / BYTES_PER_CLOCK } else { 0 };
     waves * block / (2 * PROCESSORS) + second
 }
 
@@ -301,7 +301,7 @@ pub fn choose(problem: &Problem, dtype: DType) -> Option<Plan> {
     }
     let split = |(v, pack): (&'static Variant, usize)| {
         let shape = problem.formed(v.access, pack);
-        let all = possible_splits(problem, shape, dtype).map(|s| (s, clocks(shape, problem.result_len(), v, s)));
+        let all = possible_splits(problem, shape, dtype).map(|s| (s, clocks(problem, shape, v, s)));
         all.min_by_key(|&(_, clocks)| clocks).map(|(splits, clocks)| (v, pack, splits, clocks))
     };
     let (v, pack, splits, _) = candidates.into_iter().filter_map(split).min_by_key(|&(.., clocks)| clocks)?;
@@ -358,7 +358,7 @@ mod tests {
             BwdX => &BWD_X,
             BwdW => &BWD_W,
         };
-        Problem { conv: Conv2d::new(spec).expect("a valid case"), product, table, whole: false, raw: true }
+        Problem { conv: Conv2d::new(spec).expect("a valid case"), product, table, split_launches: Some(1), raw: true }
     }
 
     fn name(problem: &Problem, dtype: DType) -> (&'static str, usize) {
