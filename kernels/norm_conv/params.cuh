@@ -52,4 +52,14 @@ struct WeightGradientParams : WeightParams {
 };
 static_assert(sizeof(WeightGradientParams) == 192, "as in params.rs");
 
+// Both gradients in one launch.
+struct GradientsParams {
+  DataGradientParams x;
+  WeightGradientParams w;
+  int x_blocks, x_segment;  // of bwd_x: in all, in a segment
+  int x_residues;
+  int w_blocks;  // of bwd_w, in a segment
+};
+static_assert(sizeof(GradientsParams) == 480, "as in params.rs");
+
 }  // namespace norm_conv

@@ -277,7 +277,7 @@ fn rate(v: &Variant) -> u64 {
 
 /// Clocks that `v` with `splits` would take on a nominal chip of 128 multiprocessors. A rough model: only the order of
 /// its results matters. Nothing in it has been measured.
-fn clocks(problem: &Problem, shape: Shape, v: &Variant, splits: usize) -> u64 {
+pub fn clocks(problem: &Problem, shape: Shape, v: &Variant, splits: usize) -> u64 {
     const PROCESSORS: u64 = 128;
     const BLOCK_OVERHEAD: u64 = 1500; // fill the pipeline, write the tile
     const LAUNCH: u64 = 4000;
@@ -293,16 +293,39 @@ fn clocks(problem: &Problem, shape: Shape, v: &Variant, splits: usize) -> u64 {
     waves * block / (2 * PROCESSORS) + second
 }
 
+/// Whether `splits` leave few partial sums: beside what bwd_w reads of pixels, or so few that they stay in the L2 cache.
+fn affordable(problem: &Problem, dtype: DType, splits: usize) -> bool {
+    const SHARE: usize = 32;
+    const CACHED: usize = 4 << 20;
+    let pixels = (problem.conv.x().shape.len() + problem.conv.y().shape.len()) * dtype.bytes();
+    let partial = splits * problem.result_len() * 8; // written and read
+    splits == 1 || problem.product != Product::BwdW || partial <= CACHED.max(pixels / SHARE)
+}
+
 /// The plan for `problem`; `None` in f64, where there are no tiles.
 pub fn choose(problem: &Problem, dtype: DType) -> Option<Plan> {
+    choose_beside(problem, dtype, 1, |_, _| 0)
+}
+
+/// The same where `v`, with `pack` groups as one, takes `more(v, pack)` clocks for something else, and the reduction is
+/// split into `least` parts or more if that leaves few partial sums.
+pub fn choose_beside(
+    problem: &Problem,
+    dtype: DType,
+    least: usize,
+    more: impl Fn(&'static Variant, usize) -> u64,
+) -> Option<Plan> {
     let mut candidates = problem.fast(dtype, &problem.free_packs(dtype));
     if candidates.is_empty() {
         candidates = problem.variants(dtype, Access::Scalar).map(|v| (v, 1)).collect();
     }
     let split = |(v, pack): (&'static Variant, usize)| {
         let shape = problem.formed(v.access, pack);
-        let all = possible_splits(problem, shape, dtype).map(|s| (s, clocks(problem, shape, v, s)));
-        all.min_by_key(|&(_, clocks)| clocks).map(|(splits, clocks)| (v, pack, splits, clocks))
+        let possible: Vec<usize> =
+            possible_splits(problem, shape, dtype).filter(|&s| affordable(problem, dtype, s)).collect();
+        let least = least.min(possible.last().copied()?);
+        let all = possible.into_iter().filter(|&s| s >= least).map(|s| (s, clocks(problem, shape, v, s)));
+        all.min_by_key(|&(_, clocks)| clocks).map(|(splits, clocks)| (v, pack, splits, clocks + more(v, pack)))
     };
     let (v, pack, splits, _) = candidates.into_iter().filter_map(split).min_by_key(|&(.., clocks)| clocks)?;
     Some(match v.access {

@@ -198,6 +198,16 @@ impl<'a> Bound<'a> {
         }
     }
 
+    /// Whether the plan's first kernel runs.
+    pub fn is_fast(&self) -> bool {
+        self.plan.vector.is_some_and(|v| self.lie(v.access, self.plan.pack))
+    }
+
+    /// From now on the kernel that takes any operands.
+    pub fn slow(&mut self) {
+        self.plan.vector = None;
+    }
+
     /// The kernel of the plan if the operands lie as it needs them, or the one for any, and how it forms the products.
     pub fn formed(&self) -> Formed {
         let (variant, pack) = match self.plan.vector {
@@ -280,11 +290,16 @@ impl<'a> Bound<'a> {
     /// What the product needs: its operands once, and the result or its partial sums once.
     pub fn cost(&self) -> Cost {
         let read: u64 = self.operands.iter().map(Matrix::bytes).sum();
+        self.result_cost() + Cost { bytes_read: read, ..Cost::default() }
+    }
+
+    /// The same without the operands.
+    pub fn result_cost(&self) -> Cost {
         let (epilogue, written) = match self.partial {
             Some(partial) => (0, partial.bytes()),
             None => (self.extras.bytes(&self.out), self.out.bytes()),
         };
-        Cost { flops: 2 * self.problem.conv.macs(), bytes_read: read + epilogue, bytes_written: written }
+        Cost { flops: 2 * self.problem.conv.macs(), bytes_read: epilogue, bytes_written: written }
     }
 
     /// The memory of the launch, kept alive by it.
