@@ -35,6 +35,11 @@ __device__ __forceinline__ void cp_async_16(void* dst, const void* src, unsigned
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes) : "memory");
 }
 
+// cp.async.ca of 8 bytes, of which `bytes` are copied and the rest are zeros.
+__device__ __forceinline__ void cp_async_8(void* dst, const void* src, unsigned int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes) : "memory");
+}
+
 // cp.async.ca of 4 bytes, or 4 zero bytes where `bytes` is 0.
 __device__ __forceinline__ void cp_async_4(void* dst, const void* src, unsigned int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes) : "memory");

@@ -9,16 +9,33 @@
 // Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: dy, x, dw once each (dw twice where added to); a split adds K*R*S*C/G floats,
 //           twice.
-// Entries   *_scalar take any number of channels; the others need 16-byte accesses to dy and x.
+// Entries   *_packed take several narrow groups as one, with 16-byte accesses to dy and x, and store what is not between
+//           groups; *_stem take an x of one group of at most 4 channels whose pixels are 4 elements apart (stem.cuh), with
+//           16-byte accesses to dy; *_scalar take any number of channels; the others need 16-byte accesses to dy and x.
+#include "conv2d/stem.cuh"
 #include "conv2d/weigh.cuh"
 
 namespace conv2d {
 
 template <typename T, class Tile, bool VECTOR>
 __device__ __forceinline__ void bwd_w(const WeightParams& p) {
-  const int group = weigh_group(p);
-  weigh<T, Tile, VECTOR>(p, AsItIs<T>{Pixels<T>(p.dy, i64(group) * p.dy_c, p.dy_stride)},
-                         AsItIs<T>{Pixels<T>(p.x, i64(group) * p.x_c, p.x_stride)});
+  const Block block(p.n_tiles, p.groups);
+  weigh<T, Tile, VECTOR>(p, AsItIs<T>{Pixels<T>(p.dy, i64(block.group) * p.dy_c, p.dy_stride)},
+                         AsItIs<T>{Pixels<T>(p.x, i64(block.group) * p.x_c, p.x_stride)}, block);
+}
+
+template <typename T, class Tile>
+__device__ __forceinline__ void bwd_w_packed(const WeightParams& p) {
+  const Block block(p.n_tiles, p.groups);
+  weigh_diagonal<T, Tile>(p, AsItIs<T>{Pixels<T>(p.dy, i64(block.group) * p.dy_c, p.dy_stride)},
+                          AsItIs<T>{Pixels<T>(p.x, i64(block.group) * p.x_c, p.x_stride)}, p.dy_c / (p.x_c / p.w_c),
+                          block);
+}
+
+template <typename T, class Tile>
+__device__ __forceinline__ void bwd_w_stem(const WeightParams& p) {
+  weigh_diagonal<T, Tile>(p, AsItIs<T>{Pixels<T>(p.dy, 0, p.dy_stride)}, StemPixels<T>(p.x, p.w_c), p.dy_c,
+                          Block(p.n_tiles, p.groups));
 }
 
 KERNEL(conv2d_bwd_w_f32_128x128, WeightParams, 256, 1, (bwd_w<float, Tile128x128EightWarps, true>))
@@ -42,5 +59,31 @@ KERNEL(conv2d_bwd_w_bf16_32x128, WeightParams, 128, 3, (bwd_w<bf16, Tile32x128, 
 KERNEL(conv2d_bwd_w_bf16_16x128, WeightParams, 128, 4, (bwd_w<bf16, Tile16x128, true>))
 KERNEL(conv2d_bwd_w_bf16_64x64_scalar, WeightParams, 128, 3, (bwd_w<bf16, Tile64x64, false>))
 KERNEL(conv2d_bwd_w_bf16_16x128_scalar, WeightParams, 128, 3, (bwd_w<bf16, Tile16x128, false>))
+
+KERNEL(conv2d_bwd_w_f32_64x64_packed, WeightParams, 128, 3, (bwd_w_packed<float, Tile64x64>))
+KERNEL(conv2d_bwd_w_f32_32x128_packed, WeightParams, 128, 3, (bwd_w_packed<float, Tile32x128>))
+
+KERNEL(conv2d_bwd_w_f16_64x64_packed, WeightParams, 128, 3, (bwd_w_packed<f16, Tile64x64>))
+KERNEL(conv2d_bwd_w_f16_32x128_packed, WeightParams, 128, 3, (bwd_w_packed<f16, Tile32x128>))
+KERNEL(conv2d_bwd_w_f16_16x128_packed, WeightParams, 128, 4, (bwd_w_packed<f16, Tile16x128>))
+KERNEL(conv2d_bwd_w_f16_16x64_packed, WeightParams, 128, 4, (bwd_w_packed<f16, Tile16x64>))
+
+KERNEL(conv2d_bwd_w_bf16_64x64_packed, WeightParams, 128, 3, (bwd_w_packed<bf16, Tile64x64>))
+KERNEL(conv2d_bwd_w_bf16_32x128_packed, WeightParams, 128, 3, (bwd_w_packed<bf16, Tile32x128>))
+KERNEL(conv2d_bwd_w_bf16_16x128_packed, WeightParams, 128, 4, (bwd_w_packed<bf16, Tile16x128>))
+KERNEL(conv2d_bwd_w_bf16_16x64_packed, WeightParams, 128, 4, (bwd_w_packed<bf16, Tile16x64>))
+
+KERNEL(conv2d_bwd_w_f32_64x64_stem, WeightParams, 128, 3, (bwd_w_stem<float, Tile64x64>))
+KERNEL(conv2d_bwd_w_f32_32x128_stem, WeightParams, 128, 3, (bwd_w_stem<float, Tile32x128>))
+
+KERNEL(conv2d_bwd_w_f16_64x128_stem, WeightParams, 128, 2, (bwd_w_stem<f16, Tile64x128>))
+KERNEL(conv2d_bwd_w_f16_64x64_stem, WeightParams, 128, 3, (bwd_w_stem<f16, Tile64x64>))
+KERNEL(conv2d_bwd_w_f16_16x128_stem, WeightParams, 128, 4, (bwd_w_stem<f16, Tile16x128>))
+KERNEL(conv2d_bwd_w_f16_16x64_stem, WeightParams, 128, 4, (bwd_w_stem<f16, Tile16x64>))
+
+KERNEL(conv2d_bwd_w_bf16_64x128_stem, WeightParams, 128, 2, (bwd_w_stem<bf16, Tile64x128>))
+KERNEL(conv2d_bwd_w_bf16_64x64_stem, WeightParams, 128, 3, (bwd_w_stem<bf16, Tile64x64>))
+KERNEL(conv2d_bwd_w_bf16_16x128_stem, WeightParams, 128, 4, (bwd_w_stem<bf16, Tile16x128>))
+KERNEL(conv2d_bwd_w_bf16_16x64_stem, WeightParams, 128, 4, (bwd_w_stem<bf16, Tile16x64>))
 
 }  // namespace conv2d

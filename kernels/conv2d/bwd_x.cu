@@ -10,8 +10,10 @@
 // Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs, padding included; bytes: dy, w, dx once each (dx twice where added to); a split adds
 //           N*H*W*C floats, twice.
-// Entries   *_scalar take any number of channels; the others need 16-byte accesses to dy and w.
+// Entries   *_packed take several narrow groups as one (packed.cuh) and need 16-byte accesses to dy; *_scalar take any
+//           number of channels; the others need 16-byte accesses to dy and w.
 #include "conv2d/gather.cuh"
+#include "conv2d/packed.cuh"
 
 namespace conv2d {
 
@@ -20,6 +22,13 @@ __device__ __forceinline__ void bwd_x(const GatherParams& p) {
   const int columns = residues(p.v);
   const Slice h = residue_slice(p.h, int(blockIdx.y) / columns), v = residue_slice(p.v, int(blockIdx.y) % columns);
   gather<T, Tile, VECTOR, WeightColumns<T, Tile, VECTOR>, false>(p, h, v);
+}
+
+template <typename T, class Tile>
+__device__ __forceinline__ void bwd_x_packed(const GatherParams& p) {
+  const int columns = residues(p.v);
+  const Slice h = residue_slice(p.h, int(blockIdx.y) / columns), v = residue_slice(p.v, int(blockIdx.y) % columns);
+  gather<T, Tile, true, PackedColumns<T, Tile>, false>(p, h, v);
 }
 
 KERNEL(conv2d_bwd_x_f32_128x128, GatherParams, 256, 1, (bwd_x<float, Tile128x128EightWarps, true>))
@@ -43,5 +52,16 @@ KERNEL(conv2d_bwd_x_bf16_128x32, GatherParams, 128, 4, (bwd_x<bf16, Tile128x32, 
 KERNEL(conv2d_bwd_x_bf16_128x16, GatherParams, 128, 4, (bwd_x<bf16, Tile128x16, true>))
 KERNEL(conv2d_bwd_x_bf16_64x64_scalar, GatherParams, 128, 3, (bwd_x<bf16, Tile64x64, false>))
 KERNEL(conv2d_bwd_x_bf16_128x16_scalar, GatherParams, 128, 3, (bwd_x<bf16, Tile128x16, false>))
+
+KERNEL(conv2d_bwd_x_f32_64x64_packed, GatherParams, 128, 3, (bwd_x_packed<float, Tile64x64>))
+KERNEL(conv2d_bwd_x_f32_128x16_packed, GatherParams, 128, 3, (bwd_x_packed<float, Tile128x16>))
+
+KERNEL(conv2d_bwd_x_f16_64x64_packed, GatherParams, 128, 4, (bwd_x_packed<f16, Tile64x64>))
+KERNEL(conv2d_bwd_x_f16_128x32_packed, GatherParams, 128, 4, (bwd_x_packed<f16, Tile128x32>))
+KERNEL(conv2d_bwd_x_f16_128x16_packed, GatherParams, 128, 4, (bwd_x_packed<f16, Tile128x16>))
+
+KERNEL(conv2d_bwd_x_bf16_64x64_packed, GatherParams, 128, 4, (bwd_x_packed<bf16, Tile64x64>))
+KERNEL(conv2d_bwd_x_bf16_128x32_packed, GatherParams, 128, 4, (bwd_x_packed<bf16, Tile128x32>))
+KERNEL(conv2d_bwd_x_bf16_128x16_packed, GatherParams, 128, 4, (bwd_x_packed<bf16, Tile128x16>))
 
 }  // namespace conv2d

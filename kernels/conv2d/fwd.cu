@@ -7,15 +7,31 @@
 //           gathered while they are copied to shared memory (Chetlur et al., cuDNN, arXiv 1410.0759).
 // Grid      x: column tiles, groups, row tiles (columns fastest); y: 1; z: splits of the reduction.
 // Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
-// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each; a split adds N*P*Q*K floats, twice.
-// Entries   *_scalar take any number of channels; the others need 16-byte accesses to x and w.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each; a split adds N*P*Q*K floats, twice. Packed,
+//           each of p groups also multiplies the zeros of the others: p times the products.
+// Entries   *_packed take several narrow groups as one (packed.cuh) and need 16-byte accesses to x; *_stem take an x of
+//           one group of at most 4 channels whose pixels are 4 elements apart (stem.cuh); *_scalar take any number of
+//           channels; the others need 16-byte accesses to x and w.
 #include "conv2d/gather.cuh"
+#include "conv2d/packed.cuh"
+#include "conv2d/stem.cuh"
 
 namespace conv2d {
 
 template <typename T, class Tile, bool VECTOR>
 __device__ __forceinline__ void fwd(const GatherParams& p) {
   gather<T, Tile, VECTOR, WeightRows<T, Tile, VECTOR>, true>(p, forward_slice(p.h), forward_slice(p.v));
+}
+
+template <typename T, class Tile>
+__device__ __forceinline__ void fwd_packed(const GatherParams& p) {
+  gather<T, Tile, true, PackedRows<T, Tile>, true>(p, forward_slice(p.h), forward_slice(p.v));
+}
+
+template <typename T, class Tile>
+__device__ __forceinline__ void fwd_stem(const GatherParams& p) {
+  const StemPixels<T> in(p.in, p.w_c);
+  gather<T, Tile, true, StemRows<T, Tile>, true>(p, in, forward_slice(p.h), forward_slice(p.v));
 }
 
 KERNEL(conv2d_fwd_f32_128x128, GatherParams, 256, 1, (fwd<float, Tile128x128EightWarps, true>))
@@ -39,5 +55,25 @@ KERNEL(conv2d_fwd_bf16_128x32, GatherParams, 128, 4, (fwd<bf16, Tile128x32, true
 KERNEL(conv2d_fwd_bf16_128x16, GatherParams, 128, 4, (fwd<bf16, Tile128x16, true>))
 KERNEL(conv2d_fwd_bf16_64x64_scalar, GatherParams, 128, 3, (fwd<bf16, Tile64x64, false>))
 KERNEL(conv2d_fwd_bf16_128x16_scalar, GatherParams, 128, 3, (fwd<bf16, Tile128x16, false>))
+
+KERNEL(conv2d_fwd_f32_64x64_packed, GatherParams, 128, 3, (fwd_packed<float, Tile64x64>))
+KERNEL(conv2d_fwd_f32_128x16_packed, GatherParams, 128, 3, (fwd_packed<float, Tile128x16>))
+
+KERNEL(conv2d_fwd_f16_64x64_packed, GatherParams, 128, 4, (fwd_packed<f16, Tile64x64>))
+KERNEL(conv2d_fwd_f16_128x32_packed, GatherParams, 128, 4, (fwd_packed<f16, Tile128x32>))
+KERNEL(conv2d_fwd_f16_128x16_packed, GatherParams, 128, 4, (fwd_packed<f16, Tile128x16>))
+
+KERNEL(conv2d_fwd_bf16_64x64_packed, GatherParams, 128, 4, (fwd_packed<bf16, Tile64x64>))
+KERNEL(conv2d_fwd_bf16_128x32_packed, GatherParams, 128, 4, (fwd_packed<bf16, Tile128x32>))
+KERNEL(conv2d_fwd_bf16_128x16_packed, GatherParams, 128, 4, (fwd_packed<bf16, Tile128x16>))
+
+KERNEL(conv2d_fwd_f32_64x64_stem, GatherParams, 128, 3, (fwd_stem<float, Tile64x64>))
+KERNEL(conv2d_fwd_f32_128x16_stem, GatherParams, 128, 3, (fwd_stem<float, Tile128x16>))
+
+KERNEL(conv2d_fwd_f16_128x64_stem, GatherParams, 128, 3, (fwd_stem<f16, Tile128x64>))
+KERNEL(conv2d_fwd_f16_128x16_stem, GatherParams, 128, 4, (fwd_stem<f16, Tile128x16>))
+
+KERNEL(conv2d_fwd_bf16_128x64_stem, GatherParams, 128, 3, (fwd_stem<bf16, Tile128x64>))
+KERNEL(conv2d_fwd_bf16_128x16_stem, GatherParams, 128, 4, (fwd_stem<bf16, Tile128x16>))
 
 }  // namespace conv2d

@@ -25,7 +25,7 @@ __device__ __forceinline__ float* gather_tile(const GatherParams& p, const Sourc
   const i64 length = gather_length(p, h, v);
   Multiply<T, Tile, true, B_K_MAJOR, 0> multiply;
   if (length > 0) {
-    const Range range(length, DEPTH<T, Tile>, p.splits, int(blockIdx.z));
+    const Range range(length, DEPTH<T, Tile>, p.splits, block.split);
     const i64 k0 = i64(range.begin) * DEPTH<T, Tile>;
     PixelRows<T, Tile, VECTOR, Source> a(p, in, h, v, rows, k0);
     B b(p, h, v, block.group, block.n_tile * Tile::N, k0);
@@ -44,7 +44,7 @@ __device__ __forceinline__ void write_partial(const GatherParams& p, const Block
   const int n0 = block.n_tile * Tile::N;
   const i64 pixels = i64(p.images) * p.h.out * p.v.out;
   write_tile<Tile>(staged, [&](int i) { return i64(rows[i].out); }, block.group * p.out_c + n0, p.out_c - n0,
-                   partial_output(p.partial, int(blockIdx.z), pixels, i64(p.groups) * p.out_c, p.flags));
+                   partial_output(p.partial, block.split, pixels, i64(p.groups) * p.out_c, p.flags));
 }
 
 // The epilogue of conv2d.
@@ -54,16 +54,15 @@ __device__ __forceinline__ Output<T> gather_output(const GatherParams& p) {
           p.residual_stride, (p.flags & RELU) != 0, (p.flags & ACCUMULATE) != 0, (p.flags & VECTOR_OUT) != 0};
 }
 
-// Computes one tile for the slices h, v.
-template <typename T, class Tile, bool VECTOR, class B, bool B_K_MAJOR>
-__device__ __forceinline__ void gather(const GatherParams& p, const Slice& h, const Slice& v) {
+// Computes one tile for the slices h, v of `in`, a source of the block's group.
+template <typename T, class Tile, bool VECTOR, class B, bool B_K_MAJOR, class Source>
+__device__ __forceinline__ void gather(const GatherParams& p, const Source& in, const Slice& h, const Slice& v) {
   const Block block(p.n_tiles, p.groups);
   if (i64(block.m_tile) * Tile::M >= gather_rows(p, h, v)) return;  // this residue has fewer rows than the largest
   if (gather_length(p, h, v) == 0 && p.splits == 1 && (p.flags & ACCUMULATE) != 0) return;  // reached by no tap
 
   SHARED(u8, shared);
   Row* rows = reinterpret_cast<Row*>(shared + Tile::SHARED_BYTES);
-  const AsItIs<T> in{Pixels<T>(p.in, i64(block.group) * p.in_c, p.in_stride)};
   const float* staged = gather_tile<T, Tile, VECTOR, B, B_K_MAJOR>(p, in, h, v, block, shared, rows);
   if (p.splits > 1) {
     write_partial<Tile>(p, block, staged, rows);
@@ -72,6 +71,13 @@ __device__ __forceinline__ void gather(const GatherParams& p, const Slice& h, co
   const int n0 = block.n_tile * Tile::N;
   write_tile<Tile>(staged, [&](int i) { return i64(rows[i].out); }, block.group * p.out_c + n0, p.out_c - n0,
                    gather_output<T>(p));
+}
+
+// The same of a tensor.
+template <typename T, class Tile, bool VECTOR, class B, bool B_K_MAJOR>
+__device__ __forceinline__ void gather(const GatherParams& p, const Slice& h, const Slice& v) {
+  const int group = Block(p.n_tiles, p.groups).group;
+  gather<T, Tile, VECTOR, B, B_K_MAJOR>(p, AsItIs<T>{Pixels<T>(p.in, i64(group) * p.in_c, p.in_stride)}, h, v);
 }
 
 }  // namespace conv2d

@@ -40,8 +40,10 @@ struct GatherParams {
   int in_c, out_c;
   int in_stride, out_stride, residual_stride;
   int groups, n_tiles, splits, flags;
+  int w_c;  // channels of w[K,R,S,w_c]: other than in_c and out_c where groups are packed and in the stem
+  int unused;
 };
-static_assert(sizeof(GatherParams) == 160, "as in params.rs");
+static_assert(sizeof(GatherParams) == 168, "as in params.rs");
 
 // bwd_w.
 struct WeightParams {
@@ -54,7 +56,7 @@ struct WeightParams {
   int x_c, dy_c;  // channels of one group
   int x_stride, dy_stride;
   int groups, n_tiles, splits, flags;
-  int unused;
+  int w_c;  // channels of dw[K,R,S,w_c]: other than x_c where groups are packed and in the stem
 };
 static_assert(sizeof(WeightParams) == 136, "as in params.rs");
 
@@ -113,12 +115,18 @@ __device__ __forceinline__ Slice residue_slice(const Axis& a, int residue) {
 // How many residues of the stride occur among the outputs.
 __device__ __forceinline__ int residues(const Axis& a) { return a.stride < a.out ? a.stride : a.out; }
 
-// Where in the problem a block is: consecutive blocks share their rows, for the sake of the L2 cache.
+// Where in the problem a block is: consecutive ones share their rows, for the sake of the L2 cache.
 struct Block {
-  int n_tile, group, m_tile;
-  __device__ __forceinline__ Block(int n_tiles, int groups) {
-    const u32 x = blockIdx.x, outer = x / u32(n_tiles);
-    n_tile = int(x % u32(n_tiles));
+  int n_tile, group, m_tile, residue, split;
+
+  // The blocks of a grid of (tiles, residues, splits).
+  __device__ __forceinline__ Block(int n_tiles, int groups)
+      : Block(n_tiles, groups, blockIdx.x, int(blockIdx.y), int(blockIdx.z)) {}
+
+  __device__ __forceinline__ Block(int n_tiles, int groups, u32 tile, int residue_, int split_)
+      : residue(residue_), split(split_) {
+    const u32 outer = tile / u32(n_tiles);
+    n_tile = int(tile % u32(n_tiles));
     group = int(outer % u32(groups));
     m_tile = int(outer / u32(groups));
   }

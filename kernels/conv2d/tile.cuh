@@ -45,6 +45,7 @@ using Tile128x32 = Tile<128, 32, 4, 1, 64, 4>;
 using Tile32x128 = Tile<32, 128, 1, 4, 64, 4>;
 using Tile128x16 = Tile<128, 16, 4, 1, 64, 4>;
 using Tile16x128 = Tile<16, 128, 1, 4, 64, 4>;
+using Tile16x64 = Tile<16, 64, 1, 4, 64, 4>;
 
 // How many elements of the reduction a stage holds.
 template <typename T, class Tile>

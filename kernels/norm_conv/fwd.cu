@@ -8,21 +8,25 @@
 // Grid      that of conv2d_fwd; mean and m2 need splits = 1.
 // Threads   those of the tile. Shared memory: that of conv2d_fwd.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each, 8 bytes a row tile and column.
-// Entries   *_scalar take any number of channels; the others need 16-byte accesses to x, w, in_scale and in_shift.
+// Entries   *_packed take several narrow groups as one (conv2d/packed.cuh) and need 16-byte accesses to x, in_scale and
+//           in_shift; *_stem take an x of one group of at most 4 channels whose pixels are 4 elements apart
+//           (conv2d/stem.cuh), as it is; *_scalar take any number of channels; the others need 16-byte accesses to x, w,
+//           in_scale and in_shift.
 #include "conv2d/gather.cuh"
+#include "conv2d/packed.cuh"
+#include "conv2d/stem.cuh"
 #include "norm_conv/moments.cuh"
 #include "norm_conv/sources.cuh"
 
 namespace norm_conv {
 
-template <typename T, class Tile, bool VECTOR>
-__device__ __forceinline__ void fwd(const ForwardParams& p) {
-  const Block block(p.n_tiles, p.groups);
+// Of `in`, a source of the block's group. B is the loader of the weights.
+template <typename T, class Tile, bool VECTOR, class B, class Source>
+__device__ __forceinline__ void measured(const ForwardParams& p, const Source& in, const Block& block) {
   SHARED(u8, shared);
   Row* rows = reinterpret_cast<Row*>(shared + Tile::SHARED_BYTES);
-  const Activated<T> in(p.in, p.in_stride, p.in_scale, p.in_shift, block.group * p.in_c, p.flags);
-  float* staged = gather_tile<T, Tile, VECTOR, WeightRows<T, Tile, VECTOR>, true>(
-      p, in, forward_slice(p.h), forward_slice(p.v), block, shared, rows);
+  float* staged = gather_tile<T, Tile, VECTOR, B, true>(p, in, forward_slice(p.h), forward_slice(p.v), block, shared,
+                                                        rows);
   if (p.splits > 1) {
     write_partial<Tile>(p, block, staged, rows);
     return;
@@ -39,6 +43,23 @@ __device__ __forceinline__ void fwd(const ForwardParams& p) {
     p.mean[at] = m[1];
     p.m2[at] = m[2];
   });
+}
+
+template <typename T, class Tile, bool VECTOR, class B = WeightRows<T, Tile, VECTOR>>
+__device__ __forceinline__ void fwd(const ForwardParams& p) {
+  const Block block(p.n_tiles, p.groups);
+  const Activated<T> in(p.in, p.in_stride, p.in_scale, p.in_shift, block.group * p.in_c, p.flags);
+  measured<T, Tile, VECTOR, B>(p, in, block);
+}
+
+template <typename T, class Tile>
+__device__ __forceinline__ void fwd_packed(const ForwardParams& p) {
+  fwd<T, Tile, true, PackedRows<T, Tile>>(p);
+}
+
+template <typename T, class Tile>
+__device__ __forceinline__ void fwd_stem(const ForwardParams& p) {
+  measured<T, Tile, true, StemRows<T, Tile>>(p, StemPixels<T>(p.in, p.w_c), Block(p.n_tiles, p.groups));
 }
 
 KERNEL(norm_conv_fwd_f32_128x128, ForwardParams, 256, 1, (fwd<float, Tile128x128EightWarps, true>))
@@ -62,5 +83,25 @@ KERNEL(norm_conv_fwd_bf16_128x32, ForwardParams, 128, 4, (fwd<bf16, Tile128x32, 
 KERNEL(norm_conv_fwd_bf16_128x16, ForwardParams, 128, 4, (fwd<bf16, Tile128x16, true>))
 KERNEL(norm_conv_fwd_bf16_64x64_scalar, ForwardParams, 128, 3, (fwd<bf16, Tile64x64, false>))
 KERNEL(norm_conv_fwd_bf16_128x16_scalar, ForwardParams, 128, 3, (fwd<bf16, Tile128x16, false>))
+
+KERNEL(norm_conv_fwd_f32_64x64_packed, ForwardParams, 128, 3, (fwd_packed<float, Tile64x64>))
+KERNEL(norm_conv_fwd_f32_128x16_packed, ForwardParams, 128, 3, (fwd_packed<float, Tile128x16>))
+
+KERNEL(norm_conv_fwd_f16_64x64_packed, ForwardParams, 128, 4, (fwd_packed<f16, Tile64x64>))
+KERNEL(norm_conv_fwd_f16_128x32_packed, ForwardParams, 128, 4, (fwd_packed<f16, Tile128x32>))
+KERNEL(norm_conv_fwd_f16_128x16_packed, ForwardParams, 128, 4, (fwd_packed<f16, Tile128x16>))
+
+KERNEL(norm_conv_fwd_bf16_64x64_packed, ForwardParams, 128, 4, (fwd_packed<bf16, Tile64x64>))
+KERNEL(norm_conv_fwd_bf16_128x32_packed, ForwardParams, 128, 4, (fwd_packed<bf16, Tile128x32>))
+KERNEL(norm_conv_fwd_bf16_128x16_packed, ForwardParams, 128, 4, (fwd_packed<bf16, Tile128x16>))
+
+KERNEL(norm_conv_fwd_f32_64x64_stem, ForwardParams, 128, 3, (fwd_stem<float, Tile64x64>))
+KERNEL(norm_conv_fwd_f32_128x16_stem, ForwardParams, 128, 3, (fwd_stem<float, Tile128x16>))
+
+KERNEL(norm_conv_fwd_f16_128x64_stem, ForwardParams, 128, 3, (fwd_stem<f16, Tile128x64>))
+KERNEL(norm_conv_fwd_f16_128x16_stem, ForwardParams, 128, 4, (fwd_stem<f16, Tile128x16>))
+
+KERNEL(norm_conv_fwd_bf16_128x64_stem, ForwardParams, 128, 3, (fwd_stem<bf16, Tile128x64>))
+KERNEL(norm_conv_fwd_bf16_128x16_stem, ForwardParams, 128, 4, (fwd_stem<bf16, Tile128x16>))
 
 }  // namespace norm_conv

@@ -20,7 +20,7 @@ struct ForwardParams : GatherParams {
   float* mean;  // [row tiles][output channels], or null: moments of each tile
   float* m2;
 };
-static_assert(sizeof(ForwardParams) == 192, "as in params.rs");
+static_assert(sizeof(ForwardParams) == 200, "as in params.rs");
 
 // bwd_x: in is g, `scale` and `shift` are those of the batch norm that dx goes through.
 struct DataGradientParams : GatherParams {
@@ -37,7 +37,7 @@ struct DataGradientParams : GatherParams {
   int y_stride, bits_stride, y0_stride, y1_stride;
   int m_tiles, bands;  // row tiles of the largest residue, and of all residues
 };
-static_assert(sizeof(DataGradientParams) == 264, "as in params.rs");
+static_assert(sizeof(DataGradientParams) == 272, "as in params.rs");
 
 // bwd_w: dy is g.
 struct WeightGradientParams : WeightParams {
@@ -51,5 +51,15 @@ struct WeightGradientParams : WeightParams {
   int unused_too;
 };
 static_assert(sizeof(WeightGradientParams) == 192, "as in params.rs");
+
+// Both gradients in one launch.
+struct GradientsParams {
+  DataGradientParams x;
+  WeightGradientParams w;
+  int x_blocks, x_segment;  // of bwd_x: in all, in a segment
+  int x_residues;
+  int w_blocks;  // of bwd_w, in a segment
+};
+static_assert(sizeof(GradientsParams) == 480, "as in params.rs");
 
 }  // namespace norm_conv

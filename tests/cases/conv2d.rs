@@ -62,6 +62,7 @@ pub fn layers() -> Vec<Row> {
         row("resnext 8 a group, stride 2", [1, 8, 8, 32], 32, [3, 3]).stride([2, 2]).padding([1, 1]).groups(4),
         row("resnext 32 a group", [1, 7, 7, 64], 64, [3, 3]).padding([1, 1]).groups(2),
         row("depthwise", [1, 6, 6, 6], 6, [3, 3]).padding([1, 1]).groups(6),
+        row("depthwise 16", [2, 6, 5, 16], 16, [3, 3]).padding([1, 1]).groups(16),
         row("dilated segmentation", [1, 9, 9, 16], 24, [3, 3]).padding([4, 4]).dilation([4, 4]),
         row("classifier", [10, 1, 1, 64], 10, [1, 1]),
         row("classifier of an image", [3, 2, 2, 16], 10, [2, 2]),
@@ -109,6 +110,74 @@ pub fn crossed() -> Vec<Row> {
         }
     }
     rows
+}
+
+/// Channels of a group, in and out, from depthwise to wide: as many groups as fill a tile twice or not quite, crossed with
+/// stride x dilation x padding; all of them, or five that have each value of each.
+pub fn widths(all: bool) -> Vec<Row> {
+    // Input channels, output channels, groups.
+    let widths = [
+        (1, 1, 6),
+        (1, 1, 32),
+        (1, 2, 24),
+        (1, 64, 8),
+        (2, 2, 8),
+        (2, 4, 16),
+        (3, 3, 8),
+        (3, 5, 3),
+        (3, 5, 16),
+        (4, 4, 3),
+        (4, 4, 12),
+        (4, 8, 6),
+        (5, 5, 8),
+        (5, 3, 8),
+        (6, 6, 4),
+        (8, 8, 6),
+        (8, 4, 4),
+        (8, 1, 8),
+        (12, 12, 4),
+        (16, 16, 3),
+        (16, 24, 2),
+        (24, 24, 2),
+        (32, 16, 2),
+        (32, 32, 2),
+        (64, 64, 2),
+    ];
+    let mut combinations = Vec::new();
+    for (i, stride) in [[1, 1], [2, 1], [2, 2], [3, 2]].into_iter().enumerate() {
+        for (j, dilation) in [[1, 1], [2, 1], [3, 2]].into_iter().enumerate() {
+            for (l, padding) in [[0, 0], [1, 2]].into_iter().enumerate() {
+                if all || ((i + j) % 3 == 0 && (i + l) % 2 == 0) || (i == 1 && j == 0 && l == 0) {
+                    combinations.push((stride, dilation, padding));
+                }
+            }
+        }
+    }
+    let mut rows = Vec::new();
+    for (cg, kg, groups) in widths {
+        for &(stride, dilation, padding) in &combinations {
+            let name = format!(
+                "{groups} groups of {cg} to {kg}, stride {stride:?}, dilation {dilation:?}, padding {padding:?}"
+            );
+            let row = row(&name, [1, 9, 7, groups * cg], groups * kg, [3, 2]);
+            rows.push(row.stride(stride).dilation(dilation).padding(padding).groups(groups));
+        }
+    }
+    rows
+}
+
+/// First layers: of one to four channels.
+pub fn stems() -> Vec<Row> {
+    vec![
+        row("vgg stem", [1, 7, 9, 3], 64, [3, 3]).padding([1, 1]),
+        row("alexnet stem", [1, 23, 21, 3], 24, [11, 11]).stride([4, 4]).padding([2, 2]),
+        row("grey stem", [3, 8, 5, 1], 16, [5, 3]).padding([2, 1]),
+        row("stem of two channels", [2, 6, 7, 2], 24, [3, 2]).stride([1, 2]).padding([1, 0]),
+        row("stem of four channels", [2, 7, 6, 4], 16, [3, 3]).stride([2, 2]).padding([1, 1]),
+        row("stem of odd outputs", [1, 6, 6, 3], 13, [3, 3]).padding([0, 2]),
+        row("dilated stem", [1, 11, 9, 3], 72, [3, 4]).dilation([2, 3]).stride([3, 1]).padding([3, 1]),
+        row("pixelwise stem", [2, 5, 5, 3], 8, [1, 1]),
+    ]
 }
 
 /// The problems of `../shared/problems/conv2d.tsv`, two images each; `None` where the file is not there.

@@ -62,7 +62,18 @@ pub const WEIGHT: [(&str, Pass); 6] = [
     ("nothing fused", Pass::BwdW { correction: None, prologue: None }),
 ];
 
+/// Of both gradients in one launch.
+pub const BOTH: [(&str, Pass); 7] = [
+    ("inside a block", Pass::Bwd { correction: WITH_A, prologue: RELU, epilogue: affine(true, false) }),
+    ("first of a block", Pass::Bwd { correction: WITH_A, prologue: None, epilogue: signs(1) }),
+    ("end of a projection block", Pass::Bwd { correction: WITH_A, prologue: RELU, epilogue: signs(2) }),
+    ("many consumers", Pass::Bwd { correction: WITHOUT_A, prologue: RELU, epilogue: affine(true, true) }),
+    ("no batch norm behind", Pass::Bwd { correction: None, prologue: LINEAR, epilogue: affine(false, false) }),
+    ("no batch norm before", Pass::Bwd { correction: WITH_A, prologue: None, epilogue: None }),
+    ("nothing fused", Pass::Bwd { correction: None, prologue: None, epilogue: None }),
+];
+
 /// All of them.
 pub fn passes() -> impl Iterator<Item = (&'static str, Pass)> {
-    FORWARD.into_iter().chain(DATA).chain(WEIGHT)
+    FORWARD.into_iter().chain(DATA).chain(WEIGHT).chain(BOTH)
 }

@@ -80,8 +80,8 @@ pub struct Case {
     pub updates: Vec<Data>,
     /// How the outputs are judged.
     pub judge: Judge,
-    /// Whether the NHWC tensors may also be slices of wider ones.
-    pub slices: bool,
+    /// How the NHWC tensors lie in memory, one run for each.
+    pub layouts: &'static [Layout],
     /// The inputs that are weights, which are always dense.
     pub weights: &'static [usize],
     /// Whether what an output holds that is added to is more than a term of it: then the reference takes it in.
@@ -120,7 +120,7 @@ impl Case {
 
     fn new(name: String, op: Op, inputs: Vec<Data>, judge: Judge) -> Self {
         let (updates, weights) = (Vec::new(), &[][..]);
-        Self { name, op, inputs, updates, judge, slices: false, weights, takes_in: false, launcher: None }
+        Self { name, op, inputs, updates, judge, layouts: &[Layout::Dense], weights, takes_in: false, launcher: None }
     }
 
     /// The old content of the outputs that the op updates.
@@ -149,7 +149,13 @@ impl Case {
 
     /// Also runs on slices of wider tensors.
     pub fn sliced(mut self) -> Self {
-        self.slices = true;
+        self.layouts = &[Layout::Dense, Layout::Aligned, Layout::Odd];
+        self
+    }
+
+    /// Runs where pixels of fewer than four channels are four elements apart, and nowhere else.
+    pub fn padded(mut self) -> Self {
+        self.layouts = &[Layout::Padded];
         self
     }
 }
@@ -171,7 +177,7 @@ pub fn check_dtype(case: &Case, dtype: DType, sweep: Sweep) {
         let prepared = Prepared::new(case, dtype, write);
         let mut bits: Vec<(&str, String, Vec<Vec<u8>>)> = Vec::new();
         for machine in machines(sweep) {
-            for &layout in if case.slices { &Layout::ALL[..] } else { &Layout::ALL[..1] } {
+            for &layout in case.layouts {
                 let label = format!("{} {dtype} {write:?} {layout:?} on {}", case.name, machine.label);
                 let got = run(&prepared, machine, layout).unwrap_or_else(|e| panic!("{label}: {e}"));
                 prepared.judge(case, &got).unwrap_or_else(|e| panic!("{label}: {e}"));
@@ -251,16 +257,27 @@ fn host_mut(data: &mut Data) -> HostMut<'_, f64> {
 
 /// How the tensors lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
+pub enum Layout {
+    /// Nothing between pixels.
     Dense,
     /// NHWC tensors have other channels before and after theirs; where C allows, every pixel starts at 16 bytes.
     Aligned,
     /// As before, at odd addresses.
     Odd,
+    /// NHWC tensors of fewer than four channels have four elements a pixel.
+    Padded,
 }
 
 impl Layout {
-    const ALL: [Self; 3] = [Self::Dense, Self::Aligned, Self::Odd];
+    /// How many elements of `bytes` bytes are before and after the `c` channels of a pixel; `None` where none are.
+    fn around(self, c: usize, bytes: usize) -> Option<(usize, usize)> {
+        match self {
+            Self::Dense => None,
+            Self::Aligned => Some((16 / bytes, 16 / bytes)),
+            Self::Odd => Some((3, 2)),
+            Self::Padded => (c < 4).then(|| (0, 4 - c)),
+        }
+    }
 }
 
 /// A case in one storage type: rounded inputs, what the outputs hold before, what they should hold after.
@@ -408,13 +425,9 @@ struct Place {
 
 impl Place {
     fn new(ty: &TensorType, bytes: usize, layout: Layout) -> Self {
-        let around = match layout {
-            Layout::Dense => None,
-            Layout::Aligned => Some((16 / bytes, 16 / bytes)),
-            Layout::Odd => Some((3, 2)),
-        };
-        match (around, ty.shape.dims()) {
-            (Some((lead, tail)), &[n, h, w, c]) => {
+        match *ty.shape.dims() {
+            [n, h, w, c] if layout.around(c, bytes).is_some() => {
+                let (lead, tail) = layout.around(c, bytes).unwrap_or_default();
                 Self { pixels: n * h * w, row: c * bytes, pitch: (lead + c + tail) * bytes, lead: lead * bytes }
             }
             _ => Self { pixels: 1, row: ty.shape.len() * bytes, pitch: ty.shape.len() * bytes, lead: 0 },
@@ -455,9 +468,9 @@ fn bind(
     let memory = backend.allocate(bytes)?;
     memory.write(0, &image)?;
     let view = View::new(memory.clone(), place.lead, place.span())?;
-    let pixel_stride = match (layout, ty.shape.dims()) {
-        (Layout::Dense, _) | (_, [_] | [_, _] | [_, _, _]) => ty.shape.nhwc().map_or(ty.shape.len(), |[.., c]| c),
-        _ => place.pitch / element,
+    let pixel_stride = match *ty.shape.dims() {
+        [.., c] if ty.shape.dims().len() == 4 && layout.around(c, element).is_some() => place.pitch / element,
+        _ => ty.shape.nhwc().map_or(ty.shape.len(), |[.., c]| c),
     };
     Ok(Bound { memory, arg: Arg { view, pixel_stride, write }, image, place })
 }

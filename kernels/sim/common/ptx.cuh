@@ -19,6 +19,10 @@ __device__ __forceinline__ void cp_async_16(void* dst, const void* src, unsigned
   sim::copy_async(dst, src, 16, bytes, file, line);
 }
 
+__device__ __forceinline__ void cp_async_8(void* dst, const void* src, unsigned int bytes, SIM_SITE) {
+  sim::copy_async(dst, src, 8, bytes, file, line);
+}
+
 __device__ __forceinline__ void cp_async_4(void* dst, const void* src, unsigned int bytes, SIM_SITE) {
   sim::copy_async(dst, src, 4, bytes, file, line);
 }

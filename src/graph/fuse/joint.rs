@@ -31,7 +31,12 @@ fn join(bwd_w: &Node, bwd_x: &Node) -> Option<Node> {
     let numbers = correction.map_or(0, |c| 3 + usize::from(c.a));
     let (corrects, loads) = bwd_w.inputs[2..].split_at(numbers);
     let same_dy = bwd_w.inputs[0] == bwd_x.inputs[0] && *corrects == bwd_x.inputs[2..2 + numbers];
-    if conv != same || correction != of_x || !same_dy || bwd_w.outputs.contains(&bwd_x.inputs[0]) {
+    if conv != same
+        || bwd_w.gate != bwd_x.gate
+        || correction != of_x
+        || !same_dy
+        || bwd_w.outputs.contains(&bwd_x.inputs[0])
+    {
         return None;
     }
     let (g, w, x) = (bwd_x.inputs[0], bwd_x.inputs[1], bwd_w.inputs[1]);
@@ -40,5 +45,5 @@ fn join(bwd_w: &Node, bwd_x: &Node) -> Option<Node> {
     outputs.insert(1, bwd_w.outputs[0]);
     writes.insert(1, bwd_w.writes[0]);
     let op = Op::NormConv(norm_conv::Node { conv, pass: norm_conv::Pass::Bwd { correction, prologue, epilogue } });
-    Some(Node { op, inputs: parts.concat(), outputs, writes })
+    Some(Node { op, inputs: parts.concat(), outputs, writes, gate: bwd_x.gate })
 }

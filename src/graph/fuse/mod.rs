@@ -7,6 +7,7 @@
 mod accumulate;
 mod concat;
 mod index;
+mod joint;
 mod norms;
 mod prologue;
 mod recompute;
@@ -84,6 +85,7 @@ pub(super) fn fuse(graph: &Graph, runner: Runner) -> Fused {
         fused.views = concat::in_place(&mut fused.graph);
         stem::pad_inputs(&mut fused);
         norms::split(&mut fused);
+        joint::gradients(&mut fused.graph);
         if recompute {
             recompute::bottlenecks(&mut fused);
         }

@@ -32,7 +32,7 @@ fn problem(node: &Node) -> Option<Problem> {
         Pass::BwdW => (Product::BwdW, &BWD_W),
         Pass::BwdBias => return None,
     };
-    Some(Problem { conv: node.conv, product, table, split_launches: Some(1) })
+    Some(Problem { conv: node.conv, product, table, split_launches: Some(1), raw: true })
 }
 
 /// Every way to compute `node`, for tests and benchmarks.
@@ -168,8 +168,9 @@ impl<'a> Call<'a> {
     }
 
     fn product(&self, problem: Problem, plan: Plan) -> Result<Vec<Launch>> {
-        let bound = Bound::new(problem, plan, self.dtype, self.io, self.extras()?, self.scratch)?;
-        let (kernel, grid) = (&bound.variant().kernel, bound.grid()?);
+        let operands = [self.input(0)?, self.input(1)?, self.output()?];
+        let bound = Bound::new(problem, plan, self.dtype, operands, self.extras()?, self.scratch)?;
+        let (kernel, grid) = (&bound.formed().variant.kernel, bound.grid()?);
         // SAFETY: the variant's row in `variants` names the parameters of its product; every matrix was checked to lie in
         // its view, and the kernel stays inside the tensors that these extents and strides describe.
         let first = unsafe {

@@ -3,6 +3,7 @@
 //! A pass is conv2d's product with more operands. What its tiles leave of their columns is merged after it. Where the
 //! reduction is split no tile has whole sums: then moments are taken from y afterwards, and bwd_x is not split.
 
+mod both;
 mod params;
 mod variants;
 
@@ -13,7 +14,7 @@ use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::conv2d::launch::bind::{int, Matrix};
 use crate::ops::conv2d::launch::choose::{self, x_dims, y_dims, Plan, Problem, Product};
-use crate::ops::conv2d::launch::product::{address, flag, output, Bound, Extras};
+use crate::ops::conv2d::launch::product::{address, flag, input, output, Bound, Extras};
 use crate::ops::norm::merge::{self, BandRows, Bands};
 use crate::ops::norm::{self, sign_bytes, Correction, Epilogue, Prologue};
 use crate::ops::{Arg, Io, Operator, Write};
@@ -23,13 +24,17 @@ use crate::{Error, Result};
 /// Every entry point.
 pub(crate) static KERNELS: &[&Kernel] = &variants::ALL;
 
+/// The product that `node` is, or the one of its two that may be split.
 fn problem(node: &Node) -> Problem {
-    let (product, table, split_launches): (_, &[_], _) = match node.pass {
-        Pass::Fwd { moments, .. } => (Product::Fwd, &FWD, Some(if moments { 3 } else { 1 })),
-        Pass::BwdX { epilogue, .. } => (Product::BwdX, &BWD_X, epilogue.is_none().then_some(1)),
-        Pass::BwdW { .. } => (Product::BwdW, &BWD_W, Some(1)),
+    let (product, table, split_launches, raw): (_, &[_], _, _) = match node.pass {
+        Pass::Fwd { prologue, moments, .. } => {
+            (Product::Fwd, &FWD, Some(if moments { 3 } else { 1 }), prologue.is_none())
+        }
+        Pass::BwdX { epilogue, .. } => (Product::BwdX, &BWD_X, epilogue.is_none().then_some(1), true),
+        Pass::BwdW { prologue, .. } => (Product::BwdW, &BWD_W, Some(1), prologue.is_none()),
+        Pass::Bwd { .. } => return both::problems(node).w,
     };
-    Problem { conv: node.conv, product, table, split_launches }
+    Problem { conv: node.conv, product, table, split_launches, raw }
 }
 
 /// Every way to compute `node`, for tests and benchmarks.
@@ -38,17 +43,21 @@ pub(super) fn plans(node: &Node, target: Target) -> Vec<Plan> {
 }
 
 fn choose(node: &Node, target: Target) -> Option<Plan> {
-    choose::choose(&problem(node), target.dtype)
+    match node.pass {
+        Pass::Bwd { .. } => both::choose(node, target.dtype),
+        _ => choose::choose(&problem(node), target.dtype),
+    }
 }
 
 /// Numbers that a tile leaves of a column.
 fn left(node: &Node, plan: Plan) -> usize {
     match node.pass {
-        _ if plan.splits() > 1 => 0,
-        Pass::Fwd { moments, .. } => 2 * usize::from(moments),
-        Pass::BwdX { epilogue: Some(Epilogue::Affine { .. }), .. } => 2,
-        Pass::BwdX { epilogue: Some(Epilogue::Signs { norms }), .. } => 1 + norms,
-        Pass::BwdX { epilogue: None, .. } | Pass::BwdW { .. } => 0,
+        Pass::Fwd { moments, .. } if plan.splits() == 1 => 2 * usize::from(moments),
+        Pass::BwdX { epilogue: Some(e), .. } | Pass::Bwd { epilogue: Some(e), .. } => match e {
+            Epilogue::Affine { .. } => 2,
+            Epilogue::Signs { norms } => 1 + norms,
+        },
+        _ => 0,
     }
 }
 
@@ -66,22 +75,33 @@ fn measuring(node: &Node, plan: Plan) -> Result<Option<norm::Node>> {
 /// Columns of the result.
 fn columns(node: &Node) -> usize {
     match node.pass {
-        Pass::BwdX { .. } => node.conv.spec().c,
+        Pass::BwdX { .. } | Pass::Bwd { .. } => node.conv.spec().c,
         _ => node.conv.spec().k,
     }
 }
 
 /// Row tiles of all residues where they have `rows` rows: what is merged.
 fn bands(node: &Node, rows: usize) -> usize {
-    let shape = problem(node).shape();
+    let shape = match node.pass {
+        Pass::Bwd { .. } => both::problems(node).x.shape(),
+        _ => problem(node).shape(),
+    };
     shape.m.div_ceil(rows) * shape.residues
+}
+
+/// Rows of the tiles whose columns are merged, of either of the plan's kernels.
+fn rows(node: &Node, plan: Plan) -> [usize; 2] {
+    match node.pass {
+        Pass::Bwd { .. } => both::data_plan(plan).rows(),
+        _ => plan.rows(),
+    }
 }
 
 /// Bytes of scratch memory where `node` runs as `plan` says, or as it chooses.
 pub(super) fn scratch_bytes(node: &Node, target: Target, plan: Option<Plan>) -> usize {
     let Some(plan) = plan.or_else(|| choose(node, target)) else { return 0 };
     // Which of the plan's kernels runs depends on the addresses: enough for either.
-    let tiles = plan.rows().map(|rows| {
+    let tiles = rows(node, plan).map(|rows| {
         let (bands, numbers) = (Bands { count: bands(node, rows), channels: columns(node) }, left(node, plan));
         numbers * bands.bytes() + bands.merge_bytes(numbers)
     });
@@ -105,12 +125,18 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>, plan: Option<Pl
     if found < needed {
         return Err(Error::invalid(node.name(), format!("{found} bytes of scratch memory, {needed} expected")));
     }
-    let accumulate = output(io, node.name(), 0)?.write == Write::Accumulate;
-    let mut call = Call { node, dtype: target.dtype, target, io, next: 2, read: Vec::new() };
+    let partial = plan.partial_bytes(&problem);
+    let tiles = match io.scratch {
+        Some(view) => Some(view.part(partial, view.bytes() - partial)?),
+        None => None,
+    };
+    let next = if matches!(node.pass, Pass::Bwd { .. }) { 3 } else { 2 };
+    let mut call = Call { node, dtype: target.dtype, target, io, tiles, next, read: Vec::new() };
     match node.pass {
         Pass::Fwd { prologue, epilogue, .. } => call.fwd(problem, plan, prologue, epilogue),
-        Pass::BwdX { correction, epilogue } => call.bwd_x(problem, plan, correction, epilogue, accumulate),
-        Pass::BwdW { correction, prologue } => call.bwd_w(problem, plan, correction, prologue, accumulate),
+        Pass::BwdX { correction, epilogue } => call.bwd_x(problem, plan, correction, epilogue),
+        Pass::BwdW { correction, prologue } => call.bwd_w(problem, plan, correction, prologue),
+        Pass::Bwd { correction, prologue, epilogue } => call.bwd(plan, correction, prologue, epilogue),
     }
 }
 
@@ -123,12 +149,23 @@ struct Correcting<'a> {
     c: Option<Matrix<'a>>,
 }
 
+/// Scale and shift of a prologue, and its flag.
+type Activating<'a> = ([Option<Matrix<'a>>; 2], i32);
+
+impl<'a> Correcting<'a> {
+    fn matrices(&self) -> Vec<Matrix<'a>> {
+        [self.y, self.a, self.b, self.c].into_iter().flatten().collect()
+    }
+}
+
 /// One pass, as its inputs are taken one by one.
 struct Call<'a> {
     node: &'a Node,
     target: Target,
     dtype: DType,
     io: &'a Io<'a>,
+    /// The scratch memory behind partial sums.
+    tiles: Option<View>,
     next: usize,
     /// What has been taken: read besides the operands of the product.
     read: Vec<Matrix<'a>>,
@@ -158,7 +195,7 @@ impl<'a> Call<'a> {
         Ok(Some(matrix))
     }
 
-    fn prologue(&mut self, prologue: Option<Prologue>) -> Result<([Option<Matrix<'a>>; 2], i32)> {
+    fn prologue(&mut self, prologue: Option<Prologue>) -> Result<Activating<'a>> {
         let (on, c) = (prologue.is_some(), self.node.conv.spec().c);
         let numbers = [self.numbers(on, "x_scale", c)?, self.numbers(on, "x_shift", c)?];
         Ok((numbers, flag(ACTIVATE, prologue.is_some_and(|p| p.relu))))
@@ -175,13 +212,12 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// Whether all that has been taken takes 16-byte accesses, in groups of `channels`.
-    fn vectors(&self, channels: usize) -> bool {
-        self.read.iter().all(|m| m.takes_vectors(channels))
-    }
-
-    fn bound(&self, problem: Problem, plan: Plan, extras: Extras<'a>) -> Result<Bound<'a>> {
-        Bound::new(problem, plan, self.dtype, self.io, extras, self.io.scratch)
+    /// The product of inputs `i` into output `o`, which may be added to.
+    fn bound(&self, problem: Problem, plan: Plan, i: [usize; 2], o: usize, extras: Extras<'a>) -> Result<Bound<'a>> {
+        let (io, name) = (self.io, self.node.name());
+        let operands = [input(io, name, i[0])?, input(io, name, i[1])?, output(io, name, o)?];
+        let accumulate = operands[2].write == Write::Accumulate;
+        Bound::new(problem, plan, self.dtype, operands, Extras { accumulate, ..extras }, io.scratch)
     }
 
     /// What a launch costs that reads `read` besides its operands and leaves `left` bytes.
@@ -203,7 +239,6 @@ impl<'a> Call<'a> {
     ) -> Result<Vec<Launch>> {
         let (spec, e) = (self.node.conv.spec(), epilogue);
         let ([scale, shift], activate) = self.prologue(prologue)?;
-        let vectors = self.vectors(spec.c / spec.groups);
         let prologue = std::mem::take(&mut self.read);
         let extras = Extras {
             scale: self.numbers(e.scale, "scale", spec.k)?,
@@ -215,8 +250,8 @@ impl<'a> Call<'a> {
             relu: e.relu,
             accumulate: false,
         };
-        let mut bound = self.bound(problem, plan, extras)?;
-        bound.vectors = vectors;
+        let mut bound = self.bound(problem, plan, [0, 1], 0, extras)?;
+        bound.beside.x = prologue.clone();
         let (tiles, bytes) = self.tiles(&bound, plan)?;
         let mut gather = bound.gather_params()?;
         gather.flags |= activate;
@@ -228,12 +263,12 @@ impl<'a> Call<'a> {
             m2: tiles.get(1).map_or(0, View::address),
         };
         let (cost, views) = (Self::cost(&bound, &prologue, bytes), Self::views(&bound, &prologue, tiles.first()));
-        let kernel = &bound.variant().kernel;
+        let kernel = &bound.formed().variant.kernel;
         // SAFETY: the variant's row in `variants` names ForwardParams; every matrix was checked to lie in its view, the
         // moments of the tiles in the scratch memory.
         let mut launches = vec![unsafe { Launch::new(kernel, bound.grid()?, &params, cost, views) }];
         launches.extend(bound.reduce(self.dtype)?);
-        launches.extend(self.merge(&bound, &tiles)?);
+        launches.extend(self.merge(&bound, &tiles, 1)?);
         if let Some(moments) = measuring(self.node, plan)? {
             let (y, rest) = self.io.outputs.split_at(1);
             let io = Io { inputs: y, outputs: rest, scratch: self.io.scratch };
@@ -248,30 +283,14 @@ impl<'a> Call<'a> {
         plan: Plan,
         correction: Option<Correction>,
         prologue: Option<Prologue>,
-        accumulate: bool,
     ) -> Result<Vec<Launch>> {
-        let spec = self.node.conv.spec();
         let correcting = self.correction(correction)?;
-        let k_vectors = self.vectors(spec.k / spec.groups);
-        let ([scale, shift], activate) = self.prologue(prologue)?;
-        let c_vectors = [scale, shift].iter().flatten().all(|m| m.takes_vectors(spec.c / spec.groups));
-        let mut bound = self.bound(problem, plan, Extras { accumulate, ..Extras::default() })?;
-        bound.vectors = k_vectors && c_vectors;
-        let mut weight = bound.weight_params()?;
-        weight.flags |= activate;
-        let params = WeightGradientParams {
-            weight,
-            y: address(correcting.y),
-            a: address(correcting.a),
-            b: address(correcting.b),
-            c: address(correcting.c),
-            x_scale: address(scale),
-            x_shift: address(shift),
-            y_stride: correcting.y.map_or(0, |y| y.stride()),
-            unused: 0,
-        };
+        let activating = self.prologue(prologue)?;
+        let mut bound = self.bound(problem, plan, [0, 1], 0, Extras::default())?;
+        load_both(&mut bound, &correcting, &activating);
+        let params = weight_gradient(&bound, &correcting, &activating)?;
         let (cost, views) = (Self::cost(&bound, &self.read, 0), Self::views(&bound, &self.read, None));
-        let kernel = &bound.variant().kernel;
+        let kernel = &bound.formed().variant.kernel;
         // SAFETY: the variant's row in `variants` names WeightGradientParams; every matrix was checked to lie in its view.
         let first = unsafe { Launch::new(kernel, bound.grid()?, &params, cost, views) };
         Ok(std::iter::once(first).chain(bound.reduce(DType::F32)?).collect())
@@ -283,49 +302,21 @@ impl<'a> Call<'a> {
         plan: Plan,
         correction: Option<Correction>,
         epilogue: Option<Epilogue>,
-        accumulate: bool,
     ) -> Result<Vec<Launch>> {
-        let spec = self.node.conv.spec();
         let correcting = self.correction(correction)?;
-        let vectors = self.vectors(spec.k / spec.groups);
         let masking = self.masking(epilogue)?;
-        let whole = [masking.y[0], masking.y[1]];
-        let mut bound = self.bound(problem, plan, Extras { accumulate, ..Extras::default() })?;
-        bound.vectors = vectors;
-        bound.vector_out = whole.iter().flatten().all(|m| m.takes_vectors(spec.c / spec.groups));
+        let mut bound = self.bound(problem, plan, [0, 1], 0, Extras::default())?;
+        load_gradient(&mut bound, &correcting, &masking);
         bound.whole_out = epilogue.is_some();
         let (tiles, bytes) = self.tiles(&bound, plan)?;
-        let mut gather = bound.gather_params()?;
-        gather.flags |= masking.flags;
-        (gather.scale, gather.shift) = (address(masking.scale), address(masking.shift));
-        let stride = |m: Option<Matrix<'_>>| m.map_or(0, |m| m.stride());
-        let m_tiles = bound.tiles()[0];
-        let params = DataGradientParams {
-            gather,
-            y: address(correcting.y),
-            a: address(correcting.a),
-            b: address(correcting.b),
-            c: address(correcting.c),
-            bits: address(masking.bits),
-            y0: address(masking.y[0]),
-            y1: address(masking.y[1]),
-            mean0: address(masking.mean[0]),
-            mean1: address(masking.mean[1]),
-            sums: tiles.first().map_or(0, View::address),
-            y_stride: stride(correcting.y),
-            bits_stride: stride(masking.bits),
-            y0_stride: stride(masking.y[0]),
-            y1_stride: stride(masking.y[1]),
-            m_tiles: int(m_tiles)?,
-            bands: int(m_tiles * problem.shape().residues)?,
-        };
+        let params = data_gradient(&bound, &correcting, &masking, &tiles)?;
         let (cost, views) = (Self::cost(&bound, &self.read, bytes), Self::views(&bound, &self.read, tiles.first()));
-        let kernel = &bound.variant().kernel;
+        let kernel = &bound.formed().variant.kernel;
         // SAFETY: the variant's row in `variants` names DataGradientParams; every matrix was checked to lie in its view,
         // the sums of the tiles in the scratch memory.
         let mut launches = vec![unsafe { Launch::new(kernel, bound.grid()?, &params, cost, views) }];
         launches.extend(bound.reduce(self.dtype)?);
-        launches.extend(self.merge(&bound, &tiles)?);
+        launches.extend(self.merge(&bound, &tiles, 1)?);
         Ok(launches)
     }
 
@@ -355,23 +346,23 @@ impl<'a> Call<'a> {
 
     /// A view of what the tiles leave for each of their numbers, and the bytes of all.
     fn tiles(&self, bound: &Bound<'_>, plan: Plan) -> Result<(Vec<View>, usize)> {
-        let bytes = 4 * bands(self.node, bound.variant().tile.m) * columns(self.node);
-        let (Some(scratch), count) = (self.io.scratch, left(self.node, plan)) else { return Ok((Vec::new(), 0)) };
+        let bytes = 4 * bands(self.node, bound.formed().variant.tile.m) * columns(self.node);
+        let (Some(scratch), count) = (&self.tiles, left(self.node, plan)) else { return Ok((Vec::new(), 0)) };
         let views: Result<Vec<View>> = (0..count).map(|i| scratch.part(i * bytes, bytes)).collect();
         Ok((views?, count * bytes))
     }
 
-    /// The launches that merge what the tiles leave into the outputs behind the first.
-    fn merge(&self, bound: &Bound<'_>, tiles: &[View]) -> Result<Vec<Launch>> {
-        let (rows, channels) = (bound.variant().tile.m, columns(self.node));
+    /// The launches that merge what the tiles leave into the outputs from `first` on.
+    fn merge(&self, bound: &Bound<'_>, tiles: &[View], first: usize) -> Result<Vec<Launch>> {
+        let (rows, channels) = (bound.formed().variant.tile.m, columns(self.node));
         let bands = Bands { count: bands(self.node, rows), channels };
         let used = tiles.len() * bands.bytes();
-        let scratch = match self.io.scratch {
+        let scratch = match &self.tiles {
             Some(view) => Some(view.part(used, view.bytes() - used)?),
             None => None,
         };
         let from: Vec<&View> = tiles.iter().collect();
-        let to = (1..=tiles.len()).map(|i| output(self.io, self.node.name(), i).map(|arg| &arg.view));
+        let to = (first..first + tiles.len()).map(|i| output(self.io, self.node.name(), i).map(|arg| &arg.view));
         let to = to.collect::<Result<Vec<&View>>>()?;
         match (self.node.pass, &from[..], &to[..]) {
             (_, [], _) => Ok(Vec::new()),
@@ -393,4 +384,69 @@ struct Masking<'a> {
     scale: Option<Matrix<'a>>,
     shift: Option<Matrix<'a>>,
     flags: i32,
+}
+
+/// Tells `bound`, which is bwd_x, what else it touches.
+fn load_gradient<'a>(bound: &mut Bound<'a>, correcting: &Correcting<'a>, masking: &Masking<'a>) {
+    bound.beside.y = correcting.matrices();
+    bound.beside.out.extend(masking.y.into_iter().flatten());
+}
+
+/// The same for bwd_w.
+fn load_both<'a>(bound: &mut Bound<'a>, correcting: &Correcting<'a>, activating: &Activating<'a>) {
+    bound.beside.x.extend(activating.0.into_iter().flatten());
+    bound.beside.y = correcting.matrices();
+}
+
+fn data_gradient(
+    bound: &Bound<'_>,
+    correcting: &Correcting<'_>,
+    masking: &Masking<'_>,
+    tiles: &[View],
+) -> Result<DataGradientParams> {
+    let mut gather = bound.gather_params()?;
+    gather.flags |= masking.flags;
+    (gather.scale, gather.shift) = (address(masking.scale), address(masking.shift));
+    let stride = |m: Option<Matrix<'_>>| m.map_or(0, |m| m.stride());
+    let formed = bound.formed();
+    let m_tiles = formed.tiles()[0];
+    Ok(DataGradientParams {
+        gather,
+        y: address(correcting.y),
+        a: address(correcting.a),
+        b: address(correcting.b),
+        c: address(correcting.c),
+        bits: address(masking.bits),
+        y0: address(masking.y[0]),
+        y1: address(masking.y[1]),
+        mean0: address(masking.mean[0]),
+        mean1: address(masking.mean[1]),
+        sums: tiles.first().map_or(0, View::address),
+        y_stride: stride(correcting.y),
+        bits_stride: stride(masking.bits),
+        y0_stride: stride(masking.y[0]),
+        y1_stride: stride(masking.y[1]),
+        m_tiles: int(m_tiles)?,
+        bands: int(m_tiles * formed.shape.residues)?,
+    })
+}
+
+fn weight_gradient(
+    bound: &Bound<'_>,
+    correcting: &Correcting<'_>,
+    &([scale, shift], activate): &Activating<'_>,
+) -> Result<WeightGradientParams> {
+    let mut weight = bound.weight_params()?;
+    weight.flags |= activate;
+    Ok(WeightGradientParams {
+        weight,
+        y: address(correcting.y),
+        a: address(correcting.a),
+        b: address(correcting.b),
+        c: address(correcting.c),
+        x_scale: address(scale),
+        x_shift: address(shift),
+        y_stride: correcting.y.map_or(0, |y| y.stride()),
+        unused: 0,
+    })
 }

@@ -39,6 +39,17 @@ pub enum Pass {
         /// How x is loaded.
         prologue: Option<Prologue>,
     },
+    /// Both gradients in one launch, whose blocks read g, y and x at about the same time:
+    /// `g, w, x [, y [, a], b, c: correction] [, x_scale, x_shift: prologue] [, operands of the epilogue]
+    /// -> dx, dw [, sums of the epilogue]`, dw in f32.
+    Bwd {
+        /// How dy is loaded.
+        correction: Option<Correction>,
+        /// How x is loaded.
+        prologue: Option<Prologue>,
+        /// What is done to dx.
+        epilogue: Option<norm::Epilogue>,
+    },
 }
 
 /// A fused convolution's pass in a graph.
@@ -76,6 +87,7 @@ impl Operator for Node {
             Pass::Fwd { .. } => "norm_conv_fwd",
             Pass::BwdX { .. } => "norm_conv_bwd_x",
             Pass::BwdW { .. } => "norm_conv_bwd_w",
+            Pass::Bwd { .. } => "norm_conv_bwd",
         }
     }
 
@@ -102,6 +114,13 @@ impl Operator for Node {
                 types.extend(self.prologue(prologue));
                 types
             }
+            Pass::Bwd { correction, prologue, epilogue } => {
+                let mut types = vec![c.y(), w, c.x()];
+                types.extend(self.correction(correction));
+                types.extend(self.prologue(prologue));
+                types.extend(epilogue.iter().flat_map(|e| e.operands(self.x_shape())));
+                types
+            }
         }
     }
 
@@ -119,6 +138,11 @@ impl Operator for Node {
                 types
             }
             Pass::BwdW { .. } => vec![TensorType::stat(c.w_shape())],
+            Pass::Bwd { epilogue, .. } => {
+                let mut types = vec![c.x(), TensorType::stat(c.w_shape())];
+                types.extend(epilogue.iter().flat_map(|e| e.sums(c.spec().c)));
+                types
+            }
         }
     }
 
@@ -126,11 +150,13 @@ impl Operator for Node {
         match self.pass {
             Pass::Fwd { .. } => &[],
             Pass::BwdX { .. } | Pass::BwdW { .. } => &[0],
+            Pass::Bwd { .. } => &[0, 1],
         }
     }
 
     fn flops(&self) -> u64 {
-        2 * self.conv.macs()
+        let products = if matches!(self.pass, Pass::Bwd { .. }) { 2 } else { 1 };
+        2 * products * self.conv.macs()
     }
 
     fn scratch_bytes(&self, target: Target) -> usize {

@@ -10,7 +10,8 @@ use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
-        let mut inputs = Inputs { all: &io.inputs, next: 2 };
+        let next = if matches!(self.pass, Pass::Bwd { .. }) { 3 } else { 2 };
+        let mut inputs = Inputs { all: &io.inputs, next };
         let [first, second] = [0, 1].map(|i| io.inputs[i].real());
         let spec = self.conv.spec();
         match self.pass {
@@ -37,6 +38,20 @@ impl<T: Real> HostOp<T> for Node {
                 let dy = corrected(first, correction, &mut inputs, spec.k);
                 let x = activated(second, prologue, &mut inputs, spec.c);
                 convolve(self, conv2d::Pass::BwdW, &[&dy, &x], io.outputs[0].real());
+            }
+            Pass::Bwd { correction, prologue, epilogue } => {
+                let dy = corrected(first, correction, &mut inputs, spec.k);
+                let x = activated(inputs.all[2].real(), prologue, &mut inputs, spec.c);
+                let mut dx = vec![T::ZERO; self.conv.x().shape.len()];
+                convolve(self, conv2d::Pass::BwdX, &[&dy, second], &mut dx);
+                let mut dw = vec![T::ZERO; self.conv.w_shape().iter().product()];
+                convolve(self, conv2d::Pass::BwdW, &[&dy, &x], &mut dw);
+                let rest = &inputs.all[inputs.next..];
+                let [dx_added, dw_added] = [0, 1].map(|i| io.writes[i] == Write::Accumulate);
+                let mut outputs: Vec<&mut [T]> = io.outputs.iter_mut().map(HostMut::real).collect();
+                let to = outputs.remove(1);
+                to.iter_mut().zip(dw).for_each(|(to, v)| *to = if dw_added { *to + v } else { v });
+                finish(epilogue, rest, dx, dx_added, spec.c, &mut outputs);
             }
         }
     }

@@ -1,15 +1,19 @@
 //! Convolution: every pass, tile and dtype against the reference. Whole numbers first, where results must be equal.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use proptest::prelude::*;
 
-use residuum::device::{Arch, Target};
+use residuum::device::{Arch, Cost, Target, View};
 use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass, Plan, Spec};
-use residuum::ops::{Op, Operator};
-use residuum::tensor::DType;
+use residuum::ops::{Arg, Io, Op, Operator, Write};
+use residuum::tensor::{DType, TensorType};
 
 use crate::bounds;
-use crate::cases::conv2d::{crossed, layers, odd, peers, Row};
-use crate::harness::{check_dtype, check_refused, reference, Case, Compare, Data, Launcher, Random, Sweep, DTYPES};
+use crate::cases::conv2d::{crossed, layers, odd, peers, stems, widths, Row};
+use crate::harness::{
+    check_dtype, check_refused, machines, reference, Case, Compare, Data, Launcher, Random, Sweep, DTYPES,
+};
 
 const PLAIN: Pass = Pass::Fwd(Epilogue { scale: false, shift: false, residual: false, relu: false });
 const PRODUCTS: [Pass; 3] = [PLAIN, Pass::BwdX, Pass::BwdW];
@@ -76,7 +80,7 @@ fn reals(name: &str, node: &Node) -> Vec<Data> {
 }
 
 fn with_plan(case: Case, node: Node, plan: Plan) -> Case {
-    let name = format!("{} by {} in {}", case.name, plan.kernel(), plan.splits());
+    let name = format!("{} by {}, {} as one, in {}", case.name, plan.kernel(), plan.pack(), plan.splits());
     let case = Case { name, ..case };
     case.launched_by(Launcher {
         scratch_bytes: Box::new(move |target| node.scratch_bytes_with(target, plan)),
@@ -88,16 +92,30 @@ fn named(name: &str) -> Row {
     layers().into_iter().chain(odd()).find(|r| r.name == name).expect("a row of that name")
 }
 
+/// `check` of every row, on as many threads as the machine has: the simulator takes one for a launch.
+fn on_all_cores(rows: &[Row], check: impl Fn(&Row) + Sync) {
+    let (next, workers) = (AtomicUsize::new(0), std::thread::available_parallelism().map_or(1, usize::from));
+    std::thread::scope(|scope| {
+        for _ in 0..workers.min(rows.len()) {
+            scope.spawn(|| {
+                while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    check(row);
+                }
+            });
+        }
+    });
+}
+
 /// Every pass of every row in every dtype, dense and as slices of wider tensors, on one schedule.
 fn check_rows(rows: &[Row]) {
-    for row in rows {
+    on_all_cores(rows, |row| {
         for pass in PRODUCTS.into_iter().chain([Pass::BwdBias]) {
             let node = Node { conv: row.conv(), pass };
             for dtype in DTYPES {
                 check_dtype(&exact(&row.name, node, dtype).sliced(), dtype, Sweep::Quick);
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -115,6 +133,70 @@ fn groups_strides_dilations_and_paddings_are_exact() {
     check_rows(&crossed());
 }
 
+/// Narrow and wide groups: of the strides, dilations and paddings each width meets all, and with RESIDUUM_LONG=1 all
+/// combinations of them.
+#[test]
+fn widths_of_groups_are_exact() {
+    check_rows(&widths(long()));
+}
+
+/// The pads between pixels hold NaN: nothing may come of them.
+#[test]
+fn stems_are_exact() {
+    check_rows(&stems());
+    for row in stems() {
+        for pass in PRODUCTS {
+            let node = Node { conv: row.conv(), pass };
+            for dtype in DTYPES {
+                check_dtype(&exact(&row.name, node, dtype).padded(), dtype, Sweep::Quick);
+                for plan in node.plans(Target { arch: Arch::Sm80, dtype }) {
+                    let case = with_plan(exact(&row.name, node, dtype), node, plan);
+                    check_dtype(&case.padded(), dtype, Sweep::Quick);
+                }
+            }
+        }
+    }
+}
+
+/// The launch of a product in bf16 whose first pixels are `stride` elements apart: in bwd_w those of x.
+fn launched(name: &str, pass: Pass, stride: usize) -> Option<(&'static str, Cost)> {
+    let node = Node { conv: named(name).conv(), pass };
+    let backend = &machines(Sweep::Quick).next()?.backend;
+    let target = Target { arch: backend.arch(), dtype: DType::BF16 };
+    let bound = |(i, ty): (usize, &TensorType)| {
+        let [.., c] = *ty.shape.dims() else { panic!("channels") };
+        let pixel_stride = if i == usize::from(pass == Pass::BwdW) { stride } else { c };
+        let bytes = ty.shape.len() / c * pixel_stride * 4;
+        Arg { view: View::whole(backend.allocate(bytes).expect("memory")), pixel_stride, write: Write::Overwrite }
+    };
+    let inputs: Vec<Arg> = node.inputs().iter().enumerate().map(bound).collect();
+    let outputs: Vec<Arg> = node.outputs().iter().map(|ty| bound((usize::MAX, ty))).collect();
+    let scratch = View::whole(backend.allocate(node.scratch_bytes(target).max(1)).expect("memory"));
+    let io = Io { inputs: &inputs, outputs: &outputs, scratch: Some(&scratch) };
+    let launch = node.launches(target, &io).expect("launches").remove(0);
+    Some((launch.kernel().name, launch.cost()))
+}
+
+#[test]
+fn the_layout_of_x_decides_between_the_kernels() {
+    for (pass, y) in [(PLAIN, "fwd"), (Pass::BwdW, "bwd_w")] {
+        let Some((stem, cost)) = launched("imagenet stem", pass, 4) else { return };
+        assert!(stem.starts_with(&format!("conv2d_{y}_bf16")) && stem.ends_with("_stem"), "{stem}");
+        let other = if pass == PLAIN { 64 * 7 * 7 * 3 } else { 11 * 10 * 64 };
+        assert_eq!(cost.bytes_read, 2 * (21 * 19 * 4 + other), "the pad travels along");
+        for (row, stride, end) in [
+            ("imagenet stem", 3, "_scalar"),
+            ("imagenet stem", 8, "_scalar"),
+            ("resnext 4 a group", 32, "_packed"),
+            ("resnext 4 a group", 40, "_packed"),
+            ("resnext 4 a group", 33, "_scalar"),
+        ] {
+            let (kernel, _) = launched(row, pass, stride).expect("a machine");
+            assert!(kernel.ends_with(end), "{row} {y} with {stride} elements a pixel: {kernel}");
+        }
+    }
+}
+
 /// 2-D problems of oneDNN's benchdnn, where the list lies beside the project: some of the smallest, and with
 /// RESIDUUM_LONG=1 all that the simulator does in minutes.
 #[test]
@@ -124,34 +206,48 @@ fn peer_problems_are_exact() {
         return;
     };
     let most = if long() { 20_000_000 } else { 100_000 };
-    let rows: Vec<Row> =
+    let mut rows: Vec<Row> =
         rows.into_iter().filter(|r| r.conv().macs() <= most).step_by(if long() { 1 } else { 6 }).collect();
-    for row in &rows {
+    rows.sort_by_key(|r| std::cmp::Reverse(r.conv().macs()));
+    on_all_cores(&rows, |row| {
         for pass in PRODUCTS {
             let node = Node { conv: row.conv(), pass };
             for dtype in DTYPES {
                 check_dtype(&exact(&row.name, node, dtype), dtype, Sweep::Quick);
             }
         }
-    }
+    });
 }
 
 #[test]
 fn every_tile_is_exact_with_and_without_splits() {
-    let rows = ["cifar 16 to 32", "one channel too many", "tile and one", "resnext 8 a group, stride 2"].map(named);
+    let rows = [
+        "cifar 16 to 32",
+        "one channel too many",
+        "tile and one",
+        "resnext 4 a group",
+        "resnext 8 a group, stride 2",
+        "depthwise 16",
+        "imagenet stem",
+    ]
+    .map(named);
     let mut tested: Vec<&str> = Vec::new();
     for (row, pass) in rows.iter().flat_map(|row| PRODUCTS.map(|pass| (row, pass))) {
         let node = Node { conv: row.conv(), pass };
         for dtype in DTYPES {
             for plan in node.plans(Target { arch: Arch::Sm80, dtype }) {
-                check_dtype(&with_plan(exact(&row.name, node, dtype), node, plan), dtype, Sweep::Quick);
+                let case = with_plan(exact(&row.name, node, dtype), node, plan);
+                check_dtype(&case, dtype, Sweep::Quick);
+                if row.spec.c < 4 {
+                    check_dtype(&case.padded(), dtype, Sweep::Quick);
+                }
                 tested.push(plan.kernel());
             }
         }
     }
     tested.sort_unstable();
     tested.dedup();
-    assert_eq!(tested.len(), 57, "every tile of fwd, bwd_x and bwd_w: {tested:?}");
+    assert_eq!(tested.len(), 99, "every tile of fwd, bwd_x and bwd_w: {tested:?}");
 }
 
 #[test]
@@ -177,6 +273,21 @@ fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
         for pass in PRODUCTS.into_iter().chain([Pass::BwdBias]) {
             let node = Node { conv: row.conv(), pass };
             let case = bounded(&row.name, node, reals(&row.name, &node));
+            for dtype in DTYPES {
+                check_dtype(&case, dtype, Sweep::TensorCores);
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_groups_and_stems_are_within_bounds_and_the_same_on_every_schedule() {
+    for row in ["resnext 4 a group", "depthwise 16", "imagenet stem"].map(named) {
+        for pass in PRODUCTS {
+            let node = Node { conv: row.conv(), pass };
+            let case = bounded(&row.name, node, reals(&row.name, &node));
+            let weights: &[usize] = if pass == Pass::BwdW { &[] } else { &[1] };
+            let case = case.with_weights(weights).padded();
             for dtype in DTYPES {
                 check_dtype(&case, dtype, Sweep::TensorCores);
             }

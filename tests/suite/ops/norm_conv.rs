@@ -8,8 +8,8 @@ use residuum::ops::{Op, Operator, Write};
 use residuum::tensor::DType;
 
 use crate::bounds;
-use crate::cases::conv2d::{crossed, layers, odd, Row};
-use crate::cases::norm_conv::{passes, DATA, FORWARD, WEIGHT};
+use crate::cases::conv2d::{crossed, layers, odd, stems, widths, Row};
+use crate::cases::norm_conv::{passes, BOTH, DATA, FORWARD, WEIGHT};
 use crate::harness::{check_dtype, check_refused, reference, reference_onto};
 use crate::harness::{Case, Compare, Data, Judged, Launcher, Random, Sweep, DTYPES};
 
@@ -38,7 +38,9 @@ fn roles(node: &Node) -> Vec<Role> {
         Pass::Fwd { prologue, .. } => (None, prologue),
         Pass::BwdX { correction, .. } => (correction, None),
         Pass::BwdW { correction, prologue } => (correction, prologue),
+        Pass::Bwd { correction, prologue, .. } => (correction, prologue),
     };
+    roles.extend(matches!(node.pass, Pass::Bwd { .. }).then_some(Pixels));
     if let Some(correction) = correction {
         roles.push(Pixels);
         roles.extend(correction.a.then_some(Factor));
@@ -51,25 +53,37 @@ fn roles(node: &Node) -> Vec<Role> {
             roles.extend(e.shift.then_some(Term));
             roles.extend(e.residual.then_some(Pixels));
         }
-        Pass::BwdX { epilogue: Some(Epilogue::Affine { .. }), .. } => roles.extend([Pixels, Factor, Term, Mean]),
-        Pass::BwdX { epilogue: Some(Epilogue::Signs { norms }), .. } => {
-            roles.push(Signs);
-            (0..norms).for_each(|_| roles.extend([Pixels, Mean]));
-        }
+        Pass::BwdX { epilogue: Some(e), .. } | Pass::Bwd { epilogue: Some(e), .. } => match e {
+            Epilogue::Affine { .. } => roles.extend([Pixels, Factor, Term, Mean]),
+            Epilogue::Signs { norms } => {
+                roles.push(Signs);
+                (0..norms).for_each(|_| roles.extend([Pixels, Mean]));
+            }
+        },
         _ => {}
     }
     assert_eq!(roles.len(), node.inputs().len(), "{node:?}");
     roles
 }
 
-/// How many products a result sums.
+/// Whether it writes dx.
+fn is_data(node: &Node) -> bool {
+    matches!(node.pass, Pass::BwdX { .. } | Pass::Bwd { .. })
+}
+
+/// How many products an element of dw sums.
+fn weight_terms(node: &Node) -> usize {
+    node.conv.spec().n * node.conv.output().iter().product::<usize>()
+}
+
+/// How many products an element of the first result sums.
 fn terms(node: &Node) -> usize {
     let [_, r, s, cg] = node.conv.w_shape();
     let spec = node.conv.spec();
     match node.pass {
         Pass::Fwd { .. } => r * s * cg,
-        Pass::BwdX { .. } => r * s * spec.k / spec.groups,
-        Pass::BwdW { .. } => spec.n * node.conv.output().iter().product::<usize>(),
+        Pass::BwdX { .. } | Pass::Bwd { .. } => r * s * spec.k / spec.groups,
+        Pass::BwdW { .. } => weight_terms(node),
     }
 }
 
@@ -124,11 +138,13 @@ fn magnitudes(node: &Node, inputs: &[Data]) -> Vec<Data> {
         .collect();
     match node.pass {
         // The harness adds whole numbers of at most 4.
-        Pass::BwdX { .. } => {
+        Pass::BwdX { .. } | Pass::Bwd { .. } => {
             let mut before = vec![None; node.outputs().len()];
             let mut writes = vec![Write::Overwrite; before.len()];
-            before[0] = Some(Data::Real(vec![4.0; node.conv.x().shape.len()]));
-            writes[0] = Write::Accumulate;
+            for &i in node.accumulates() {
+                before[i] = Some(Data::Real(vec![4.0; node.outputs()[i].shape.len()]));
+                writes[i] = Write::Accumulate;
+            }
             reference_onto(&op(*node), &all, &before, writes)
         }
         _ => reference(&op(*node), &all, &[]),
@@ -169,7 +185,7 @@ fn exact(name: &str, what: &str, node: Node, dtype: DType) -> Case {
 
 fn case(case: Case, node: &Node) -> Case {
     let case = case.with_weights(if matches!(node.pass, Pass::BwdW { .. }) { &[] } else { &[1] });
-    if matches!(node.pass, Pass::BwdX { .. }) {
+    if is_data(node) {
         case.taking_in()
     } else {
         case
@@ -188,10 +204,16 @@ fn bounded(name: &str, what: &str, node: Node, inputs: Vec<Data>) -> Case {
         let mut rules = vec![Compare::Within(off.clone())];
         match node.pass {
             Pass::Fwd { moments: true, .. } => rules.extend(moments_within(judged, node.conv.spec().k, &off)),
-            Pass::BwdX { .. } => {
+            Pass::BwdX { .. } | Pass::Bwd { .. } => {
                 let rows = node.conv.x().shape.len() / node.conv.spec().c;
                 let each = relative + bounds::stored(dtype, 1.0);
-                rules.extend(sizes[1..].iter().map(|sums| {
+                let first = node.accumulates().len();
+                if first == 2 {
+                    let relative =
+                        sum(weight_terms(&node) + 8, 1.0) + 2.0 * bounds::stored(dtype, 1.0) + 4.0 * bounds::U;
+                    rules.push(Compare::Within(sizes[1].real().iter().map(|m| relative * m).collect()));
+                }
+                rules.extend(sizes[first..].iter().map(|sums| {
                     Compare::Within(sums.real().iter().map(|&m| each * m + bounds::channel_sum(rows, 4, m)).collect())
                 }));
             }
@@ -217,7 +239,7 @@ fn named(name: &str) -> Row {
 /// Every row with some of the passes, a different part of them for each row, in every dtype, dense and as slices.
 fn check_rows(rows: &[Row], each: usize) {
     for (i, row) in rows.iter().enumerate() {
-        for table in [&FORWARD[..], &DATA, &WEIGHT] {
+        for table in [&FORWARD[..], &DATA, &WEIGHT, &BOTH] {
             for j in 0..each {
                 let (what, pass) = table[(i * each + j) % table.len()];
                 let node = Node { conv: row.conv(), pass };
@@ -257,35 +279,59 @@ fn every_part_is_exact_with_every_other() {
 }
 
 #[test]
+fn widths_of_groups_are_exact() {
+    check_rows(&widths(false), 1);
+}
+
+/// The pads between pixels hold NaN: nothing may come of them.
+#[test]
+fn stems_are_exact() {
+    for row in stems() {
+        for (what, pass) in [FORWARD[1], WEIGHT[2], FORWARD[0], WEIGHT[0]] {
+            let node = Node { conv: row.conv(), pass };
+            for dtype in DTYPES {
+                check_dtype(&exact(&row.name, what, node, dtype).padded(), dtype, Sweep::Quick);
+            }
+        }
+    }
+}
+
+#[test]
 fn every_tile_is_exact_with_and_without_splits() {
-    let rows = [
+    let mut rows = [
         "cifar 16 to 32",
         "one channel too many",
         "tile and one",
         "resnext 8 a group, stride 2",
         "residues of one tile and two",
     ]
-    .map(named);
-    let passes = [FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[7], WEIGHT[0]];
+    .map(named)
+    .to_vec();
+    rows.extend(["resnext 4 a group", "imagenet stem"].map(named));
+    let passes = [
+        FORWARD[0], FORWARD[1], FORWARD[5], DATA[0], DATA[2], DATA[7], WEIGHT[0], WEIGHT[2], BOTH[0], BOTH[1], BOTH[5],
+    ];
     let mut tested: Vec<&str> = Vec::new();
     for (row, (what, pass)) in rows.iter().flat_map(|row| passes.map(|pass| (row, pass))) {
         let node = Node { conv: row.conv(), pass };
         for dtype in DTYPES {
             for plan in node.plans(Target { arch: Arch::Sm80, dtype }) {
-                check_dtype(&with_plan(exact(&row.name, what, node, dtype), node, plan), dtype, Sweep::Quick);
+                let case = with_plan(exact(&row.name, what, node, dtype), node, plan);
+                let case = if plan.kernel().ends_with("_stem") { case.padded() } else { case };
+                check_dtype(&case, dtype, Sweep::Quick);
                 tested.push(plan.kernel());
             }
         }
     }
     tested.sort_unstable();
     tested.dedup();
-    assert_eq!(tested.len(), 57, "every tile of fwd, bwd_x and bwd_w: {tested:?}");
+    assert_eq!(tested.len(), 128, "every tile of every pass: {tested:?}");
 }
 
 #[test]
 fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
     for row in ["cifar 16 to 32", "primes", "long reduction"].map(named) {
-        for (what, pass) in [FORWARD[0], FORWARD[3], DATA[0], DATA[2], DATA[3], WEIGHT[0]] {
+        for (what, pass) in [FORWARD[0], FORWARD[3], DATA[0], DATA[2], DATA[3], WEIGHT[0], BOTH[0], BOTH[2]] {
             let node = Node { conv: row.conv(), pass };
             let case = bounded(&row.name, what, node, reals(&row.name, &node));
             for dtype in DTYPES {
@@ -299,7 +345,7 @@ fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
 #[test]
 fn a_wrong_operand_is_refused() {
     let row = named("cifar 16 to 32");
-    for (what, pass) in [FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[3], WEIGHT[0]] {
+    for (what, pass) in [FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[3], WEIGHT[0], BOTH[0], BOTH[2]] {
         let node = Node { conv: row.conv(), pass };
         let inputs = reals(&row.name, &node);
         for i in 0..inputs.len() {

@@ -1,5 +1,6 @@
 //! Operands of a launch: checked once, then only addresses.
 
+use super::variants::STEM_C;
 use crate::device::View;
 use crate::ops::{touched, Arg};
 use crate::{Error, Result};
@@ -64,6 +65,11 @@ impl<'a> Matrix<'a> {
         self.address().is_multiple_of(16)
             && (self.stride * self.elem).is_multiple_of(16)
             && (channels * self.elem).is_multiple_of(16)
+    }
+
+    /// Whether it lies as the kernels of the stem take it.
+    pub fn is_stem(&self) -> bool {
+        self.stride == STEM_C && self.address().is_multiple_of((STEM_C * self.elem) as u64)
     }
 
     /// Bytes of an element.

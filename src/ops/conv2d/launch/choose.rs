@@ -1,6 +1,6 @@
 //! Which tile and how many splits: pure functions of the shape, the dtype and the architecture.
 
-use super::variants::{Access, Tile, Variant, STAGE_ROW_BYTES};
+use super::variants::{Access, Variant, STAGE_ROW_BYTES, STEM_C};
 use crate::ops::conv2d::Conv2d;
 use crate::tensor::DType;
 
@@ -26,23 +26,33 @@ pub struct Problem {
     pub table: &'static [Variant],
     /// Launches that a split of the reduction needs besides the product; `None` where it must not be split.
     pub split_launches: Option<usize>,
+    /// Whether x is loaded as it is in memory, as the kernels of the stem do.
+    pub raw: bool,
 }
 
 /// How a pass is computed. The same plan gives the same bits on every device of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// The kernel where all operands take 16-byte accesses.
+    /// The kernel where all operands lie as it needs them: see [`Access`].
     pub vector: Option<&'static Variant>,
     /// The kernel that takes any operands.
     pub scalar: &'static Variant,
+    /// Neighbouring groups that `vector` computes as one.
+    pub pack: usize,
     /// Into how many parts the reduction is cut; they are added in ascending order.
     pub splits: usize,
 }
 
 impl Plan {
-    /// The entry that runs where all operands take 16-byte accesses, or else the one that takes any.
+    /// The entry that runs where all operands take 16-byte accesses (in the stem: where pixels of x are 4 elements
+    /// apart), or else the one that takes any.
     pub fn kernel(&self) -> &'static str {
         self.vector.unwrap_or(self.scalar).kernel.name
+    }
+
+    /// Neighbouring groups that are computed as one.
+    pub fn pack(&self) -> usize {
+        self.pack
     }
 
     /// The parts of the reduction.
@@ -125,11 +135,87 @@ impl Problem {
         }
     }
 
-    /// Whether the channels allow 16-byte accesses to the operands.
-    fn allows_vectors(&self, dtype: DType) -> bool {
+    /// The products as a kernel of `access` forms them: `pack` groups as one, [`STEM_C`] channels a pixel in the stem.
+    pub fn formed(&self, access: Access, pack: usize) -> Shape {
+        let s = self.shape();
+        let taps = |products: usize| {
+            if access == Access::Stem {
+                products / self.conv.spec.c * STEM_C
+            } else {
+                products * pack
+            }
+        };
+        let groups = s.groups / pack;
+        match self.product {
+            Product::Fwd => Shape { n: s.n * pack, depth: taps(s.depth), groups, ..s },
+            Product::BwdX => Shape { n: s.n * pack, depth: s.depth * pack, groups, ..s },
+            Product::BwdW => Shape { m: s.m * pack, n: taps(s.n), groups, ..s },
+        }
+    }
+
+    /// Whether the channels of `pack` groups fill 16-byte accesses: to the pixels, and unpacked to the weights.
+    fn allows_vectors(&self, dtype: DType, pack: usize) -> bool {
         let (s, width) = (self.conv.spec, 16 / dtype.bytes());
-        let (c, k) = ((s.c / s.groups).is_multiple_of(width), (s.k / s.groups).is_multiple_of(width));
-        c && (k || self.product == Product::Fwd)
+        let fills = |channels: usize| (channels / s.groups * pack).is_multiple_of(width);
+        match self.product {
+            Product::Fwd => fills(s.c),
+            Product::BwdX => fills(s.k) && (pack > 1 || fills(s.c)),
+            Product::BwdW => fills(s.c) && fills(s.k),
+        }
+    }
+
+    /// Whether there are kernels of their own for few input channels.
+    fn is_stem(&self, dtype: DType) -> bool {
+        let s = self.conv.spec;
+        let product = match self.product {
+            Product::Fwd => true,
+            Product::BwdW => s.k.is_multiple_of(16 / dtype.bytes()),
+            Product::BwdX => false,
+        };
+        product && self.raw && s.groups == 1 && s.c <= STEM_C && !self.allows_vectors(dtype, 1)
+    }
+
+    /// Every number of groups that may be computed as one: the fewest that fill 16-byte accesses, and more up to
+    /// `channels` on either side. Each costs as many times the products that are needed, less what a tile would have
+    /// wasted anyway.
+    fn packs(&self, dtype: DType, channels: impl Fn(usize) -> bool) -> Vec<usize> {
+        let groups = self.conv.spec.groups;
+        let possible = |&p: &usize| groups.is_multiple_of(p) && self.allows_vectors(dtype, p);
+        let fewest = (1..=groups).find(possible);
+        (2..=groups).filter(possible).filter(|&p| Some(p) == fewest || channels(p)).collect()
+    }
+
+    /// The packs that a choice is made from. Up to the width of the narrowest tile they cost no product: its columns, or
+    /// in bwd_w its rows, would be empty.
+    fn free_packs(&self, dtype: DType) -> Vec<usize> {
+        let rows = self.product == Product::BwdW;
+        let extent = |s: Shape| if rows { s.m } else { s.n };
+        let tiles = self.variants(dtype, Access::Packed).map(|v| if rows { v.tile.m } else { v.tile.n });
+        let narrowest = tiles.min().unwrap_or(0);
+        self.packs(dtype, |p| extent(self.formed(Access::Packed, p)) <= narrowest)
+    }
+
+    /// The packs that tests try: of up to 64 channels on either side.
+    fn tested_packs(&self, dtype: DType) -> Vec<usize> {
+        const MOST: usize = 64;
+        let s = self.conv.spec;
+        self.packs(dtype, |p| s.c.max(s.k) / s.groups * p <= MOST)
+    }
+
+    /// The kernels that read the operands in large pieces, each with the groups that it computes as one.
+    fn fast(&self, dtype: DType, packs: &[usize]) -> Vec<(&'static Variant, usize)> {
+        let of = |v: &Variant| match v.access {
+            Access::Vector if self.allows_vectors(dtype, 1) => vec![1],
+            Access::Packed => packs.to_vec(),
+            Access::Stem if self.is_stem(dtype) => vec![1],
+            _ => Vec::new(),
+        };
+        self.table.iter().filter(|v| v.dtype == dtype).flat_map(|v| of(v).into_iter().map(move |p| (v, p))).collect()
+    }
+
+    /// The scalar kernel that is best unsplit.
+    fn scalar(&self, dtype: DType) -> Option<&'static Variant> {
+        self.variants(dtype, Access::Scalar).min_by_key(|v| clocks(self, self.shape(), v, 1))
     }
 
     fn variants(&self, dtype: DType, access: Access) -> impl Iterator<Item = &'static Variant> {
@@ -140,8 +226,16 @@ impl Problem {
 /// Whether `plan` is for `problem` in `dtype`.
 pub fn fits(plan: Plan, problem: &Problem, dtype: DType) -> bool {
     let known = |v: &Variant| v.dtype == dtype && problem.table.contains(v);
+    let allowed = |v: &Variant| match v.access {
+        Access::Vector | Access::Packed => problem.allows_vectors(dtype, plan.pack),
+        Access::Stem => problem.is_stem(dtype),
+        Access::Scalar => false,
+    };
     let most = if problem.split_launches.is_some() { MAX_SPLITS } else { 1 };
-    known(plan.scalar) && plan.vector.is_none_or(known) && plan.splits <= most
+    known(plan.scalar)
+        && plan.vector.is_none_or(|v| known(v) && allowed(v))
+        && problem.conv.spec.groups.is_multiple_of(plan.pack)
+        && plan.splits <= most
 }
 
 /// Elements of the reduction in one stage.
@@ -155,8 +249,8 @@ const MAX_SPLITS: usize = 256;
 /// Floats of partial sums at most.
 const MAX_PARTIAL: usize = 16 << 20;
 
-fn possible_splits(problem: &Problem, dtype: DType) -> impl Iterator<Item = usize> {
-    let stages = problem.shape().depth.div_ceil(stage_depth(dtype));
+fn possible_splits(problem: &Problem, shape: Shape, dtype: DType) -> impl Iterator<Item = usize> {
+    let stages = shape.depth.div_ceil(stage_depth(dtype));
     let (partial, most) = (problem.result_len(), if problem.split_launches.is_some() { MAX_SPLITS } else { 1 });
     std::iter::successors(Some(1), |s| Some(s * 2))
         .take_while(move |&s| s == 1 || (s <= most && stages / s >= MIN_STAGES && s * partial <= MAX_PARTIAL))
@@ -164,77 +258,96 @@ fn possible_splits(problem: &Problem, dtype: DType) -> impl Iterator<Item = usiz
 
 /// Multiply-adds a clock of a whole multiprocessor for this tile, as assumed until they are measured (A100, H200:
 /// 1,024 and more for mma.sync, 64 and 128 for f32). Narrow tiles wait for shared memory: they read an operand element
-/// for fewer products.
-fn rate(tile: Tile, dtype: DType) -> u64 {
-    if dtype == DType::F32 {
-        return 100;
-    }
-    match tile.m.min(tile.n) {
+/// for fewer products. Packed groups and the stem make some of their operands up from small pieces.
+fn rate(v: &Variant) -> u64 {
+    let tile = v.tile;
+    let whole = match tile.m.min(tile.n) {
+        _ if v.dtype == DType::F32 => 100,
         128 => 1024,
         64 if tile.m * tile.n > 64 * 64 => 900,
         64 => 700,
         32 => 560,
         _ => 320,
+    };
+    match v.access {
+        Access::Packed | Access::Stem => whole * 3 / 4,
+        Access::Vector | Access::Scalar => whole,
     }
 }
 
-/// Clocks that `tile` with `splits` would take on a nominal chip of 128 multiprocessors. A rough model: only the order of
+/// Clocks that `v` with `splits` would take on a nominal chip of 128 multiprocessors. A rough model: only the order of
 /// its results matters. Nothing in it has been measured.
-fn clocks(problem: &Problem, tile: Tile, splits: usize, dtype: DType) -> u64 {
+pub fn clocks(problem: &Problem, shape: Shape, v: &Variant, splits: usize) -> u64 {
     const PROCESSORS: u64 = 128;
     const BLOCK_OVERHEAD: u64 = 1500; // fill the pipeline, write the tile
     const LAUNCH: u64 = 4000;
     const BYTES_PER_CLOCK: u64 = 16 * PROCESSORS;
-    let (shape, partial) = (problem.shape(), problem.result_len());
-    let launches = problem.split_launches.unwrap_or(0) as u64 * LAUNCH;
+    let tile = v.tile;
+    let (partial, launches) = (problem.result_len(), problem.split_launches.unwrap_or(0) as u64 * LAUNCH);
     let blocks = shape.m.div_ceil(tile.m) * shape.n.div_ceil(tile.n) * shape.groups * shape.residues * splits;
-    let depth = shape.depth.div_ceil(splits).next_multiple_of(stage_depth(dtype));
-    let block = (tile.m * tile.n * depth) as u64 / rate(tile, dtype) + BLOCK_OVERHEAD;
+    let depth = shape.depth.div_ceil(splits).next_multiple_of(stage_depth(v.dtype));
+    let block = (tile.m * tile.n * depth) as u64 / rate(v) + BLOCK_OVERHEAD;
     // Between whole waves, as if blocks never shared a multiprocessor, and none: less work wins where both fit at once.
     let waves = (blocks as u64).div_ceil(PROCESSORS) * PROCESSORS + blocks as u64;
     let second = if splits > 1 { launches + (splits * partial * 8) as u64 / BYTES_PER_CLOCK } else { 0 };
     waves * block / (2 * PROCESSORS) + second
 }
 
-fn best(problem: &Problem, dtype: DType, access: Access, splits: Option<usize>) -> Option<Plan> {
-    let scalar = problem.variants(dtype, Access::Scalar).min_by_key(|v| clocks(problem, v.tile, 1, dtype))?;
-    let candidates = problem.variants(dtype, access).flat_map(|v| {
-        possible_splits(problem, dtype)
-            .filter(move |&s| splits.is_none_or(|only| s == only))
-            .map(move |s| (v, s, clocks(problem, v.tile, s, dtype)))
-    });
-    let (chosen, splits, _) = candidates.min_by_key(|&(_, _, clocks)| clocks)?;
-    Some(match access {
-        Access::Vector => Plan { vector: Some(chosen), scalar, splits },
-        Access::Scalar => Plan { vector: None, scalar: chosen, splits },
-    })
+/// Whether `splits` leave few partial sums: beside what bwd_w reads of pixels, or so few that they stay in the L2 cache.
+fn affordable(problem: &Problem, dtype: DType, splits: usize) -> bool {
+    const SHARE: usize = 32;
+    const CACHED: usize = 4 << 20;
+    let pixels = (problem.conv.x().shape.len() + problem.conv.y().shape.len()) * dtype.bytes();
+    let partial = splits * problem.result_len() * 8; // written and read
+    splits == 1 || problem.product != Product::BwdW || partial <= CACHED.max(pixels / SHARE)
 }
 
 /// The plan for `problem`; `None` in f64, where there are no tiles.
 pub fn choose(problem: &Problem, dtype: DType) -> Option<Plan> {
-    let access = if problem.allows_vectors(dtype) { Access::Vector } else { Access::Scalar };
-    best(problem, dtype, access, None)
+    choose_beside(problem, dtype, 1, |_, _| 0)
+}
+
+/// The same where `v`, with `pack` groups as one, takes `more(v, pack)` clocks for something else, and the reduction is
+/// split into `least` parts or more if that leaves few partial sums.
+pub fn choose_beside(
+    problem: &Problem,
+    dtype: DType,
+    least: usize,
+    more: impl Fn(&'static Variant, usize) -> u64,
+) -> Option<Plan> {
+    let mut candidates = problem.fast(dtype, &problem.free_packs(dtype));
+    if candidates.is_empty() {
+        candidates = problem.variants(dtype, Access::Scalar).map(|v| (v, 1)).collect();
+    }
+    let split = |(v, pack): (&'static Variant, usize)| {
+        let shape = problem.formed(v.access, pack);
+        let possible: Vec<usize> =
+            possible_splits(problem, shape, dtype).filter(|&s| affordable(problem, dtype, s)).collect();
+        let least = least.min(possible.last().copied()?);
+        let all = possible.into_iter().filter(|&s| s >= least).map(|s| (s, clocks(problem, shape, v, s)));
+        all.min_by_key(|&(_, clocks)| clocks).map(|(splits, clocks)| (v, pack, splits, clocks + more(v, pack)))
+    };
+    let (v, pack, splits, _) = candidates.into_iter().filter_map(split).min_by_key(|&(.., clocks)| clocks)?;
+    Some(match v.access {
+        Access::Scalar => Plan { vector: None, scalar: v, pack: 1, splits },
+        _ => Plan { vector: Some(v), scalar: problem.scalar(dtype)?, pack, splits },
+    })
 }
 
 /// Every tile that can compute `problem`, each unsplit and with the most splits that are allowed.
 pub fn plans(problem: &Problem, dtype: DType) -> Vec<Plan> {
-    let most = possible_splits(problem, dtype).last().unwrap_or(1);
-    let mut plans = Vec::new();
-    for v in problem.table.iter().filter(|v| v.dtype == dtype) {
-        if v.access == Access::Vector && !problem.allows_vectors(dtype) {
-            continue;
-        }
-        let Some(base) = best(problem, dtype, Access::Scalar, Some(1)) else { continue };
+    let Some(base) = problem.scalar(dtype) else { return Vec::new() };
+    let slow = problem.variants(dtype, Access::Scalar).map(|v| (v, 1));
+    let all = problem.fast(dtype, &problem.tested_packs(dtype)).into_iter().chain(slow);
+    let with_splits = |(v, pack): (&'static Variant, usize)| {
         let plan = match v.access {
-            Access::Vector => Plan { vector: Some(v), ..base },
-            Access::Scalar => Plan { vector: None, scalar: v, splits: 1 },
+            Access::Scalar => Plan { vector: None, scalar: v, pack, splits: 1 },
+            _ => Plan { vector: Some(v), scalar: base, pack, splits: 1 },
         };
-        plans.push(plan);
-        if most > 1 {
-            plans.push(Plan { splits: most, ..plan });
-        }
-    }
-    plans
+        let most = possible_splits(problem, problem.formed(v.access, pack), dtype).last().unwrap_or(1);
+        std::iter::once(plan).chain((most > 1).then_some(Plan { splits: most, ..plan }))
+    };
+    all.flat_map(with_splits).collect()
 }
 
 /// Into how many slices of rows the bias gradient is cut.
@@ -268,7 +381,7 @@ mod tests {
             BwdX => &BWD_X,
             BwdW => &BWD_W,
         };
-        Problem { conv: Conv2d::new(spec).expect("a valid case"), product, table, split_launches: Some(1) }
+        Problem { conv: Conv2d::new(spec).expect("a valid case"), product, table, split_launches: Some(1), raw: true }
     }
 
     fn name(problem: &Problem, dtype: DType) -> (&'static str, usize) {
@@ -288,10 +401,42 @@ mod tests {
     }
 
     #[test]
-    fn channels_that_do_not_fill_16_bytes_go_element_by_element() {
-        assert_eq!(name(&problem(Fwd, [256, 224, 3, 64], 7, 2), DType::BF16).0, "conv2d_fwd_bf16_64x64_scalar");
-        assert_eq!(name(&problem(Fwd, [64, 8, 1, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
+    fn channels_that_fill_no_16_bytes_go_element_by_element() {
+        assert_eq!(name(&problem(Fwd, [64, 8, 5, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
         assert_eq!(name(&problem(BwdX, [64, 1, 64, 10], 1, 1), DType::F16).0, "conv2d_bwd_x_f16_64x64_scalar");
+        assert_eq!(name(&problem(BwdW, [64, 8, 3, 10], 3, 1), DType::BF16).0, "conv2d_bwd_w_bf16_64x64_scalar");
+    }
+
+    #[test]
+    fn stems_have_their_own_kernels() {
+        let resnet = |product| name(&problem(product, [256, 224, 3, 64], 7, 2), DType::BF16).0;
+        assert_eq!(resnet(Fwd), "conv2d_fwd_bf16_128x64_stem");
+        assert!(resnet(BwdW).ends_with("_stem"), "{}", resnet(BwdW));
+        assert!(resnet(BwdX).ends_with("_scalar"), "no network needs the gradient of its input");
+        assert_eq!(name(&problem(Fwd, [64, 8, 1, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_stem");
+    }
+
+    #[test]
+    fn narrow_groups_fill_the_narrowest_tile_and_no_more() {
+        let packed = |product, channels: [usize; 2], groups, dtype| {
+            let mut problem = problem(product, [256, 14, channels[0], channels[1]], 3, 1);
+            problem.conv.spec.groups = groups;
+            let plan = choose(&problem, dtype).expect("a plan");
+            (plan.kernel(), plan.pack())
+        };
+        let b = DType::BF16;
+        // ResNeXt 32x4d: four groups of four are one of 16.
+        assert_eq!(packed(Fwd, [128, 128], 32, b), ("conv2d_fwd_bf16_128x16_packed", 4));
+        assert_eq!(packed(BwdX, [128, 128], 32, b), ("conv2d_bwd_x_bf16_128x16_packed", 4));
+        assert_eq!(packed(BwdW, [128, 128], 32, b), ("conv2d_bwd_w_bf16_16x64_packed", 4));
+        // Depthwise; eight channels a group, of which a tile could hold one group only; sixteen, which fill it.
+        assert_eq!(packed(Fwd, [96, 96], 96, b), ("conv2d_fwd_bf16_128x16_packed", 16));
+        assert_eq!(packed(Fwd, [96, 96], 96, DType::F32), ("conv2d_fwd_f32_128x16_packed", 16));
+        assert_eq!(packed(Fwd, [256, 256], 32, b), ("conv2d_fwd_bf16_128x16_packed", 2));
+        assert_eq!(packed(Fwd, [512, 512], 32, b), ("conv2d_fwd_bf16_128x16", 1));
+        // Three to five: eight groups are the fewest whose channels fill 16 bytes. Of five groups none do.
+        assert_eq!(packed(Fwd, [24, 40], 8, b).1, 8);
+        assert_eq!(packed(Fwd, [15, 25], 5, b), ("conv2d_fwd_bf16_128x16_scalar", 1));
     }
 
     #[test]

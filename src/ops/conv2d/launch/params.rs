@@ -47,6 +47,8 @@ pub struct GatherParams {
     pub n_tiles: i32,
     pub splits: i32,
     pub flags: i32,
+    pub w_c: i32,
+    pub unused: i32,
 }
 
 /// Of bwd_w.
@@ -67,7 +69,7 @@ pub struct WeightParams {
     pub n_tiles: i32,
     pub splits: i32,
     pub flags: i32,
-    pub unused: i32,
+    pub w_c: i32,
 }
 
 /// Of the sum over splits.
@@ -100,7 +102,7 @@ pub struct BiasParams {
     pub dy_stride: i32,
 }
 
-const _: () = assert!(size_of::<GatherParams>() == 160);
+const _: () = assert!(size_of::<GatherParams>() == 168);
 const _: () = assert!(size_of::<WeightParams>() == 136);
 const _: () = assert!(size_of::<ReduceParams>() == 72);
 const _: () = assert!(size_of::<BiasParams>() == 40);

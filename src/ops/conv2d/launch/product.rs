@@ -1,10 +1,10 @@
 //! A product with its operands bound: parameters, grid and cost of its launches.
 
 use super::bind::{int, Matrix};
-use super::choose::{gcd, x_dims, y_dims, Plan, Problem, Product};
+use super::choose::{gcd, x_dims, y_dims, Plan, Problem, Product, Shape};
 use super::params::{Axis, GatherParams, WeightParams};
 use super::params::{ACCUMULATE, RELU, VECTOR_OUT, VECTOR_PARTIAL};
-use super::variants::Variant;
+use super::variants::{Access, Variant, STEM_C};
 use crate::device::{Cost, Launch, View};
 use crate::ops::conv2d::{Conv2d, Spec};
 use crate::ops::{touched, Arg, Io};
@@ -112,28 +112,55 @@ pub struct Bound<'a> {
     /// Of the epilogue.
     pub extras: Extras<'a>,
     partial: Option<Matrix<'a>>,
-    /// Whether what else the kernel loads takes 16-byte accesses.
-    pub vectors: bool,
-    /// Whether what else the epilogue touches does.
-    pub vector_out: bool,
     /// Whether the epilogue visits results that no tap reaches, too.
     pub whole_out: bool,
+    /// What else is loaded with x, with y or its gradient, and touched by the epilogue: a column a channel.
+    pub beside: Beside<'a>,
+}
+
+/// See [`Bound::beside`].
+#[derive(Default)]
+pub struct Beside<'a> {
+    pub x: Vec<Matrix<'a>>,
+    pub y: Vec<Matrix<'a>>,
+    pub out: Vec<Matrix<'a>>,
+}
+
+/// A kernel and the products that it forms.
+pub struct Formed {
+    pub variant: &'static Variant,
+    pub shape: Shape,
+    /// Channels of x and of y that are one group to the kernel.
+    x_c: usize,
+    y_c: usize,
+}
+
+impl Formed {
+    /// Tiles of the result: rows (of the largest residue), columns.
+    pub fn tiles(&self) -> [usize; 2] {
+        [self.shape.m.div_ceil(self.variant.tile.m), self.shape.n.div_ceil(self.variant.tile.n)]
+    }
+
+    /// Blocks for each residue and split.
+    pub fn blocks(&self) -> usize {
+        let [rows, columns] = self.tiles();
+        rows.saturating_mul(self.shape.groups).saturating_mul(columns)
+    }
 }
 
 impl<'a> Bound<'a> {
-    /// Inputs 0 and 1, output 0 and the start of the scratch memory.
+    /// The operands and the result, and partial sums at the start of the scratch memory.
     pub fn new(
         problem: Problem,
         plan: Plan,
         dtype: DType,
-        io: &Io<'a>,
+        [first, second, out]: [&'a Arg; 3],
         extras: Extras<'a>,
         scratch: Option<&'a View>,
     ) -> Result<Self> {
-        let (conv, elem, name) = (&problem.conv, dtype.bytes(), "conv2d");
+        let (conv, elem) = (&problem.conv, dtype.bytes());
         let [k, r, s, cg] = conv.w_shape();
         let (x, y, w) = (x_dims(conv), y_dims(conv), [k, r * s * cg]);
-        let (first, second, out) = (input(io, name, 0)?, input(io, name, 1)?, output(io, name, 0)?);
         let weights = || Matrix::dense("weights", &second.view, w, elem);
         let (operands, out) = match problem.product {
             Product::Fwd => ([Matrix::pixels("x", first, x, elem)?, weights()?], Matrix::pixels("y", out, y, elem)?),
@@ -147,7 +174,7 @@ impl<'a> Bound<'a> {
             Some(view) => Some(Matrix::dense("scratch", view, [plan.splits * out.rows, out.cols], 4)?),
             None => None,
         };
-        Ok(Self { problem, plan, operands, out, extras, partial, vectors: true, vector_out: true, whole_out: false })
+        Ok(Self { problem, plan, operands, out, extras, partial, whole_out: false, beside: Beside::default() })
     }
 
     /// Channels of one group of x and of y.
@@ -156,32 +183,57 @@ impl<'a> Bound<'a> {
         [s.c / s.groups, s.k / s.groups]
     }
 
-    /// The kernel, for operands that take 16-byte accesses or not.
-    pub fn variant(&self) -> &'static Variant {
+    /// Whether the operands lie as kernels of `access` need them that take `pack` groups as one.
+    fn lie(&self, access: Access, pack: usize) -> bool {
         let ([cg, kg], [a, b]) = (self.channels(), self.operands);
-        let fit = match self.problem.product {
-            Product::Fwd => a.takes_vectors(cg) && b.takes_vectors(cg),
-            Product::BwdX | Product::BwdW => a.takes_vectors(kg) && b.takes_vectors(cg),
+        let takes = |m: &Matrix<'_>, beside: &[Matrix<'_>], channels: usize| {
+            m.takes_vectors(channels) && beside.iter().all(|m| m.takes_vectors(channels))
         };
-        self.plan.vector.filter(|_| fit && self.vectors).unwrap_or(self.plan.scalar)
+        let x = |m: &Matrix<'_>| match access {
+            Access::Stem => m.is_stem(),
+            _ => takes(m, &self.beside.x, pack * cg),
+        };
+        let y = |m: &Matrix<'_>| takes(m, &self.beside.y, pack * kg);
+        let weights = access != Access::Vector || b.takes_vectors(cg);
+        match self.problem.product {
+            _ if access == Access::Scalar => true,
+            Product::Fwd => x(&a) && weights,
+            Product::BwdX => y(&a) && weights,
+            Product::BwdW => y(&a) && x(&b),
+        }
     }
 
-    /// Tiles of the result: rows (of the largest residue), columns.
-    pub fn tiles(&self) -> [usize; 2] {
-        let (shape, tile) = (self.problem.shape(), self.variant().tile);
-        [shape.m.div_ceil(tile.m), shape.n.div_ceil(tile.n)]
+    /// Whether the plan's first kernel runs.
+    pub fn is_fast(&self) -> bool {
+        self.plan.vector.is_some_and(|v| self.lie(v.access, self.plan.pack))
+    }
+
+    /// From now on the kernel that takes any operands.
+    pub fn slow(&mut self) {
+        self.plan.vector = None;
+    }
+
+    /// The kernel of the plan if the operands lie as it needs them, or the one for any, and how it forms the products.
+    pub fn formed(&self) -> Formed {
+        let (variant, pack) = match self.plan.vector {
+            Some(v) if self.lie(v.access, self.plan.pack) => (v, self.plan.pack),
+            _ => (self.plan.scalar, 1),
+        };
+        let [cg, kg] = self.channels();
+        let x_c = if variant.access == Access::Stem { STEM_C } else { cg * pack };
+        Formed { variant, shape: self.problem.formed(variant.access, pack), x_c, y_c: kg * pack }
     }
 
     /// Blocks of the launch.
     pub fn grid(&self) -> Result<[u32; 3]> {
-        let ([rows, columns], shape) = (self.tiles(), self.problem.shape());
-        let blocks = rows.saturating_mul(shape.groups).saturating_mul(columns);
-        grid(&self.problem.conv, self.variant().kernel.name, [blocks, shape.residues, self.plan.splits])
+        let formed = self.formed();
+        let blocks = [formed.blocks(), formed.shape.residues, self.plan.splits];
+        grid(&self.problem.conv, formed.variant.kernel.name, blocks)
     }
 
     fn flags(&self, columns: usize) -> i32 {
-        let matrices = [Some(self.out), self.extras.residual];
-        let vector_out = self.vector_out && matrices.iter().flatten().all(|m| m.takes_vectors(columns));
+        let mut matrices = [self.out].into_iter().chain(self.extras.residual).chain(self.beside.out.iter().copied());
+        let vector_out = matrices.all(|m| m.takes_vectors(columns));
         let whole = columns.is_multiple_of(8);
         self.extras.flags()
             | flag(VECTOR_OUT, whole && vector_out)
@@ -190,8 +242,9 @@ impl<'a> Bound<'a> {
 
     /// Of fwd and bwd_x.
     pub fn gather_params(&self) -> Result<GatherParams> {
-        let (spec, [cg, kg]) = (&self.problem.conv.spec, self.channels());
-        let (in_c, out_c) = if self.problem.product == Product::BwdX { (kg, cg) } else { (cg, kg) };
+        let (spec, formed) = (&self.problem.conv.spec, self.formed());
+        let Formed { x_c, y_c, .. } = formed;
+        let (in_c, out_c) = if self.problem.product == Product::BwdX { (y_c, x_c) } else { (x_c, y_c) };
         let (e, [input, w]) = (&self.extras, self.operands);
         Ok(GatherParams {
             input: input.address(),
@@ -208,16 +261,18 @@ impl<'a> Bound<'a> {
             in_stride: input.stride(),
             out_stride: self.out.stride(),
             residual_stride: e.residual.map_or(0, |m| m.stride()),
-            groups: int(spec.groups)?,
-            n_tiles: int(self.tiles()[1])?,
+            groups: int(formed.shape.groups)?,
+            n_tiles: int(formed.tiles()[1])?,
             splits: int(self.plan.splits)?,
             flags: self.flags(out_c),
+            w_c: int(self.channels()[0])?,
+            unused: 0,
         })
     }
 
     /// Of bwd_w.
     pub fn weight_params(&self) -> Result<WeightParams> {
-        let (spec, [cg, kg], [dy, x]) = (&self.problem.conv.spec, self.channels(), self.operands);
+        let (spec, formed, [dy, x]) = (&self.problem.conv.spec, self.formed(), self.operands);
         Ok(WeightParams {
             dy: dy.address(),
             x: x.address(),
@@ -225,44 +280,49 @@ impl<'a> Bound<'a> {
             partial: address(self.partial),
             axes: axes(&self.problem.conv, self.problem.product)?,
             images: int(spec.n)?,
-            x_c: int(cg)?,
-            dy_c: int(kg)?,
+            x_c: int(formed.x_c)?,
+            dy_c: int(formed.y_c)?,
             x_stride: x.stride(),
             dy_stride: dy.stride(),
-            groups: int(spec.groups)?,
-            n_tiles: int(self.tiles()[1])?,
+            groups: int(formed.shape.groups)?,
+            n_tiles: int(formed.tiles()[1])?,
             splits: int(self.plan.splits)?,
             flags: self.flags(self.out.cols),
-            unused: 0,
+            w_c: int(self.channels()[0])?,
         })
     }
 
     /// What the product needs: its operands once, as far as a tap reaches them, and the result or its partial sums once.
     pub fn cost(&self) -> Cost {
-        let read: u64 = self.operands.iter().map(Matrix::bytes).sum();
+        // Pixels of x that no tap reaches are not read.
+        let [first, second] = &self.operands;
+        let unread = match self.problem.product {
+            Product::Fwd => self.unreached(first),
+            Product::BwdW => self.unreached(second),
+            Product::BwdX => 0,
+        };
+        let read = first.bytes() + second.bytes() - unread;
+        self.result_cost() + Cost { bytes_read: read, ..Cost::default() }
+    }
+
+    /// The same without the operands.
+    pub fn result_cost(&self) -> Cost {
         let (epilogue, written) = match self.partial {
             Some(partial) => (0, partial.bytes()),
             None => (self.extras.bytes(&self.out), self.out.bytes()),
         };
-        // Pixels of x that no tap reaches are not read; of dx they are left alone where the result is added.
-        let [first, second] = &self.operands;
-        let (unread, unwritten) = match self.problem.product {
-            Product::Fwd => (self.unreached(first), 0),
-            Product::BwdW => (self.unreached(second), 0),
-            Product::BwdX if self.partial.is_none() && self.extras.accumulate && !self.whole_out => {
-                (self.unreached(&self.out), self.unreached(&self.out))
-            }
-            Product::BwdX => (0, 0),
-        };
+        // Of dx pixels that no tap reaches are left alone where the result is added.
+        let is_added = self.problem.product == Product::BwdX && self.partial.is_none() && self.extras.accumulate;
+        let unreached = if is_added && !self.whole_out { self.unreached(&self.out) } else { 0 };
         Cost {
             flops: 2 * self.problem.conv.macs(),
-            bytes_read: read + epilogue - unread,
-            bytes_written: written - unwritten,
+            bytes_read: epilogue - unreached,
+            bytes_written: written - unreached,
         }
     }
 
     /// Bytes of the pixels of x or dx that no tap of the kernel reaches.
-    fn unreached(&self, x: &Matrix<'_>) -> u64 {
+    pub fn unreached(&self, x: &Matrix<'_>) -> u64 {
         let Spec { n, h, w, c, .. } = self.problem.conv.spec;
         let reached = [0, 1].map(|axis| self.problem.conv.reached(axis));
         let element = x.element_bytes();

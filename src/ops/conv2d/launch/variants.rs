@@ -1,6 +1,6 @@
 //! The entry points of `kernels/conv2d/`: one row each.
 
-use self::Access::{Scalar, Vector};
+use self::Access::{Packed, Scalar, Stem, Vector};
 use super::params::{BiasParams, GatherParams, ReduceParams, WeightParams};
 use crate::device::Kernel;
 use crate::tensor::DType::{self, BF16, F16, F32};
@@ -48,9 +48,16 @@ impl Tile {
 pub enum Access {
     /// 16 bytes at once: channels of a group, pixel strides and addresses are multiples of it.
     Vector,
+    /// Several narrow groups as one, to whose pixels 16-byte accesses fit.
+    Packed,
+    /// An x of one group of at most [`STEM_C`] channels whose pixels are so many elements apart.
+    Stem,
     /// Element by element: anything.
     Scalar,
 }
+
+/// Elements from pixel to pixel in the stem.
+pub const STEM_C: usize = 4;
 
 /// A kernel of fwd, bwd_x or bwd_w.
 #[derive(Debug)]
@@ -79,7 +86,7 @@ const fn weight(name: &'static str, dtype: DType, m: usize, n: usize, access: Ac
     Variant { kernel, dtype, tile, access }
 }
 
-pub static FWD: [Variant; 19] = [
+pub static FWD: [Variant; 33] = [
     gather("conv2d_fwd_f32_128x128", F32, 128, 128, Vector),
     gather("conv2d_fwd_f32_64x64", F32, 64, 64, Vector),
     gather("conv2d_fwd_f32_128x16", F32, 128, 16, Vector),
@@ -99,9 +106,23 @@ pub static FWD: [Variant; 19] = [
     gather("conv2d_fwd_bf16_128x16", BF16, 128, 16, Vector),
     gather("conv2d_fwd_bf16_64x64_scalar", BF16, 64, 64, Scalar),
     gather("conv2d_fwd_bf16_128x16_scalar", BF16, 128, 16, Scalar),
+    gather("conv2d_fwd_f32_64x64_packed", F32, 64, 64, Packed),
+    gather("conv2d_fwd_f32_128x16_packed", F32, 128, 16, Packed),
+    gather("conv2d_fwd_f16_64x64_packed", F16, 64, 64, Packed),
+    gather("conv2d_fwd_f16_128x32_packed", F16, 128, 32, Packed),
+    gather("conv2d_fwd_f16_128x16_packed", F16, 128, 16, Packed),
+    gather("conv2d_fwd_bf16_64x64_packed", BF16, 64, 64, Packed),
+    gather("conv2d_fwd_bf16_128x32_packed", BF16, 128, 32, Packed),
+    gather("conv2d_fwd_bf16_128x16_packed", BF16, 128, 16, Packed),
+    gather("conv2d_fwd_f32_64x64_stem", F32, 64, 64, Stem),
+    gather("conv2d_fwd_f32_128x16_stem", F32, 128, 16, Stem),
+    gather("conv2d_fwd_f16_128x64_stem", F16, 128, 64, Stem),
+    gather("conv2d_fwd_f16_128x16_stem", F16, 128, 16, Stem),
+    gather("conv2d_fwd_bf16_128x64_stem", BF16, 128, 64, Stem),
+    gather("conv2d_fwd_bf16_128x16_stem", BF16, 128, 16, Stem),
 ];
 
-pub static BWD_X: [Variant; 19] = [
+pub static BWD_X: [Variant; 27] = [
     gather("conv2d_bwd_x_f32_128x128", F32, 128, 128, Vector),
     gather("conv2d_bwd_x_f32_64x64", F32, 64, 64, Vector),
     gather("conv2d_bwd_x_f32_128x16", F32, 128, 16, Vector),
@@ -121,9 +142,17 @@ pub static BWD_X: [Variant; 19] = [
     gather("conv2d_bwd_x_bf16_128x16", BF16, 128, 16, Vector),
     gather("conv2d_bwd_x_bf16_64x64_scalar", BF16, 64, 64, Scalar),
     gather("conv2d_bwd_x_bf16_128x16_scalar", BF16, 128, 16, Scalar),
+    gather("conv2d_bwd_x_f32_64x64_packed", F32, 64, 64, Packed),
+    gather("conv2d_bwd_x_f32_128x16_packed", F32, 128, 16, Packed),
+    gather("conv2d_bwd_x_f16_64x64_packed", F16, 64, 64, Packed),
+    gather("conv2d_bwd_x_f16_128x32_packed", F16, 128, 32, Packed),
+    gather("conv2d_bwd_x_f16_128x16_packed", F16, 128, 16, Packed),
+    gather("conv2d_bwd_x_bf16_64x64_packed", BF16, 64, 64, Packed),
+    gather("conv2d_bwd_x_bf16_128x32_packed", BF16, 128, 32, Packed),
+    gather("conv2d_bwd_x_bf16_128x16_packed", BF16, 128, 16, Packed),
 ];
 
-pub static BWD_W: [Variant; 19] = [
+pub static BWD_W: [Variant; 39] = [
     weight("conv2d_bwd_w_f32_128x128", F32, 128, 128, Vector),
     weight("conv2d_bwd_w_f32_64x64", F32, 64, 64, Vector),
     weight("conv2d_bwd_w_f32_32x128", F32, 32, 128, Vector),
@@ -143,6 +172,26 @@ pub static BWD_W: [Variant; 19] = [
     weight("conv2d_bwd_w_bf16_16x128", BF16, 16, 128, Vector),
     weight("conv2d_bwd_w_bf16_64x64_scalar", BF16, 64, 64, Scalar),
     weight("conv2d_bwd_w_bf16_16x128_scalar", BF16, 16, 128, Scalar),
+    weight("conv2d_bwd_w_f32_64x64_packed", F32, 64, 64, Packed),
+    weight("conv2d_bwd_w_f32_32x128_packed", F32, 32, 128, Packed),
+    weight("conv2d_bwd_w_f16_64x64_packed", F16, 64, 64, Packed),
+    weight("conv2d_bwd_w_f16_32x128_packed", F16, 32, 128, Packed),
+    weight("conv2d_bwd_w_f16_16x128_packed", F16, 16, 128, Packed),
+    weight("conv2d_bwd_w_f16_16x64_packed", F16, 16, 64, Packed),
+    weight("conv2d_bwd_w_bf16_64x64_packed", BF16, 64, 64, Packed),
+    weight("conv2d_bwd_w_bf16_32x128_packed", BF16, 32, 128, Packed),
+    weight("conv2d_bwd_w_bf16_16x128_packed", BF16, 16, 128, Packed),
+    weight("conv2d_bwd_w_bf16_16x64_packed", BF16, 16, 64, Packed),
+    weight("conv2d_bwd_w_f32_64x64_stem", F32, 64, 64, Stem),
+    weight("conv2d_bwd_w_f32_32x128_stem", F32, 32, 128, Stem),
+    weight("conv2d_bwd_w_f16_64x128_stem", F16, 64, 128, Stem),
+    weight("conv2d_bwd_w_f16_64x64_stem", F16, 64, 64, Stem),
+    weight("conv2d_bwd_w_f16_16x128_stem", F16, 16, 128, Stem),
+    weight("conv2d_bwd_w_f16_16x64_stem", F16, 16, 64, Stem),
+    weight("conv2d_bwd_w_bf16_64x128_stem", BF16, 64, 128, Stem),
+    weight("conv2d_bwd_w_bf16_64x64_stem", BF16, 64, 64, Stem),
+    weight("conv2d_bwd_w_bf16_16x128_stem", BF16, 16, 128, Stem),
+    weight("conv2d_bwd_w_bf16_16x64_stem", BF16, 16, 64, Stem),
 ];
 
 /// Results that a block of the sum over splits computes, one a thread.
@@ -209,12 +258,15 @@ mod tests {
 
     #[test]
     fn a_name_says_what_the_row_says() {
-        for (pass, table) in [("fwd", &FWD), ("bwd_x", &BWD_X), ("bwd_w", &BWD_W)] {
+        for (pass, table) in [("fwd", &FWD[..]), ("bwd_x", &BWD_X[..]), ("bwd_w", &BWD_W[..])] {
             for v in table {
                 let mut name = format!("conv2d_{pass}_{}_{}x{}", v.dtype, v.tile.m, v.tile.n);
-                if v.access == Scalar {
-                    name += "_scalar";
-                }
+                name += match v.access {
+                    Vector => "",
+                    Packed => "_packed",
+                    Stem => "_stem",
+                    Scalar => "_scalar",
+                };
                 assert_eq!(v.kernel.name, name);
             }
         }

@@ -60,6 +60,19 @@ pub struct WeightGradientParams {
     pub unused: i32,
 }
 
-const _: () = assert!(size_of::<ForwardParams>() == 192);
-const _: () = assert!(size_of::<DataGradientParams>() == 264);
+/// Of both gradients in one launch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct GradientsParams {
+    pub x: DataGradientParams,
+    pub w: WeightGradientParams,
+    pub x_blocks: i32,
+    pub x_segment: i32,
+    pub x_residues: i32,
+    pub w_blocks: i32,
+}
+
+const _: () = assert!(size_of::<GradientsParams>() == 480);
+const _: () = assert!(size_of::<ForwardParams>() == 200);
+const _: () = assert!(size_of::<DataGradientParams>() == 272);
 const _: () = assert!(size_of::<WeightGradientParams>() == 192);

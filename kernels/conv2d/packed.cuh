@@ -1,0 +1,127 @@
+// Narrow groups: several neighbouring ones are computed as one, so that their channels fill 16-byte accesses and the
+// columns of a tile. To the loaders of pixels they are one group of in_c (or dy_c, x_c) and out_c channels. Its weights are
+// block-diagonal: w has, for an output channel and a tap, only the w_c input channels of the channel's own group. The
+// loaders here set zeros beside them, and bwd_w stores nothing else (weigh_diagonal).
+#pragma once
+
+#include "conv2d/load.cuh"
+
+namespace conv2d {
+
+// Copies `channel`, channel + 1, ... of the `count` channels at src into a chunk, in pieces of BYTES; zeros where there is
+// none. `channel` may be negative; both are multiples of a piece.
+template <typename T, int BYTES>
+__device__ __forceinline__ void copy_pieces(u8* dst, const u8* src, int channel, int count) {
+  constexpr int STEP = BYTES / int(sizeof(T));
+#pragma unroll
+  for (int e = 0; e < WIDTH<T>; e += STEP) {
+    const u8* from = src + i64(channel + e) * int(sizeof(T));
+    const u32 bytes = u32(channel + e) < u32(count) ? BYTES : 0;
+    u8* to = dst + e * int(sizeof(T));
+    if constexpr (BYTES == 16) ptx::cp_async_16(to, from, bytes);
+    if constexpr (BYTES == 8) ptx::cp_async_8(to, from, bytes);
+    if constexpr (BYTES == 4) ptx::cp_async_4(to, from, bytes);
+  }
+}
+
+// The largest piece that the rows of w consist of, at most 16 bytes.
+template <typename T>
+__device__ __forceinline__ u32 piece_bytes(const GatherParams& p) {
+  const u32 bits = u32(p.w_c) * u32(sizeof(T)) | u32(reinterpret_cast<u64>(p.w)) | 16;
+  return bits & (0u - bits);
+}
+
+// The same in pieces of `piece` bytes, one number for the whole grid.
+template <typename T>
+__device__ __forceinline__ void copy_diagonal(u8* dst, const u8* src, int channel, int count, u32 piece) {
+  if (piece == 16) return copy_pieces<T, 16>(dst, src, channel, count);
+  if (piece == 8) return copy_pieces<T, 8>(dst, src, channel, count);
+  if (piece == 4) return copy_pieces<T, 4>(dst, src, channel, count);
+  Vec<T, WIDTH<T>> values;  // a 16-bit element alone: cp.async copies 4 bytes at least
+#pragma unroll
+  for (int e = 0; e < WIDTH<T>; ++e)
+    values.v[e] = u32(channel + e) < u32(count) ? read<T>(src + i64(channel + e) * int(sizeof(T))) : T{};
+  store(reinterpret_cast<T*>(dst), values);
+}
+
+// Operand B of fwd: column n is an output channel, k = (tap, input channel). Rows of K_BYTES.
+template <typename T, class Tile>
+struct PackedRows {
+  using Layout = Swizzled<Tile::N, Tile::K_BYTES>;
+  using Mine = Share<Layout, Tile::N, Tile::THREADS>;
+  static constexpr bool PENDING = false;
+
+  const u8* w;         // the thread's row in pass 0
+  i64 pass_bytes;      // to that of the next pass
+  int slot, taps, w_c;
+  u32 piece;
+  Radix radix;
+  Counter k, step;     // hi is the tap
+  int own[Mine::PASSES];  // the first channel of the row's own group
+
+  __device__ __forceinline__ PackedRows(const GatherParams& p, const Slice&, const Slice&, int group, int n0, i64 k0)
+      : slot(Mine::slot()), taps(p.h.taps * p.v.taps), w_c(p.w_c), piece(piece_bytes<T>(p)), radix{1, p.in_c} {
+    const i64 length = i64(taps) * w_c;
+    const int group_rows = p.out_c / (p.in_c / w_c);
+    w = bytes_of<T>(p.w, (i64(group) * p.out_c + n0 + Mine::row(0)) * length);
+    pass_bytes = Mine::PER_PASS * length * int(sizeof(T));
+    k = radix.split(k0 + Mine::chunk() * WIDTH<T>);
+    step = radix.split(DEPTH<T, Tile>);
+#pragma unroll
+    for (int i = 0; i < Mine::PASSES; ++i) {
+      const int row = n0 + Mine::row(i);
+      own[i] = row < p.out_c ? row / group_rows * w_c : NOWHERE;
+    }
+  }
+
+  __device__ __forceinline__ void load(u8* tile, int) {
+    const int count = k.hi < taps ? w_c : 0;
+    const u8* tap = w + i64(k.hi) * w_c * int(sizeof(T));
+#pragma unroll
+    for (int i = 0; i < Mine::PASSES; ++i)
+      if (Mine::has(i))
+        copy_diagonal<T>(tile + Mine::slot(slot, i), tap + i * pass_bytes, k.lo - own[i], count, piece);
+    radix.advance(k, step);
+  }
+};
+
+// Operand B of bwd_x: row k = (tap, tap, output channel) of the convolution, columns n its input channels. Rows of N
+// elements.
+template <typename T, class Tile>
+struct PackedColumns {
+  static constexpr bool PENDING = false;
+  static constexpr int ROWS = DEPTH<T, Tile>;
+  using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
+  using Mine = Share<Layout, ROWS, Tile::THREADS>;
+
+  const u8* w;  // under the first tap of output channel 0
+  int slot, taps_h, taps, step_h, step_v, column, w_c;
+  u32 group_rows, piece;
+  Radix radix;
+  Counter k[Mine::PASSES], step;
+
+  __device__ __forceinline__ PackedColumns(const GatherParams& p, const Slice& hs, const Slice& vs, int group, int n0,
+                                           i64 k0)
+      : slot(Mine::slot()), taps_h(hs.taps), taps(p.h.taps * p.v.taps), step_h(hs.tap_step * p.v.taps),
+        step_v(vs.tap_step), column(n0 + Mine::chunk() * WIDTH<T>), w_c(p.w_c),
+        group_rows(u32(p.in_c) / (u32(p.out_c) / u32(p.w_c))), piece(piece_bytes<T>(p)), radix{vs.taps, p.in_c} {
+    w = bytes_of<T>(p.w, (i64(group) * p.in_c * taps + hs.tap * p.v.taps + vs.tap) * w_c);
+    step = radix.split(ROWS);
+#pragma unroll
+    for (int i = 0; i < Mine::PASSES; ++i) k[i] = radix.split(k0 + Mine::row(i));
+  }
+
+  __device__ __forceinline__ void load(u8* tile, int) {
+#pragma unroll
+    for (int i = 0; i < Mine::PASSES; ++i) {
+      const Counter c = k[i];
+      radix.advance(k[i], step);
+      if (!Mine::has(i)) continue;
+      const int own = int(u32(c.lo) / group_rows) * w_c;  // the first column of the row's own group
+      const u8* src = row_address(w, u32(c.lo * taps + c.hi * step_h + c.mid * step_v), u32(w_c) * u32(sizeof(T)));
+      copy_diagonal<T>(tile + Mine::slot(slot, i), src, column - own, c.hi < taps_h ? w_c : 0, piece);
+    }
+  }
+};
+
+}  // namespace conv2d
