@@ -5,7 +5,7 @@
 #pragma once
 
 #include "interface.hpp"
-#if defined(__SANITIZE_THREAD__)
+#if SIM_COUNTED
 #include "traffic_hooks.hpp"
 #endif
 

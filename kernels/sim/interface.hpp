@@ -31,15 +31,9 @@ extern __thread ThreadView* current;
 inline unsigned char* shared_memory() { return current->block->shared; }
 
 // Whether this file is compiled so that it tells of its accesses; see traffic_hooks.hpp.
-#ifdef __has_feature
-#if __has_feature(thread_sanitizer)
-#define SIM_COUNTED true
-#endif
-#endif
 #ifdef __SANITIZE_THREAD__
 #define SIM_COUNTED true
-#endif
-#ifndef SIM_COUNTED
+#else
 #define SIM_COUNTED false
 #endif
 

@@ -1,6 +1,6 @@
 // Tells the simulator of every load and store of the kernels that include it.
 //
-// A compiler with -fsanitize=thread puts a call before every access to memory. These are the functions that it calls,
+// g++ with -fsanitize=thread puts a call before every access to memory. These are the functions that it calls,
 // in place of the sanitizer's library, which is not linked: kernels are compiled so to count what they touch, and only
 // then. Included by cuda_builtins.hpp.
 #pragma once

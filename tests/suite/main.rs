@@ -19,6 +19,7 @@ mod machine;
 mod models;
 mod networks;
 mod ops;
+mod plan;
 #[cfg(feature = "cuda")]
 mod planted;
 mod random;

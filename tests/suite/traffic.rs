@@ -62,6 +62,30 @@ fn assert_none(mut wrong: Vec<String>) {
 }
 
 #[test]
+fn every_sector_is_counted_once() {
+    use residuum::device::{Target, View};
+    use residuum::ops::{relu, Arg, Io, Operator, Write};
+    use residuum::tensor::DType;
+
+    let Some(backend) = backend() else { return };
+    let bind = |bytes: usize| {
+        let memory = backend.allocate(bytes).unwrap();
+        memory.write(0, &vec![0; bytes]).unwrap();
+        Arg { view: View::whole(memory), pixel_stride: 24, write: Write::Overwrite }
+    };
+    let node = relu::Node { shape: [5, 7, 9, 24].into(), pass: relu::Pass::Fwd };
+    let bytes = 5 * 7 * 9 * 24 * 4;
+    let io = Io { inputs: &[bind(bytes)], outputs: &[bind(bytes)], scratch: None };
+    let launches = node.launches(Target { arch: backend.arch(), dtype: DType::F32 }, &io).unwrap();
+    for _ in 0..2 {
+        backend.launch(&launches[0]).unwrap();
+    }
+    let once = Traffic { bytes_read: bytes as u64, bytes_written: bytes as u64 };
+    assert_eq!(probe::traffic(), [once; 2]);
+    assert_eq!(probe::traffic(), [], "they were asked for");
+}
+
+#[test]
 fn a_cost_that_is_off_by_a_tenth_is_refused() {
     let counted = Traffic { bytes_read: 100_000, bytes_written: 50_000 };
     let cost = |bytes_read, bytes_written| Cost { flops: 0, bytes_read, bytes_written };

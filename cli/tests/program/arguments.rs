@@ -47,7 +47,7 @@ fn bad_arguments_are_one_line_and_code_2() {
 #[test]
 fn every_command_has_help_with_an_example() {
     let folder = folder();
-    for command in ["train", "eval", "infer", "step", "models", "doctor"] {
+    for command in ["train", "eval", "infer", "step", "models", "plan", "doctor"] {
         let help = good(folder.path(), &format!("{command} --help"));
         assert!(help.contains("Example") && help.contains(&format!("residuum {command}")), "{help}");
     }

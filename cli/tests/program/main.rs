@@ -5,6 +5,7 @@
 mod arguments;
 mod check;
 mod data;
+mod plan;
 mod step;
 mod train;
 mod weights;

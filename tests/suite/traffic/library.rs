@@ -21,6 +21,12 @@ pub fn build() -> Result<PathBuf, String> {
     if sources.is_empty() {
         return Err("the sources of the kernels are not here".into());
     }
+    let version = compiler()?.arg("--version").output().map_err(|e| e.to_string())?;
+    if !String::from_utf8_lossy(&version.stdout).contains("Free Software Foundation") {
+        return Err(
+            "it needs g++: others leave out the call before a read that a write to the same place follows".into()
+        );
+    }
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("counted");
     std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
     let stamp = out.join("command");

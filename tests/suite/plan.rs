@@ -1,0 +1,61 @@
+//! Programs on a blueprint: the launches and the memory of a run, without one.
+
+use residuum::device::{Arch, Device};
+use residuum::graph::{Builder, Graph, Mode, Program};
+use residuum::models::{self, BuildOptions};
+use residuum::tensor::DType;
+use residuum::train::Settings;
+
+fn training(name: &str, batch: usize) -> Graph {
+    let model = models::find(name).unwrap();
+    let options = BuildOptions { loss: true, ..BuildOptions::default() };
+    let mut graph = model.build(Mode::Train, batch, [3, 16, 16], 10, options).unwrap();
+    graph.differentiate().unwrap();
+    graph
+}
+
+#[cfg(feature = "sim")]
+#[test]
+fn a_blueprint_has_the_launches_and_the_arena_of_a_device() {
+    use residuum::device::sim::SimOptions;
+
+    let graph = training("resnet20_cifar", 4);
+    let optimizer = || Some(Settings::default().optimizer().unwrap());
+    for (arch, dtype) in [(Arch::Sm80, DType::BF16), (Arch::Sm90, DType::F32)] {
+        let device = Device::sim(SimOptions { arch, ..SimOptions::default() }).unwrap();
+        let program = Program::compile(&graph, &device, dtype, optimizer()).unwrap();
+        let planned = Program::compile(&graph, &Device::blueprint(arch), dtype, optimizer()).unwrap();
+        assert_eq!(planned.steps(), program.steps());
+        assert!(!planned.steps().is_empty());
+        assert_eq!(planned.plan().arena_bytes, program.plan().arena_bytes);
+    }
+}
+
+#[test]
+fn a_blueprint_runs_nothing_and_says_so() {
+    let device = Device::blueprint(Arch::Sm90);
+    assert_eq!(device.kind(), "blueprint");
+    let mut program = Program::compile(&training("resnet20_cifar", 4), &device, DType::BF16, None).unwrap();
+    for error in [program.run().unwrap_err(), program.output("loss").unwrap_err(), program.state().unwrap_err()] {
+        assert!(error.to_string().contains("on a blueprint"), "{error}");
+    }
+}
+
+#[test]
+fn what_the_backward_pass_reads_is_saved_once() {
+    let mut b = Builder::new(Mode::Train);
+    let x = b.input("input", [4, 1, 1, 8]);
+    let hidden = b.linear("first", x, 16).unwrap();
+    let active = b.relu(hidden).unwrap();
+    let logits = b.linear("second", active, 10).unwrap();
+    b.loss(logits, 0.0, 1.0).unwrap();
+    let mut graph = b.finish();
+    let saved = |graph: &Graph| {
+        let program = Program::compile(graph, &Device::blueprint(Arch::Sm90), DType::BF16, None).unwrap();
+        program.plan().saved_activation_bytes
+    };
+    assert_eq!(saved(&graph), 0, "there is no backward pass");
+    graph.differentiate().unwrap();
+    // The input, the ReLU's output, which two ops read, the logits and the labels; not the ReLU's input.
+    assert_eq!(saved(&graph), 4 * (8 * 2 + 16 * 2 + 10 * 2 + 4));
+}
