@@ -47,7 +47,7 @@ pub struct Spec {
 
 impl Spec {
     /// What it is in a few words: `n256 56x56 c64 k256 r3 s3 stride 2 pad 1 groups 32`; what is usual is left out.
-    fn summary(&self) -> String {
+    pub(super) fn summary(&self) -> String {
         let Self { n, h, w, c, k, kernel: [r, s], stride, padding, dilation, groups } = *self;
         let mut text = format!("n{n} {h}x{w} c{c} k{k} r{r} s{s}");
         for (what, [vertical, horizontal], usual) in

@@ -7,7 +7,7 @@ mod both;
 mod params;
 mod variants;
 
-use self::params::{DataGradientParams, ForwardParams, WeightGradientParams, ACTIVATE, MASK, SCALED};
+use self::params::{DataGradientParams, ForwardParams, GradientsParams, WeightGradientParams, ACTIVATE, MASK, SCALED};
 use self::variants::{BWD_W, BWD_X, FWD};
 use super::{Node, Pass};
 use crate::device::{Cost, Kernel, Launch, Target, View};
@@ -449,4 +449,17 @@ fn weight_gradient(
         y_stride: correcting.y.map_or(0, |y| y.stride()),
         unused: 0,
     })
+}
+
+/// The launch of both gradients, whose operands `Call::bwd` has bound.
+fn launch_both(
+    kernel: &'static Kernel,
+    grid: [u32; 3],
+    params: &GradientsParams,
+    cost: Cost,
+    views: Vec<View>,
+) -> Launch {
+    // SAFETY: the variant's row in `variants` names GradientsParams; every matrix was checked to lie in its view, the
+    // sums of the tiles in the scratch memory behind the partial sums.
+    unsafe { Launch::new(kernel, grid, params, cost, views) }
 }

@@ -91,6 +91,10 @@ impl Operator for Node {
         }
     }
 
+    fn summary(&self) -> String {
+        self.conv.spec().summary()
+    }
+
     fn inputs(&self) -> Vec<TensorType> {
         let (c, w) = (&self.conv, TensorType::real(self.conv.w_shape()));
         let per_output = TensorType::stat([c.spec().k]);

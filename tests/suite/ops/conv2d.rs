@@ -183,7 +183,9 @@ fn the_layout_of_x_decides_between_the_kernels() {
         let Some((stem, cost)) = launched("imagenet stem", pass, 4) else { return };
         assert!(stem.starts_with(&format!("conv2d_{y}_bf16")) && stem.ends_with("_stem"), "{stem}");
         let other = if pass == PLAIN { 64 * 7 * 7 * 3 } else { 11 * 10 * 64 };
-        assert_eq!(cost.bytes_read, 2 * (21 * 19 * 4 + other), "the pad travels along");
+        // Whole sectors, wherever x begins in one.
+        let (pads, x) = (2 * 21 * 19 * 4, cost.bytes_read - 2 * other);
+        assert!((pads..pads + 64).contains(&x), "the pad travels along: {x} bytes of x, {pads} with its pads");
         for (row, stride, end) in [
             ("imagenet stem", 3, "_scalar"),
             ("imagenet stem", 8, "_scalar"),

@@ -4,7 +4,7 @@
 
 use super::params::GradientsParams;
 use super::variants::{BOTH_W, BOTH_X};
-use super::{data_gradient, load_both, load_gradient, weight_gradient, Call};
+use super::{data_gradient, launch_both, load_both, load_gradient, weight_gradient, Call};
 use crate::device::{Cost, Launch, View};
 use crate::ops::conv2d::launch::bind::{int, Matrix};
 use crate::ops::conv2d::launch::choose::{self, Plan, Problem, Product};
@@ -99,9 +99,7 @@ impl Call<'_> {
         let cost = data.result_cost() + weight.result_cost() + sums;
         let views: Vec<View> =
             Self::views(&data, &self.read, tiles.first()).into_iter().chain(weight.views()).collect();
-        // SAFETY: the variant's row in `variants` names GradientsParams; every matrix was checked to lie in its view, the
-        // sums of the tiles in the scratch memory behind the partial sums.
-        let mut launches = vec![unsafe { Launch::new(kernel, grid, &params, cost, views) }];
+        let mut launches = vec![launch_both(kernel, grid, &params, cost, views)];
         launches.extend(weight.reduce(DType::F32)?);
         launches.extend(self.merge(&data, &tiles, 2)?);
         Ok(launches)
