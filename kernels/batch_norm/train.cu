@@ -7,6 +7,7 @@
 // Grid: stats strips.blocks_per_row * bands blocks, finalize ceil(C / 32) blocks; 256 threads each.
 // Shared memory: stats 256 (2 V + 1) floats, V = 16 / sizeof(T); finalize 256 * 3 floats.
 // Stats: 3 FLOPs and sizeof(T) bytes per element; finalize: 8 bytes per band and channel.
+#include "batch_norm/moments.cuh"
 #include "common/tree.cuh"
 
 template <typename T>
@@ -31,34 +32,6 @@ struct Finalize {
   float eps, momentum, keep;  // keep = 1 - momentum
 };
 static_assert(sizeof(Finalize) == 80, "as in src/ops/batch_norm/launch.rs");
-
-// Count, means and M2 of V channels over the same rows.
-template <int V>
-struct Moments {
-  static constexpr int COUNT = 1 + 2 * V;
-  float f[COUNT];
-
-  __device__ __forceinline__ float& count() { return f[0]; }
-  __device__ __forceinline__ float& mean(int j) { return f[1 + j]; }
-  __device__ __forceinline__ float& m2(int j) { return f[1 + V + j]; }
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) f[i] = 0.0f;
-  }
-
-  __device__ __forceinline__ void take(Moments& other) {
-    const float total = count() + other.count();
-    if (other.count() == 0.0f) return;
-    const float share = other.count() / total;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const float delta = other.mean(j) - mean(j);
-      mean(j) = fmaf(delta, share, mean(j));
-      m2(j) = fmaf(delta * delta, count() * share, m2(j) + other.m2(j));
-    }
-    count() = total;
-  }
-};
 
 // The moments of a thread's rows, by sums of differences from the first of them.
 template <typename T, int V>

@@ -136,6 +136,14 @@ impl View {
         Self { memory, offset: 0, bytes }
     }
 
+    /// The `bytes` bytes from byte `offset` of this view on; fails where they leave it.
+    pub fn part(&self, offset: usize, bytes: usize) -> Result<Self> {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.bytes => Self::new(self.memory.clone(), self.offset + offset, bytes),
+            _ => Err(Error::invalid("view", format!("bytes {offset}..+{bytes} of a view of {}", self.bytes))),
+        }
+    }
+
     /// The device address of the first byte.
     pub fn address(&self) -> u64 {
         self.memory.address() + self.offset as u64

@@ -5,6 +5,8 @@ pub mod batch_norm;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod elementwise;
+pub mod norm;
+pub mod norm_conv;
 pub mod pool;
 pub mod sgd;
 pub mod shortcut;

@@ -27,7 +27,7 @@ pub fn run(root: &Path, mutants: &[Mutant]) -> Result<(), String> {
     let mut survivors = Vec::new();
     let mut folders: BTreeMap<String, Vec<&Mutant>> = BTreeMap::new();
     for mutant in mutants {
-        folders.entry(mutant.folder()?).or_default().push(mutant);
+        folders.entry(mutant.folder(root)?).or_default().push(mutant);
     }
     for (name, mutants) in folders {
         println!("{name}: compiling");
@@ -51,8 +51,13 @@ pub fn run(root: &Path, mutants: &[Mutant]) -> Result<(), String> {
 }
 
 impl Mutant {
-    /// The folder of kernels that it is in.
-    fn folder(&self) -> Result<String, String> {
+    /// The folder of kernels that is compiled with it: where a header is changed that other ops include, that of the op
+    /// whose tests must fail; else the one that it is in.
+    fn folder(&self, root: &Path) -> Result<String, String> {
+        let op = self.test.split("::").nth(1).filter(|op| self.file.ends_with(".cuh") && !op.is_empty());
+        if let Some(op) = op.filter(|op| root.join("kernels").join(op).is_dir()) {
+            return Ok(op.to_owned());
+        }
         let folder = self.file.strip_prefix("kernels/").and_then(|f| f.split_once('/')).map(|(folder, _)| folder);
         match folder {
             Some(folder) if folder != "common" && folder != "sim" => Ok(folder.to_owned()),

@@ -20,6 +20,11 @@ pub fn tensor_core_sum(terms: usize, magnitude: f64) -> f64 {
     (terms as f64 / 8.0 + 8.0) * 2.0 * U * magnitude
 }
 
+/// What rounding a number of this magnitude to `dtype` moves it at most, where it is not subnormal.
+pub fn stored(dtype: DType, magnitude: f64) -> f64 {
+    dtype.epsilon() / 2.0 * magnitude
+}
+
 /// A sum of at most `terms` quotients of whole numbers whose magnitudes add up to `magnitude`: each is a product with a
 /// rounded reciprocal.
 pub fn quotients(terms: usize, magnitude: f64) -> f64 {

@@ -84,6 +84,8 @@ pub struct Case {
     pub layouts: &'static [Layout],
     /// The inputs that are weights, which are always dense.
     pub weights: &'static [usize],
+    /// Whether what an output holds that is added to is more than a term of it: then the reference takes it in.
+    pub takes_in: bool,
     /// Another way to run the op than the one that it chooses.
     pub launcher: Option<Launcher>,
 }
@@ -103,16 +105,7 @@ impl Case {
     pub fn exact(name: impl Into<String>, op: Op, inputs: Vec<Data>) -> Self {
         let outputs = op.operator().outputs().len();
         let judge: Judge = Box::new(move |_| vec![Compare::Exact; outputs]);
-        Self {
-            name: name.into(),
-            op,
-            inputs,
-            updates: Vec::new(),
-            judge,
-            layouts: &[Layout::Dense],
-            weights: &[],
-            launcher: None,
-        }
+        Self::new(name.into(), op, inputs, judge)
     }
 
     /// A case whose outputs are judged by `judge`.
@@ -122,16 +115,13 @@ impl Case {
         inputs: Vec<Data>,
         judge: impl Fn(&Judged<'_>) -> Vec<Compare> + 'static,
     ) -> Self {
-        Self {
-            name: name.into(),
-            op,
-            inputs,
-            updates: Vec::new(),
-            judge: Box::new(judge),
-            layouts: &[Layout::Dense],
-            weights: &[],
-            launcher: None,
-        }
+        Self::new(name.into(), op, inputs, Box::new(judge))
+    }
+
+    fn new(name: String, op: Op, inputs: Vec<Data>, judge: Judge) -> Self {
+        let (updates, weights) = (Vec::new(), &[][..]);
+        let layouts = &[Layout::Dense];
+        Self { name, op, inputs, updates, judge, layouts, weights, takes_in: false, launcher: None }
     }
 
     /// The old content of the outputs that the op updates.
@@ -143,6 +133,12 @@ impl Case {
     /// Input `i` is dense even then, for every `i` of `inputs`.
     pub fn with_weights(mut self, inputs: &'static [usize]) -> Self {
         self.weights = inputs;
+        self
+    }
+
+    /// The outputs that are added to depend on what is there in a way that only the reference knows.
+    pub fn taking_in(mut self) -> Self {
+        self.takes_in = true;
         self
     }
 
@@ -212,16 +208,24 @@ pub fn check_refused(case: &Case, inputs: &[Data], dtypes: &[DType]) {
 
 /// The outputs of the reference in f64, from `inputs` as they are.
 pub fn reference(op: &Op, inputs: &[Data], updates: &[Data]) -> Vec<Data> {
-    let types = op.operator().outputs();
-    let mut outputs: Vec<Data> = types.iter().map(|t| blank(t, f64::NAN)).collect();
+    let mut before = vec![None; op.operator().outputs().len()];
     for (&i, old) in op.operator().updates().iter().zip(updates) {
-        outputs[i] = old.clone();
+        before[i] = Some(old.clone());
     }
+    let writes = vec![Write::Overwrite; before.len()];
+    reference_onto(op, inputs, &before, writes)
+}
+
+/// The outputs of the reference where they hold `before`, written as `writes` says.
+pub fn reference_onto(op: &Op, inputs: &[Data], before: &[Option<Data>], writes: Vec<Write>) -> Vec<Data> {
+    let types = op.operator().outputs();
+    let old = |(ty, old): (&TensorType, &Option<Data>)| old.clone().unwrap_or_else(|| blank(ty, f64::NAN));
+    let mut outputs: Vec<Data> = types.iter().zip(before).map(old).collect();
     let host = op.host::<f64>();
     let mut io = HostIo {
         inputs: inputs.iter().map(host_ref).collect(),
         outputs: outputs.iter_mut().map(host_mut).collect(),
-        writes: vec![Write::Overwrite; types.len()],
+        writes,
         scratch: &mut [],
     };
     host.reference(&mut io);
@@ -280,6 +284,7 @@ impl Layout {
 /// A case in one storage type: rounded inputs, what the outputs hold before, what they should hold after.
 struct Prepared<'a> {
     op: &'a Op,
+    takes_in: bool,
     launcher: Option<&'a Launcher>,
     weights: &'static [usize],
     dtype: DType,
@@ -296,7 +301,6 @@ impl<'a> Prepared<'a> {
         let inputs = round_all(&case.inputs, &op.inputs(), dtype);
         let update_types: Vec<_> = op.updates().iter().map(|&i| types[i].clone()).collect();
         let updates = round_all(&case.updates, &update_types, dtype);
-        let after = reference(&case.op, &inputs, &updates);
         let mut before: Vec<Option<Data>> = vec![None; types.len()];
         let mut writes = vec![Write::Overwrite; types.len()];
         for (&i, old) in op.updates().iter().zip(updates) {
@@ -309,8 +313,11 @@ impl<'a> Prepared<'a> {
                 writes[i] = Write::Accumulate;
             }
         }
+        let onto = if case.takes_in { writes.clone() } else { vec![Write::Overwrite; types.len()] };
+        let after = reference_onto(&case.op, &inputs, &before, onto);
         Self {
             op: &case.op,
+            takes_in: case.takes_in,
             launcher: case.launcher.as_ref(),
             weights: case.weights,
             dtype,
@@ -321,9 +328,10 @@ impl<'a> Prepared<'a> {
         }
     }
 
-    /// What output `i` held when it is added to.
+    /// What output `i` held when it is a term of the sum there.
     fn added(&self, i: usize) -> Option<&[f64]> {
-        (self.writes[i] == Write::Accumulate).then(|| self.before[i].as_ref().expect("preloaded").real())
+        (!self.takes_in && self.writes[i] == Write::Accumulate)
+            .then(|| self.before[i].as_ref().expect("preloaded").real())
     }
 
     fn judge(&self, case: &Case, got: &[Vec<u8>]) -> Result<(), String> {

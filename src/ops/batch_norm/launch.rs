@@ -1,6 +1,6 @@
 //! Which kernels, on what grid.
 
-use super::{Node, Pass};
+use super::{BatchNorm, Node, Pass};
 use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::ops::strips::{entries, for_dtype, Rows, Strips, THREADS};
 use crate::ops::{Arg, Io, Operator, Write};
@@ -192,6 +192,41 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     }
 }
 
+/// The bands of the reductions over the rows of a batch norm's `tensors`; their number depends on the shape and the type
+/// only.
+pub(in crate::ops) fn band_strips(bn: &BatchNorm, dtype: DType, tensors: &[&Arg]) -> Result<Strips> {
+    let rows = Rows::pixels(bn.count(), bn.spec.x[3]);
+    Strips::bands(rows, dtype, rows.wide(dtype, tensors, &[]))
+}
+
+/// The launch that leaves the mean and the sum of squares about it of every band of `strips`, `[bands][channels]` each in
+/// `to`, for x bound as `bn` describes it (`Io::check`).
+pub(in crate::ops) fn band_moments(
+    bn: &BatchNorm,
+    dtype: DType,
+    x: &Arg,
+    strips: Strips,
+    to: [&View; 2],
+) -> Result<Launch> {
+    let bytes = strips.band_count() * bn.spec.x[3] * size_of::<f32>();
+    assert!(to.iter().all(|v| v.bytes() >= bytes), "numbers for every band and channel");
+    let params = Stats {
+        x: x.view.address(),
+        mean: to[0].address(),
+        m2: to[1].address(),
+        x_stride: x.pixel_stride as i64,
+        strips,
+    };
+    let cost = Cost {
+        flops: 3 * bn.x().shape.len() as u64,
+        bytes_read: bn.x().bytes(dtype) as u64,
+        bytes_written: 2 * bytes as u64,
+    };
+    let views = vec![x.view.clone(), to[0].clone(), to[1].clone()];
+    // SAFETY: `strips` covers x, which is as large as the descriptor says, and the bands have their places.
+    Ok(unsafe { Launch::new(for_dtype(dtype, &STATS)?, strips.grid()?, &params, cost, views) })
+}
+
 /// The tensors of an `Apply`.
 struct Parts<'a> {
     x: &'a Arg,
@@ -211,13 +246,13 @@ impl Node {
         std::array::from_fn(|i| &args[i])
     }
 
-    /// The two halves of the scratch memory, for `strips`.
-    fn halves(&self, strips: &Strips, io: &Io<'_>) -> Result<(View, [u64; 2])> {
+    /// The scratch memory and its two halves, for `strips`.
+    fn halves(&self, strips: &Strips, io: &Io<'_>) -> Result<(View, [View; 2])> {
         let Some(scratch) = io.scratch else {
             return Err(crate::Error::invalid(self.name(), "no scratch memory"));
         };
         let half = strips.band_count() * self.bn.spec.x[3] * size_of::<f32>();
-        Ok((scratch.clone(), [scratch.address(), scratch.address() + half as u64]))
+        Ok((scratch.clone(), [scratch.part(0, half)?, scratch.part(half, half)?]))
     }
 
     /// Bytes of two numbers for each band and channel.
@@ -228,17 +263,12 @@ impl Node {
     fn launch_statistics(&self, dtype: DType, io: &Io<'_>) -> Result<[Launch; 2]> {
         let x = &io.inputs[0];
         let [_, mean, invstd, running_mean, running_var] = self.args(io.outputs);
-        let strips = Strips::bands(self.rows(), dtype, self.rows().wide(dtype, &[x], &[]))?;
-        let (scratch, [band_mean, band_m2]) = self.halves(&strips, io)?;
-        let (elements, bands) = (self.bn.x().shape.len() as u64, self.band_bytes(&strips));
+        let strips = band_strips(&self.bn, dtype, &[x])?;
+        let (scratch, from) = self.halves(&strips, io)?;
+        let stats = band_moments(&self.bn, dtype, x, strips, [&from[0], &from[1]])?;
+        let [band_mean, band_m2] = from.map(|view| view.address());
+        let bands = self.band_bytes(&strips);
         let channels = self.bn.spec.x[3];
-        let params =
-            Stats { x: x.view.address(), mean: band_mean, m2: band_m2, x_stride: self.rows().stride(x), strips };
-        let cost = Cost { flops: 3 * elements, bytes_read: self.bn.x().bytes(dtype) as u64, bytes_written: bands };
-        let views = vec![x.view.clone(), scratch.clone()];
-        // SAFETY: x and the scratch memory are as large as the descriptor says (`Io::check`), and `strips` covers x.
-        let stats = unsafe { Launch::new(for_dtype(dtype, &STATS)?, strips.grid()?, &params, cost, views) };
-
         let params = Finalize {
             band_mean,
             band_m2,
@@ -319,7 +349,8 @@ impl Node {
         let invstd = &io.inputs[4];
         let [_, dgamma, dbeta] = self.args(io.outputs);
         let (sums, strips) = self.launch_sums(dtype, io)?;
-        let (scratch, [dy_sum, dyx_sum]) = self.halves(&strips, io)?;
+        let (scratch, halves) = self.halves(&strips, io)?;
+        let [dy_sum, dyx_sum] = halves.map(|view| view.address());
         let channels = self.bn.spec.x[3];
         let params = BwdFinalize {
             dy_sum,
@@ -347,7 +378,8 @@ impl Node {
         let mut tensors = vec![dy, x];
         tensors.extend(y);
         let strips = Strips::bands(rows, dtype, rows.wide(dtype, &tensors, &[]))?;
-        let (scratch, [dy_sum, dyx_sum]) = self.halves(&strips, io)?;
+        let (scratch, halves) = self.halves(&strips, io)?;
+        let [dy_sum, dyx_sum] = halves.map(|view| view.address());
         let params = BandSums {
             dy: dy.view.address(),
             x: x.view.address(),

@@ -18,6 +18,7 @@ mod launch;
 mod reference;
 
 pub(crate) use launch::KERNELS;
+pub(super) use launch::{band_moments, band_strips};
 
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};

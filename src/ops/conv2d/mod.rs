@@ -9,7 +9,7 @@
 //! ```
 
 mod host;
-mod launch;
+pub(super) mod launch;
 mod reference;
 
 pub use launch::Plan;

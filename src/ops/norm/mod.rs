@@ -16,11 +16,17 @@
 //! Where several batch norms read the same y (a DenseNet's concatenation), they share its moments, and
 //! `dy = sum a_i g_i + (sum b_i) y + sum c_i`: the sum over i is accumulated, `scaled` by each a_i, and corrected once.
 
+mod launch;
+pub mod merge;
+mod reference;
+
+pub(crate) use launch::KERNELS;
+
 use super::batch_norm::BatchNorm;
-use super::{HostIo, HostOp, Io, Operator};
+use super::{Io, Operator};
 use crate::device::{Launch, Target};
-use crate::tensor::{Real, TensorType};
-use crate::{Error, Result};
+use crate::tensor::TensorType;
+use crate::Result;
 
 /// How a consumer loads an activation: `z = x * scale[c] + shift[c]`, rounded to the storage type. Padding stays 0.
 ///
@@ -100,7 +106,8 @@ impl Epilogue {
 pub enum Pass {
     /// `y -> mean, var`: where the producer cannot leave them.
     Moments,
-    /// `gamma, beta, mean, var -> scale, shift, running_mean (updated), running_var (updated)`.
+    /// `gamma, beta, mean, var -> scale, shift, running_mean (updated), running_var (updated)`. As
+    /// [`BatchNorm::train`], for at least 2 elements a channel.
     Affine,
     /// `dz, epilogue -> g, sums`: where the producer of dz cannot do it.
     Gradient(Epilogue),
@@ -185,13 +192,11 @@ impl Operator for Node {
         }
     }
 
-    fn launches(&self, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
-        Err(Error::unsupported(self.name(), "not built yet"))
+    fn scratch_bytes(&self, target: Target) -> usize {
+        launch::scratch_bytes(self, target)
     }
-}
 
-impl<T: Real> HostOp<T> for Node {
-    fn reference(&self, _io: &mut HostIo<'_, T>) {
-        unimplemented!()
+    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io)
     }
 }

@@ -1,12 +1,17 @@
 //! Convolution fused with the batch norms and ReLUs around it: [`conv2d`](super::conv2d) with what
 //! [`norm`](super::norm) defines done while operands are loaded and results are stored.
 
-use super::conv2d::{self, Conv2d};
+mod launch;
+mod reference;
+
+pub(crate) use launch::KERNELS;
+
+use super::conv2d::{self, Conv2d, Plan};
 use super::norm::{self, Correction, Prologue};
-use super::{HostIo, HostOp, Io, Operator};
+use super::{Io, Operator};
 use crate::device::{Launch, Target};
-use crate::tensor::{Real, TensorType};
-use crate::{Error, Result};
+use crate::tensor::TensorType;
+use crate::Result;
 
 /// One pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,13 +133,29 @@ impl Operator for Node {
         2 * self.conv.macs()
     }
 
-    fn launches(&self, _target: Target, _io: &Io<'_>) -> Result<Vec<Launch>> {
-        Err(Error::unsupported(self.name(), "not built yet"))
+    fn scratch_bytes(&self, target: Target) -> usize {
+        launch::scratch_bytes(self, target, None)
+    }
+
+    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io, None)
     }
 }
 
-impl<T: Real> HostOp<T> for Node {
-    fn reference(&self, _io: &mut HostIo<'_, T>) {
-        unimplemented!()
+impl Node {
+    /// Every way in which the kernels can compute this pass, as [`conv2d::Node::plans`]; unsplit only where moments or
+    /// sums are left. None in f64.
+    pub fn plans(&self, target: Target) -> Vec<Plan> {
+        launch::plans(self, target)
+    }
+
+    /// As [`Operator::scratch_bytes`], for `plan`.
+    pub fn scratch_bytes_with(&self, target: Target, plan: Plan) -> usize {
+        launch::scratch_bytes(self, target, Some(plan))
+    }
+
+    /// As [`Operator::launches`], for a `plan` of [`Node::plans`] for the same target.
+    pub fn launches_with(&self, target: Target, io: &Io<'_>, plan: Plan) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io, Some(plan))
     }
 }

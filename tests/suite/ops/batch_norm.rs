@@ -20,7 +20,7 @@ fn elements(shape: [usize; 4]) -> (usize, usize, usize) {
 }
 
 /// For every channel a quarter of elements 3 below its mean and the others 1 above: variance 3.
-fn exact_input(random: &mut Random, shape: [usize; 4]) -> Vec<f64> {
+pub fn exact_input(random: &mut Random, shape: [usize; 4]) -> Vec<f64> {
     let (len, rows, channels) = elements(shape);
     let mut x = vec![0.0; len];
     for c in 0..channels {
@@ -34,7 +34,7 @@ fn exact_input(random: &mut Random, shape: [usize; 4]) -> Vec<f64> {
     x
 }
 
-fn powers(random: &mut Random, len: usize) -> Vec<f64> {
+pub fn powers(random: &mut Random, len: usize) -> Vec<f64> {
     (0..len).map(|_| [0.25, 0.5, 1.0, 2.0, -1.0][random.below(5)]).collect()
 }
 
@@ -111,7 +111,7 @@ fn backward_exact() {
     }
 }
 
-fn channels_of(x: &[f64], channels: usize) -> Vec<Channel> {
+pub fn channels_of(x: &[f64], channels: usize) -> Vec<Channel> {
     (0..channels)
         .map(|c| {
             let column = || x.iter().skip(c).step_by(channels);

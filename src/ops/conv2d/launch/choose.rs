@@ -1,21 +1,44 @@
 //! Which tile and how many splits: pure functions of the shape, the dtype and the architecture.
 
-use super::variants::{Access, Variant, BWD_W, BWD_X, FWD, STAGE_ROW_BYTES, STEM_C};
-use crate::device::Target;
-use crate::ops::conv2d::{Node, Pass};
+use super::variants::{Access, Variant, STAGE_ROW_BYTES, STEM_C};
+use crate::ops::conv2d::Conv2d;
 use crate::tensor::DType;
+
+/// Which of a convolution's products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Product {
+    /// Pixels of x by weights.
+    Fwd,
+    /// Pixels of dy by weights.
+    BwdX,
+    /// Pixels of dy by pixels of x.
+    BwdW,
+}
+
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem {
+    /// The convolution.
+    pub conv: Conv2d,
+    /// The product.
+    pub product: Product,
+    /// The kernels that compute it.
+    pub table: &'static [Variant],
+    /// Whether the reduction must not be split.
+    pub whole: bool,
+}
 
 /// How a pass is computed. The same plan gives the same bits on every device of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     /// The kernel where all operands lie as it needs them: see [`Access`].
-    pub(super) vector: Option<&'static Variant>,
+    pub vector: Option<&'static Variant>,
     /// The kernel that takes any operands.
-    pub(super) scalar: &'static Variant,
+    pub scalar: &'static Variant,
     /// Neighbouring groups that `vector` computes as one.
-    pub(super) pack: usize,
+    pub pack: usize,
     /// Into how many parts the reduction is cut; they are added in ascending order.
-    pub(super) splits: usize,
+    pub splits: usize,
 }
 
 impl Plan {
@@ -34,11 +57,25 @@ impl Plan {
     pub fn splits(&self) -> usize {
         self.splits
     }
+
+    /// Rows of the tiles of its kernels.
+    pub fn rows(&self) -> [usize; 2] {
+        [self.scalar.tile.m, self.vector.unwrap_or(self.scalar).tile.m]
+    }
+
+    /// Bytes of the partial sums of `problem`.
+    pub fn partial_bytes(&self, problem: &Problem) -> usize {
+        if self.splits > 1 {
+            self.splits * problem.result_len() * 4
+        } else {
+            0
+        }
+    }
 }
 
 /// A pass as matrix products: `batches` times (groups times residues) an m x n result of a reduction over `depth`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
+pub struct Shape {
     pub m: usize,
     pub n: usize,
     pub depth: usize,
@@ -47,7 +84,7 @@ pub(super) struct Shape {
     pub residues: usize,
 }
 
-pub(super) fn gcd(a: usize, b: usize) -> usize {
+pub fn gcd(a: usize, b: usize) -> usize {
     if b == 0 {
         a
     } else {
@@ -55,112 +92,144 @@ pub(super) fn gcd(a: usize, b: usize) -> usize {
     }
 }
 
-/// The largest of the products that `node` consists of. `None` for the bias gradient, which is none.
-pub(super) fn shape(node: &Node) -> Option<Shape> {
-    let s = node.conv.spec;
-    let (cg, kg) = (s.c / s.groups, s.k / s.groups);
-    let [r, t] = s.kernel;
-    let groups = s.groups;
-    let pixels = s.n * node.conv.p * node.conv.q;
-    match node.pass {
-        Pass::Fwd(_) => Some(Shape { m: pixels, n: kg, depth: r * t * cg, groups, residues: 1 }),
-        Pass::BwdW => Some(Shape { m: kg, n: r * t * cg, depth: pixels, groups, residues: 1 }),
-        Pass::BwdX => {
-            let axis = |i: usize, extent: usize, taps: usize| {
-                let (rows, residues) = (extent.div_ceil(s.stride[i]), s.stride[i].min(extent));
-                (rows, residues, taps.div_ceil(s.stride[i] / gcd(s.stride[i], s.dilation[i])))
-            };
-            let (h, v) = (axis(0, s.h, r), axis(1, s.w, t));
-            Some(Shape { m: s.n * h.0 * v.0, n: cg, depth: h.2 * v.2 * kg, groups, residues: h.1 * v.1 })
+/// x or its gradient, [rows, cols].
+pub fn x_dims(conv: &Conv2d) -> [usize; 2] {
+    [conv.spec.n * conv.spec.h * conv.spec.w, conv.spec.c]
+}
+
+/// y or its gradient, [rows, cols].
+pub fn y_dims(conv: &Conv2d) -> [usize; 2] {
+    [conv.spec.n * conv.p * conv.q, conv.spec.k]
+}
+
+impl Problem {
+    /// The largest of the products that it consists of.
+    pub fn shape(&self) -> Shape {
+        let s = self.conv.spec;
+        let (cg, kg) = (s.c / s.groups, s.k / s.groups);
+        let [r, t] = s.kernel;
+        let groups = s.groups;
+        let pixels = y_dims(&self.conv)[0];
+        match self.product {
+            Product::Fwd => Shape { m: pixels, n: kg, depth: r * t * cg, groups, residues: 1 },
+            Product::BwdW => Shape { m: kg, n: r * t * cg, depth: pixels, groups, residues: 1 },
+            Product::BwdX => {
+                let axis = |i: usize, extent: usize, taps: usize| {
+                    let (rows, residues) = (extent.div_ceil(s.stride[i]), s.stride[i].min(extent));
+                    (rows, residues, taps.div_ceil(s.stride[i] / gcd(s.stride[i], s.dilation[i])))
+                };
+                let (h, v) = (axis(0, s.h, r), axis(1, s.w, t));
+                Shape { m: s.n * h.0 * v.0, n: cg, depth: h.2 * v.2 * kg, groups, residues: h.1 * v.1 }
+            }
         }
-        Pass::BwdBias => None,
+    }
+
+    /// Elements of the whole result.
+    pub fn result_len(&self) -> usize {
+        match self.product {
+            Product::Fwd => self.conv.y().shape.len(),
+            Product::BwdX => self.conv.x().shape.len(),
+            Product::BwdW => self.conv.w_shape().iter().product(),
+        }
+    }
+
+    /// The products as a kernel of `access` forms them: `pack` groups as one, [`STEM_C`] channels a pixel in the stem.
+    pub fn formed(&self, access: Access, pack: usize) -> Shape {
+        let (s, c) = (self.shape(), self.conv.spec.c);
+        let taps = |n: usize| if access == Access::Stem { n / c * STEM_C } else { n * pack };
+        let groups = s.groups / pack;
+        match self.product {
+            Product::Fwd => Shape { n: s.n * pack, depth: taps(s.depth), groups, ..s },
+            Product::BwdX => Shape { n: s.n * pack, depth: s.depth * pack, groups, ..s },
+            Product::BwdW => Shape { m: s.m * pack, n: taps(s.n), groups, ..s },
+        }
+    }
+
+    /// Whether the channels of `pack` groups fill 16-byte accesses: to the pixels, and unpacked to the weights.
+    fn allows_vectors(&self, dtype: DType, pack: usize) -> bool {
+        let (s, width) = (self.conv.spec, 16 / dtype.bytes());
+        let fills = |channels: usize| (channels / s.groups * pack).is_multiple_of(width);
+        match self.product {
+            Product::Fwd => fills(s.c),
+            Product::BwdX => fills(s.k) && (pack > 1 || fills(s.c)),
+            Product::BwdW => fills(s.c) && fills(s.k),
+        }
+    }
+
+    /// Whether there may be kernels of their own for so few input channels.
+    fn is_stem(&self, dtype: DType) -> bool {
+        let s = self.conv.spec;
+        let product = match self.product {
+            Product::Fwd => true,
+            Product::BwdW => s.k.is_multiple_of(16 / dtype.bytes()),
+            Product::BwdX => false,
+        };
+        product && s.groups == 1 && s.c <= STEM_C && !self.allows_vectors(dtype, 1)
+    }
+
+    /// Every number of groups that may be computed as one: the fewest that fill 16-byte accesses, and those that `more`
+    /// accepts. Each costs as many times the products that are needed, less what a tile would have wasted anyway.
+    fn packs(&self, dtype: DType, more: impl Fn(usize) -> bool) -> Vec<usize> {
+        let groups = self.conv.spec.groups;
+        let possible = |&p: &usize| groups.is_multiple_of(p) && self.allows_vectors(dtype, p);
+        let fewest = (1..=groups).find(possible);
+        (2..=groups).filter(possible).filter(|&p| Some(p) == fewest || more(p)).collect()
+    }
+
+    /// The packs that a choice is made from. Up to the width of the narrowest tile they cost no product: its columns, or
+    /// in bwd_w its rows, would be empty.
+    fn free_packs(&self, dtype: DType) -> Vec<usize> {
+        let filled = |columns: usize, rows: usize| if self.product == Product::BwdW { rows } else { columns };
+        let narrowest = self.variants(dtype, Access::Packed).map(|v| filled(v.tile.n, v.tile.m)).min();
+        self.packs(dtype, |p| {
+            let s = self.formed(Access::Packed, p);
+            narrowest.is_some_and(|most| filled(s.n, s.m) <= most)
+        })
+    }
+
+    /// The packs that tests try: of up to 64 channels on either side.
+    fn tested_packs(&self, dtype: DType) -> Vec<usize> {
+        const MOST: usize = 64;
+        let s = self.conv.spec;
+        self.packs(dtype, |p| s.c.max(s.k) / s.groups * p <= MOST)
+    }
+
+    /// The kernels that read the operands in large pieces, each with the groups that it computes as one.
+    fn fast(&self, dtype: DType, packs: &[usize]) -> Vec<(&'static Variant, usize)> {
+        let of = |v: &Variant| match v.access {
+            Access::Vector if self.allows_vectors(dtype, 1) => vec![1],
+            Access::Packed => packs.to_vec(),
+            Access::Stem if self.is_stem(dtype) => vec![1],
+            _ => Vec::new(),
+        };
+        let all = self.table.iter().filter(|v| v.dtype == dtype);
+        all.flat_map(|v| of(v).into_iter().map(move |p| (v, p))).collect()
+    }
+
+    /// The scalar kernel that is best unsplit.
+    fn scalar(&self, dtype: DType) -> Option<&'static Variant> {
+        let (shape, partial) = (self.shape(), self.result_len());
+        self.variants(dtype, Access::Scalar).min_by_key(|v| clocks(shape, partial, v, 1))
+    }
+
+    fn variants(&self, dtype: DType, access: Access) -> impl Iterator<Item = &'static Variant> {
+        self.table.iter().filter(move |v| v.dtype == dtype && v.access == access)
     }
 }
 
-/// The products as a kernel of `access` forms them: `pack` groups as one, [`STEM_C`] channels a pixel in the stem.
-pub(super) fn formed(node: &Node, access: Access, pack: usize) -> Option<Shape> {
-    let s = shape(node)?;
-    let taps =
-        |products: usize| if access == Access::Stem { products / node.conv.spec.c * STEM_C } else { products * pack };
-    let groups = s.groups / pack;
-    Some(match node.pass {
-        Pass::Fwd(_) => Shape { n: s.n * pack, depth: taps(s.depth), groups, ..s },
-        Pass::BwdX => Shape { n: s.n * pack, depth: s.depth * pack, groups, ..s },
-        Pass::BwdW | Pass::BwdBias => Shape { m: s.m * pack, n: taps(s.n), groups, ..s },
-    })
-}
-
-/// Whether the channels of `pack` groups of `node` fill 16-byte accesses: to the pixels, and unpacked to the weights.
-fn allows_vectors(node: &Node, dtype: DType, pack: usize) -> bool {
-    let (s, width) = (node.conv.spec, 16 / dtype.bytes());
-    let fills = |channels: usize| (channels / s.groups * pack).is_multiple_of(width);
-    match node.pass {
-        Pass::Fwd(_) => fills(s.c),
-        Pass::BwdX => fills(s.k) && (pack > 1 || fills(s.c)),
-        Pass::BwdW | Pass::BwdBias => fills(s.c) && fills(s.k),
-    }
-}
-
-/// Whether `node` has kernels of its own for few input channels.
-fn is_stem(node: &Node, dtype: DType) -> bool {
-    let s = node.conv.spec;
-    let pass = match node.pass {
-        Pass::Fwd(_) => true,
-        Pass::BwdW => s.k.is_multiple_of(16 / dtype.bytes()),
-        Pass::BwdX | Pass::BwdBias => false,
-    };
-    pass && s.groups == 1 && s.c <= STEM_C && !allows_vectors(node, dtype, 1)
-}
-
-/// Every number of groups that may be computed as one: the fewest that fill 16-byte accesses, and more up to `channels`
-/// on either side. Each costs as many times the products that are needed, less what a tile would have wasted anyway.
-fn packs(node: &Node, dtype: DType, channels: impl Fn(usize) -> bool) -> Vec<usize> {
-    let possible = |&p: &usize| node.conv.spec.groups.is_multiple_of(p) && allows_vectors(node, dtype, p);
-    let fewest = (1..=node.conv.spec.groups).find(possible);
-    (2..=node.conv.spec.groups).filter(possible).filter(|&p| Some(p) == fewest || channels(p)).collect()
-}
-
-/// The packs that a choice is made from. Up to the width of the narrowest tile they cost no product: its columns, or in
-/// bwd_w its rows, would be empty.
-fn free_packs(node: &Node, dtype: DType) -> Vec<usize> {
-    let extent = |s: Shape| if node.pass == Pass::BwdW { s.m } else { s.n };
-    let narrowest =
-        variants(node, dtype, Access::Packed).map(|v| if node.pass == Pass::BwdW { v.tile.m } else { v.tile.n }).min();
-    packs(node, dtype, |p| formed(node, Access::Packed, p).map(extent) <= narrowest)
-}
-
-/// The packs that tests try: of up to 64 channels on either side.
-fn tested_packs(node: &Node, dtype: DType) -> Vec<usize> {
-    const MOST: usize = 64;
-    let s = node.conv.spec;
-    packs(node, dtype, |p| s.c.max(s.k) / s.groups * p <= MOST)
-}
-
-fn table(node: &Node) -> &'static [Variant] {
-    match node.pass {
-        Pass::Fwd(_) => &FWD,
-        Pass::BwdX => &BWD_X,
-        Pass::BwdW => &BWD_W,
-        Pass::BwdBias => &[],
-    }
-}
-
-fn variants(node: &Node, dtype: DType, access: Access) -> impl Iterator<Item = &'static Variant> {
-    table(node).iter().filter(move |v| v.dtype == dtype && v.access == access)
-}
-
-/// Whether `plan` is for `node` in `dtype`.
-pub(super) fn fits(plan: Plan, node: &Node, dtype: DType) -> bool {
-    let known = |v: &Variant| v.dtype == dtype && table(node).contains(v);
+/// Whether `plan` is for `problem` in `dtype`.
+pub fn fits(plan: Plan, problem: &Problem, dtype: DType) -> bool {
+    let known = |v: &Variant| v.dtype == dtype && problem.table.contains(v);
     let allowed = |v: &Variant| match v.access {
-        Access::Vector | Access::Packed => allows_vectors(node, dtype, plan.pack),
-        Access::Stem => is_stem(node, dtype),
+        Access::Vector | Access::Packed => problem.allows_vectors(dtype, plan.pack),
+        Access::Stem => problem.is_stem(dtype),
         Access::Scalar => false,
     };
+    let most = if problem.whole { 1 } else { MAX_SPLITS };
     known(plan.scalar)
         && plan.vector.is_none_or(|v| known(v) && allowed(v))
-        && node.conv.spec.groups.is_multiple_of(plan.pack)
-        && plan.splits <= MAX_SPLITS
+        && problem.conv.spec.groups.is_multiple_of(plan.pack)
+        && plan.splits <= most
 }
 
 /// Elements of the reduction in one stage.
@@ -174,28 +243,25 @@ const MAX_SPLITS: usize = 256;
 /// Floats of partial sums at most.
 const MAX_PARTIAL: usize = 16 << 20;
 
-fn possible_splits(shape: Shape, partial: usize, dtype: DType) -> impl Iterator<Item = usize> {
+fn possible_splits(problem: &Problem, shape: Shape, dtype: DType) -> impl Iterator<Item = usize> {
     let stages = shape.depth.div_ceil(stage_depth(dtype));
+    let (partial, most) = (problem.result_len(), if problem.whole { 1 } else { MAX_SPLITS });
     std::iter::successors(Some(1), |s| Some(s * 2))
-        .take_while(move |&s| s == 1 || (s <= MAX_SPLITS && stages / s >= MIN_STAGES && s * partial <= MAX_PARTIAL))
+        .take_while(move |&s| s == 1 || (s <= most && stages / s >= MIN_STAGES && s * partial <= MAX_PARTIAL))
 }
 
 /// Multiply-adds a clock of a whole multiprocessor for this tile, as assumed until they are measured (A100, H200:
 /// 1,024 and more for mma.sync, 64 and 128 for f32). Narrow tiles wait for shared memory: they read an operand element
-/// for fewer products. Packed groups and the stem make some of their operands up from small pieces.
+/// for fewer products.
 fn rate(v: &Variant) -> u64 {
     let tile = v.tile;
-    let whole = match tile.m.min(tile.n) {
+    match tile.m.min(tile.n) {
         _ if v.dtype == DType::F32 => 100,
         128 => 1024,
         64 if tile.m * tile.n > 64 * 64 => 900,
         64 => 700,
         32 => 560,
         _ => 320,
-    };
-    match v.access {
-        Access::Packed | Access::Stem => whole * 3 / 4,
-        Access::Vector | Access::Scalar => whole,
     }
 }
 
@@ -216,73 +282,43 @@ fn clocks(shape: Shape, partial: usize, v: &Variant, splits: usize) -> u64 {
     waves * block / (2 * PROCESSORS) + second
 }
 
-/// Elements of the whole result.
-pub(super) fn result_len(node: &Node) -> usize {
-    let c = &node.conv;
-    match node.pass {
-        Pass::Fwd(_) => c.y().shape.len(),
-        Pass::BwdX => c.x().shape.len(),
-        Pass::BwdW => c.w_shape().iter().product(),
-        Pass::BwdBias => c.spec.k,
-    }
-}
-
-/// The kernels that read `node`'s operands in large pieces, each with the groups that it computes as one.
-fn fast(node: &Node, dtype: DType, packs: &[usize]) -> Vec<(&'static Variant, usize)> {
-    let of = |v: &Variant| match v.access {
-        Access::Vector if allows_vectors(node, dtype, 1) => vec![1],
-        Access::Packed => packs.to_vec(),
-        Access::Stem if is_stem(node, dtype) => vec![1],
-        _ => Vec::new(),
-    };
-    table(node).iter().filter(|v| v.dtype == dtype).flat_map(|v| of(v).into_iter().map(move |p| (v, p))).collect()
-}
-
-/// The scalar kernel that is best unsplit.
-fn scalar(node: &Node, dtype: DType) -> Option<&'static Variant> {
-    let (shape, partial) = (shape(node)?, result_len(node));
-    variants(node, dtype, Access::Scalar).min_by_key(|v| clocks(shape, partial, v, 1))
-}
-
-/// The plan for `node`; `None` for the bias gradient and in f64, where there are no tiles.
-pub(super) fn choose(node: &Node, target: Target) -> Option<Plan> {
-    let (dtype, partial) = (target.dtype, result_len(node));
-    let mut candidates = fast(node, dtype, &free_packs(node, dtype));
+/// The plan for `problem`; `None` in f64, where there are no tiles.
+pub fn choose(problem: &Problem, dtype: DType) -> Option<Plan> {
+    let partial = problem.result_len();
+    let mut candidates = problem.fast(dtype, &problem.free_packs(dtype));
     if candidates.is_empty() {
-        candidates = variants(node, dtype, Access::Scalar).map(|v| (v, 1)).collect();
+        candidates = problem.variants(dtype, Access::Scalar).map(|v| (v, 1)).collect();
     }
     let split = |(v, pack): (&'static Variant, usize)| {
-        let shape = formed(node, v.access, pack)?;
-        let all = possible_splits(shape, partial, dtype).map(|s| (s, clocks(shape, partial, v, s)));
+        let shape = problem.formed(v.access, pack);
+        let all = possible_splits(problem, shape, dtype).map(|s| (s, clocks(shape, partial, v, s)));
         all.min_by_key(|&(_, clocks)| clocks).map(|(splits, clocks)| (v, pack, splits, clocks))
     };
     let (v, pack, splits, _) = candidates.into_iter().filter_map(split).min_by_key(|&(.., clocks)| clocks)?;
     Some(match v.access {
-        Access::Scalar => Plan { vector: None, scalar: v, pack: 1, splits },
-        _ => Plan { vector: Some(v), scalar: scalar(node, dtype)?, pack, splits },
+        Access::Scalar => Plan { vector: None, scalar: v, pack, splits },
+        _ => Plan { vector: Some(v), scalar: problem.scalar(dtype)?, pack, splits },
     })
 }
 
-/// Every tile that can compute `node`, each unsplit and with the most splits that are allowed.
-pub(super) fn plans(node: &Node, target: Target) -> Vec<Plan> {
-    let dtype = target.dtype;
-    let Some(base) = scalar(node, dtype) else { return Vec::new() };
-    let slow = variants(node, dtype, Access::Scalar).map(|v| (v, 1));
-    let all = fast(node, dtype, &tested_packs(node, dtype)).into_iter().chain(slow);
+/// Every tile that can compute `problem`, each unsplit and with the most splits that are allowed.
+pub fn plans(problem: &Problem, dtype: DType) -> Vec<Plan> {
+    let Some(scalar) = problem.scalar(dtype) else { return Vec::new() };
+    let slow = problem.variants(dtype, Access::Scalar).map(|v| (v, 1));
+    let all = problem.fast(dtype, &problem.tested_packs(dtype)).into_iter().chain(slow);
     let with_splits = |(v, pack): (&'static Variant, usize)| {
         let plan = match v.access {
             Access::Scalar => Plan { vector: None, scalar: v, pack, splits: 1 },
-            _ => Plan { vector: Some(v), scalar: base, pack, splits: 1 },
+            _ => Plan { vector: Some(v), scalar, pack, splits: 1 },
         };
-        let shape = formed(node, v.access, pack);
-        let most = shape.and_then(|s| possible_splits(s, result_len(node), dtype).last()).unwrap_or(1);
+        let most = possible_splits(problem, problem.formed(v.access, pack), dtype).last().unwrap_or(1);
         std::iter::once(plan).chain((most > 1).then_some(Plan { splits: most, ..plan }))
     };
     all.flat_map(with_splits).collect()
 }
 
 /// Into how many slices of rows the bias gradient is cut.
-pub(super) fn bias_splits(pixels: usize) -> usize {
+pub fn bias_splits(pixels: usize) -> usize {
     const ROWS_PER_SPLIT: usize = 256;
     pixels.div_ceil(ROWS_PER_SPLIT).min(MAX_SPLITS)
 }
@@ -290,10 +326,11 @@ pub(super) fn bias_splits(pixels: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Arch;
-    use crate::ops::conv2d::{Conv2d, Epilogue, Spec};
+    use crate::ops::conv2d::launch::variants::{BWD_W, BWD_X, FWD};
+    use crate::ops::conv2d::Spec;
+    use Product::{BwdW, BwdX, Fwd};
 
-    fn node(pass: Pass, [n, hw, c, k]: [usize; 4], rs: usize, stride: usize) -> Node {
+    fn problem(product: Product, [n, hw, c, k]: [usize; 4], rs: usize, stride: usize) -> Problem {
         let spec = Spec {
             n,
             h: hw,
@@ -306,78 +343,83 @@ mod tests {
             dilation: [1, 1],
             groups: 1,
         };
-        Node { conv: Conv2d::new(spec).expect("a valid case"), pass }
+        let table: &[Variant] = match product {
+            Fwd => &FWD,
+            BwdX => &BWD_X,
+            BwdW => &BWD_W,
+        };
+        Problem { conv: Conv2d::new(spec).expect("a valid case"), product, table, whole: false }
     }
 
-    fn name(node: &Node, dtype: DType) -> (&'static str, usize) {
-        let plan = choose(node, Target { arch: Arch::Sm90, dtype }).expect("a plan");
+    fn name(problem: &Problem, dtype: DType) -> (&'static str, usize) {
+        let plan = choose(problem, dtype).expect("a plan");
         (plan.kernel(), plan.splits)
     }
-
-    const FORWARD: Pass = Pass::Fwd(Epilogue { scale: false, shift: false, residual: false, relu: false });
 
     #[test]
     fn wide_layers_take_wide_tiles_and_narrow_layers_narrow_ones() {
         let b = DType::BF16;
-        assert_eq!(name(&node(FORWARD, [256, 14, 256, 256], 3, 1), b), ("conv2d_fwd_bf16_128x128", 1));
-        assert_eq!(name(&node(FORWARD, [256, 56, 64, 64], 3, 1), b), ("conv2d_fwd_bf16_128x64", 1));
-        assert_eq!(name(&node(FORWARD, [128, 32, 16, 16], 3, 1), b), ("conv2d_fwd_bf16_128x16", 1));
-        assert_eq!(name(&node(FORWARD, [128, 16, 32, 32], 3, 1), b), ("conv2d_fwd_bf16_128x32", 1));
-        assert_eq!(name(&node(Pass::BwdX, [128, 32, 16, 32], 3, 2), b).0, "conv2d_bwd_x_bf16_128x16");
-        assert_eq!(name(&node(Pass::BwdW, [128, 32, 16, 16], 3, 1), b).0, "conv2d_bwd_w_bf16_16x128");
+        assert_eq!(name(&problem(Fwd, [256, 14, 256, 256], 3, 1), b), ("conv2d_fwd_bf16_128x128", 1));
+        assert_eq!(name(&problem(Fwd, [256, 56, 64, 64], 3, 1), b), ("conv2d_fwd_bf16_128x64", 1));
+        assert_eq!(name(&problem(Fwd, [128, 32, 16, 16], 3, 1), b), ("conv2d_fwd_bf16_128x16", 1));
+        assert_eq!(name(&problem(Fwd, [128, 16, 32, 32], 3, 1), b), ("conv2d_fwd_bf16_128x32", 1));
+        assert_eq!(name(&problem(BwdX, [128, 32, 16, 32], 3, 2), b).0, "conv2d_bwd_x_bf16_128x16");
+        assert_eq!(name(&problem(BwdW, [128, 32, 16, 16], 3, 1), b).0, "conv2d_bwd_w_bf16_16x128");
     }
 
     #[test]
     fn channels_that_fill_no_16_bytes_go_element_by_element() {
-        assert_eq!(name(&node(FORWARD, [64, 8, 5, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
-        assert_eq!(name(&node(Pass::BwdX, [64, 1, 64, 10], 1, 1), DType::F16).0, "conv2d_bwd_x_f16_64x64_scalar");
-        assert_eq!(name(&node(Pass::BwdW, [64, 8, 3, 10], 3, 1), DType::BF16).0, "conv2d_bwd_w_bf16_64x64_scalar");
+        assert_eq!(name(&problem(Fwd, [64, 8, 5, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_scalar");
+        assert_eq!(name(&problem(BwdX, [64, 1, 64, 10], 1, 1), DType::F16).0, "conv2d_bwd_x_f16_64x64_scalar");
+        assert_eq!(name(&problem(BwdW, [64, 8, 3, 10], 3, 1), DType::BF16).0, "conv2d_bwd_w_bf16_64x64_scalar");
     }
 
     #[test]
     fn stems_have_their_own_kernels() {
-        let resnet = |pass| name(&node(pass, [256, 224, 3, 64], 7, 2), DType::BF16).0;
-        assert_eq!(resnet(FORWARD), "conv2d_fwd_bf16_128x64_stem");
-        assert!(resnet(Pass::BwdW).ends_with("_stem"), "{}", resnet(Pass::BwdW));
-        assert!(resnet(Pass::BwdX).ends_with("_scalar"), "no network needs the gradient of its input");
-        assert_eq!(name(&node(FORWARD, [64, 8, 1, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_stem");
+        let resnet = |product| name(&problem(product, [256, 224, 3, 64], 7, 2), DType::BF16).0;
+        assert_eq!(resnet(Fwd), "conv2d_fwd_bf16_128x64_stem");
+        assert_eq!(resnet(BwdW), "conv2d_bwd_w_bf16_64x128_stem");
+        assert!(resnet(BwdX).ends_with("_scalar"), "no network needs the gradient of its input");
+        assert_eq!(name(&problem(Fwd, [64, 8, 1, 16], 3, 1), DType::F32).0, "conv2d_fwd_f32_128x16_stem");
+        assert_eq!(name(&problem(BwdW, [128, 32, 3, 16], 3, 1), DType::BF16).0, "conv2d_bwd_w_bf16_16x64_stem");
     }
 
     #[test]
     fn narrow_groups_fill_the_narrowest_tile_and_no_more() {
-        let packed = |pass, channels: [usize; 2], groups, dtype| {
-            let mut node = node(pass, [256, 14, channels[0], channels[1]], 3, 1);
-            node.conv.spec.groups = groups;
-            let plan = choose(&node, Target { arch: Arch::Sm90, dtype }).expect("a plan");
+        let packed = |product, channels: [usize; 2], groups, dtype| {
+            let mut problem = problem(product, [256, 14, channels[0], channels[1]], 3, 1);
+            problem.conv.spec.groups = groups;
+            let plan = choose(&problem, dtype).expect("a plan");
             (plan.kernel(), plan.pack())
         };
         let b = DType::BF16;
         // ResNeXt 32x4d: four groups of four are one of 16.
-        assert_eq!(packed(FORWARD, [128, 128], 32, b), ("conv2d_fwd_bf16_128x16_packed", 4));
-        assert_eq!(packed(Pass::BwdX, [128, 128], 32, b), ("conv2d_bwd_x_bf16_128x16_packed", 4));
-        assert_eq!(packed(Pass::BwdW, [128, 128], 32, b), ("conv2d_bwd_w_bf16_16x64_packed", 4));
+        assert_eq!(packed(Fwd, [128, 128], 32, b), ("conv2d_fwd_bf16_128x16_packed", 4));
+        assert_eq!(packed(BwdX, [128, 128], 32, b), ("conv2d_bwd_x_bf16_128x16_packed", 4));
+        assert_eq!(packed(BwdW, [128, 128], 32, b), ("conv2d_bwd_w_bf16_16x64_packed", 4));
         // Depthwise; eight channels a group, of which a tile could hold one group only; sixteen, which fill it.
-        assert_eq!(packed(FORWARD, [96, 96], 96, b), ("conv2d_fwd_bf16_128x16_packed", 16));
-        assert_eq!(packed(FORWARD, [96, 96], 96, DType::F32), ("conv2d_fwd_f32_128x16_packed", 16));
-        assert_eq!(packed(FORWARD, [256, 256], 32, b), ("conv2d_fwd_bf16_128x16_packed", 2));
-        assert_eq!(packed(FORWARD, [512, 512], 32, b), ("conv2d_fwd_bf16_128x16", 1));
+        assert_eq!(packed(Fwd, [96, 96], 96, b), ("conv2d_fwd_bf16_128x16_packed", 16));
+        assert_eq!(packed(Fwd, [96, 96], 96, DType::F32), ("conv2d_fwd_f32_128x16_packed", 16));
+        assert_eq!(packed(Fwd, [256, 256], 32, b), ("conv2d_fwd_bf16_128x16_packed", 2));
+        assert_eq!(packed(BwdW, [256, 256], 32, b), ("conv2d_bwd_w_bf16_16x64_packed", 2));
+        assert_eq!(packed(Fwd, [512, 512], 32, b), ("conv2d_fwd_bf16_128x16", 1));
         // Three to five: eight groups are the fewest whose channels fill 16 bytes. Of five groups none do.
-        assert_eq!(packed(FORWARD, [24, 40], 8, b).1, 8);
-        assert_eq!(packed(FORWARD, [15, 25], 5, b), ("conv2d_fwd_bf16_128x16_scalar", 1));
+        assert_eq!(packed(Fwd, [24, 40], 8, b).1, 8);
+        assert_eq!(packed(Fwd, [15, 25], 5, b), ("conv2d_fwd_bf16_128x16_scalar", 1));
     }
 
     #[test]
     fn few_blocks_and_a_long_reduction_are_split() {
-        let (kernel, splits) = name(&node(Pass::BwdW, [256, 56, 64, 64], 3, 1), DType::BF16);
+        let (kernel, splits) = name(&problem(BwdW, [256, 56, 64, 64], 3, 1), DType::BF16);
         assert!(kernel.starts_with("conv2d_bwd_w_bf16_64x") && splits >= 16, "{kernel} in {splits}");
-        let (_, splits) = name(&node(FORWARD, [1, 7, 512, 512], 3, 1), DType::BF16);
+        let (_, splits) = name(&problem(Fwd, [1, 7, 512, 512], 3, 1), DType::BF16);
         assert!(splits >= 4, "batch 1, 7x7: {splits}");
-        assert_eq!(name(&node(FORWARD, [256, 56, 64, 64], 3, 1), DType::F32).1, 1);
+        assert_eq!(name(&problem(Fwd, [256, 56, 64, 64], 3, 1), DType::F32).1, 1);
     }
 
     #[test]
     fn residues_of_the_stride_share_the_taps() {
-        let s = shape(&node(Pass::BwdX, [2, 8, 16, 32], 3, 2)).expect("a product");
+        let s = problem(BwdX, [2, 8, 16, 32], 3, 2).shape();
         assert_eq!((s.m, s.n, s.depth, s.residues), (2 * 4 * 4, 16, 2 * 2 * 32, 4));
     }
 }

@@ -22,13 +22,21 @@ const STAGES: usize = 4;
 
 impl Tile {
     /// Four warps, or eight for 128x128 results whose sums do not fit four.
-    const fn new(m: usize, n: usize, eight_warps: bool) -> Self {
+    pub const fn new(m: usize, n: usize, eight_warps: bool) -> Self {
         Self { m, n, threads: if eight_warps && m * n > 128 * 64 { 256 } else { 128 } }
     }
 
     /// The stages, or the finished tile in floats with eight more a row; then 16 bytes a row for the table of rows.
-    const fn shared_bytes(self, table: bool) -> u32 {
-        let pipeline = STAGES * (self.m + self.n) * STAGE_ROW_BYTES;
+    pub const fn shared_bytes(self, table: bool) -> u32 {
+        self.bytes(STAGES * (self.m + self.n) * STAGE_ROW_BYTES, table)
+    }
+
+    /// The same for stages with a second operand A, one fewer: `Tile::Paired`.
+    pub const fn paired_bytes(self, table: bool) -> u32 {
+        self.bytes((STAGES - 1) * (2 * self.m + self.n) * STAGE_ROW_BYTES, table)
+    }
+
+    const fn bytes(self, pipeline: usize, table: bool) -> u32 {
         let staged = self.m * (self.n + 8) * 4;
         let most = if pipeline > staged { pipeline } else { staged };
         (most + if table { 16 * self.m } else { 0 }) as u32

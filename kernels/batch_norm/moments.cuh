@@ -1,0 +1,32 @@
+// Count, mean and sum of squared deviations, and how two of them become one (Chan, Golub and LeVeque, 1979).
+#pragma once
+
+#include "common/kernel.cuh"
+
+// Count, means and M2 of V channels over the same rows.
+template <int V>
+struct Moments {
+  static constexpr int COUNT = 1 + 2 * V;
+  float f[COUNT];
+
+  __device__ __forceinline__ float& count() { return f[0]; }
+  __device__ __forceinline__ float& mean(int j) { return f[1 + j]; }
+  __device__ __forceinline__ float& m2(int j) { return f[1 + V + j]; }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) f[i] = 0.0f;
+  }
+
+  __device__ __forceinline__ void take(Moments& other) {
+    const float total = count() + other.count();
+    if (other.count() == 0.0f) return;
+    const float share = other.count() / total;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const float delta = other.mean(j) - mean(j);
+      mean(j) = fmaf(delta, share, mean(j));
+      m2(j) = fmaf(delta * delta, count() * share, m2(j) + other.m2(j));
+    }
+    count() = total;
+  }
+};

@@ -1,0 +1,85 @@
+// Merges what the bands of a reduction over rows left, in an order that depends on the shape only.
+//   moments  mean and M2 of each band -> mean and M2 of all, or the variance M2 / rows
+//   sums     sums of each band -> sums of all, for up to three tensors in one launch
+// from: [bands][C], to: [parts][C], f32, dense; parts = ceil(bands / bands_per_part). Many bands take two launches: the
+// first merges them to parts, the second the parts.
+// Every band but the last has rows_per_band rows. Means are merged by the rule of Chan, Golub and LeVeque (1979).
+// A block takes 8 channels, a sector of 32 bytes of each band, and 32 bands at a time.
+// Grid: ceil(C / 8) * parts blocks of 256 threads, of sums one such row of blocks for each tensor; shared memory: 256 * 3
+// floats for moments, 256 for sums. FLOPs: 10 and 1 a band and channel; bytes: 8 and 4 a band and channel.
+#include "batch_norm/moments.cuh"
+#include "common/tree.cuh"
+
+struct MergeMoments {
+  const float* band_mean;
+  const float* band_m2;
+  float* mean;
+  float* m2;  // with `last` the variance
+  i64 rows, rows_per_band;
+  u32 bands, channels, bands_per_part, last;
+};
+static_assert(sizeof(MergeMoments) == 64, "as in src/ops/norm/merge/launch.rs");
+
+struct MergeSums {
+  const float* from[3];
+  float* to[3];
+  u32 bands, channels, bands_per_part, unused;
+};
+static_assert(sizeof(MergeSums) == 64, "as in src/ops/norm/merge/launch.rs");
+
+constexpr int LANES = 8;  // channels of a block
+constexpr int WALKERS = STRIP_THREADS / LANES;
+
+// The bands first, first + WALKERS, ... below end of a channel.
+struct Column {
+  u32 part, channel, walker, first, end;
+};
+
+__device__ __forceinline__ Column column_of(u32 bands, u32 channels, u32 bands_per_part) {
+  const u32 groups = (channels + LANES - 1) / LANES, begin = blockIdx.x / groups * bands_per_part;
+  Column c;
+  c.part = blockIdx.x / groups;
+  c.channel = blockIdx.x % groups * LANES + threadIdx.x % LANES;
+  c.walker = threadIdx.x / LANES;
+  c.first = begin + c.walker;
+  c.end = bands - begin < bands_per_part ? bands : begin + bands_per_part;
+  if (c.channel >= channels) c.end = 0;
+  return c;
+}
+
+__device__ __forceinline__ void merge_moments(const MergeMoments& p) {
+  SHARED(float, shared);
+  const Column c = column_of(p.bands, p.channels, p.bands_per_part);
+  Moments<1> moments;
+  moments.clear();
+#pragma unroll 4
+  for (u32 band = c.first; band < c.end; band += WALKERS) {
+    const i64 left = p.rows - band * p.rows_per_band, at = i64(band) * p.channels + c.channel;
+    Moments<1> other;
+    other.count() = float(left < p.rows_per_band ? left : p.rows_per_band);
+    other.mean(0) = p.band_mean[at];
+    other.m2(0) = p.band_m2[at];
+    moments.take(other);
+  }
+  merge_walkers(moments, shared, LANES, WALKERS);
+  if (c.walker != 0 || c.channel >= p.channels) return;
+  const i64 at = i64(c.part) * p.channels + c.channel;
+  p.mean[at] = moments.mean(0);
+  p.m2[at] = p.last ? moments.m2(0) / float(p.rows) : moments.m2(0);
+}
+
+__device__ __forceinline__ void merge_sums(const MergeSums& p) {
+  SHARED(float, shared);
+  const Column c = column_of(p.bands, p.channels, p.bands_per_part);
+  const float* from = p.from[blockIdx.y];
+  Sums<1> sum;
+  sum.clear();
+#pragma unroll 4
+  for (u32 band = c.first; band < c.end; band += WALKERS) sum.f[0] += from[i64(band) * p.channels + c.channel];
+  merge_walkers(sum, shared, LANES, WALKERS);
+  if (c.walker != 0 || c.channel >= p.channels) return;
+  p.to[blockIdx.y][i64(c.part) * p.channels + c.channel] = sum.f[0];
+}
+
+KERNEL(norm_merge_moments_f32, MergeMoments, STRIP_THREADS, 2, merge_moments)
+KERNEL(norm_merge_sums_f32, MergeSums, STRIP_THREADS, 2, merge_sums)

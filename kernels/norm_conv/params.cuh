@@ -1,0 +1,55 @@
+// What the fused convolution kernels are told. src/ops/norm_conv/launch/params.rs has the same structs; both assert the
+// sizes.
+#pragma once
+
+#include "conv2d/params.cuh"
+
+namespace norm_conv {
+
+using namespace conv2d;
+
+// More bits of `flags`.
+constexpr int ACTIVATE = 16;  // the prologue ends with a ReLU
+constexpr int MASK = 32;      // bwd_x: dx is 0 where the ReLU was closed
+constexpr int SCALED = 64;    // bwd_x: dx is multiplied by `scale`, after the sums
+
+// fwd. Channels are those of all groups.
+struct ForwardParams : GatherParams {
+  const float* in_scale;  // of the prologue, per input channel, or null
+  const float* in_shift;
+  float* mean;  // [row tiles][output channels], or null: moments of each tile
+  float* m2;
+};
+static_assert(sizeof(ForwardParams) == 200, "as in params.rs");
+
+// bwd_x: in is g, `scale` and `shift` are those of the batch norm that dx goes through.
+struct DataGradientParams : GatherParams {
+  const void* y;   // of the correction, of g's shape, or null
+  const float* a;  // per output channel of the convolution, or null: 1
+  const float* b;
+  const float* c;
+  const u8* bits;  // signs of dx's shape, or null
+  const void* y0;  // of dx's shape, or null
+  const void* y1;  // of dx's shape, or null
+  const float* mean0;
+  const float* mean1;
+  float* sums;     // [2 or 3][bands][input channels of the convolution], or null
+  int y_stride, bits_stride, y0_stride, y1_stride;
+  int m_tiles, bands;  // row tiles of the largest residue, and of all residues
+};
+static_assert(sizeof(DataGradientParams) == 272, "as in params.rs");
+
+// bwd_w: dy is g.
+struct WeightGradientParams : WeightParams {
+  const void* y;  // of the correction, or null
+  const float* a;
+  const float* b;
+  const float* c;
+  const float* x_scale;  // of the prologue, or null
+  const float* x_shift;
+  int y_stride;
+  int unused_too;
+};
+static_assert(sizeof(WeightGradientParams) == 192, "as in params.rs");
+
+}  // namespace norm_conv

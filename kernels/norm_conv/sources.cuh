@@ -1,0 +1,132 @@
+// Operands that are computed from what is in memory: an activation before its batch norm, a gradient after one. See
+// conv2d/load.cuh for what a source is. Arithmetic is in f32 and rounded to T once; padding is 0 and stays so, since only
+// chunks of pixels inside are finished.
+#pragma once
+
+#include "conv2d/load_weight.cuh"
+#include "norm_conv/params.cuh"
+
+namespace norm_conv {
+
+// W numbers, a channel each, from a 16-byte aligned address.
+template <int W>
+__device__ __forceinline__ void load_numbers(float (&f)[W], const float* p) {
+#pragma unroll
+  for (int i = 0; i < W; i += 4) {
+    const Vec<float, 4> v = load<float, 4>(p + i);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) f[i + e] = v.v[e];
+  }
+}
+
+// The group's numbers of an array of a number a channel, if there is one.
+__device__ __forceinline__ const float* from_channel(const float* numbers, int channel) {
+  return numbers ? numbers + channel : nullptr;
+}
+
+// z = x * scale + shift, with a ReLU max(z, 0); x itself without a scale.
+template <typename T>
+struct Activated {
+  static constexpr bool PENDING = true;
+  static constexpr int W = WIDTH<T>;
+  struct Numbers {
+    float scale[W], shift[W];
+  };
+
+  Pixels<T> x;
+  const float* scale;
+  const float* shift;
+  float least;
+
+  // Of the channels from `channel` on.
+  __device__ __forceinline__ Activated(const void* tensor, int stride, const float* scales, const float* shifts,
+                                       int channel, int flags)
+      : x(tensor, channel, stride), scale(from_channel(scales, channel)), shift(from_channel(shifts, channel)),
+        least((flags & ACTIVATE) != 0 ? 0.0f : -INFINITY) {}
+
+  __device__ __forceinline__ T activate(T v, float by, float plus) const {
+    const float z = fmaf(to_float(v), by, plus);
+    return from_float<T>(z < least ? least : z);  // a NaN stays
+  }
+
+  __device__ __forceinline__ void copy(u8* dst, u32 pixel, int channel, bool inside) const {
+    ptx::cp_async_16(dst, x.at(pixel, channel), inside ? 16 : 0);
+  }
+
+  __device__ __forceinline__ T value(u32 pixel, int channel) const {
+    const T v = read<T>(x.at(pixel, channel));
+    return scale ? activate(v, scale[channel], shift[channel]) : v;
+  }
+
+  __device__ __forceinline__ bool pending() const { return scale != nullptr; }
+
+  __device__ __forceinline__ Numbers numbers(int channel) const {
+    Numbers n;
+    load_numbers(n.scale, scale + channel);
+    load_numbers(n.shift, shift + channel);
+    return n;
+  }
+
+  __device__ __forceinline__ void finish(u8* chunk, const Numbers& n) const {
+    T* p = reinterpret_cast<T*>(chunk);
+    Vec<T, W> v = load<T, W>(p);
+#pragma unroll
+    for (int e = 0; e < W; ++e) v.v[e] = activate(v.v[e], n.scale[e], n.shift[e]);
+    store(p, v);
+  }
+};
+
+// dy = a * g + b * y + c; g itself without a y. The chunk of y is copied SECOND bytes behind that of g.
+template <typename T, int SECOND>
+struct Corrected {
+  static constexpr bool PENDING = true;
+  static constexpr int W = WIDTH<T>;
+  struct Numbers {
+    float a[W], b[W], c[W];
+  };
+
+  Pixels<T> g, y;
+  const float *a, *b, *c;
+
+  __device__ __forceinline__ Corrected(const void* gradient, int g_stride, const void* input, int y_stride,
+                                       const float* as, const float* bs, const float* cs, int channel)
+      : g(gradient, channel, g_stride), y(input, channel, y_stride), a(from_channel(as, channel)),
+        b(from_channel(bs, channel)), c(from_channel(cs, channel)) {}
+
+  __device__ __forceinline__ static T correct(T g, T y, float a, float b, float c) {
+    return from_float<T>(fmaf(b, to_float(y), fmaf(a, to_float(g), c)));
+  }
+
+  __device__ __forceinline__ void copy(u8* dst, u32 pixel, int channel, bool inside) const {
+    ptx::cp_async_16(dst, g.at(pixel, channel), inside ? 16 : 0);
+    if (b) ptx::cp_async_16(dst + SECOND, y.at(pixel, channel), inside ? 16 : 0);
+  }
+
+  __device__ __forceinline__ T value(u32 pixel, int channel) const {
+    const T v = read<T>(g.at(pixel, channel));
+    return b ? correct(v, read<T>(y.at(pixel, channel)), a ? a[channel] : 1.0f, b[channel], c[channel]) : v;
+  }
+
+  __device__ __forceinline__ bool pending() const { return b != nullptr; }
+
+  __device__ __forceinline__ Numbers numbers(int channel) const {
+    Numbers n;
+#pragma unroll
+    for (int e = 0; e < W; ++e) n.a[e] = 1.0f;
+    if (a) load_numbers(n.a, a + channel);
+    load_numbers(n.b, b + channel);
+    load_numbers(n.c, c + channel);
+    return n;
+  }
+
+  __device__ __forceinline__ void finish(u8* chunk, const Numbers& n) const {
+    T* p = reinterpret_cast<T*>(chunk);
+    Vec<T, W> v = load<T, W>(p);
+    const Vec<T, W> other = load<T, W>(reinterpret_cast<const T*>(chunk + SECOND));
+#pragma unroll
+    for (int e = 0; e < W; ++e) v.v[e] = correct(v.v[e], other.v[e], n.a[e], n.b[e], n.c[e]);
+    store(p, v);
+  }
+};
+
+}  // namespace norm_conv

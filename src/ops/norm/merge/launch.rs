@@ -1,0 +1,160 @@
+//! Which kernels, on what grid.
+
+use super::{BandRows, Bands};
+use crate::device::{Cost, Kernel, Launch, View};
+use crate::ops::strips::THREADS;
+use crate::{Error, Result};
+
+/// Channels of a block.
+const LANES: usize = 8;
+
+/// `MergeMoments` of kernels/norm/merge.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct MergeMoments {
+    band_mean: u64,
+    band_m2: u64,
+    mean: u64,
+    m2: u64,
+    rows: i64,
+    rows_per_band: i64,
+    bands: u32,
+    channels: u32,
+    bands_per_part: u32,
+    last: u32,
+}
+
+/// `MergeSums` of kernels/norm/merge.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct MergeSums {
+    from: [u64; 3],
+    to: [u64; 3],
+    bands: u32,
+    channels: u32,
+    bands_per_part: u32,
+    unused: u32,
+}
+
+static MOMENTS: Kernel = Kernel::new::<MergeMoments>("norm_merge_moments_f32", THREADS, THREADS * 3 * 4);
+static SUMS: Kernel = Kernel::new::<MergeSums>("norm_merge_sums_f32", THREADS, THREADS * 4);
+
+pub(crate) const KERNELS: &[&Kernel] = &[&MOMENTS, &SUMS];
+
+/// The launches that turn mean and sum of squares about it (M2) of each band into `[mean, var]`, the variance biased.
+///
+/// `from` are `[bands][channels]` each; `scratch` has [`Bands::merge_bytes`]`(2)` bytes, where that is not 0. Fails where
+/// one of the views is too small, or `rows` are not those of so many bands.
+pub fn moments(
+    bands: Bands,
+    rows: BandRows,
+    from: [&View; 2],
+    to: [&View; 2],
+    scratch: Option<&View>,
+) -> Result<Vec<Launch>> {
+    if rows.rows.div_ceil(rows.each) != bands.count {
+        return Err(Error::invalid("norm_merge", format!("{} bands of {rows:?}", bands.count)));
+    }
+    let Some((parts, each)) = bands.parts() else {
+        return Ok(vec![moments_step(bands, rows, bands.count, from, to)?]);
+    };
+    let scratch = part_views(parts, 2, scratch)?;
+    let between = [&scratch[0], &scratch[1]];
+    let merged = BandRows { rows: rows.rows, each: rows.each * each };
+    Ok(vec![moments_step(bands, rows, each, from, between)?, moments_step(parts, merged, parts.count, between, to)?])
+}
+
+/// The launches that add up the bands of one to three tensors, `[bands][channels]` each in `from`, to a number a channel
+/// each in `to`.
+///
+/// `scratch` has [`Bands::merge_bytes`] bytes, where that is not 0. Fails where one of the views is too small.
+pub fn sums(bands: Bands, from: &[&View], to: &[&View], scratch: Option<&View>) -> Result<Vec<Launch>> {
+    let Some((parts, each)) = bands.parts() else {
+        return Ok(vec![sums_step(bands, bands.count, from, to)?]);
+    };
+    let scratch = part_views(parts, from.len(), scratch)?;
+    let between: Vec<&View> = scratch.iter().collect();
+    Ok(vec![sums_step(bands, each, from, &between)?, sums_step(parts, parts.count, &between, to)?])
+}
+
+/// The places of `tensors` tensors of parts in the scratch memory.
+fn part_views(parts: Bands, tensors: usize, scratch: Option<&View>) -> Result<Vec<View>> {
+    let Some(scratch) = scratch else { return Err(Error::invalid("norm_merge", "no scratch memory")) };
+    (0..tensors).map(|i| scratch.part(i * parts.bytes(), parts.bytes())).collect()
+}
+
+/// One launch: bands become parts of `each`.
+fn moments_step(bands: Bands, rows: BandRows, each: usize, from: [&View; 2], to: [&View; 2]) -> Result<Launch> {
+    let parts = Bands { count: bands.count.div_ceil(each), ..bands };
+    let [band_mean, band_m2] = from;
+    let [mean, m2] = to;
+    check(&from, bands)?;
+    check(&to, parts)?;
+    let params = MergeMoments {
+        band_mean: band_mean.address(),
+        band_m2: band_m2.address(),
+        mean: mean.address(),
+        m2: m2.address(),
+        rows: rows.rows as i64,
+        rows_per_band: rows.each as i64,
+        bands: narrow(bands.count)?,
+        channels: narrow(bands.channels)?,
+        bands_per_part: narrow(each)?,
+        last: (parts.count == 1).into(),
+    };
+    let cost = Cost {
+        flops: 10 * (bands.bytes() / 4) as u64,
+        bytes_read: 2 * bands.bytes() as u64,
+        bytes_written: 2 * parts.bytes() as u64,
+    };
+    let views = [from, to].concat().into_iter().cloned().collect();
+    // SAFETY: the views hold two numbers for each band and for each part and channel, as has been checked.
+    Ok(unsafe { Launch::new(&MOMENTS, [blocks(parts)?, 1, 1], &params, cost, views) })
+}
+
+/// As [`moments_step`], for sums.
+fn sums_step(bands: Bands, each: usize, from: &[&View], to: &[&View]) -> Result<Launch> {
+    let parts = Bands { count: bands.count.div_ceil(each), ..bands };
+    if !(1..=3).contains(&from.len()) || from.len() != to.len() {
+        return Err(Error::invalid("norm_merge", format!("sums of {} tensors to {}", from.len(), to.len())));
+    }
+    check(from, bands)?;
+    check(to, parts)?;
+    let addresses = |views: &[&View]| std::array::from_fn(|i| views.get(i).map_or(0, |v| v.address()));
+    let params = MergeSums {
+        from: addresses(from),
+        to: addresses(to),
+        bands: narrow(bands.count)?,
+        channels: narrow(bands.channels)?,
+        bands_per_part: narrow(each)?,
+        unused: 0,
+    };
+    let tensors = from.len();
+    let cost = Cost {
+        flops: (tensors * bands.bytes() / 4) as u64,
+        bytes_read: (tensors * bands.bytes()) as u64,
+        bytes_written: (tensors * parts.bytes()) as u64,
+    };
+    let views = [from, to].concat().into_iter().cloned().collect();
+    // SAFETY: for each tensor, a row of blocks, there is a view with a number for each band and for each part and
+    // channel, as has been checked.
+    Ok(unsafe { Launch::new(&SUMS, [blocks(parts)?, tensors as u32, 1], &params, cost, views) })
+}
+
+fn check(views: &[&View], of: Bands) -> Result<()> {
+    match views.iter().find(|v| v.bytes() < of.bytes()) {
+        None => Ok(()),
+        Some(view) => Err(Error::invalid("norm_merge", format!("a view of {} bytes for {of:?}", view.bytes()))),
+    }
+}
+
+fn blocks(parts: Bands) -> Result<u32> {
+    narrow(parts.channels.div_ceil(LANES) * parts.count)
+}
+
+fn narrow(v: usize) -> Result<u32> {
+    match i32::try_from(v) {
+        Ok(v) => Ok(v as u32),
+        Err(_) => Err(Error::unsupported("norm_merge", format!("an extent of {v}, the most is 2^31 - 1"))),
+    }
+}

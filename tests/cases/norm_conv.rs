@@ -1,0 +1,68 @@
+//! What is fused with the convolutions of [`conv2d`](super::conv2d): every part alone, and those that networks combine.
+
+use residuum::ops::conv2d::Epilogue as Output;
+use residuum::ops::norm::{Correction, Epilogue, Prologue};
+use residuum::ops::norm_conv::Pass;
+
+const PLAIN: Output = Output { scale: false, shift: false, residual: false, relu: false };
+const RELU: Option<Prologue> = Some(Prologue { relu: true });
+const LINEAR: Option<Prologue> = Some(Prologue { relu: false });
+const WITH_A: Option<Correction> = Some(Correction { a: true });
+const WITHOUT_A: Option<Correction> = Some(Correction { a: false });
+
+const fn affine(relu: bool, scaled: bool) -> Option<Epilogue> {
+    Some(Epilogue::Affine { relu, scaled })
+}
+
+const fn signs(norms: usize) -> Option<Epilogue> {
+    Some(Epilogue::Signs { norms })
+}
+
+/// Of fwd, with a name.
+pub const FORWARD: [(&str, Pass); 7] = [
+    ("inside a block", Pass::Fwd { prologue: RELU, epilogue: PLAIN, moments: true }),
+    ("first of a block", Pass::Fwd { prologue: None, epilogue: PLAIN, moments: true }),
+    ("behind a plain batch norm", Pass::Fwd { prologue: LINEAR, epilogue: PLAIN, moments: false }),
+    (
+        "last of a pre-activation block",
+        Pass::Fwd { prologue: RELU, epilogue: Output { residual: true, ..PLAIN }, moments: true },
+    ),
+    ("with a bias", Pass::Fwd { prologue: RELU, epilogue: Output { shift: true, ..PLAIN }, moments: true }),
+    (
+        "inference",
+        Pass::Fwd {
+            prologue: RELU,
+            epilogue: Output { scale: true, shift: true, residual: true, relu: true },
+            moments: false,
+        },
+    ),
+    ("nothing fused", Pass::Fwd { prologue: None, epilogue: PLAIN, moments: false }),
+];
+
+/// Of bwd_x.
+pub const DATA: [(&str, Pass); 9] = [
+    ("inside a block", Pass::BwdX { correction: WITH_A, epilogue: affine(true, false) }),
+    ("end of a block", Pass::BwdX { correction: WITH_A, epilogue: signs(1) }),
+    ("end of a projection block", Pass::BwdX { correction: WITH_A, epilogue: signs(2) }),
+    ("many consumers", Pass::BwdX { correction: WITHOUT_A, epilogue: affine(true, true) }),
+    ("no batch norm behind", Pass::BwdX { correction: None, epilogue: affine(true, false) }),
+    ("no ReLU before", Pass::BwdX { correction: WITH_A, epilogue: affine(false, false) }),
+    ("scaled, no ReLU before", Pass::BwdX { correction: None, epilogue: affine(false, true) }),
+    ("no batch norm before", Pass::BwdX { correction: WITHOUT_A, epilogue: None }),
+    ("nothing fused", Pass::BwdX { correction: None, epilogue: None }),
+];
+
+/// Of bwd_w.
+pub const WEIGHT: [(&str, Pass); 6] = [
+    ("inside a block", Pass::BwdW { correction: WITH_A, prologue: RELU }),
+    ("many consumers", Pass::BwdW { correction: WITHOUT_A, prologue: RELU }),
+    ("first of a block", Pass::BwdW { correction: WITH_A, prologue: None }),
+    ("behind a plain batch norm", Pass::BwdW { correction: WITH_A, prologue: LINEAR }),
+    ("no batch norm behind", Pass::BwdW { correction: None, prologue: RELU }),
+    ("nothing fused", Pass::BwdW { correction: None, prologue: None }),
+];
+
+/// All of them.
+pub fn passes() -> impl Iterator<Item = (&'static str, Pass)> {
+    FORWARD.into_iter().chain(DATA).chain(WEIGHT)
+}

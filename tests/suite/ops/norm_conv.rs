@@ -1,0 +1,329 @@
+//! Fused convolution: every pass, tile, dtype and combination of parts against the reference.
+
+use residuum::device::{Arch, Target};
+use residuum::ops::conv2d::{Epilogue as Output, Plan};
+use residuum::ops::norm::{Epilogue, Prologue};
+use residuum::ops::norm_conv::{Node, Pass};
+use residuum::ops::{Op, Operator, Write};
+use residuum::tensor::DType;
+
+use crate::bounds;
+use crate::cases::conv2d::{crossed, layers, odd, Row};
+use crate::cases::norm_conv::{passes, DATA, FORWARD, WEIGHT};
+use crate::harness::{check_dtype, check_refused, reference, reference_onto};
+use crate::harness::{Case, Compare, Data, Judged, Launcher, Random, Sweep, DTYPES};
+
+/// What an input is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Role {
+    /// x, g, y, a residual: a number an element.
+    Pixels,
+    /// w.
+    Weights,
+    /// A number a channel that is multiplied by: a scale, a, b.
+    Factor,
+    /// A number a channel that is added.
+    Term,
+    /// A mean.
+    Mean,
+    /// Bits.
+    Signs,
+}
+
+/// What the inputs of `node` are, as [`Operator::inputs`] orders them.
+fn roles(node: &Node) -> Vec<Role> {
+    use Role::{Factor, Mean, Pixels, Signs, Term, Weights};
+    let mut roles = vec![Pixels, if matches!(node.pass, Pass::BwdW { .. }) { Pixels } else { Weights }];
+    let (correction, prologue) = match node.pass {
+        Pass::Fwd { prologue, .. } => (None, prologue),
+        Pass::BwdX { correction, .. } => (correction, None),
+        Pass::BwdW { correction, prologue } => (correction, prologue),
+    };
+    if let Some(correction) = correction {
+        roles.push(Pixels);
+        roles.extend(correction.a.then_some(Factor));
+        roles.extend([Factor, Term]);
+    }
+    roles.extend(prologue.iter().flat_map(|_| [Factor, Term]));
+    match node.pass {
+        Pass::Fwd { epilogue: e, .. } => {
+            roles.extend(e.scale.then_some(Factor));
+            roles.extend(e.shift.then_some(Term));
+            roles.extend(e.residual.then_some(Pixels));
+        }
+        Pass::BwdX { epilogue: Some(Epilogue::Affine { .. }), .. } => roles.extend([Pixels, Factor, Term, Mean]),
+        Pass::BwdX { epilogue: Some(Epilogue::Signs { norms }), .. } => {
+            roles.push(Signs);
+            (0..norms).for_each(|_| roles.extend([Pixels, Mean]));
+        }
+        _ => {}
+    }
+    assert_eq!(roles.len(), node.inputs().len(), "{node:?}");
+    roles
+}
+
+/// How many products a result sums.
+fn terms(node: &Node) -> usize {
+    let [_, r, s, cg] = node.conv.w_shape();
+    let spec = node.conv.spec();
+    match node.pass {
+        Pass::Fwd { .. } => r * s * cg,
+        Pass::BwdX { .. } => r * s * spec.k / spec.groups,
+        Pass::BwdW { .. } => spec.n * node.conv.output().iter().product::<usize>(),
+    }
+}
+
+/// Whole numbers of which sums, statistics and stored results are exact, whatever the order. An operand is at most 4 and
+/// dense, since what is added reaches every element; so the weights are sparse.
+fn integers(name: &str, node: &Node, dtype: DType) -> Vec<Data> {
+    let mut random = Random::new(name);
+    let stored_in_f32 = matches!(node.pass, Pass::BwdW { .. });
+    let digits = match dtype {
+        DType::F32 => 20,
+        _ if stored_in_f32 => 20,
+        DType::F16 => 11,
+        _ => 8,
+    };
+    let period = terms(node).div_ceil((1usize << digits) / 16);
+    let draw = |(role, len): (Role, usize)| match role {
+        Role::Pixels => Data::Real(random.integers(len, -1, 1)),
+        Role::Weights => Data::Real(random.sparse(len, -1, 1, period)),
+        Role::Factor => Data::Real((0..len).map(|_| [1.0, 2.0, -1.0][random.below(3)]).collect()),
+        Role::Term | Role::Mean => Data::Real(random.integers(len, -1, 1)),
+        Role::Signs => Data::Byte((0..len).map(|_| random.below(256) as u8).collect()),
+    };
+    roles(node).into_iter().zip(node.inputs().iter().map(|ty| ty.shape.len())).map(draw).collect()
+}
+
+/// Normal numbers, scales around 1.
+fn reals(name: &str, node: &Node) -> Vec<Data> {
+    let mut random = Random::new(name);
+    let draw = |(role, len): (Role, usize)| match role {
+        Role::Factor => Data::Real(random.normals(len, 1.0, 0.3)),
+        Role::Signs => Data::Byte((0..len).map(|_| random.below(256) as u8).collect()),
+        _ => Data::Real(random.normals(len, 0.1, 1.0)),
+    };
+    roles(node).into_iter().zip(node.inputs().iter().map(|ty| ty.shape.len())).map(draw).collect()
+}
+
+fn op(node: Node) -> Op {
+    Op::NormConv(node)
+}
+
+/// The same where nothing cancels and no ReLU is closed: what errors are relative to.
+fn magnitudes(node: &Node, inputs: &[Data]) -> Vec<Data> {
+    let absolute = |v: &[f64], sign: f64| Data::Real(v.iter().map(|v| sign * v.abs()).collect());
+    let all: Vec<Data> = roles(node)
+        .iter()
+        .zip(inputs)
+        .map(|(role, data)| match (role, data) {
+            (Role::Signs, Data::Byte(bits)) => Data::Byte(vec![0xFF; bits.len()]),
+            (Role::Mean, data) => absolute(data.real(), -1.0),
+            (_, data) => absolute(data.real(), 1.0),
+        })
+        .collect();
+    match node.pass {
+        // The harness adds whole numbers of at most 4.
+        Pass::BwdX { .. } => {
+            let mut before = vec![None; node.outputs().len()];
+            let mut writes = vec![Write::Overwrite; before.len()];
+            before[0] = Some(Data::Real(vec![4.0; node.conv.x().shape.len()]));
+            writes[0] = Write::Accumulate;
+            reference_onto(&op(*node), &all, &before, writes)
+        }
+        _ => reference(&op(*node), &all, &[]),
+    }
+}
+
+/// What moments may be off, where y is off by `off` before it is stored.
+fn moments_within(judged: &Judged<'_>, channels: usize, off: &[f64]) -> [Compare; 2] {
+    let y = judged.outputs[0].real();
+    let (mut means, mut vars) = (Vec::new(), Vec::new());
+    for c in 0..channels {
+        let of = |v: &[f64]| v.iter().skip(c).step_by(channels).copied().collect::<Vec<f64>>();
+        let (y, off) = (of(y), of(off));
+        let (mean, var) = (judged.outputs[1].real()[c], judged.outputs[2].real()[c]);
+        let spread = y.iter().fold(0.0, |a: f64, v| a.max((v - mean).abs()));
+        let channel = bounds::Channel { rows: y.len(), mean, spread, var };
+        // Each value moves by its error and by its rounding; a mean by no more than the worst of them.
+        let moved = y.iter().zip(&off).fold(0.0, |a: f64, (v, o)| a.max(o + bounds::stored(judged.dtype, v.abs() + o)));
+        means.push(moved + channel.mean_bound());
+        vars.push(2.0 * moved * (var.sqrt() + moved) + 2.0 * moved * moved + channel.var_bound());
+    }
+    [Compare::Within(means), Compare::Within(vars)]
+}
+
+fn exact(name: &str, what: &str, node: Node, dtype: DType) -> Case {
+    let inputs = integers(name, &node, dtype);
+    let (outputs, channels) = (node.outputs().len(), node.conv.spec().k);
+    let judge = move |judged: &Judged<'_>| match node.pass {
+        // A mean of whole numbers is whole only by chance.
+        Pass::Fwd { moments: true, .. } => {
+            let off = vec![0.0; judged.outputs[0].real().len()];
+            std::iter::once(Compare::Exact).chain(moments_within(judged, channels, &off)).collect()
+        }
+        _ => vec![Compare::Exact; outputs],
+    };
+    case(Case::bounded(format!("{name}, {what}, {}", node.name()), op(node), inputs, judge), &node)
+}
+
+fn case(case: Case, node: &Node) -> Case {
+    let case = case.with_weights(if matches!(node.pass, Pass::BwdW { .. }) { &[] } else { &[1] });
+    if matches!(node.pass, Pass::BwdX { .. }) {
+        case.taking_in()
+    } else {
+        case
+    }
+}
+
+fn bounded(name: &str, what: &str, node: Node, inputs: Vec<Data>) -> Case {
+    let judge = move |judged: &Judged<'_>| {
+        let dtype = judged.dtype;
+        let sum = if dtype == DType::F32 { bounds::sum } else { bounds::tensor_core_sum };
+        let sizes = magnitudes(&node, judged.inputs);
+        // The operands that are computed are rounded before they are multiplied.
+        let computed = if matches!(node.pass, Pass::BwdW { .. }) { 2.0 } else { 1.0 };
+        let relative = sum(terms(&node) + 8, 1.0) + computed * bounds::stored(dtype, 1.0) + 4.0 * bounds::U;
+        let off: Vec<f64> = sizes[0].real().iter().map(|m| relative * m).collect();
+        let mut rules = vec![Compare::Within(off.clone())];
+        match node.pass {
+            Pass::Fwd { moments: true, .. } => rules.extend(moments_within(judged, node.conv.spec().k, &off)),
+            Pass::BwdX { .. } => {
+                let rows = node.conv.x().shape.len() / node.conv.spec().c;
+                let each = relative + bounds::stored(dtype, 1.0);
+                rules.extend(sizes[1..].iter().map(|sums| {
+                    Compare::Within(sums.real().iter().map(|&m| each * m + bounds::channel_sum(rows, 4, m)).collect())
+                }));
+            }
+            _ => {}
+        }
+        rules
+    };
+    case(Case::bounded(format!("{name}, {what}, {}", node.name()), op(node), inputs, judge), &node)
+}
+
+fn with_plan(case: Case, node: Node, plan: Plan) -> Case {
+    let name = format!("{} by {} in {}", case.name, plan.kernel(), plan.splits());
+    Case { name, ..case }.launched_by(Launcher {
+        scratch_bytes: Box::new(move |target| node.scratch_bytes_with(target, plan)),
+        launches: Box::new(move |target, io| node.launches_with(target, io, plan)),
+    })
+}
+
+fn named(name: &str) -> Row {
+    layers().into_iter().chain(odd()).find(|r| r.name == name).expect("a row of that name")
+}
+
+/// Every row with some of the passes, a different part of them for each row, in every dtype, dense and as slices.
+fn check_rows(rows: &[Row], each: usize) {
+    for (i, row) in rows.iter().enumerate() {
+        for table in [&FORWARD[..], &DATA, &WEIGHT] {
+            for j in 0..each {
+                let (what, pass) = table[(i * each + j) % table.len()];
+                let node = Node { conv: row.conv(), pass };
+                for dtype in DTYPES {
+                    check_dtype(&exact(&row.name, what, node, dtype).sliced(), dtype, Sweep::Quick);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_are_exact() {
+    check_rows(&layers(), 3);
+}
+
+#[test]
+fn odd_sizes_are_exact() {
+    check_rows(&odd(), 3);
+}
+
+#[test]
+fn groups_strides_dilations_and_paddings_are_exact() {
+    check_rows(&crossed(), 1);
+}
+
+#[test]
+fn every_part_is_exact_with_every_other() {
+    for row in ["cifar 16 to 32", "primes", "residues without taps"].map(named) {
+        for (what, pass) in passes() {
+            let node = Node { conv: row.conv(), pass };
+            for dtype in DTYPES {
+                check_dtype(&exact(&row.name, what, node, dtype).sliced(), dtype, Sweep::Quick);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_tile_is_exact_with_and_without_splits() {
+    let rows = ["cifar 16 to 32", "one channel too many", "tile and one", "resnext 8 a group, stride 2"].map(named);
+    let passes = [FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[7], WEIGHT[0]];
+    let mut tested: Vec<&str> = Vec::new();
+    for (row, (what, pass)) in rows.iter().flat_map(|row| passes.map(|pass| (row, pass))) {
+        let node = Node { conv: row.conv(), pass };
+        for dtype in DTYPES {
+            for plan in node.plans(Target { arch: Arch::Sm80, dtype }) {
+                check_dtype(&with_plan(exact(&row.name, what, node, dtype), node, plan), dtype, Sweep::Quick);
+                tested.push(plan.kernel());
+            }
+        }
+    }
+    tested.sort_unstable();
+    tested.dedup();
+    assert_eq!(tested.len(), 57, "every tile of fwd, bwd_x and bwd_w: {tested:?}");
+}
+
+#[test]
+fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
+    for row in ["cifar 16 to 32", "primes", "long reduction"].map(named) {
+        for (what, pass) in [FORWARD[0], FORWARD[3], DATA[0], DATA[2], DATA[3], WEIGHT[0]] {
+            let node = Node { conv: row.conv(), pass };
+            let case = bounded(&row.name, what, node, reals(&row.name, &node));
+            for dtype in DTYPES {
+                check_dtype(&case, dtype, Sweep::TensorCores);
+            }
+        }
+    }
+}
+
+/// Some numbers of each input in turn are changed: the bounds must notice.
+#[test]
+fn a_wrong_operand_is_refused() {
+    let row = named("cifar 16 to 32");
+    for (what, pass) in [FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[3], WEIGHT[0]] {
+        let node = Node { conv: row.conv(), pass };
+        let inputs = reals(&row.name, &node);
+        for i in 0..inputs.len() {
+            let mut wrong = inputs.clone();
+            match &mut wrong[i] {
+                Data::Real(v) => v.iter_mut().take(20).for_each(|v| *v += 8.0),
+                Data::Byte(v) => v.iter_mut().for_each(|bits| *bits ^= 1),
+                Data::Index(_) => panic!("there are no labels"),
+            }
+            check_refused(&bounded(&row.name, what, node, inputs.clone()), &wrong, &DTYPES);
+        }
+    }
+}
+
+#[test]
+fn a_mean_far_from_zero_leaves_the_variance() {
+    let epilogue = Output { shift: true, ..Output::default() };
+    let pass = Pass::Fwd { prologue: Some(Prologue { relu: true }), epilogue, moments: true };
+    let node = Node { conv: named("long reduction").conv(), pass };
+    let mut inputs = reals("far", &node);
+    let deviation = {
+        let y = reference(&op(node), &inputs, &[]);
+        y[2].real().iter().fold(0.0, |a: f64, v| a.max(v.sqrt()))
+    };
+    let last = inputs.len() - 1;
+    inputs[last] = Data::Real(vec![1000.0 * deviation; node.conv.spec().k]);
+    let judge = |judged: &Judged<'_>| {
+        let of = |i: usize, relative: f64| {
+            Compare::Within(judged.outputs[i].real().iter().map(|v| relative * v.abs()).collect())
+        };
+        vec![of(0, 1e-5), of(1, 1e-6), of(2, 1e-3)]
+    };
+    check_dtype(&case(Case::bounded("far", op(node), inputs, judge), &node), DType::F32, Sweep::Schedules);
+}
