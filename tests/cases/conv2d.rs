@@ -84,6 +84,7 @@ pub fn odd() -> Vec<Row> {
         row("padding beyond the kernel", [1, 4, 3, 8], 8, [1, 2]).padding([3, 4]).stride([2, 1]),
         row("padding only", [1, 1, 1, 8], 8, [3, 3]).padding([2, 3]).stride([2, 2]),
         row("residues without taps", [1, 9, 8, 8], 8, [3, 3]).stride([2, 2]).dilation([2, 2]).padding([2, 1]),
+        row("residues of one tile and two", [1, 17, 17, 8], 8, [3, 3]).stride([2, 2]).padding([1, 1]),
         row("stride 4, dilation 2", [1, 11, 12, 8], 8, [4, 3]).stride([4, 4]).dilation([2, 2]).padding([3, 2]),
         row("stride 3, dilation 2", [1, 11, 10, 8], 16, [3, 3]).stride([3, 3]).dilation([2, 4]).padding([2, 4]),
         row("tall", [2, 17, 1, 3], 5, [9, 1]).padding([4, 0]),

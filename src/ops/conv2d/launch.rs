@@ -12,10 +12,10 @@ pub use choose::Plan;
 
 use self::bind::{int, Matrix};
 use self::choose::{bias_splits, Problem, Product};
-use self::params::BiasParams;
-use self::product::{grid, Bound, Extras};
-use self::variants::{BIAS_COLS, BWD_W, BWD_X, FWD};
-use super::{Node, Pass};
+use self::params::{BiasParams, ReduceParams};
+use self::product::{address, grid, Bound, Extras};
+use self::variants::{BIAS_COLS, BWD_W, BWD_X, FWD, REDUCE_THREADS};
+use super::{Conv2d, Node, Pass};
 use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::ops::{Arg, Io, Operator, Write};
 use crate::tensor::DType;
@@ -87,6 +87,43 @@ fn scratch<'a>(node: &Node, target: Target, io: &Io<'a>, plan: Option<Plan>) -> 
 /// y or its gradient, [rows, cols].
 fn y_dims(node: &Node) -> [usize; 2] {
     choose::y_dims(&node.conv)
+}
+
+/// The launch that adds `splits` partial results of `out`'s shape.
+pub(in crate::ops) fn add_splits<'a>(
+    conv: &Conv2d,
+    dtype: DType,
+    [partial, out]: [Matrix<'a>; 2],
+    extras: &Extras<'a>,
+    splits: usize,
+) -> Result<Launch> {
+    let kernel =
+        variants::reduce(dtype).ok_or_else(|| Error::unsupported("conv2d", format!("no kernel for {dtype}")))?;
+    let params = ReduceParams {
+        partial: partial.address(),
+        out: out.address(),
+        scale: address(extras.scale),
+        shift: address(extras.shift),
+        residual: address(extras.residual),
+        rows: out.rows as i64,
+        cols: int(out.cols)?,
+        splits: int(splits)?,
+        out_stride: out.stride(),
+        residual_stride: extras.residual.map_or(0, |m| m.stride()),
+        flags: extras.flags(),
+        unused: 0,
+    };
+    let len = out.rows * out.cols;
+    let cost = Cost {
+        flops: ((splits - 1) * len) as u64,
+        bytes_read: partial.bytes() + extras.bytes(&out),
+        bytes_written: out.bytes(),
+    };
+    let views = [partial, out].into_iter().chain(extras.matrices()).map(|m| m.view.clone()).collect();
+    let grid = grid(conv, kernel.name, [len.div_ceil(REDUCE_THREADS), 1, 1])?;
+    // SAFETY: the entry takes ReduceParams; `partial` holds `splits` times the elements of `out`, and both and the
+    // epilogue's operands were checked to lie in their views.
+    Ok(unsafe { Launch::new(kernel, grid, &params, cost, views) })
 }
 
 /// One pass with its operands.
@@ -166,7 +203,7 @@ impl<'a> Call<'a> {
         let views = vec![dy.view.clone(), partial.view.clone()];
         // SAFETY: the entry takes BiasParams; dy and the partial sums were checked to lie in their views.
         let sums = unsafe { Launch::new(kernel, grid, &params, cost, views) };
-        let second = product::add_splits(&self.node.conv, DType::F32, [partial, dbias], &self.extras()?, splits)?;
+        let second = add_splits(&self.node.conv, DType::F32, [partial, dbias], &self.extras()?, splits)?;
         Ok(vec![sums, second])
     }
 }

@@ -2,9 +2,9 @@
 
 use super::bind::{int, Matrix};
 use super::choose::{gcd, x_dims, y_dims, Plan, Problem, Product, Shape};
-use super::params::{Axis, GatherParams, ReduceParams, WeightParams};
+use super::params::{Axis, GatherParams, WeightParams};
 use super::params::{ACCUMULATE, RELU, VECTOR_OUT, VECTOR_PARTIAL};
-use super::variants::{self, Access, Variant, REDUCE_THREADS, STEM_C};
+use super::variants::{Access, Variant, STEM_C};
 use crate::device::{Cost, Launch, View};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::{Arg, Io};
@@ -38,6 +38,20 @@ fn axes(conv: &Conv2d, product: Product) -> Result<[Axis; 2]> {
     Ok([axis(0, s.h, conv.p)?, axis(1, s.w, conv.q)?])
 }
 
+/// How much of the `bytes` of x lies under a tap: a 1x1 kernel of stride 2 reads a quarter of the pixels.
+fn reached(conv: &Conv2d, bytes: u64) -> u64 {
+    let s = &conv.spec;
+    let pixels = |axis: usize, size: usize, outputs: usize| {
+        let (stride, dilation) = (s.stride[axis], s.dilation[axis]);
+        let under = |at: usize| {
+            let mut taps = (0..s.kernel[axis]).filter_map(|r| (at + s.padding[axis]).checked_sub(r * dilation));
+            taps.any(|distance| distance % stride == 0 && distance / stride < outputs)
+        };
+        (0..size).filter(|&at| under(at)).count() as u64
+    };
+    bytes / (s.h * s.w) as u64 * pixels(0, s.h, conv.p) * pixels(1, s.w, conv.q)
+}
+
 /// A grid, if CUDA allows it.
 pub fn grid(conv: &Conv2d, name: &str, [x, y, z]: [usize; 3]) -> Result<[u32; 3]> {
     if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
@@ -66,15 +80,18 @@ pub struct Extras<'a> {
 }
 
 impl<'a> Extras<'a> {
-    fn matrices(&self) -> impl Iterator<Item = Matrix<'a>> {
+    /// Those that there are.
+    pub fn matrices(&self) -> impl Iterator<Item = Matrix<'a>> {
         [self.scale, self.shift, self.residual].into_iter().flatten()
     }
 
-    fn bytes(&self, out: &Matrix<'_>) -> u64 {
+    /// Bytes that they make a kernel read which writes `out`.
+    pub fn bytes(&self, out: &Matrix<'_>) -> u64 {
         self.matrices().map(|m| m.bytes()).sum::<u64>() + if self.accumulate { out.bytes() } else { 0 }
     }
 
-    fn flags(&self) -> i32 {
+    /// Their bits of a kernel's flags.
+    pub fn flags(&self) -> i32 {
         flag(RELU, self.relu) | flag(ACCUMULATE, self.accumulate)
     }
 }
@@ -287,13 +304,25 @@ impl<'a> Bound<'a> {
         })
     }
 
-    /// What the product needs: its operands once, and the result or its partial sums once.
+    /// What the product needs: its operands once, as far as a tap reaches them, and the result or its partial sums once.
     pub fn cost(&self) -> Cost {
-        let read: u64 = self.operands.iter().map(Matrix::bytes).sum();
+        let read = self.reads().map(|(_, bytes)| bytes).iter().sum();
         self.result_cost() + Cost { bytes_read: read, ..Cost::default() }
     }
 
-    /// The same without the operands.
+    /// The operands, each with the bytes of it that are read.
+    pub fn reads(&self) -> [(Matrix<'a>, u64); 2] {
+        let [first, second] = self.operands;
+        let whole = |m: Matrix<'a>| (m, m.bytes());
+        let x = |m: Matrix<'a>| (m, reached(&self.problem.conv, m.bytes()));
+        match self.problem.product {
+            Product::Fwd => [x(first), whole(second)],
+            Product::BwdX => [whole(first), whole(second)],
+            Product::BwdW => [whole(first), x(second)],
+        }
+    }
+
+    /// The cost without the operands.
     pub fn result_cost(&self) -> Cost {
         let (epilogue, written) = match self.partial {
             Some(partial) => (0, partial.bytes()),
@@ -311,43 +340,6 @@ impl<'a> Bound<'a> {
     /// The launch that adds the splits into the result in `dtype`, where there are some.
     pub fn reduce(&self, dtype: DType) -> Result<Option<Launch>> {
         let Some(partial) = self.partial else { return Ok(None) };
-        add_splits(&self.problem.conv, dtype, [partial, self.out], &self.extras, self.plan.splits).map(Some)
+        super::add_splits(&self.problem.conv, dtype, [partial, self.out], &self.extras, self.plan.splits).map(Some)
     }
-}
-
-/// The launch that adds `splits` partial results of `out`'s shape.
-pub fn add_splits<'a>(
-    conv: &Conv2d,
-    dtype: DType,
-    [partial, out]: [Matrix<'a>; 2],
-    extras: &Extras<'a>,
-    splits: usize,
-) -> Result<Launch> {
-    let kernel =
-        variants::reduce(dtype).ok_or_else(|| Error::unsupported("conv2d", format!("no kernel for {dtype}")))?;
-    let params = ReduceParams {
-        partial: partial.address(),
-        out: out.address(),
-        scale: address(extras.scale),
-        shift: address(extras.shift),
-        residual: address(extras.residual),
-        rows: out.rows as i64,
-        cols: int(out.cols)?,
-        splits: int(splits)?,
-        out_stride: out.stride(),
-        residual_stride: extras.residual.map_or(0, |m| m.stride()),
-        flags: extras.flags(),
-        unused: 0,
-    };
-    let len = out.rows * out.cols;
-    let cost = Cost {
-        flops: ((splits - 1) * len) as u64,
-        bytes_read: partial.bytes() + extras.bytes(&out),
-        bytes_written: out.bytes(),
-    };
-    let views = [partial, out].into_iter().chain(extras.matrices()).map(|m| m.view.clone()).collect();
-    let grid = grid(conv, kernel.name, [len.div_ceil(REDUCE_THREADS), 1, 1])?;
-    // SAFETY: the entry takes ReduceParams; `partial` holds `splits` times the elements of `out`, and both and the
-    // epilogue's operands were checked to lie in their views.
-    Ok(unsafe { Launch::new(kernel, grid, &params, cost, views) })
 }

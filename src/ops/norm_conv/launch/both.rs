@@ -91,7 +91,8 @@ impl Call<'_> {
         let kernel = &formed.variant.kernel;
         let blocks = splits.saturating_mul(x_segment.saturating_add(w_blocks));
         let grid = grid(&self.node.conv, self.node.name(), [blocks, 1, 1])?;
-        let read: Vec<Matrix<'_>> = data.operands.iter().chain(&weight.operands).chain(&self.read).copied().collect();
+        let beside = self.read.iter().map(|&m| (m, m.bytes()));
+        let read: Vec<(Matrix<'_>, u64)> = data.reads().into_iter().chain(weight.reads()).chain(beside).collect();
         let sums = Cost { flops: 0, bytes_read: once(&read), bytes_written: bytes as u64 };
         let cost = data.result_cost() + weight.result_cost() + sums;
         let views: Vec<View> =
@@ -105,9 +106,11 @@ impl Call<'_> {
     }
 }
 
-/// Bytes of `read`, of which several may be the same: y of the epilogue is x where that is the batch norm's input.
-fn once(read: &[Matrix<'_>]) -> u64 {
+/// Bytes of `read`, of which several may be the same: y of the epilogue is x where that is the batch norm's input. Of
+/// the same the most is counted.
+fn once(read: &[(Matrix<'_>, u64)]) -> u64 {
     let same = |a: &Matrix<'_>, b: &Matrix<'_>| (a.address(), a.rows, a.cols) == (b.address(), b.rows, b.cols);
-    let first = |&(i, m): &(usize, &Matrix<'_>)| !read[..i].iter().any(|other| same(other, m));
-    read.iter().enumerate().filter(first).map(|(_, m)| m.bytes()).sum()
+    let first = |&(i, (m, _)): &(usize, &(Matrix<'_>, u64))| !read[..i].iter().any(|(other, _)| same(other, m));
+    let most = |m: &Matrix<'_>| read.iter().filter(|(other, _)| same(other, m)).map(|&(_, bytes)| bytes).max();
+    read.iter().enumerate().filter(first).filter_map(|(_, (m, _))| most(m)).sum()
 }
