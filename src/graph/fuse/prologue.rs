@@ -12,7 +12,7 @@ pub(super) fn load_norms(fused: &mut Fused) {
     let index = Index::new(&fused.graph, &fused.views);
     let mut folds = Vec::new();
     let mut removed = vec![false; fused.graph.nodes.len()];
-    for i in fused.prepare..fused.graph.nodes.len() {
+    for (i, removed) in removed.iter_mut().enumerate().skip(fused.prepare) {
         let Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu } }) = fused.graph.nodes[i].op
         else {
             continue;
@@ -37,7 +37,7 @@ pub(super) fn load_norms(fused: &mut Fused) {
             writes: vec![Write::Overwrite; 2],
             gate: None,
         });
-        removed[i] = true;
+        *removed = true;
     }
     fused.prepare += folds.len();
     let kept = std::mem::take(&mut fused.graph.nodes).into_iter().zip(removed).filter(|(_, gone)| !gone);

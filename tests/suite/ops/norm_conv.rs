@@ -298,16 +298,16 @@ fn stems_are_exact() {
 
 #[test]
 fn every_tile_is_exact_with_and_without_splits() {
-    let mut rows = [
+    let rows = [
         "cifar 16 to 32",
         "one channel too many",
         "tile and one",
         "resnext 8 a group, stride 2",
         "residues of one tile and two",
+        "resnext 4 a group",
+        "imagenet stem",
     ]
-    .map(named)
-    .to_vec();
-    rows.extend(["resnext 4 a group", "imagenet stem"].map(named));
+    .map(named);
     let passes = [
         FORWARD[0], FORWARD[1], FORWARD[5], DATA[0], DATA[2], DATA[7], WEIGHT[0], WEIGHT[2], BOTH[0], BOTH[1], BOTH[5],
     ];
@@ -348,10 +348,12 @@ fn a_wrong_operand_is_refused() {
     for (what, pass) in [FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[3], WEIGHT[0], BOTH[0], BOTH[2]] {
         let node = Node { conv: row.conv(), pass };
         let inputs = reals(&row.name, &node);
-        // A little of x is in few terms of each element of dw, whose others the correction makes large.
-        let by = if matches!(pass, Pass::Bwd { .. }) { 32.0 } else { 8.0 };
         for i in 0..inputs.len() {
             let mut wrong = inputs.clone();
+            // A channel has one or two of the changed pixels, of which the signs close half: in bf16 the bound of its sum
+            // hides a change by 8 of the epilogue's y.
+            let both = matches!(pass, Pass::Bwd { .. });
+            let by = if both && roles(&node)[i] == Role::Pixels { 32.0 } else { 8.0 };
             match &mut wrong[i] {
                 Data::Real(v) => v.iter_mut().take(20).for_each(|v| *v += by),
                 Data::Byte(v) => v.iter_mut().for_each(|bits| *bits ^= 1),

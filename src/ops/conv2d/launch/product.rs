@@ -294,18 +294,23 @@ impl<'a> Bound<'a> {
 
     /// What the product needs: its operands once, as far as a tap reaches them, and the result or its partial sums once.
     pub fn cost(&self) -> Cost {
-        // Pixels of x that no tap reaches are not read.
-        let [first, second] = &self.operands;
-        let unread = match self.problem.product {
-            Product::Fwd => self.unreached(first),
-            Product::BwdW => self.unreached(second),
-            Product::BwdX => 0,
-        };
-        let read = first.bytes() + second.bytes() - unread;
+        let read = self.reads().map(|(_, bytes)| bytes).iter().sum();
         self.result_cost() + Cost { bytes_read: read, ..Cost::default() }
     }
 
-    /// The same without the operands.
+    /// The operands, each with the bytes of it that are read.
+    pub fn reads(&self) -> [(Matrix<'a>, u64); 2] {
+        let [first, second] = self.operands;
+        let whole = |m: Matrix<'a>| (m, m.bytes());
+        let x = |m: Matrix<'a>| (m, m.bytes() - self.unreached(&m)); // pixels that no tap reaches are not read
+        match self.problem.product {
+            Product::Fwd => [x(first), whole(second)],
+            Product::BwdX => [whole(first), whole(second)],
+            Product::BwdW => [whole(first), x(second)],
+        }
+    }
+
+    /// The cost without the operands.
     pub fn result_cost(&self) -> Cost {
         let (epilogue, written) = match self.partial {
             Some(partial) => (0, partial.bytes()),
@@ -322,7 +327,7 @@ impl<'a> Bound<'a> {
     }
 
     /// Bytes of the pixels of x or dx that no tap of the kernel reaches.
-    pub fn unreached(&self, x: &Matrix<'_>) -> u64 {
+    fn unreached(&self, x: &Matrix<'_>) -> u64 {
         let Spec { n, h, w, c, .. } = self.problem.conv.spec;
         let reached = [0, 1].map(|axis| self.problem.conv.reached(axis));
         let element = x.element_bytes();

@@ -91,11 +91,9 @@ impl Call<'_> {
         let kernel = &formed.variant.kernel;
         let blocks = splits.saturating_mul(x_segment.saturating_add(w_blocks));
         let grid = grid(&self.node.conv, self.node.name(), [blocks, 1, 1])?;
-        let read: Vec<Matrix<'_>> = data.operands.iter().chain(&weight.operands).chain(&self.read).copied().collect();
-        // Pixels of x that no tap reaches are read where the epilogue reads them.
-        let x = &weight.operands[1];
-        let unread = if self.read.iter().any(|m| same(m, x)) { 0 } else { weight.unreached(x) };
-        let sums = Cost { flops: 0, bytes_read: once(&read) - unread, bytes_written: bytes as u64 };
+        let beside = self.read.iter().map(|&m| (m, m.bytes()));
+        let read: Vec<(Matrix<'_>, u64)> = data.reads().into_iter().chain(weight.reads()).chain(beside).collect();
+        let sums = Cost { flops: 0, bytes_read: once(&read), bytes_written: bytes as u64 };
         let cost = data.result_cost() + weight.result_cost() + sums;
         let views: Vec<View> =
             Self::views(&data, &self.read, tiles.first()).into_iter().chain(weight.views()).collect();
@@ -106,13 +104,11 @@ impl Call<'_> {
     }
 }
 
-/// Whether they are the same tensor.
-fn same(a: &Matrix<'_>, b: &Matrix<'_>) -> bool {
-    (a.address(), a.rows, a.cols) == (b.address(), b.rows, b.cols)
-}
-
-/// Bytes of `read`, of which several may be the same: y of the epilogue is x where that is the batch norm's input.
-fn once(read: &[Matrix<'_>]) -> u64 {
-    let first = |&(i, m): &(usize, &Matrix<'_>)| !read[..i].iter().any(|other| same(other, m));
-    read.iter().enumerate().filter(first).map(|(_, m)| m.bytes()).sum()
+/// Bytes of `read`, of which several may be the same: y of the epilogue is x where that is the batch norm's input. Of
+/// the same the most is counted.
+fn once(read: &[(Matrix<'_>, u64)]) -> u64 {
+    let same = |a: &Matrix<'_>, b: &Matrix<'_>| (a.address(), a.rows, a.cols) == (b.address(), b.rows, b.cols);
+    let first = |&(i, (m, _)): &(usize, &(Matrix<'_>, u64))| !read[..i].iter().any(|(other, _)| same(other, m));
+    let most = |m: &Matrix<'_>| read.iter().filter(|(other, _)| same(other, m)).map(|&(_, bytes)| bytes).max();
+    read.iter().enumerate().filter(first).filter_map(|(_, (m, _))| most(m)).sum()
 }
