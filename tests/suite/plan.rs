@@ -4,6 +4,7 @@ use residuum::device::{Arch, Device};
 use residuum::graph::{Builder, Graph, Mode, Program};
 use residuum::models::{self, BuildOptions};
 use residuum::tensor::DType;
+#[cfg(feature = "sim")]
 use residuum::train::Settings;
 
 fn training(name: &str, batch: usize) -> Graph {
