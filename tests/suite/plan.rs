@@ -4,7 +4,6 @@ use residuum::device::{Arch, Device};
 use residuum::graph::{Builder, Graph, Mode, Program};
 use residuum::models::{self, BuildOptions};
 use residuum::tensor::DType;
-#[cfg(feature = "sim")]
 use residuum::train::Settings;
 
 fn training(name: &str, batch: usize) -> Graph {
@@ -59,4 +58,30 @@ fn what_the_backward_pass_reads_is_saved_once() {
     graph.differentiate().unwrap();
     // The input, the ReLU's output, which two ops read, the logits and the labels; not the ReLU's input.
     assert_eq!(saved(&graph), 4 * (8 * 2 + 16 * 2 + 10 * 2 + 4));
+}
+
+/// Megabytes an image, read plus written and saved for the backward pass, at most: half of what separate passes move.
+#[test]
+fn networks_stay_within_their_bytes() {
+    const BATCH: usize = 256;
+    for (name, mode, bytes, saved) in [
+        ("resnet50", Mode::Train, 257.0, 35.0),
+        ("resnext50_32x4d", Mode::Train, 316.0, 42.0),
+        ("densenet121", Mode::Train, 200.0, 15.0),
+        ("resnet50", Mode::Infer, 58.0, 0.0),
+    ] {
+        let train = mode == Mode::Train;
+        let options = BuildOptions { loss: train, ..Default::default() };
+        let mut graph = models::find(name).unwrap().build(mode, BATCH, [3, 224, 224], 1000, options).unwrap();
+        if train {
+            graph.differentiate().unwrap();
+        }
+        let optimizer = train.then(|| Settings::default().optimizer().unwrap());
+        let program = Program::compile(&graph, &Device::blueprint(Arch::Sm90), DType::BF16, optimizer).unwrap();
+        let per_image = |bytes: u64| bytes as f64 / BATCH as f64 / 1e6;
+        let found = per_image(program.steps().iter().map(|step| step.cost.bytes()).sum());
+        assert!(found <= bytes, "{name}: {found} MB an image, at most {bytes}");
+        let found = per_image(program.plan().saved_activation_bytes as u64);
+        assert!(found <= saved, "{name}: {found} MB saved an image, at most {saved}");
+    }
 }
