@@ -53,6 +53,7 @@ impl Builder {
             outputs: Vec::new(),
             loss: None,
             grad_scale: 1.0,
+            loss_scale: None,
         };
         Self { graph, names: HashSet::new() }
     }

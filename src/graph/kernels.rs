@@ -1,14 +1,16 @@
 //! A planned program on a device that runs kernels.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::fuse::Fused;
+use super::inputs::Inputs;
 use super::memory::{Flat, Plan};
 use super::program::Executor;
 use super::ValueId;
 use crate::device::cpu::Slot;
 use crate::device::{Backend, Launch, Memory, Recording, Target, View};
-use crate::ops::{sgd, Arg, Io, Write};
+use crate::ops::{loss_scale, sgd, Arg, Io, Write};
 use crate::tensor::{DType, Elem, HostData, HostTensor};
 use crate::{Error, Result};
 
@@ -19,7 +21,9 @@ pub(super) struct KernelProgram {
     arena: Arc<dyn Memory>,
     dtype: DType,
     prepare: Recording,
-    step: Recording,
+    /// One recording, or one for each turn of the inputs.
+    steps: Vec<Recording>,
+    inputs: Inputs,
 }
 
 /// Bytes of scratch memory that each node needs.
@@ -37,30 +41,38 @@ impl KernelProgram {
     ) -> Result<Self> {
         let target = Target { arch: backend.arch(), dtype };
         let arena = backend.allocate(plan.arena_bytes)?;
-        let binder = Binder { fused, plan, dtype, arena: &arena };
-        let mut prepare = Vec::new();
-        let mut launches = Vec::new();
-        for i in 0..fused.graph.nodes.len() {
-            let list = if i < fused.prepare { &mut prepare } else { &mut launches };
-            list.extend(binder.bind(i, target)?);
-        }
-        if let Some(optimizer) = optimizer {
-            launches.push(binder.optimizer(&optimizer, target)?);
-        }
+        let binder = |turn| Binder { fused, plan, dtype, arena: &arena, turn };
+        let bind = |turn, nodes: Range<usize>| -> Result<Vec<Launch>> {
+            let lists: Result<Vec<_>> = nodes.map(|i| binder(turn).bind(i, target)).collect();
+            Ok(lists?.into_iter().flatten().collect())
+        };
         let record = |launches| Recording::new(backend.clone(), launches);
-        let (prepare, step) = (record(prepare)?, record(launches)?);
-        let program = Self { backend: backend.clone(), arena: arena.clone(), dtype, prepare, step };
-        program.clear(plan)?;
-        Ok(program)
+        let prepare = record(bind(0, 0..fused.prepare)?)?;
+        let mut steps = Vec::new();
+        for turn in 0..if plan.inputs.is_empty() { 1 } else { 2 } {
+            let mut launches = bind(turn, fused.prepare..fused.graph.nodes.len())?;
+            if let Some(optimizer) = &optimizer {
+                launches.extend(binder(turn).optimizer(optimizer, target)?);
+            }
+            steps.push(record(launches)?);
+        }
+        // Everything that lives on between runs starts as zeros.
+        arena.write(0, &vec![0; plan.state_bytes])?;
+        let inputs = Inputs::new(&plan.inputs, &arena)?;
+        Ok(Self { backend: backend.clone(), arena, dtype, prepare, steps, inputs })
     }
 
-    /// Sets everything that lives on between runs to zeros.
-    fn clear(&self, plan: &Plan) -> Result<()> {
-        self.arena.write(0, &vec![0; plan.state_bytes])
+    fn bytes(&self, slot: &Slot) -> usize {
+        slot.len * slot.elem.bytes(self.dtype)
     }
 
-    fn element_bytes(&self, slot: &Slot) -> usize {
-        slot.elem.bytes(self.dtype)
+    /// `data` as it lies in `slot`.
+    fn encode(&self, slot: &Slot, data: &HostData) -> Result<Vec<u8>> {
+        let bytes = encode(slot.elem, self.dtype, data);
+        if bytes.len() != self.bytes(slot) {
+            return Err(Error::invalid("write", format!("{} bytes to a value of {} elements", bytes.len(), slot.len)));
+        }
+        Ok(bytes)
     }
 }
 
@@ -70,6 +82,8 @@ struct Binder<'a> {
     plan: &'a Plan,
     dtype: DType,
     arena: &'a Arc<dyn Memory>,
+    /// Which of the two places of inputs is read.
+    turn: usize,
 }
 
 impl Binder<'_> {
@@ -86,6 +100,7 @@ impl Binder<'_> {
         let Some(slot) = self.plan.slots[value.index()] else {
             unreachable!("every value that an op touches has a place")
         };
+        let slot = self.plan.inputs.iter().find(|[first, _]| *first == slot).map_or(slot, |places| places[self.turn]);
         let pixel_stride = self.fused.graph.ty(value).shape.dims().last().copied().unwrap_or(1);
         Ok(Arg { view: self.view(&slot)?, pixel_stride, write })
     }
@@ -94,34 +109,47 @@ impl Binder<'_> {
         View::new(self.arena.clone(), slot.offset, slot.len * slot.elem.bytes(self.dtype))
     }
 
-    fn optimizer(&self, sgd: &sgd::Sgd, target: Target) -> Result<Launch> {
-        let Flat { len, param, grad, velocity, shadow, control, .. } = &self.plan.flat;
-        let shadow = (shadow.len > 0).then(|| self.view(shadow)).transpose()?;
+    /// The optimizer's step, after what decides about the loss scale.
+    fn optimizer(&self, sgd: &sgd::Sgd, target: Target) -> Result<Vec<Launch>> {
+        let Flat { len, param, grad, velocity, shadow, control, loss_scale, flags, .. } = &self.plan.flat;
+        let present = |slot: &Slot| (slot.len > 0).then(|| self.view(slot)).transpose();
+        let (shadow, state) = (present(shadow)?, present(loss_scale)?);
+        let grad = &self.view(grad)?;
+        let mut launches = Vec::new();
+        if let Some(state) = &state {
+            let flags = &self.view(flags)?;
+            launches.extend(loss_scale::launches(&loss_scale::Buffers { grad, flags, state, len: *len }));
+        }
         let buffers = sgd::Buffers {
             param: &self.view(param)?,
-            grad: &self.view(grad)?,
+            grad,
             velocity: &self.view(velocity)?,
             shadow: shadow.as_ref(),
             control: &self.view(control)?,
+            loss_scale: state.as_ref(),
             len: *len,
             decay_end: *len,
         };
-        Ok(sgd::launch(sgd, target, &buffers))
+        launches.push(sgd::launch(sgd, target, &buffers));
+        Ok(launches)
     }
 }
 
 impl Executor for KernelProgram {
     fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
-        let bytes = encode(slot.elem, self.dtype, data);
-        if bytes.len() != slot.len * self.element_bytes(slot) {
-            return Err(Error::invalid("write", format!("{} bytes to a value of {} elements", bytes.len(), slot.len)));
-        }
-        self.arena.write(slot.offset, &bytes)
+        self.arena.write(slot.offset, &self.encode(slot, data)?)
+    }
+
+    fn feed(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
+        let Some(input) = self.inputs.find(slot) else { return self.write(slot, data) };
+        let bytes = self.encode(slot, data)?;
+        self.inputs.set(input, &bytes)
     }
 
     fn read(&self, slot: &Slot) -> Result<HostData> {
-        let mut bytes = vec![0; slot.len * self.element_bytes(slot)];
-        self.arena.read(slot.offset, &mut bytes)?;
+        let place = self.inputs.find(slot).map_or(*slot, |input| self.inputs.read_place(input));
+        let mut bytes = vec![0; self.bytes(slot)];
+        self.arena.read(place.offset, &mut bytes)?;
         Ok(decode(slot.elem, self.dtype, &bytes))
     }
 
@@ -130,7 +158,10 @@ impl Executor for KernelProgram {
     }
 
     fn run(&mut self) -> Result<()> {
-        self.step.replay()
+        let dtype = self.dtype;
+        let turn = self.inputs.take_turn(|slot| slot.len * slot.elem.bytes(dtype))?;
+        self.steps[turn].replay()?;
+        self.inputs.started()
     }
 
     fn synchronize(&self) -> Result<()> {

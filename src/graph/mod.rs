@@ -8,8 +8,10 @@ mod autodiff;
 mod build;
 mod fuse;
 mod host;
+mod inputs;
 mod interpreter;
 mod kernels;
+mod loss_scale;
 mod memory;
 mod program;
 mod state;
@@ -51,6 +53,8 @@ pub(crate) enum Origin {
     Parameter(usize),
     /// A buffer of that index, which ops update in place.
     Buffer(usize),
+    /// The moving loss scale.
+    LossScale,
     /// An op's output.
     Node,
 }
@@ -121,7 +125,10 @@ pub struct Graph {
     pub(crate) inputs: Vec<(String, ValueId)>,
     pub(crate) outputs: Vec<(String, ValueId)>,
     pub(crate) loss: Option<ValueId>,
+    /// What gradients are multiplied by in every run.
     pub(crate) grad_scale: f64,
+    /// What they are multiplied by besides, in a program that moves it.
+    pub(crate) loss_scale: Option<ValueId>,
 }
 
 impl Graph {

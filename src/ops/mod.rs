@@ -8,6 +8,7 @@ pub mod batch_norm;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod linear;
+pub mod loss_scale;
 mod parallel;
 pub mod pool;
 pub mod relu;
@@ -276,6 +277,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
         batch_norm::KERNELS,
         conv2d::KERNELS,
         cross_entropy::KERNELS,
+        loss_scale::KERNELS,
         pool::KERNELS,
         relu::KERNELS,
         sgd::KERNELS,

@@ -4,6 +4,7 @@
 
 mod bounds;
 mod build;
+mod captured;
 #[path = "../cases/mod.rs"]
 mod cases;
 mod data;
@@ -12,6 +13,7 @@ mod gradients;
 mod graph;
 mod harness;
 mod host;
+mod loss_scale;
 mod machine;
 mod models;
 mod networks;

@@ -73,7 +73,20 @@ fn message<T>(result: residuum::Result<T>) -> String {
 
 #[test]
 fn a_resumed_run_ends_with_the_same_bits() {
-    let whole = run(&settings());
+    resume_everywhere(&settings());
+}
+
+/// The first steps, at the first loss scale, are skipped: what a resumed run goes on from is the scale between them.
+#[test]
+fn a_resumed_run_in_f16_ends_with_the_same_bits() {
+    let checkpoints = resume_everywhere(&Settings { dtype: DType::F16, ..settings() });
+    let scale = |c: &Checkpoint| c.loss_scale.unwrap();
+    assert!(scale(&checkpoints[0]) != scale(&checkpoints[5]), "it moves: {:?}", scale(&checkpoints[5]));
+}
+
+/// Resumes the run of `settings` from each of its checkpoints, which it returns.
+fn resume_everywhere(settings: &Settings) -> Vec<Checkpoint> {
+    let whole = run(settings);
     let end = whole.checkpoints.last().unwrap();
     assert_eq!((end.step, end.epoch, whole.metrics.len()), (12, 3, 3));
     let folder = tempfile::tempdir().unwrap();
@@ -89,6 +102,7 @@ fn a_resumed_run_ends_with_the_same_bits() {
         let rest = timeless(&whole.metrics[stop.epoch as usize..]);
         assert_eq!(timeless(&record.metrics), rest, "resumed after {} steps", stop.step);
     }
+    whole.checkpoints
 }
 
 #[test]
@@ -140,6 +154,13 @@ fn the_simulator_trains_as_the_cpu_does() {
         record
     };
     let simulator = Device::sim(SimOptions::default()).unwrap();
+    let scales = |device: &Device| -> Vec<_> {
+        let mut record = Record::default();
+        let settings = Settings { dtype: DType::F16, ..settings.clone() };
+        Trainer::new(settings, &few, device).unwrap().run(&mut record).unwrap();
+        record.checkpoints.iter().map(|c| c.loss_scale).collect()
+    };
+    assert_eq!(scales(&simulator), scales(&Device::cpu()), "the loss scale moves at the same steps");
     let (cpu, sim) = (on(&Device::cpu()), on(&simulator));
     for (step, (a, b)) in cpu.progress.iter().zip(&sim.progress).enumerate() {
         let bound = 1e-6 * 10f64.powi(step as i32);
@@ -231,6 +252,7 @@ fn two_tensors() -> Checkpoint {
             ("a.num_batches_tracked".into(), HostTensor::i64([], vec![5])),
         ]),
         velocity: StateDict::from([("a.weight".into(), HostTensor::f32([2], vec![1.0, 2.0]))]),
+        loss_scale: None,
     }
 }
 

@@ -5,6 +5,7 @@ mod batch_norm;
 mod conv2d;
 mod cross_entropy;
 mod linear;
+mod loss_scale;
 mod pool;
 mod relu;
 mod sgd;
