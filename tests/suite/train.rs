@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use residuum::data::{digits, Augment, Dataset, Images, Source, Splits};
 use residuum::device::Device;
 use residuum::models;
+use residuum::ops::loss_scale::LossScale;
 use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 use residuum::train::{Checkpoint, Evaluator, Metrics, Observer, Progress, Settings, Trainer};
 
@@ -217,6 +218,27 @@ fn a_run_that_diverges_says_so() {
     let mut trainer = Trainer::new(settings, &FEW, &Device::cpu()).unwrap();
     let text = message(trainer.run(&mut Record::default()));
     assert!(text.starts_with("loss: became ") && text.contains("at learning rate"), "{text}");
+}
+
+/// The last block's gradients are more than f16 holds at any scale, while its outputs and the loss are in range.
+#[test]
+fn a_run_whose_every_step_is_skipped_says_so() {
+    let mut checkpoint = Trainer::new(Settings { dtype: DType::F16, ..settings() }, &FEW, &Device::cpu())
+        .and_then(|trainer| trainer.checkpoint())
+        .unwrap();
+    assert_eq!(checkpoint.loss_scale, Some(LossScale::default()));
+    for (name, factor) in [("layer3.0.conv2.weight", 1e-4), ("layer3.0.bn2.weight", 1e3), ("fc.weight", 1e3)] {
+        let tensor = checkpoint.state.get_mut(name).unwrap();
+        let scaled = tensor.to_real::<f32>().iter().map(|v| v * factor).collect();
+        *tensor = HostTensor::f32(tensor.shape.clone(), scaled);
+    }
+    checkpoint.loss_scale = Some(LossScale { scale: 4.0, good_steps: 9 });
+    let mut trainer = Trainer::resume(&checkpoint, &FEW, &Device::cpu()).unwrap();
+    let text = message(trainer.run(&mut Record::default()));
+    assert!(text.starts_with("loss scale: fell to its least by step 4, gradients are not finite"), "{text}");
+    let after = trainer.checkpoint().unwrap();
+    assert_eq!(after.state["fc.weight"], checkpoint.state["fc.weight"]);
+    assert!(after.velocity.is_empty());
 }
 
 #[test]
