@@ -2,7 +2,8 @@
 //   fwd   for each image: loss = log sum e^(l - max) - on (l[label] - max) - everywhere sum (l - max), and whether the
 //         first largest logit is the label's
 //   mean  sums both over the images, in an order that depends on N only; the loss is divided by N
-//   bwd   dlogits = scale (e^(l - max) / sum - target),  target = everywhere + (k = label) on
+//   bwd   dlogits = scale loss_scale (e^(l - max) / sum - target),  target = everywhere + (k = label) on; loss_scale, a
+//         power of two, lies in device memory and moves between runs of a captured step; 1 where the pointer is null
 // logits, dlogits[N,K] in T, labels[N] i32, the rest f32; dense, no alignment needed.
 // A label outside 0..K makes the loss and the row of the gradient NaN.
 // Grid: fwd and bwd one block of 256 threads per image, mean one block; shared memory 256 * 2 floats.
@@ -35,10 +36,11 @@ struct CrossEntropyBwd {
   const T* logits;
   const int* labels;
   T* dlogits;
+  const float* loss_scale;  // [1], may be null
   u32 classes;
   float on, everywhere, scale;  // scale = grad_scale / N
 };
-static_assert(sizeof(CrossEntropyBwd<float>) == 40, "as in src/ops/cross_entropy/launch.rs");
+static_assert(sizeof(CrossEntropyBwd<float>) == 48, "as in src/ops/cross_entropy/launch.rs");
 
 // The largest logit and the first class that has it.
 struct Largest {
@@ -132,10 +134,11 @@ __device__ __forceinline__ void cross_entropy_bwd(const CrossEntropyBwd<T>& p) {
   const float sum = sum_logits(p.logits + row, p.classes, max, shared).f[0];
   const u32 label = u32(p.labels[blockIdx.x]);
   const float factor = label < p.classes ? 1.0f / sum : NAN;
+  const float scale = p.loss_scale ? p.scale * *p.loss_scale : p.scale;
   for (u32 k = threadIdx.x; k < p.classes; k += STRIP_THREADS) {
     const float target = k == label ? p.everywhere + p.on : p.everywhere;
     const float share = fmaf(expf(to_float(p.logits[row + k]) - max), factor, -target);
-    p.dlogits[row + k] = from_float<T>(p.scale * share);
+    p.dlogits[row + k] = from_float<T>(scale * share);
   }
 }
 

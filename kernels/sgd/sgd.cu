@@ -4,7 +4,9 @@
 //   param -= lr (nesterov ? g + momentum v : v)
 //   shadow = param rounded to S, the type that the matrix products read; absent where that is f32
 // param, grad, velocity, shadow: `len` elements, a multiple of 4, 16-byte aligned (shadow 8). control: the learning rate
-// and 1 at the first step else 0, in device memory so that a captured step can be replayed with other values.
+// and 1 at the first step else 0, in device memory so that a captured step can be replayed with other values. With a
+// loss scale (kernels/loss_scale) its state decides instead whether this is the first step, and whether there is one at
+// all, and what else the gradients are divided by.
 // Grid: ceil(len / 1024) blocks of 256 threads, 4 elements each; no shared memory. At the first step v is not used.
 // Per element: 8 FLOPs, 20 bytes, and 2 for a 16-bit shadow.
 #include "common/vec.cuh"
@@ -16,27 +18,32 @@ struct Sgd {
   float* velocity;
   S* shadow;
   const float* control;
+  const float* loss_scale;  // the state of kernels/loss_scale/loss_scale.cu; may be null
   i64 len, decay_end;
   float momentum, keep, decay, scale;
   u32 nesterov, unused;
 };
-static_assert(sizeof(Sgd<float>) == 80, "as in src/ops/sgd/launch.rs");
+static_assert(sizeof(Sgd<float>) == 88, "as in src/ops/sgd/launch.rs");
 
 constexpr int THREADS = 256;
 constexpr int PER_THREAD = 4;
+// Places in the loss scale's state.
+constexpr int USED = 3, SKIP = 4, FIRST = 5;
 
 template <typename S>
 __device__ __forceinline__ void sgd_step(const Sgd<S>& p) {
   const i64 at = (i64(blockIdx.x) * THREADS + threadIdx.x) * PER_THREAD;
   if (at >= p.len) return;
   const float lr = p.control[0];
-  const bool first = p.control[1] != 0.0f;
+  if (p.loss_scale && p.loss_scale[SKIP] != 0.0f) return;
+  const bool first = (p.loss_scale ? p.loss_scale[FIRST] : p.control[1]) != 0.0f;
+  const float scale = p.loss_scale ? p.scale * p.loss_scale[USED] : p.scale;
   Vec<float, PER_THREAD> param = load<float, PER_THREAD>(p.param + at), velocity = load<float, PER_THREAD>(p.velocity + at);
   const Vec<float, PER_THREAD> grad = load<float, PER_THREAD>(p.grad + at);
   Vec<S, PER_THREAD> shadow;
 #pragma unroll
   for (int j = 0; j < PER_THREAD; ++j) {
-    float g = grad.v[j] / p.scale;
+    float g = grad.v[j] / scale;
     if (at + j < p.decay_end) g = fmaf(p.decay, param.v[j], g);
     const float v = first ? g : fmaf(p.momentum, velocity.v[j], p.keep * g);
     const float step = p.nesterov ? fmaf(p.momentum, v, g) : v;

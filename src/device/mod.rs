@@ -14,6 +14,7 @@ mod foreign;
 mod gpu;
 mod recording;
 mod select;
+mod side;
 pub mod sim;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 pub use self::gpu::Gpu;
 pub use self::recording::{Recording, Replay};
+pub use self::side::SideQueue;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -100,6 +102,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Bytes of the device's memory that are free for everyone, where the device can tell.
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// Waits for all launches; reports the first failure since the last call.
     fn synchronize(&self) -> Result<()>;
 
@@ -123,6 +130,11 @@ pub trait Memory: fmt::Debug + Send + Sync {
 
     /// Copies from `offset` to `dst`, ordered after earlier launches, and waits for it.
     fn read(&self, offset: usize, dst: &mut [u8]) -> Result<()>;
+
+    /// A second queue, for copies to this memory beside the launches; `None` where the device has none.
+    fn side_queue(self: Arc<Self>) -> Result<Option<Box<dyn SideQueue>>> {
+        Ok(None)
+    }
 }
 
 /// A part of a [`Memory`], kept alive by it.

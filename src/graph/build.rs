@@ -56,6 +56,7 @@ impl Builder {
             outputs: Vec::new(),
             loss: None,
             grad_scale: 1.0,
+            loss_scale: None,
             recompute: false,
         };
         Self { graph, gate: None, names: HashSet::new() }

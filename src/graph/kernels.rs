@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::fuse::Fused;
+use super::inputs::Inputs;
 use super::memory::{Flat, GateSlots, Plan};
 use super::program::{Executor, Step};
 use super::ValueId;
 use crate::device::cpu::Slot;
 use crate::device::{Backend, Launch, Memory, Recording, Target, View};
-use crate::ops::{gate, sgd, Arg, Io, Write};
+use crate::ops::{gate, loss_scale, sgd, Arg, Io, Write};
 use crate::tensor::{DType, Elem, HostData, HostTensor};
 use crate::{Error, Result};
 
@@ -19,9 +20,11 @@ pub(super) struct KernelProgram {
     arena: Arc<dyn Memory>,
     dtype: DType,
     prepare: Recording,
-    step: Recording,
-    /// What `step` launches.
-    steps: Vec<Step>,
+    /// One recording, or one for each turn of the inputs.
+    steps: Vec<Recording>,
+    /// What each of them launches.
+    launched: Vec<Step>,
+    inputs: Inputs,
 }
 
 /// Bytes of scratch memory that each node needs.
@@ -39,39 +42,36 @@ impl KernelProgram {
     ) -> Result<Self> {
         let target = Target { arch: backend.arch(), dtype };
         let arena = backend.allocate(plan.arena_bytes)?;
-        let binder = Binder { fused, plan, dtype, arena: &arena };
-        let mut prepare = Vec::new();
-        let mut launches = binder.gates()?;
-        let mut steps: Vec<Step> = launches.iter().map(|launch| Step::new("gate", String::new(), launch)).collect();
-        for (i, node) in fused.graph.nodes.iter().enumerate() {
-            let bound = binder.bind(i, target)?;
-            if i < fused.prepare {
-                prepare.extend(bound);
-                continue;
-            }
-            let op = node.op.operator();
-            steps.extend(bound.iter().map(|launch| Step::new(op.name(), op.summary(), launch)));
-            launches.extend(bound);
-        }
-        if let Some(optimizer) = optimizer {
-            let launch = binder.optimizer(&optimizer, target)?;
-            steps.push(Step::new("sgd_step", plan.flat.len.to_string(), &launch));
-            launches.push(launch);
-        }
+        let binder = |turn| Binder { fused, plan, dtype, arena: &arena, turn };
         let record = |launches| Recording::new(backend.clone(), launches);
-        let (prepare, step) = (record(prepare)?, record(launches)?);
-        let program = Self { backend: backend.clone(), arena: arena.clone(), dtype, prepare, step, steps };
-        program.clear(plan)?;
-        Ok(program)
+        let mut prepare = Vec::new();
+        for i in 0..fused.prepare {
+            prepare.extend(binder(0).bind(i, target)?);
+        }
+        let prepare = record(prepare)?;
+        let (mut steps, mut launched) = (Vec::new(), Vec::new());
+        for turn in 0..if plan.inputs.is_empty() { 1 } else { 2 } {
+            let launches;
+            (launched, launches) = binder(turn).step(optimizer.as_ref(), target)?.into_iter().unzip();
+            steps.push(record(launches)?);
+        }
+        // Everything that lives on between runs starts as zeros.
+        arena.write(0, &vec![0; plan.state_bytes])?;
+        let inputs = Inputs::new(&plan.inputs, &arena)?;
+        Ok(Self { backend: backend.clone(), arena, dtype, prepare, steps, launched, inputs })
     }
 
-    /// Sets everything that lives on between runs to zeros.
-    fn clear(&self, plan: &Plan) -> Result<()> {
-        self.arena.write(0, &vec![0; plan.state_bytes])
+    fn bytes(&self, slot: &Slot) -> usize {
+        slot.len * slot.elem.bytes(self.dtype)
     }
 
-    fn element_bytes(&self, slot: &Slot) -> usize {
-        slot.elem.bytes(self.dtype)
+    /// `data` as it lies in `slot`.
+    fn encode(&self, slot: &Slot, data: &HostData) -> Result<Vec<u8>> {
+        let bytes = encode(slot.elem, self.dtype, data);
+        if bytes.len() != self.bytes(slot) {
+            return Err(Error::invalid("write", format!("{} bytes to a value of {} elements", bytes.len(), slot.len)));
+        }
+        Ok(bytes)
     }
 }
 
@@ -81,9 +81,30 @@ struct Binder<'a> {
     plan: &'a Plan,
     dtype: DType,
     arena: &'a Arc<dyn Memory>,
+    /// Which of the two places of inputs is read.
+    turn: usize,
 }
 
 impl Binder<'_> {
+    /// The launches of a run and what each is: the gates, all nodes behind those that run once, and the optimizer.
+    fn step(&self, optimizer: Option<&sgd::Sgd>, target: Target) -> Result<Vec<(Step, Launch)>> {
+        let mut step = Vec::new();
+        let mut add = |op, shape: &str, launches: Vec<Launch>| {
+            step.extend(launches.into_iter().map(|launch| (Step::new(op, shape.into(), &launch), launch)));
+        };
+        add("gate", "", self.gates()?);
+        for (i, node) in self.fused.graph.nodes.iter().enumerate().skip(self.fused.prepare) {
+            let op = node.op.operator();
+            add(op.name(), &op.summary(), self.bind(i, target)?);
+        }
+        if let Some(optimizer) = optimizer {
+            let shape = self.plan.flat.len.to_string();
+            add("loss_scale", &shape, self.decision()?);
+            add("sgd_step", &shape, vec![self.optimizer(optimizer, target)?]);
+        }
+        Ok(step)
+    }
+
     fn bind(&self, i: usize, target: Target) -> Result<Vec<Launch>> {
         let node = &self.fused.graph.nodes[i];
         let inputs: Result<Vec<Arg>> = node.inputs.iter().map(|&v| self.arg(v, Write::Overwrite)).collect();
@@ -118,31 +139,47 @@ impl Binder<'_> {
         let Some(slot) = self.plan.slots[value.index()] else {
             unreachable!("every value that an op touches has a place")
         };
+        let root = self.fused.root(value);
         let shape = &self.fused.graph.ty(value).shape;
         let channels = |v: ValueId| self.fused.graph.ty(v).shape.dims().last().copied().unwrap_or(1);
-        let (len, pixel_stride) = match self.fused.views[value.index()] {
-            Some(view) => {
-                let stride = channels(view.root);
-                ((shape.len() / channels(value) - 1) * stride + channels(value), stride)
-            }
-            None => (slot.len, channels(value)),
-        };
-        Ok(Arg { view: self.view(&Slot { len, ..slot })?, pixel_stride, write })
+        let pixel_stride = channels(root);
+        let len =
+            if root == value { slot.len } else { (shape.len() / channels(value) - 1) * pixel_stride + channels(value) };
+        Ok(Arg { view: self.view(&Slot { offset: self.offset(slot, root), len, ..slot })?, pixel_stride, write })
+    }
+
+    /// Where `slot`, a value in the memory of `root`, begins in this turn.
+    fn offset(&self, slot: Slot, root: ValueId) -> usize {
+        let Some(whole) = self.plan.slots[root.index()] else { return slot.offset };
+        let places = self.plan.inputs.iter().find(|[first, _]| *first == whole);
+        places.map_or(slot.offset, |places| places[self.turn].offset + (slot.offset - whole.offset))
     }
 
     fn view(&self, slot: &Slot) -> Result<View> {
         View::new(self.arena.clone(), slot.offset, slot.len * slot.elem.bytes(self.dtype))
     }
 
+    /// What decides about the loss scale, where there is one.
+    fn decision(&self) -> Result<Vec<Launch>> {
+        let Flat { len, grad, loss_scale, flags, .. } = &self.plan.flat;
+        if loss_scale.len == 0 {
+            return Ok(Vec::new());
+        }
+        let (grad, flags, state) = (&self.view(grad)?, &self.view(flags)?, &self.view(loss_scale)?);
+        Ok(loss_scale::launches(&loss_scale::Buffers { grad, flags, state, len: *len }).into())
+    }
+
     fn optimizer(&self, sgd: &sgd::Sgd, target: Target) -> Result<Launch> {
-        let Flat { len, param, grad, velocity, shadow, control, .. } = &self.plan.flat;
-        let shadow = (shadow.len > 0).then(|| self.view(shadow)).transpose()?;
+        let Flat { len, param, grad, velocity, shadow, control, loss_scale, .. } = &self.plan.flat;
+        let present = |slot: &Slot| (slot.len > 0).then(|| self.view(slot)).transpose();
+        let (shadow, loss_scale) = (present(shadow)?, present(loss_scale)?);
         let buffers = sgd::Buffers {
             param: &self.view(param)?,
             grad: &self.view(grad)?,
             velocity: &self.view(velocity)?,
             shadow: shadow.as_ref(),
             control: &self.view(control)?,
+            loss_scale: loss_scale.as_ref(),
             len: *len,
             decay_end: *len,
         };
@@ -152,16 +189,19 @@ impl Binder<'_> {
 
 impl Executor for KernelProgram {
     fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
-        let bytes = encode(slot.elem, self.dtype, data);
-        if bytes.len() != slot.len * self.element_bytes(slot) {
-            return Err(Error::invalid("write", format!("{} bytes to a value of {} elements", bytes.len(), slot.len)));
-        }
-        self.arena.write(slot.offset, &bytes)
+        self.arena.write(slot.offset, &self.encode(slot, data)?)
+    }
+
+    fn feed(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
+        let Some(input) = self.inputs.find(slot) else { return self.write(slot, data) };
+        let bytes = self.encode(slot, data)?;
+        self.inputs.set(input, &bytes)
     }
 
     fn read(&self, slot: &Slot) -> Result<HostData> {
-        let mut bytes = vec![0; slot.len * self.element_bytes(slot)];
-        self.arena.read(slot.offset, &mut bytes)?;
+        let place = self.inputs.find(slot).map_or(*slot, |input| self.inputs.read_place(input));
+        let mut bytes = vec![0; self.bytes(slot)];
+        self.arena.read(place.offset, &mut bytes)?;
         Ok(decode(slot.elem, self.dtype, &bytes))
     }
 
@@ -170,11 +210,14 @@ impl Executor for KernelProgram {
     }
 
     fn run(&mut self) -> Result<()> {
-        self.step.replay()
+        let dtype = self.dtype;
+        let turn = self.inputs.take_turn(|slot| slot.len * slot.elem.bytes(dtype))?;
+        self.steps[turn].replay()?;
+        self.inputs.started()
     }
 
     fn steps(&self) -> &[Step] {
-        &self.steps
+        &self.launched
     }
 
     fn synchronize(&self) -> Result<()> {

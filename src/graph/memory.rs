@@ -1,13 +1,14 @@
 //! The memory plan: a fixed place in one arena for every value of a fused graph.
 //!
 //! The arena starts with what lives on between runs (parameters, gradients, velocities, buffers); behind it, values
-//! whose lifetimes do not meet share their bytes. A slice of another value's channels lies inside that one.
+//! whose lifetimes do not meet share their bytes. A slice of another value's channels lies inside that one. In a training
+//! program that kernels run every input has two places.
 
 use super::fuse::Fused;
 use super::saved::saved_activation_bytes;
 use super::{Graph, Origin, ValueId};
 use crate::device::cpu::Slot;
-use crate::ops::gate;
+use crate::ops::{gate, loss_scale};
 use crate::tensor::{DType, Elem, TensorType};
 
 /// Every value and every flat tensor starts at a multiple of so many bytes.
@@ -23,17 +24,19 @@ pub(super) struct Storage {
     /// Bytes of [`Elem::Real`] and of [`Elem::Stat`].
     pub real: usize,
     pub stat: usize,
+    /// Whether kernels run on it, beside which inputs can be written.
+    pub kernels: bool,
 }
 
 impl Storage {
     /// As the kernels store: Real in `dtype`, Stat in f32.
     pub fn kernels(dtype: DType) -> Self {
-        Self { dtype, real: dtype.bytes(), stat: 4 }
+        Self { dtype, real: dtype.bytes(), stat: 4, kernels: true }
     }
 
     /// As the host stores: numbers of `bytes` bytes throughout, Real rounded to `dtype`.
     pub fn host(dtype: DType, bytes: usize) -> Self {
-        Self { dtype, real: bytes, stat: bytes }
+        Self { dtype, real: bytes, stat: bytes, kernels: false }
     }
 
     fn bytes(&self, elem: Elem) -> usize {
@@ -70,6 +73,9 @@ pub struct Plan {
     pub(super) scratch: Vec<Option<Slot>>,
     pub(super) flat: Flat,
     pub(super) gates: GateSlots,
+    /// The two places of each input, the first one also in `slots`, of the root where the input is a slice; empty where
+    /// they have one each.
+    pub(super) inputs: Vec<[Slot; 2]>,
 }
 
 /// What stochastic depth holds, for L blocks whose branches may be dropped; of zero length where there are none.
@@ -100,6 +106,11 @@ pub(super) struct Flat {
     pub shadow: Slot,
     /// `[learning rate, 1 at the first step else 0]`.
     pub control: Slot,
+    /// The state of [`loss_scale`], and the flags of its launches.
+    pub loss_scale: Slot,
+    pub flags: Slot,
+    /// Bytes of an element of all these but the shadow and the flags.
+    pub stat_bytes: usize,
 }
 
 /// A range of bytes that is in use while nodes `first..=last` run.
@@ -114,6 +125,8 @@ struct Block {
 enum Target {
     Value(ValueId),
     Scratch(usize),
+    /// The second place of that input.
+    Input(usize),
 }
 
 /// Plans the arena. `scratch_bytes` holds what each node needs.
@@ -126,7 +139,8 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
     let gates = place_gates(graph, storage, &flat, &mut slots, &mut end);
     let state_bytes = end;
     let mut scratch = vec![None; graph.nodes.len()];
-    let blocks = lifetimes(fused, storage, &slots, scratch_bytes);
+    let mut blocks = lifetimes(fused, storage, &slots, scratch_bytes);
+    let mut second = if storage.kernels && optimizer { second_inputs(fused, &mut blocks) } else { Vec::new() };
     let offsets = pack(&blocks);
     let mut arena_bytes = state_bytes;
     for (block, offset) in blocks.iter().zip(offsets) {
@@ -137,12 +151,16 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
                 let ty = graph.ty(v);
                 slots[v.index()] = Some(Slot { offset, len: ty.shape.len(), elem: ty.elem });
             }
+            Target::Input(i) => second[i].offset = offset,
             Target::Scratch(i) => scratch[i] = Some(Slot { offset, len: scratch_bytes[i], elem: Elem::Byte }),
         }
     }
+    let first = graph.inputs.iter().filter_map(|&(_, v)| slots[fused.root(v).index()]);
+    let inputs = first.zip(second).map(|(first, second)| [first, second]).collect();
     place_views(fused, storage, &mut slots);
     let saved_activation_bytes = saved_activation_bytes(fused, storage);
-    Plan { arena_bytes: arena_bytes.max(ALIGN), state_bytes, saved_activation_bytes, slots, scratch, flat, gates }
+    let arena_bytes = arena_bytes.max(ALIGN);
+    Plan { arena_bytes, state_bytes, saved_activation_bytes, slots, scratch, flat, gates, inputs }
 }
 
 /// Takes `len` elements at the end of the arena.
@@ -159,12 +177,17 @@ fn place_flat(graph: &Graph, storage: Storage, optimizer: bool, end: &mut usize)
     let (param, grad) = (flat(true, Elem::Stat), flat(differentiated, Elem::Stat));
     let (velocity, shadow) = (flat(optimizer, Elem::Stat), flat(storage.has_shadow(), Elem::Real));
     let control = take(end, storage, 2, Elem::Stat);
+    let scaled = graph.loss_scale.is_some();
+    let loss_scale = take(end, storage, if scaled { loss_scale::STATE } else { 0 }, Elem::Stat);
+    let flags = if scaled && storage.kernels { loss_scale::flags(len) } else { 0 };
+    let flags = take(end, storage, flags, Elem::Index);
     let starts = graph.parameters.iter().scan(0, |at, p| {
         let start = *at * storage.stat;
         *at += p.shape.len().next_multiple_of(PARAMETER_ALIGN);
         Some(start)
     });
-    Flat { len, starts: starts.collect(), param, grad, velocity, shadow, control }
+    let (starts, stat_bytes) = (starts.collect(), storage.stat);
+    Flat { len, starts, param, grad, velocity, shadow, control, loss_scale, flags, stat_bytes }
 }
 
 /// Places parameters, their gradients and buffers.
@@ -178,6 +201,9 @@ fn place_state(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option
             slots[grad.index()] = Some(part(flat.grad, at, graph.ty(grad), storage));
         }
         at += parameter.shape.len().next_multiple_of(PARAMETER_ALIGN);
+    }
+    if let Some(scale) = graph.loss_scale {
+        slots[scale.index()] = Some(part(flat.loss_scale, loss_scale::SCALE, graph.ty(scale), storage));
     }
     for buffer in &graph.buffers {
         let ty = graph.ty(buffer.value);
@@ -226,7 +252,7 @@ fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_by
     let end = graph.nodes.len();
     let mut span: Vec<Option<(usize, usize)>> = vec![None; graph.values.len()];
     let mut touch = |v: ValueId, i: usize| {
-        let v = fused.views[v.index()].map_or(v, |view| view.root);
+        let v = fused.root(v);
         let s = span[v.index()].get_or_insert((i, i));
         *s = (s.0.min(i), s.1.max(i));
     };
@@ -255,6 +281,22 @@ fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_by
         target: Target::Scratch(i),
     });
     values.chain(scratch).collect()
+}
+
+/// A second block for each input, in use as long as the first; returns their slots, yet without offsets.
+fn second_inputs(fused: &Fused, blocks: &mut Vec<Block>) -> Vec<Slot> {
+    let of = |v: ValueId| move |b: &&Block| matches!(b.target, Target::Value(w) if w == v);
+    let mut slots = Vec::with_capacity(fused.graph.inputs.len());
+    for (i, &(_, v)) in fused.graph.inputs.iter().enumerate() {
+        let root = fused.root(v);
+        let Some(&Block { bytes, first, last, .. }) = blocks.iter().find(of(root)) else {
+            unreachable!("every input has a block");
+        };
+        blocks.push(Block { bytes, first, last, target: Target::Input(i) });
+        let ty = fused.graph.ty(root);
+        slots.push(Slot { offset: 0, len: ty.shape.len(), elem: ty.elem });
+    }
+    slots
 }
 
 /// An offset for each block such that blocks in use at the same time do not overlap: largest first, each at the lowest

@@ -9,8 +9,10 @@ mod branch;
 mod build;
 mod fuse;
 mod host;
+mod inputs;
 mod interpreter;
 mod kernels;
+mod loss_scale;
 mod memory;
 mod program;
 mod saved;
@@ -54,6 +56,8 @@ pub(crate) enum Origin {
     Parameter(usize),
     /// A buffer of that index, which ops update in place.
     Buffer(usize),
+    /// The moving loss scale.
+    LossScale,
     /// The gate of that index: drawn at the start of a run, or set by the caller before it.
     Gate(usize),
     /// An op's output.
@@ -138,7 +142,10 @@ pub struct Graph {
     pub(crate) inputs: Vec<(String, ValueId)>,
     pub(crate) outputs: Vec<(String, ValueId)>,
     pub(crate) loss: Option<ValueId>,
+    /// What gradients are multiplied by in every run.
     pub(crate) grad_scale: f64,
+    /// What they are multiplied by besides, in a program that moves it.
+    pub(crate) loss_scale: Option<ValueId>,
     pub(crate) recompute: bool,
 }
 

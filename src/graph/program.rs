@@ -12,6 +12,7 @@ use super::{Graph, Mode, StateReport, ValueId};
 use crate::device::cpu::Slot;
 use crate::device::{Cost, Device, Launch, Target};
 use crate::ops::gate;
+use crate::ops::loss_scale::{LossScale, State};
 use crate::ops::sgd::Sgd;
 use crate::tensor::{DType, Elem, HostData, HostTensor, Shape, StateDict};
 use crate::{Error, Result};
@@ -43,6 +44,10 @@ pub(super) trait Executor: fmt::Debug + Send {
     fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()>;
     /// Reads a value in the library's layout.
     fn read(&self, slot: &Slot) -> Result<HostData>;
+    /// Sets an input of the next run; the last one may still be under way.
+    fn feed(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
+        self.write(slot, data)
+    }
     /// Runs what depends on parameters and buffers only.
     fn prepare(&mut self) -> Result<()>;
     /// Runs the rest, the optimizer last.
@@ -63,8 +68,8 @@ pub struct Program {
     graph: Graph,
     /// Where inputs lie that are padded to more channels.
     views: Vec<Option<View>>,
-    plan: Plan,
-    executor: Box<dyn Executor>,
+    pub(super) plan: Plan,
+    pub(super) executor: Box<dyn Executor>,
     dtype: DType,
     optimizer: Option<Sgd>,
     /// Training runs so far, as torch's `num_batches_tracked` counts them.
@@ -78,7 +83,8 @@ impl Program {
     /// optimizer, every run ends with a step of it.
     ///
     /// Fails where the device cannot compute in `dtype` or has not enough memory, and where an optimizer is given for a
-    /// graph that has not been differentiated. On the CPU f16 and bf16 are computed in f32 and rounded after each op.
+    /// graph that has not been differentiated. In f16 a program with an optimizer has a moving loss scale beside the
+    /// graph's fixed one, see [`loss_scale`](crate::ops::loss_scale). On the CPU f16 and bf16 are computed in f32 and rounded after each op.
     pub fn compile(graph: &Graph, device: &Device, dtype: DType, optimizer: Option<Sgd>) -> Result<Self> {
         if optimizer.is_some() && graph.parameters.iter().any(|p| p.grad.is_none()) {
             return Err(Error::invalid("optimizer", "the graph has not been differentiated"));
@@ -87,7 +93,8 @@ impl Program {
             Device::Cpu => Runner::Host,
             Device::Kernels(_) => Runner::Kernels,
         };
-        let fused = fuse(graph, runner);
+        let scaled = (optimizer.is_some() && dtype == DType::F16).then(|| graph.with_loss_scale());
+        let fused = fuse(scaled.as_ref().unwrap_or(graph), runner);
         fused.graph.check_gates()?;
         let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
         let Fused { graph, views, .. } = fused;
@@ -95,6 +102,9 @@ impl Program {
             Self { graph, views, plan, executor, dtype, optimizer, batches: 0, learning_rate: 0.0, first_step: true };
         program.write_control()?;
         program.prepare_gates()?;
+        if program.plan.flat.loss_scale.len > 0 {
+            program.write_loss_scale(State::new(LossScale::default(), true))?;
+        }
         Ok(program)
     }
 
@@ -135,7 +145,7 @@ impl Program {
     /// The optimizer's velocities by parameter name, in torch's layout; empty without an optimizer or before its first
     /// step.
     pub fn velocity(&self) -> Result<StateDict> {
-        if self.first_step || self.optimizer.is_none() {
+        if self.optimizer.is_none() || self.is_fresh()? {
             return Ok(StateDict::new());
         }
         let read = |(i, p): (usize, &super::Parameter)| -> Result<(String, HostTensor)> {
@@ -152,8 +162,7 @@ impl Program {
             return Err(Error::invalid("velocity", "the program has no optimizer"));
         }
         if velocity.is_empty() {
-            self.first_step = true;
-            return self.write_control();
+            return self.write_first(true);
         }
         let parameters = &self.graph.parameters;
         if let Some(name) = velocity.keys().find(|&name| parameters.iter().all(|p| p.name != *name)) {
@@ -170,11 +179,11 @@ impl Program {
             let slot = self.part(&self.plan.flat.velocity, i)?;
             self.executor.write(&slot, &data)?;
         }
-        self.first_step = false;
-        self.write_control()
+        self.write_first(false)
     }
 
-    /// Sets an input from a tensor in torch's layout (NCHW).
+    /// Sets an input of the next run from a tensor in torch's layout (NCHW). A training program that kernels run writes it
+    /// beside the run under way; what is not set anew stays.
     pub fn set_input(&mut self, name: &str, tensor: &HostTensor) -> Result<()> {
         let value = find(&self.graph.inputs, "input", name)?;
         let ty = self.graph.ty(value);
@@ -191,11 +200,11 @@ impl Program {
                 let channels = |v: ValueId| self.graph.ty(v).shape.dims().last().copied().unwrap_or(1);
                 let padded = pad_channels(&data, channels(value), channels(root));
                 let slot = self.slot(root)?;
-                self.executor.write(&slot, &padded)
+                self.executor.feed(&slot, &padded)
             }
             None => {
                 let slot = self.slot(value)?;
-                self.executor.write(&slot, &data)
+                self.executor.feed(&slot, &data)
             }
         }
     }
@@ -213,7 +222,7 @@ impl Program {
         }
         let data = HostData::I64(labels.iter().map(|&l| i64::from(l)).collect());
         let slot = self.slot(value)?;
-        self.executor.write(&slot, &data)
+        self.executor.feed(&slot, &data)
     }
 
     /// Sets the learning rate of the next runs; it lies in the device's memory.
@@ -273,11 +282,12 @@ impl Program {
     /// The gradients of the last run by parameter name, in torch's layout, the loss scale divided out; empty where the
     /// graph has not been differentiated.
     pub fn gradients(&self) -> Result<StateDict> {
+        let used = self.loss_scale_state()?.map_or(1.0, |state| state.used);
+        let scale = 1.0 / (self.graph.grad_scale * used);
         let mut gradients = StateDict::new();
         for p in &self.graph.parameters {
             let Some(grad) = p.grad else { continue };
             let mut data = self.executor.read(&self.slot(grad)?)?;
-            let scale = 1.0 / self.graph.grad_scale;
             match &mut data {
                 HostData::F32(v) => v.iter_mut().for_each(|g| *g *= scale as f32),
                 HostData::F64(v) => v.iter_mut().for_each(|g| *g *= scale),
@@ -311,6 +321,17 @@ impl Program {
     fn write_control(&mut self) -> Result<()> {
         let control = HostData::F64(vec![self.learning_rate, f64::from(u8::from(self.first_step))]);
         self.executor.write(&self.plan.flat.control, &control)
+    }
+
+    /// Whether the next step is the first, whose velocity is the gradient. The device keeps that where it may skip steps.
+    fn is_fresh(&self) -> Result<bool> {
+        Ok(self.loss_scale_state()?.map_or(self.first_step, |state| state.fresh))
+    }
+
+    fn write_first(&mut self, first: bool) -> Result<()> {
+        self.first_step = first;
+        self.write_control()?;
+        self.write_fresh(first)
     }
 
     /// Opens all gates, and writes what does not change: the chances, and where each branch's gradients are.

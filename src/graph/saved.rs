@@ -12,13 +12,13 @@ pub(super) fn saved_activation_bytes(fused: &Fused, storage: Storage) -> usize {
     let graph = &fused.graph;
     let Some(loss) = loss_node(graph) else { return 0 };
     // The value in whose memory `v` lies.
-    let place = |v: ValueId| fused.views[v.index()].map_or(v, |view| view.root);
+    let place = |v: ValueId| fused.root(v);
     let (forward, backward) = graph.nodes.split_at(loss + 1);
     let written: BTreeSet<ValueId> = forward.iter().flat_map(|n| &n.outputs).map(|&v| place(v)).collect();
     let is_activation = |v: ValueId| match graph.values[v.index()].origin {
         Origin::Input => true,
         Origin::Node => written.contains(&v),
-        Origin::Parameter(_) | Origin::Buffer(_) | Origin::Gate(_) => false,
+        Origin::Parameter(_) | Origin::Buffer(_) | Origin::Gate(_) | Origin::LossScale => false,
     };
     let read: BTreeSet<ValueId> = backward.iter().flat_map(|n| &n.inputs).map(|&v| place(v)).collect();
     read.into_iter().filter(|&v| is_activation(v)).map(|v| storage.value_bytes(graph.ty(v))).sum()

@@ -12,6 +12,7 @@ pub mod cross_entropy;
 pub mod gate;
 pub mod join;
 pub mod linear;
+pub mod loss_scale;
 pub mod norm;
 pub mod norm_conv;
 pub mod norm_pool;
@@ -311,6 +312,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
         cross_entropy::KERNELS,
         gate::KERNELS,
         join::KERNELS,
+        loss_scale::KERNELS,
         norm::KERNELS,
         norm::merge::KERNELS,
         norm_conv::KERNELS,

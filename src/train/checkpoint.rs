@@ -6,7 +6,8 @@ use std::path::Path;
 use super::settings::{parse, Settings};
 use crate::data::Normalize;
 use crate::models::weights::{self, Metadata};
-use crate::tensor::StateDict;
+use crate::ops::loss_scale::LossScale;
+use crate::tensor::{DType, StateDict};
 use crate::{Error, Result};
 
 /// What the optimizer's tensors are called in front of their parameters' names.
@@ -46,6 +47,8 @@ pub struct Checkpoint {
     pub state: StateDict,
     /// The optimizer's velocity of each parameter, by its name.
     pub velocity: StateDict,
+    /// The moving loss scale of a run in f16.
+    pub loss_scale: Option<LossScale>,
 }
 
 impl Checkpoint {
@@ -81,6 +84,10 @@ impl Checkpoint {
             ("epoch_steps", self.sums.steps.to_string()),
         ];
         metadata.extend(pairs.map(|(key, value)| (key.to_string(), value)));
+        if let Some(LossScale { scale, good_steps }) = self.loss_scale {
+            metadata.insert("loss_scale".into(), scale.to_string());
+            metadata.insert("loss_scale_good_steps".into(), good_steps.to_string());
+        }
         metadata
     }
 
@@ -95,8 +102,16 @@ impl Checkpoint {
         let input: Vec<usize> = list(metadata, "input")?;
         let input = <[usize; 3]>::try_from(input)
             .map_err(|found| Error::invalid("metadata `input`", format!("{found:?}, expected three extents")))?;
+        let settings = Settings::from_metadata(metadata)?;
+        let loss_scale = match settings.dtype {
+            DType::F16 => Some(LossScale {
+                scale: parse(metadata, "loss_scale")?,
+                good_steps: parse(metadata, "loss_scale_good_steps")?,
+            }),
+            _ => None,
+        };
         Ok(Self {
-            settings: Settings::from_metadata(metadata)?,
+            settings,
             classes: parse(metadata, "classes")?,
             input,
             normalize: Normalize {
@@ -113,6 +128,7 @@ impl Checkpoint {
             },
             state,
             velocity,
+            loss_scale,
         })
     }
 }

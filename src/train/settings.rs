@@ -63,7 +63,8 @@ impl Default for Settings {
     }
 }
 
-/// What gradients are multiplied by on their way in `dtype`: 256 in f16, whose least number is 6e-8, else 1.
+/// What gradients are multiplied by on their way in `dtype` where one pass stands alone: 256 in f16, whose least number is
+/// 6e-8, else 1. A run in f16 moves its scale instead, see [`loss_scale`](crate::ops::loss_scale).
 pub fn grad_scale(dtype: DType) -> f64 {
     if dtype == DType::F16 {
         256.0
@@ -80,7 +81,7 @@ impl Settings {
             dampening: 0.0,
             nesterov: self.momentum > 0.0,
             weight_decay: self.weight_decay,
-            grad_scale: grad_scale(self.dtype),
+            grad_scale: 1.0,
         })
     }
 

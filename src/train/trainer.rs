@@ -7,11 +7,12 @@ use super::checkpoint::{Checkpoint, Sums};
 use super::evaluate::{Evaluation, Evaluator};
 use super::metrics::{Metrics, Progress};
 use super::schedule::Length;
-use super::settings::{grad_scale, Settings};
+use super::settings::Settings;
 use crate::data::{Batch, Loader, Splits};
 use crate::device::Device;
 use crate::graph::{Mode, Program};
 use crate::models::{self, BuildOptions};
+use crate::ops::loss_scale;
 use crate::tensor::StateDict;
 use crate::{Error, Result};
 
@@ -72,6 +73,9 @@ impl<'a> Trainer<'a> {
         let (mut trainer, _) = Self::prepare(settings.clone(), splits, device)?;
         trainer.program.load(&checkpoint.state)?;
         trainer.program.load_velocity(&checkpoint.velocity)?;
+        if let Some(loss_scale) = checkpoint.loss_scale {
+            trainer.program.load_loss_scale(loss_scale)?;
+        }
         let steps = trainer.length.steps;
         let epochs = checkpoint.epoch as usize;
         if sums.steps > steps || epochs * steps + sums.steps != *step || *step > trainer.length.total() {
@@ -102,8 +106,7 @@ impl<'a> Trainer<'a> {
         }
         let model = models::find(&settings.model)?;
         let loader = Loader::train(train, settings.batch, settings.augment, settings.seed)?;
-        let options =
-            BuildOptions { loss: true, smoothing: settings.smoothing, grad_scale: grad_scale(settings.dtype) };
+        let options = BuildOptions { loss: true, smoothing: settings.smoothing, grad_scale: 1.0 };
         let mut graph = model.build(Mode::Train, settings.batch, train.shape(), train.classes(), options)?;
         graph.differentiate()?;
         let state = model.initialise(&graph, settings.seed);
@@ -152,6 +155,7 @@ impl<'a> Trainer<'a> {
             sums: self.sums,
             state: self.program.state()?,
             velocity: self.program.velocity()?,
+            loss_scale: self.program.loss_scale()?,
         })
     }
 
@@ -182,8 +186,9 @@ impl<'a> Trainer<'a> {
                 // The receiver goes away where a step fails: then no more batches are wanted.
                 (first..loader.steps()).try_for_each(|step| send.send(loader.batch(&order, epoch, step)))
             });
-            self.steps(receive, observer)
+            self.steps(&receive, observer)
         })?;
+        self.check_loss_scale()?;
         let test = self.evaluate()?;
         let Sums { loss, correct, steps } = std::mem::take(&mut self.sums);
         let images = ((steps - first) * self.settings.batch) as f64;
@@ -200,13 +205,19 @@ impl<'a> Trainer<'a> {
     }
 
     /// Takes a step on each of `batches`; returns the time that they took, the observer's not counted.
-    fn steps(&mut self, batches: mpsc::Receiver<Batch>, observer: &mut dyn Observer) -> Result<Duration> {
+    ///
+    /// While the device works at a step, the next batch is made, rounded and copied to where the step does not read.
+    fn steps(&mut self, batches: &mpsc::Receiver<Batch>, observer: &mut dyn Observer) -> Result<Duration> {
         let mut time = Duration::ZERO;
         let mut start = Instant::now();
         let first = self.sums.steps;
-        for batch in batches {
+        let mut ready = self.feed(batches)?;
+        while ready {
             let rate = self.rate(self.step);
-            let (loss, correct) = self.learn(&batch, rate)?;
+            self.program.set_learning_rate(rate)?;
+            self.program.run()?;
+            ready = self.feed(batches)?;
+            let [loss, correct] = self.results()?;
             if !loss.is_finite() {
                 let problem =
                     format!("became {loss} in step {} at learning rate {rate}; try a lower one", self.step + 1);
@@ -233,14 +244,29 @@ impl<'a> Trainer<'a> {
         Ok(time)
     }
 
-    /// One step on `batch`: its loss, and how many of its images were recognised.
-    fn learn(&mut self, batch: &Batch, rate: f64) -> Result<(f64, f64)> {
+    /// Makes the next batch the input of the next step; false where there is none.
+    fn feed(&mut self, batches: &mpsc::Receiver<Batch>) -> Result<bool> {
+        let Ok(batch) = batches.recv() else { return Ok(false) };
         self.program.set_input("input", &batch.input)?;
         self.program.set_labels(&batch.labels)?;
-        self.program.set_learning_rate(rate)?;
-        self.program.run()?;
+        Ok(true)
+    }
+
+    /// Waits for the step: its loss, and how many of its images were recognised.
+    fn results(&self) -> Result<[f64; 2]> {
         let scalar = |name: &str| Ok::<f64, Error>(self.program.output(name)?.to_real::<f64>()[0]);
-        Ok((scalar("loss")?, scalar("correct")?))
+        Ok([scalar("loss")?, scalar("correct")?])
+    }
+
+    /// Fails where gradients are still not finite at the least loss scale: every step would be skipped.
+    fn check_loss_scale(&self) -> Result<()> {
+        match self.program.loss_scale()? {
+            Some(loss_scale::LossScale { scale: loss_scale::LEAST, good_steps: 0 }) => {
+                let problem = format!("fell to its least by step {}, gradients are not finite", self.step);
+                Err(Error::invalid("loss scale", format!("{problem}; try a lower learning rate or bf16")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn rate(&self, step: usize) -> f64 {

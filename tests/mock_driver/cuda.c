@@ -1,6 +1,7 @@
 // A pretended CUDA driver: the calls that the library makes, on host memory, so that the CUDA device is tested without a
 // GPU. Streams are lazy: work runs when something waits for it, and host memory of an asynchronous copy is touched only
-// then. Kernels are known by name: mock_fill fills, mock_trap is an illegal access.
+// then. A stream that waits for another's event runs that one no further than it must. Kernels are known by name:
+// mock_fill fills, mock_shift copies from right behind what it writes, mock_trap is an illegal access.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,8 +11,9 @@ typedef int R;
 enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
 
 // What a test sets and reads through the functions at the foot.
-static long fail_at = -1, calls, live[8];
+static long fail_at = -1, calls, live[8], counts[4];
 enum { MEMORY, STREAMS, EVENTS, MODULES, GRAPHS, PINNED, CONTEXTS, SHARED_BYTES };
+enum { ALLOCATIONS, PINNED_ALLOCATIONS, GRAPH_LAUNCHES, KERNEL_LAUNCHES };
 static R sticky = OK;
 static size_t used, cached, limit = (size_t)1 << 30;
 
@@ -26,7 +28,7 @@ static int setting(const char* name, int otherwise) {
   if (sticky != OK) return sticky
 
 typedef struct Op {
-  int kind;  // 0 copy, 1 fill, 2 trap, 3 event, 4 free
+  int kind;  // 0 copy, 1 fill, 2 trap, 3 event, 4 free, 5 wait for an event
   void *dst, *src;
   size_t bytes;
   uint32_t value;
@@ -39,7 +41,8 @@ typedef struct {
   int capturing, context;
 } Stream;
 
-typedef struct { int pending; Stream* stream; } Event;
+// How often it was recorded, and how many of these marks its stream has passed.
+typedef struct { uint32_t recorded, passed; Stream* stream; } Event;
 typedef struct { char name[64]; } Function;
 typedef struct { int loaded; Function functions[16]; int count; } Module;
 typedef struct { Op* first; } Graph;
@@ -54,7 +57,6 @@ static void push(Stream* s, Op op) {
   copy->next = 0;
   *s->last = copy;
   s->last = &copy->next;
-  if (op.kind == 3) ((Event*)op.dst)->pending++;
 }
 
 static void release(void* address) {
@@ -66,6 +68,8 @@ static void release(void* address) {
   free((char*)address - 256);
 }
 
+static int step(Stream* s);
+
 static void run(const Op* op) {
   if (sticky != OK && op->kind < 3) return;
   if (op->gate && *op->gate == 0) return;
@@ -73,19 +77,25 @@ static void run(const Op* op) {
     case 0: memcpy(op->dst, op->src, op->bytes); break;
     case 1: for (size_t i = 0; i < op->bytes / 4; ++i) ((uint32_t*)op->dst)[i] = op->value; break;
     case 2: sticky = ILLEGAL_ADDRESS; break;
-    case 3: ((Event*)op->dst)->pending--; break;
+    case 3: ((Event*)op->dst)->passed = op->value; break;
     case 4: release(op->dst); break;
+    case 5: while (((Event*)op->dst)->passed < op->value && step(((Event*)op->dst)->stream)) {} break;
   }
 }
 
+// Runs the stream's next work; 0 where there is none.
+static int step(Stream* s) {
+  Op* op = s->first;
+  if (!op) return 0;
+  s->first = op->next;
+  if (!s->first) s->last = &s->first;
+  run(op);
+  free(op);
+  return 1;
+}
+
 static void flush(Stream* s) {
-  while (s->first) {
-    Op* op = s->first;
-    s->first = op->next;
-    run(op);
-    free(op);
-  }
-  s->last = &s->first;
+  while (step(s)) {}
 }
 
 static Stream* stream(void* handle) { return handle ? handle : &null_stream; }
@@ -126,13 +136,14 @@ static R allocate(uintptr_t* p, size_t bytes) {
   *p = (uintptr_t)block + 256;
   used += bytes;
   live[MEMORY]++;
+  counts[ALLOCATIONS]++;
   return OK;
 }
 R cuMemAlloc_v2(uintptr_t* p, size_t bytes) { ENTER; return allocate(p, bytes); }
 R cuMemAllocAsync(uintptr_t* p, size_t bytes, void* s) { (void)s; ENTER; return allocate(p, bytes); }
 R cuMemFree_v2(uintptr_t p) { ENTER; release((void*)p); return OK; }
 R cuMemFreeAsync(uintptr_t p, void* s) { ENTER; push(stream(s), (Op){4, (void*)p, 0, 0, 0, 0, 0}); return OK; }
-R cuMemHostAlloc(void** p, size_t bytes, unsigned f) { (void)f; ENTER; *p = malloc(bytes); live[PINNED]++; return OK; }
+R cuMemHostAlloc(void** p, size_t bytes, unsigned f) { (void)f; ENTER; *p = malloc(bytes); live[PINNED]++; counts[PINNED_ALLOCATIONS]++; return OK; }
 R cuMemFreeHost(void* p) { ENTER; memset(p, 0xEE, 16); free(p); live[PINNED]--; return OK; }
 R cuMemcpyHtoDAsync_v2(uintptr_t d, const void* s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, (void*)d, (void*)s, n, 0, 0, 0}); return OK; }
 R cuMemcpyDtoHAsync_v2(void* d, uintptr_t s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, d, (void*)s, n, 0, 0, 0}); return OK; }
@@ -166,8 +177,10 @@ R cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, un
   memcpy(&p, params[0], sizeof p);
   const float* gate;
   memcpy(&gate, params[1], sizeof gate);
-  int trap = !strcmp(((Function*)f)->name, "mock_trap");
-  push(stream(s), (Op){trap ? 2 : 1, (void*)p.y, 0, p.count * 4, p.value, gate, 0});
+  const char* name = ((Function*)f)->name;
+  int kind = !strcmp(name, "mock_trap") ? 2 : !strcmp(name, "mock_shift") ? 0 : 1;
+  counts[KERNEL_LAUNCHES]++;
+  push(stream(s), (Op){kind, (void*)p.y, (void*)(p.y + p.count * 4), p.count * 4, p.value, gate, 0});
   return OK;
 }
 
@@ -217,15 +230,30 @@ R cuGraphDestroy(void* g) { drop(g); return sticky; }
 R cuGraphExecDestroy(void* g) { drop(g); return sticky; }
 R cuGraphLaunch(void* g, void* s) {
   ENTER;
+  counts[GRAPH_LAUNCHES]++;
   for (Op* op = ((Graph*)g)->first; op; op = op->next) push(stream(s), *op);
   return OK;
 }
 
 R cuEventCreate(void** e, unsigned f) { (void)f; ENTER; *e = calloc(1, sizeof(Event)); live[EVENTS]++; return OK; }
-R cuEventDestroy_v2(void* e) { free(e); live[EVENTS]--; return sticky; }
-R cuEventRecord(void* e, void* s) { ENTER; ((Event*)e)->stream = stream(s); push(stream(s), (Op){3, e, 0, 0, 0, 0, 0}); return OK; }
-R cuEventQuery(void* e) { ENTER; return ((Event*)e)->pending ? NOT_READY : OK; }
-R cuEventSynchronize(void* e) { ENTER; if (((Event*)e)->pending) flush(((Event*)e)->stream); return sticky; }
+// Not freed: work under way may still name it.
+R cuEventDestroy_v2(void* e) { (void)e; live[EVENTS]--; return sticky; }
+R cuEventRecord(void* e, void* s) {
+  ENTER;
+  Event* event = e;
+  event->stream = stream(s);
+  push(stream(s), (Op){3, e, 0, 0, ++event->recorded, 0, 0});
+  return OK;
+}
+R cuStreamWaitEvent(void* s, void* e, unsigned f) {
+  (void)f;
+  ENTER;
+  push(stream(s), (Op){5, e, 0, 0, ((Event*)e)->recorded, 0, 0});
+  return OK;
+}
+static int pending(const Event* e) { return e->passed < e->recorded; }
+R cuEventQuery(void* e) { ENTER; return pending(e) ? NOT_READY : OK; }
+R cuEventSynchronize(void* e) { ENTER; if (pending(e)) flush(((Event*)e)->stream); return sticky; }
 
 R cuGetErrorName(R e, const char** t) { *t = e == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : e == NO_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_MOCK"; return OK; }
 #ifndef MOCK_OLD
@@ -236,6 +264,7 @@ R cuGetErrorString(R e, const char** t) { (void)e; *t = "as the mock driver was 
 void mock_fail_at(long call) { fail_at = call; calls = 0; }
 long mock_calls(void) { return calls; }
 long mock_live(int what) { return live[what]; }
+long mock_count(int what) { return counts[what]; }
 void mock_limit(size_t bytes) { limit = bytes; }
 int mock_idle(void* s) { return !stream(s)->first; }
 void* mock_stream(int context) { Stream* n = calloc(1, sizeof *n); n->context = context; return n; }

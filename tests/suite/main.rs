@@ -4,6 +4,7 @@
 
 mod bounds;
 mod build;
+mod captured;
 #[path = "../cases/mod.rs"]
 mod cases;
 mod concat;
@@ -15,6 +16,7 @@ mod gradients;
 mod graph;
 mod harness;
 mod host;
+mod loss_scale;
 mod machine;
 mod models;
 mod networks;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use residuum::data::{digits, Augment, Dataset, Images, Source, Splits};
 use residuum::device::Device;
 use residuum::models;
+use residuum::ops::loss_scale::LossScale;
 use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 use residuum::train::{Checkpoint, Evaluator, Metrics, Observer, Progress, Settings, Trainer};
 
@@ -73,7 +74,20 @@ fn message<T>(result: residuum::Result<T>) -> String {
 
 #[test]
 fn a_resumed_run_ends_with_the_same_bits() {
-    let whole = run(&settings());
+    resume_everywhere(&settings());
+}
+
+/// The first steps, at the first loss scale, are skipped: what a resumed run goes on from is the scale between them.
+#[test]
+fn a_resumed_run_in_f16_ends_with_the_same_bits() {
+    let checkpoints = resume_everywhere(&Settings { dtype: DType::F16, ..settings() });
+    let scale = |c: &Checkpoint| c.loss_scale.unwrap();
+    assert!(scale(&checkpoints[0]) != scale(&checkpoints[5]), "it moves: {:?}", scale(&checkpoints[5]));
+}
+
+/// Resumes the run of `settings` from each of its checkpoints, which it returns.
+fn resume_everywhere(settings: &Settings) -> Vec<Checkpoint> {
+    let whole = run(settings);
     let end = whole.checkpoints.last().unwrap();
     assert_eq!((end.step, end.epoch, whole.metrics.len()), (12, 3, 3));
     let folder = tempfile::tempdir().unwrap();
@@ -89,6 +103,7 @@ fn a_resumed_run_ends_with_the_same_bits() {
         let rest = timeless(&whole.metrics[stop.epoch as usize..]);
         assert_eq!(timeless(&record.metrics), rest, "resumed after {} steps", stop.step);
     }
+    whole.checkpoints
 }
 
 #[test]
@@ -155,6 +170,13 @@ fn the_simulator_trains_as_the_cpu_does() {
         record
     };
     let simulator = Device::sim(SimOptions::default()).unwrap();
+    let scales = |device: &Device| -> Vec<_> {
+        let mut record = Record::default();
+        let settings = Settings { dtype: DType::F16, ..settings.clone() };
+        Trainer::new(settings, &few, device).unwrap().run(&mut record).unwrap();
+        record.checkpoints.iter().map(|c| c.loss_scale).collect()
+    };
+    assert_eq!(scales(&simulator), scales(&Device::cpu()), "the loss scale moves at the same steps");
     let (cpu, sim) = (on(&Device::cpu()), on(&simulator));
     for (step, (a, b)) in cpu.progress.iter().zip(&sim.progress).enumerate() {
         let bound = 1e-6 * 10f64.powi(step as i32);
@@ -213,6 +235,27 @@ fn a_run_that_diverges_says_so() {
     assert!(text.starts_with("loss: became ") && text.contains("at learning rate"), "{text}");
 }
 
+/// The last block's gradients are more than f16 holds at any scale, while its outputs and the loss are in range.
+#[test]
+fn a_run_whose_every_step_is_skipped_says_so() {
+    let mut checkpoint = Trainer::new(Settings { dtype: DType::F16, ..settings() }, &FEW, &Device::cpu())
+        .and_then(|trainer| trainer.checkpoint())
+        .unwrap();
+    assert_eq!(checkpoint.loss_scale, Some(LossScale::default()));
+    for (name, factor) in [("layer3.0.conv2.weight", 1e-4), ("layer3.0.bn2.weight", 1e3), ("fc.weight", 1e3)] {
+        let tensor = checkpoint.state.get_mut(name).unwrap();
+        let scaled = tensor.to_real::<f32>().iter().map(|v| v * factor).collect();
+        *tensor = HostTensor::f32(tensor.shape.clone(), scaled);
+    }
+    checkpoint.loss_scale = Some(LossScale { scale: 4.0, good_steps: 9 });
+    let mut trainer = Trainer::resume(&checkpoint, &FEW, &Device::cpu()).unwrap();
+    let text = message(trainer.run(&mut Record::default()));
+    assert!(text.starts_with("loss scale: fell to its least by step 4, gradients are not finite"), "{text}");
+    let after = trainer.checkpoint().unwrap();
+    assert_eq!(after.state["fc.weight"], checkpoint.state["fc.weight"]);
+    assert!(after.velocity.is_empty());
+}
+
 #[test]
 fn a_checkpoint_of_something_else_is_refused() {
     let good = run(&Settings { epochs: 1, ..settings() }).checkpoints.pop().unwrap();
@@ -246,6 +289,7 @@ fn two_tensors() -> Checkpoint {
             ("a.num_batches_tracked".into(), HostTensor::i64([], vec![5])),
         ]),
         velocity: StateDict::from([("a.weight".into(), HostTensor::f32([2], vec![1.0, 2.0]))]),
+        loss_scale: None,
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) struct Context {
     pub staging: Mutex<Staging>,
     /// Whether every launch is waited for, so that a failing one is named.
     pub synchronous: bool,
+    /// Whether the stream is another library's.
+    pub foreign: bool,
     images: Images,
     functions: RwLock<HashMap<&'static str, Function>>,
     modules: Mutex<Vec<Option<Module>>>,
@@ -84,6 +86,7 @@ impl Context {
         let primary = CudaContext::new(ordinal).map_err(failed)?;
         // SAFETY: this wrapper of the context is ours alone, and all its memory is used on one stream.
         unsafe { primary.disable_event_tracking() };
+        let foreign = stream.is_some();
         let stream = match stream {
             None => primary.new_stream().map_err(failed)?,
             Some(raw) => {
@@ -103,6 +106,7 @@ impl Context {
             faults,
             staging,
             synchronous,
+            foreign,
             images,
             functions: RwLock::default(),
             modules,

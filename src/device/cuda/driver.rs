@@ -54,6 +54,7 @@ const SYMBOLS: &[&str] = &[
     "cuStreamEndCapture",
     "cuStreamGetCtx",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
 ];
 
 /// A driver that can be called.

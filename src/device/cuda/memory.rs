@@ -6,7 +6,8 @@ use cudarc::driver::result::{self, DriverError};
 
 use super::context::Context;
 use super::faults::OUT_OF_MEMORY;
-use crate::device::Memory;
+use super::side::Side;
+use crate::device::{Memory, SideQueue};
 use crate::{Error, Result};
 
 /// What every address is a multiple of.
@@ -44,7 +45,12 @@ impl CudaMemory {
         Ok(memory)
     }
 
-    fn check(&self, what: &str, offset: usize, len: usize) -> Result<()> {
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Fails where the range leaves the memory; `what` is the use that the error names.
+    pub fn check(&self, what: &str, offset: usize, len: usize) -> Result<()> {
         match offset.checked_add(len) {
             Some(end) if end <= self.bytes => Ok(()),
             _ => Err(Error::invalid(what, format!("bytes {offset}..+{len} of a buffer of {}", self.bytes))),
@@ -99,6 +105,14 @@ impl Memory for CudaMemory {
             // SAFETY: the context is current, and the range is inside this buffer.
             unsafe { staging.read(dst, self.address + offset as u64, self.context.stream.cu_stream()) }
         })
+    }
+
+    fn side_queue(self: Arc<Self>) -> Result<Option<Box<dyn SideQueue>>> {
+        // A caller's stream is promised all work; a synchronous device does one thing at a time.
+        if self.context.foreign || self.context.synchronous {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Side::new(self)?)))
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod driver;
 mod faults;
 mod graph;
 mod memory;
+mod side;
 mod staging;
 #[cfg(test)]
 mod tests;
@@ -86,6 +87,11 @@ impl Backend for Cuda {
             return Ok(None);
         }
         Ok(Some(Box::new(Graph::capture(&self.0, launches)?)))
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        let (free, _) = self.0.call("asking for free memory", cudarc::driver::result::mem_get_info)?;
+        Ok(Some(free))
     }
 
     fn synchronize(&self) -> Result<()> {

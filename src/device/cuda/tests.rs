@@ -24,6 +24,7 @@ struct Params {
 }
 
 static FILL: Kernel = Kernel::new::<Params>("mock_fill", 128, 0);
+static SHIFT: Kernel = Kernel::new::<Params>("mock_shift", 128, 0);
 static TRAP: Kernel = Kernel::new::<Params>("mock_trap", 128, 0);
 static LARGE: Kernel = Kernel::new::<Params>("mock_large", 128, 100 << 10);
 static TOO_LARGE: Kernel = Kernel::new::<Params>("mock_too_large", 128, 300 << 10);
@@ -36,7 +37,14 @@ static IMAGE: Image = Image(*b"mockmock");
 static BROKEN: Image = Image(*b"not mock");
 
 const IMAGES: Images = Images {
-    entries: &[("mock_fill", 0), ("mock_large", 0), ("mock_too_large", 0), ("mock_too_wide", 0), ("mock_trap", 0)],
+    entries: &[
+        ("mock_fill", 0),
+        ("mock_large", 0),
+        ("mock_shift", 0),
+        ("mock_too_large", 0),
+        ("mock_too_wide", 0),
+        ("mock_trap", 0),
+    ],
     fatbins: &[("mock", &IMAGE.0)],
     targets: &["sm_80", "sm_90a", "compute_80"],
     toolkit: Some("13.0"),
@@ -47,7 +55,7 @@ fn backend() -> Result<Arc<dyn Backend>> {
     Ok(Arc::new(Cuda(unsafe { Context::open(0, None, IMAGES)? })))
 }
 
-/// A launch of `kernel` that fills `view` with `value`.
+/// A launch of `kernel` that fills `view` with `value`; SHIFT reads as much right behind it instead.
 fn launch(kernel: &'static Kernel, view: &View, value: u32) -> Launch {
     let params = Params { y: view.address(), count: view.bytes() as u64 / 4, value, unused: 0 };
     // SAFETY: the parameters are the mock's, and the view is all that it writes.
@@ -69,6 +77,14 @@ impl Mock {
         let live = unsafe { self.0.get::<unsafe extern "C" fn(i32) -> i64>(b"mock_live") }.expect("mock_live");
         // SAFETY: it reads a counter.
         (0..7).map(|what| unsafe { live(what) }).collect()
+    }
+
+    /// How often so far: device memory and pinned memory allocated, graphs and kernels launched.
+    fn counts(&self) -> [i64; 4] {
+        // SAFETY: the symbol has this type.
+        let count = unsafe { self.0.get::<unsafe extern "C" fn(i32) -> i64>(b"mock_count") }.expect("mock_count");
+        // SAFETY: it reads a counter.
+        [0, 1, 2, 3].map(|what| unsafe { count(what) })
     }
 
     fn set(&self, name: &str, value: i64) {
@@ -97,6 +113,9 @@ const CASES: &[Case] = &[
     ("copies_and_launches_keep_their_order_without_pools", &[("MOCK_POOLS", "0")], order),
     ("long_copies_go_in_pieces", &[], pieces),
     ("a_recording_owns_its_memory", &[], recording),
+    ("copies_beside_a_run_touch_no_place_in_use", &[], side),
+    ("a_thousand_replays_take_nothing", &[], thousand_replays),
+    ("a_thousand_replays_take_nothing_without_pools", &[("MOCK_POOLS", "0")], thousand_replays),
     ("a_gate_is_read_when_its_launch_runs", &[], gate),
     ("a_fault_is_told_for_ever", &[], fault),
     ("a_synchronous_device_names_the_launch", &[("RESIDUUM_SYNC", "1")], synchronous),
@@ -287,6 +306,77 @@ fn recording() {
     assert_eq!(Mock::new().live(), [0; 7]);
 }
 
+/// Two places in one memory, each an input behind the output that SHIFT makes of it, and their recordings.
+fn two_places(device: &Arc<dyn Backend>, words: usize) -> Result<(Arc<dyn Memory>, [Recording; 2])> {
+    let memory = device.allocate(words * 16)?;
+    memory.write(0, &vec![0; words * 16])?;
+    let record = |place: usize| -> Result<Recording> {
+        let whole = View::new(memory.clone(), place * words * 8, words * 8)?;
+        let out = View::new(memory.clone(), place * words * 8, words * 4)?;
+        let params = Params { y: out.address(), count: words as u64, value: 0, unused: 0 };
+        // SAFETY: the parameters are the mock's, and the view is all that it reads and writes.
+        let launch = unsafe { Launch::new(&SHIFT, [1, 1, 1], &params, Cost::default(), vec![whole]) };
+        Recording::new(device.clone(), vec![launch])
+    };
+    Ok((memory.clone(), [record(0)?, record(1)?]))
+}
+
+fn output(memory: &Arc<dyn Memory>, place: usize, words: usize) -> Vec<u8> {
+    let view = View::new(memory.clone(), place * words * 8, words * 4).expect("a view");
+    view.read().expect("a copy")
+}
+
+fn side() {
+    let device = backend().expect("a device");
+    let (memory, recordings) = two_places(&device, 64).expect("two places");
+    let side = memory.clone().side_queue().expect("a stream").expect("a stream of the device's own");
+    assert!(side.write(0, 1000, &[0; 100]).is_err() && side.write(2, 0, &[0]).is_err() && side.release(2).is_err());
+    let fill = |place: usize, byte: u8| side.write(place, place * 512 + 256, &[byte; 256]).expect("a copy");
+    for step in 0..20u8 {
+        let place = usize::from(step % 2);
+        fill(place, step);
+        side.join().expect("an order");
+        recordings[place].replay().expect("a replay");
+        side.release(place).expect("a mark");
+        // The next batches for this place come while its run may not have begun; so many that the staging buffers run
+        // out, and the second stream must go on.
+        (0..9).for_each(|other| fill(place, 100 + other));
+        assert!(output(&memory, place, 64).iter().all(|&b| b == step), "step {step} read its own input");
+    }
+    drop((side, memory, recordings, device));
+    assert_eq!(Mock::new().live(), [0; 7]);
+}
+
+fn thousand_replays() {
+    let device = backend().expect("a device");
+    let (memory, recordings) = two_places(&device, 64).expect("two places");
+    let side = memory.clone().side_queue().expect("a stream").expect("a stream of the device's own");
+    let mock = Mock::new();
+    let step = |i: usize| {
+        let place = i % 2;
+        side.write(place, place * 512 + 256, &[i as u8; 256]).expect("a copy");
+        side.join().expect("an order");
+        recordings[place].replay().expect("a replay");
+        side.release(place).expect("a mark");
+        assert!(output(&memory, place, 64).iter().all(|&b| b == i as u8), "step {i}");
+    };
+    (0..10).for_each(step);
+    let (live, free, counts) = (mock.live(), device.free_bytes().expect("an answer"), mock.counts());
+    (0..1_000).for_each(step);
+    let [allocations, pinned, graphs, kernels] = counts;
+    assert_eq!(mock.counts(), [allocations, pinned, graphs + 1_000, kernels], "one graph launch a step, no allocation");
+    assert_eq!((mock.live(), device.free_bytes().expect("an answer")), (live, free));
+    assert!(free.is_some());
+
+    // Nothing is done beside another library's stream.
+    // SAFETY: the symbol has this type, and the stream is never freed.
+    let foreign = unsafe {
+        let stream = mock.0.get::<unsafe extern "C" fn(i32) -> u64>(b"mock_stream").expect("mock_stream");
+        Cuda(Context::open(0, Some(stream(1)), IMAGES).expect("a device"))
+    };
+    assert!(foreign.allocate(64).expect("memory").side_queue().expect("an answer").is_none());
+}
+
 fn gate() {
     let device = backend().expect("a device");
     let (view, gate) = [16, 4].map(|bytes| View::whole(device.allocate(bytes).expect("memory"))).into();
@@ -423,6 +513,12 @@ fn scenario() -> Result<()> {
     device.launch(&launch(&LARGE, &view, 2))?;
     let recording = Recording::new(device.clone(), vec![launch(&FILL, &view, 3), launch(&FILL, &view, 4)])?;
     recording.replay()?;
+    if let Some(side) = memory.clone().side_queue()? {
+        side.write(0, 0, &[9; 64])?;
+        side.join()?;
+        recording.replay()?;
+        side.release(0)?;
+    }
     assert!(view.read()?.chunks(4).all(|word| word == 4u32.to_le_bytes()));
     device.synchronize()
 }

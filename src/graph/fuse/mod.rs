@@ -31,6 +31,13 @@ pub(super) struct Fused {
     pub views: Vec<Option<View>>,
 }
 
+impl Fused {
+    /// The value in whose memory `v` lies: itself, unless it is a slice.
+    pub fn root(&self, v: ValueId) -> ValueId {
+        self.views[v.index()].map_or(v, |view| view.root)
+    }
+}
+
 /// Who runs a fused graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Runner {

@@ -42,6 +42,7 @@ struct Bwd {
     logits: u64,
     labels: u64,
     dlogits: u64,
+    loss_scale: u64,
     classes: u32,
     on: f32,
     everywhere: f32,
@@ -60,7 +61,7 @@ pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &MEAN, &BWD[
 pub(super) fn scratch_bytes(node: &Node, _target: Target) -> usize {
     match node.pass {
         Pass::Fwd => 2 * node.loss.spec.n * size_of::<f32>(),
-        Pass::Bwd => 0,
+        Pass::Bwd | Pass::ScaledBwd => 0,
     }
 }
 
@@ -68,7 +69,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     io.check(node, target)?;
     match node.pass {
         Pass::Fwd => fwd(node, target, io),
-        Pass::Bwd => bwd(node, target, io),
+        Pass::Bwd | Pass::ScaledBwd => bwd(node, target, io),
     }
 }
 
@@ -127,13 +128,15 @@ fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
         logits: logits.view.address(),
         labels: labels.view.address(),
         dlogits: dlogits.view.address(),
+        loss_scale: io.inputs.get(2).map_or(0, |scale| scale.view.address()),
         classes,
         on: (1.0 - spec.smoothing) as f32,
         everywhere: (spec.smoothing / spec.classes as f64) as f32,
         scale: (spec.grad_scale / spec.n as f64) as f32,
     };
-    let views = [logits, labels, dlogits].map(|a| a.view.clone()).to_vec();
+    let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
     let kernel = for_dtype(target.dtype, &BWD)?;
-    // SAFETY: a block for each of the N rows of K logits, as large as the descriptor says (`Io::check`).
+    // SAFETY: a block for each of the N rows of K logits, and one loss scale or none, as large as the descriptor says
+    // (`Io::check`).
     Ok(vec![unsafe { Launch::new(kernel, [n, 1, 1], &params, node.cost(target.dtype), views) }])
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! target[n,k] = (1 - smoothing) [k = label n] + smoothing / K
 //! loss        = mean over n of -sum_k target[n,k] log softmax(logits)[n,k]
-//! dlogits     = grad_scale / N * (softmax(logits) - target)
+//! dlogits     = grad_scale / N * (softmax(logits) - target)          times the loss scale, where there is one
 //! ```
 //!
 //! `correct` counts the images whose largest logit (the first of equal ones) is the label.
@@ -27,7 +27,7 @@ pub struct Spec {
     pub classes: usize,
     /// The share of the target that is spread evenly over all classes, in 0..1.
     pub smoothing: f64,
-    /// What the gradient is multiplied by: a loss scale that keeps f16 gradients representable.
+    /// What the gradient is multiplied by: a fixed loss scale that keeps f16 gradients representable.
     pub grad_scale: f64,
 }
 
@@ -70,6 +70,9 @@ pub enum Pass {
     Fwd,
     /// `logits, labels -> dlogits`. The incoming gradient is 1 by definition: a loss is where differentiation starts.
     Bwd,
+    /// `logits, labels, loss_scale[1] -> dlogits`: multiplied by a scale that moves between runs, see
+    /// [`loss_scale`](super::loss_scale).
+    ScaledBwd,
 }
 
 /// A loss's pass in a graph.
@@ -85,20 +88,22 @@ impl Operator for Node {
     fn name(&self) -> &'static str {
         match self.pass {
             Pass::Fwd => "cross_entropy_fwd",
-            Pass::Bwd => "cross_entropy_bwd",
+            Pass::Bwd | Pass::ScaledBwd => "cross_entropy_bwd",
         }
     }
 
     fn inputs(&self) -> Vec<TensorType> {
         let Spec { n, classes, .. } = self.loss.spec;
-        vec![TensorType::real([n, classes]), TensorType::index([n])]
+        let mut inputs = vec![TensorType::real([n, classes]), TensorType::index([n])];
+        inputs.extend((self.pass == Pass::ScaledBwd).then(|| TensorType::stat([1])));
+        inputs
     }
 
     fn outputs(&self) -> Vec<TensorType> {
         let Spec { n, classes, .. } = self.loss.spec;
         match self.pass {
             Pass::Fwd => vec![TensorType::stat([1]), TensorType::stat([1])],
-            Pass::Bwd => vec![TensorType::real([n, classes])],
+            Pass::Bwd | Pass::ScaledBwd => vec![TensorType::real([n, classes])],
         }
     }
 

@@ -24,8 +24,9 @@ impl<T: Real> HostOp<T> for Node {
                 out[0] = loss / T::from_usize(n);
                 count[0] = T::from_usize(correct);
             }
-            Pass::Bwd => {
-                let scale = T::from_f64(grad_scale / n as f64);
+            Pass::Bwd | Pass::ScaledBwd => {
+                let loss_scale = io.inputs.get(2).map_or(T::ONE, |scale| scale.real()[0]);
+                let scale = T::from_f64(grad_scale / n as f64) * loss_scale;
                 let [dlogits] = io.reals();
                 for ((logits, &label), d) in images.zip(dlogits.chunks_exact_mut(classes)) {
                     let log_sum = log_sum_exp(logits);

@@ -1,5 +1,5 @@
-//! Convolution fused with the batch norms and ReLUs around it: [`conv2d`](super::conv2d) with what
-//! [`norm`](super::norm) defines done while operands are loaded and results are stored.
+//! Convolution fused with the batch norms and ReLUs around it: [`conv2d`] with what
+//! [`norm`] defines done while operands are loaded and results are stored.
 
 mod launch;
 mod reference;

@@ -1,4 +1,4 @@
-//! Pooling fused with the batch norm and ReLU before it: [`pool`](super::pool) with what [`norm`](super::norm) defines
+//! Pooling fused with the batch norm and ReLU before it: [`pool`](super::pool) with what [`norm`] defines
 //! done while x is loaded and dx is stored.
 
 mod launch;

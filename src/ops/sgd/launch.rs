@@ -2,6 +2,7 @@
 
 use super::Sgd;
 use crate::device::{Cost, Kernel, Launch, Target, View};
+use crate::ops::loss_scale::STATE;
 use crate::ops::strips::{entries, THREADS};
 use crate::tensor::DType;
 
@@ -17,6 +18,7 @@ struct Params {
     velocity: u64,
     shadow: u64,
     control: u64,
+    loss_scale: u64,
     len: i64,
     decay_end: i64,
     momentum: f32,
@@ -44,6 +46,9 @@ pub struct Buffers<'a> {
     pub shadow: Option<&'a View>,
     /// `[learning rate, 1 at the first step else 0]`, f32, read by the kernel.
     pub control: &'a View,
+    /// The state of [`loss_scale`](crate::ops::loss_scale), where the program has one: it decides whether the step is
+    /// skipped, whether it is the first in place of `control`, and what else the gradients are divided by.
+    pub loss_scale: Option<&'a View>,
     /// Elements; a multiple of 4.
     pub len: usize,
     /// The elements below this index decay.
@@ -53,15 +58,16 @@ pub struct Buffers<'a> {
 /// The one launch of a step.
 ///
 /// # Panics
-/// If a buffer has no room for `len` elements, `len` is 0 or no multiple of 4, a buffer is not aligned to 16 bytes, or
+/// If a buffer has no room for `len` elements or for the state, `len` is 0 or no multiple of 4, a buffer is not aligned to 16 bytes, or
 /// there is a shadow in a program whose type is not f16 or bf16.
 pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
-    let Buffers { param, grad, velocity, shadow, control, len, decay_end } = *buffers;
+    let Buffers { param, grad, velocity, shadow, control, loss_scale, len, decay_end } = *buffers;
     assert!(len > 0 && len.is_multiple_of(PER_THREAD), "sgd: {len} elements, expected a multiple of 4");
     let fits = |view: &View, bytes: usize| view.bytes() >= bytes && view.address().is_multiple_of(16);
     assert!([param, grad, velocity].iter().all(|v| fits(v, len * 4)), "sgd: a buffer of less than {len} elements");
     assert!(shadow.is_none_or(|v| fits(v, len * 2)), "sgd: a shadow of less than {len} elements");
     assert!(fits(control, 8), "sgd: a control of less than 2 elements");
+    assert!(loss_scale.is_none_or(|v| fits(v, 4 * STATE)), "sgd: a loss scale of less than {STATE} numbers");
     let kernel = match (shadow, target.dtype) {
         (None, _) => &STEP[0],
         (Some(_), DType::F16) => &STEP[1],
@@ -75,6 +81,7 @@ pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
         velocity: velocity.address(),
         shadow: shadow.map_or(0, View::address),
         control: control.address(),
+        loss_scale: loss_scale.map_or(0, View::address),
         len: len as i64,
         decay_end: decay_end as i64,
         momentum: spec.momentum as f32,
@@ -87,8 +94,9 @@ pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
     let n = len as u64;
     let cost = Cost { flops: 8 * n, bytes_read: 12 * n + 8, bytes_written: (8 + 2 * u64::from(shadow.is_some())) * n };
     let mut views = vec![param.clone(), grad.clone(), velocity.clone(), control.clone()];
-    views.extend(shadow.cloned());
+    views.extend([shadow, loss_scale].into_iter().flatten().cloned());
     let blocks = len.div_ceil(PER_THREAD * THREADS as usize);
-    // SAFETY: every buffer holds `len` elements, aligned, and the control two, as asserted above; the shadow may be null.
+    // SAFETY: every buffer holds `len` elements, aligned, the control two and the loss scale its state, as asserted above;
+    // the shadow and the loss scale may be null.
     unsafe { Launch::new(kernel, [blocks as u32, 1, 1], &params, cost, views) }
 }

@@ -28,7 +28,7 @@ pub struct Spec {
     pub nesterov: bool,
     /// The pull of decaying parameters towards 0.
     pub weight_decay: f64,
-    /// What the gradients were multiplied by.
+    /// What the gradients were multiplied by, a moving [`loss_scale`](crate::ops::loss_scale) aside.
     pub grad_scale: f64,
 }
 
@@ -58,6 +58,11 @@ impl Sgd {
             return Err(Error::invalid("sgd", "Nesterov needs a momentum and no dampening"));
         }
         Ok(Self { spec })
+    }
+
+    /// The same step on gradients that were multiplied by `scale` as well, positive and finite.
+    pub(crate) fn scaled(self, scale: f64) -> Self {
+        Self { spec: Spec { grad_scale: self.spec.grad_scale * scale, ..self.spec } }
     }
 
     /// The spec.

@@ -46,8 +46,21 @@ fn fwd(spec: Spec) -> Case {
 fn bwd(spec: Spec) -> Case {
     let name = format!("cross_entropy bwd {spec:?}");
     let inputs = inputs(&name, &spec);
-    Case::bounded(name, op(spec, Pass::Bwd), inputs, move |j| {
-        let (range, scale) = (range(j, spec.classes), spec.grad_scale / spec.n as f64);
+    bounded_bwd(name, spec, Pass::Bwd, inputs)
+}
+
+/// With a loss scale in memory.
+fn scaled_bwd(spec: Spec, loss_scale: f64) -> Case {
+    let name = format!("cross_entropy bwd {spec:?} loss scale {loss_scale}");
+    let mut inputs = inputs(&name, &spec);
+    inputs.push(Data::Real(vec![loss_scale]));
+    bounded_bwd(name, spec, Pass::ScaledBwd, inputs)
+}
+
+fn bounded_bwd(name: String, spec: Spec, pass: Pass, inputs: Vec<Data>) -> Case {
+    Case::bounded(name, op(spec, pass), inputs, move |j| {
+        let loss_scale = j.inputs.get(2).map_or(1.0, |scale| scale.real()[0]);
+        let (range, scale) = (range(j, spec.classes), loss_scale * spec.grad_scale / spec.n as f64);
         let bound = j.outputs[0].real().iter().enumerate().map(|(i, d)| {
             let right = label(&j.inputs[1], i / spec.classes) == i % spec.classes;
             let target = spec.smoothing / spec.classes as f64 + if right { 1.0 - spec.smoothing } else { 0.0 };
@@ -72,6 +85,17 @@ fn forward() {
 #[test]
 fn backward() {
     CASES.iter().for_each(|&spec| check(&bwd(spec), Sweep::Schedules));
+}
+
+#[test]
+fn the_loss_scale_is_read_from_memory() {
+    for &spec in CASES {
+        check(&scaled_bwd(spec, 16.0), Sweep::Schedules);
+    }
+    let case = scaled_bwd(CASES[1], 16.0);
+    let mut wrong = case.inputs.clone();
+    wrong[2] = Data::Real(vec![32.0]);
+    check_refused(&case, &wrong, &DTYPES);
 }
 
 #[test]

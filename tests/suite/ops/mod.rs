@@ -9,6 +9,7 @@ mod cross_entropy;
 mod gate;
 mod join;
 mod linear;
+mod loss_scale;
 mod norm;
 mod norm_conv;
 mod norm_gradient;

@@ -53,6 +53,7 @@ fn run(start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> 
         velocity: &velocity,
         shadow: shadow.as_ref(),
         control: &control,
+        loss_scale: None,
         len,
         decay_end: start.decay_end,
     };

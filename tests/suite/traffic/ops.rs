@@ -169,6 +169,7 @@ fn an_optimizer_step_costs_what_it_touches() {
     let mut wrong = Vec::new();
     for shadow in [None, Some(&shadow)] {
         let buffers = sgd::Buffers {
+            loss_scale: None,
             param: &param,
             grad: &grad,
             velocity: &velocity,

@@ -33,7 +33,7 @@ pub struct Problem {
 /// How a pass is computed. The same plan gives the same bits on every device of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// The kernel where all operands lie as it needs them: see [`Access`].
+    /// The kernel where all operands lie as it needs them: see `Access`.
     pub vector: Option<&'static Variant>,
     /// The kernel that takes any operands.
     pub scalar: &'static Variant,

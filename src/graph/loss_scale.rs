@@ -1,0 +1,66 @@
+//! A moving loss scale in a training program: f16 programs with an optimizer have one, see [`crate::ops::loss_scale`].
+
+use super::{Graph, Origin, Program};
+use crate::device::cpu::Slot;
+use crate::ops::loss_scale::{LossScale, State, FRESH};
+use crate::ops::{cross_entropy, Op};
+use crate::tensor::{Elem, HostData, HostTensor, TensorType};
+use crate::{Error, Result};
+
+impl Graph {
+    /// The same graph with the gradient of every loss multiplied by a scale in device memory.
+    pub(super) fn with_loss_scale(&self) -> Self {
+        let mut graph = self.clone();
+        let scale = graph.add_value(TensorType::stat([1]), Origin::LossScale);
+        for node in &mut graph.nodes {
+            if let Op::CrossEntropy(loss @ cross_entropy::Node { pass: cross_entropy::Pass::Bwd, .. }) = &mut node.op {
+                loss.pass = cross_entropy::Pass::ScaledBwd;
+                node.inputs.push(scale);
+            }
+        }
+        graph.loss_scale = Some(scale);
+        graph
+    }
+}
+
+impl Program {
+    /// The loss scale of the next run; `None` in a program without a moving one: all but f16 programs with an optimizer.
+    pub fn loss_scale(&self) -> Result<Option<LossScale>> {
+        Ok(self.loss_scale_state()?.map(|state| state.next))
+    }
+
+    /// Sets the loss scale of the next run, as [`loss_scale`](Self::loss_scale) gave it. Fails on what no run can have,
+    /// and in a program without one.
+    pub fn load_loss_scale(&mut self, loss_scale: LossScale) -> Result<()> {
+        loss_scale.check()?;
+        match self.loss_scale_state()? {
+            Some(state) => self.write_loss_scale(State::new(loss_scale, state.fresh)),
+            None => Err(Error::invalid("loss scale", "only a program in f16 with an optimizer has one")),
+        }
+    }
+
+    /// What lies in device memory.
+    pub(super) fn loss_scale_state(&self) -> Result<Option<State>> {
+        let slot = self.plan.flat.loss_scale;
+        if slot.len == 0 {
+            return Ok(None);
+        }
+        let memory = HostTensor { shape: [slot.len].into(), data: self.executor.read(&slot)? };
+        Ok(Some(State::from_memory(&memory.to_real::<f64>())))
+    }
+
+    pub(super) fn write_loss_scale(&mut self, state: State) -> Result<()> {
+        self.executor.write(&self.plan.flat.loss_scale, &HostData::F64(state.to_memory().to_vec()))
+    }
+
+    /// Notes whether the velocities hold nothing yet, where the device and not the host keeps that.
+    pub(super) fn write_fresh(&mut self, fresh: bool) -> Result<()> {
+        let Slot { offset, len, .. } = self.plan.flat.loss_scale;
+        if len == 0 {
+            return Ok(());
+        }
+        let offset = offset + FRESH * self.plan.flat.stat_bytes;
+        let data = HostData::F64(vec![f64::from(u8::from(fresh))]);
+        self.executor.write(&Slot { offset, len: 1, elem: Elem::Stat }, &data)
+    }
+}
