@@ -38,10 +38,13 @@ typedef struct {
   int capturing, context;
 } Stream;
 
-typedef struct { int pending; Stream* stream; } Event;
+typedef struct { int pending, passed, destroyed; Stream* stream; } Event;
 typedef struct { char name[64]; } Function;
 typedef struct { int loaded; Function functions[16]; int count; } Module;
 typedef struct { Op* first; } Graph;
+
+// Work that has run: the device's clock, in milliseconds.
+static int clock_ticks;
 
 static int context_handle, other_context;
 static Stream null_stream = {0, 0, 0, 1};
@@ -65,13 +68,19 @@ static void release(void* address) {
   free((char*)address - 256);
 }
 
+static void pass(Event* event) {
+  event->passed = clock_ticks;
+  if (!--event->pending && event->destroyed) free(event);
+}
+
 static void run(const Op* op) {
   if (sticky != OK && op->kind < 3) return;
+  ++clock_ticks;
   switch (op->kind) {
     case 0: memcpy(op->dst, op->src, op->bytes); break;
     case 1: for (size_t i = 0; i < op->bytes / 4; ++i) ((uint32_t*)op->dst)[i] = op->value; break;
     case 2: sticky = ILLEGAL_ADDRESS; break;
-    case 3: ((Event*)op->dst)->pending--; break;
+    case 3: pass(op->dst); break;
     case 4: release(op->dst); break;
   }
 }
@@ -218,10 +227,24 @@ R cuGraphLaunch(void* g, void* s) {
 }
 
 R cuEventCreate(void** e, unsigned f) { (void)f; ENTER; *e = calloc(1, sizeof(Event)); live[EVENTS]++; return OK; }
-R cuEventDestroy_v2(void* e) { free(e); live[EVENTS]--; return sticky; }
+R cuEventDestroy_v2(void* e) {
+  Event* event = e;
+  live[EVENTS]--;
+  event->destroyed = 1;
+  if (!event->pending) free(event);
+  return sticky;
+}
 R cuEventRecord(void* e, void* s) { ENTER; ((Event*)e)->stream = stream(s); push(stream(s), (Op){3, e, 0, 0, 0, 0}); return OK; }
 R cuEventQuery(void* e) { ENTER; return ((Event*)e)->pending ? NOT_READY : OK; }
 R cuEventSynchronize(void* e) { ENTER; if (((Event*)e)->pending) flush(((Event*)e)->stream); return sticky; }
+R cuEventElapsedTime(float* ms, void* a, void* b) {
+  ENTER;
+  Event *start = a, *end = b;
+  if (!start->stream || !end->stream) return INVALID;
+  if (start->pending || end->pending) return NOT_READY;
+  *ms = end->passed - start->passed;
+  return OK;
+}
 
 R cuGetErrorName(R e, const char** t) { *t = e == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : e == NO_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_MOCK"; return OK; }
 #ifndef MOCK_OLD

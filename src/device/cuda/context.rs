@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{sys, CudaContext, CudaStream};
 
-use super::driver::{Driver, Gpu};
+use super::driver::{Driver, Elapsed, Gpu};
 use super::faults::{self, Faults};
 use super::staging::Staging;
 use crate::device::{Arch, Kernel, Launch};
@@ -35,6 +35,7 @@ pub(super) struct Context {
     pub staging: Mutex<Staging>,
     /// Whether every launch is waited for, so that a failing one is named.
     pub synchronous: bool,
+    pub elapsed: Elapsed,
     images: Images,
     functions: RwLock<HashMap<&'static str, Function>>,
     modules: Mutex<Vec<Option<Module>>>,
@@ -103,6 +104,7 @@ impl Context {
             faults,
             staging,
             synchronous,
+            elapsed: driver.elapsed,
             images,
             functions: RwLock::default(),
             modules,
