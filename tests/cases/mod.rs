@@ -5,6 +5,7 @@ pub mod batch_norm;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod elementwise;
+pub mod networks;
 pub mod pool;
 pub mod sgd;
 pub mod shortcut;
