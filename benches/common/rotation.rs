@@ -10,7 +10,7 @@ use residuum::Result;
 
 /// How many times the cache all copies together fill.
 const CACHES: usize = 2;
-/// Launches are recorded at most for so many copies: more than any cache holds tensors of a layer.
+/// So many copies at most: of ops on a few kilobytes, which measure how fast launches follow each other.
 const MOST_COPIES: usize = 512;
 /// Bytes of numbers after which a tensor repeats itself.
 const PERIOD: usize = 8 << 20;

@@ -3,9 +3,11 @@
 
   benches/peers/compare.py --ours target/release/deps/networks-0123abcd
 
-Ours is the bench binary `networks`. Each way of a workload is a process of its own; all are made ready first, then they
-take turns, one run each, for --rounds rounds, so that a clock that slows down is fair to all. Without PyTorch, or where
-a way fails or is not ready in time, the table says so and has the rest. A workload is MODEL[:train|infer[:BATCH]].
+Ours is the bench binary `networks`. Each way of a workload is a process of its own; they are made ready one after the
+other, so that none disturbs what another measures to choose its algorithms, and then take turns, one run each, for
+--rounds rounds, so that a clock that slows down is fair to all. Without PyTorch, or where a way fails or is not ready in
+time, the table says so and has the rest; the exit status is 1 only where one of ours failed. A workload is
+MODEL[:train|infer[:BATCH]].
 """
 
 import argparse
@@ -107,6 +109,7 @@ class Compare:
             self.env.update(RAYON_NUM_THREADS=str(args.threads), OMP_NUM_THREADS=str(args.threads))
         self.logs = Path(args.logs)
         self.logs.mkdir(parents=True, exist_ok=True)
+        self.failed = False
         self.theirs = [] if args.theirs == "none" else args.theirs.split(",")
         if self.theirs and not self.has_torch():
             print("PyTorch is not here, so only ours is measured: pip install torch torchvision", flush=True)
@@ -125,30 +128,26 @@ class Compare:
         large = 128 if "cifar" in model else 256
         return model, mode or "train", int(batch or (small if self.on_cpu else large))
 
-    def runners(self, model, mode, batch):
-        shared = ["--mode", mode, "--batch", str(batch), "--dtype", self.args.dtype, "--device", self.args.device]
-        found = []
-
-        def add(name, command):
-            log = self.logs / f"{model}_{mode}_{batch}_{name.replace(' ', '_')}.log"
-            found.append(Runner(name, command + shared, self.env, log))
-
+    def commands(self, model):
+        """The name and the command of every way, ours first."""
         for replay in self.args.replay.split(","):
-            add(f"residuum {replay}", [self.args.ours, "--workload", model, "--replay", replay])
+            name = "residuum" if self.on_cpu else f"residuum {replay}"
+            yield name, [self.args.ours, "--workload", model, "--replay", replay]
         threads = ["--threads", str(self.args.threads)] if self.args.threads else []
         for way in self.theirs:
             script = [self.args.python, str(HERE / "torch_step.py"), "--serve"]
-            add(f"PyTorch {way}", script + ["--model", model, "--way", way] + threads)
-        return found
+            yield f"PyTorch {way}", script + ["--model", model, "--way", way] + threads
 
     def measure(self, workload, deadline):
         """Prints the rows of one workload."""
         model, mode, batch = self.parse(workload)
-        runners = self.runners(model, mode, batch)
-        end = time.monotonic() + self.args.limit
+        shared = ["--mode", mode, "--batch", str(batch), "--dtype", self.args.dtype, "--device", self.args.device]
+        runners = []
         try:
-            for runner in runners:
-                runner.prepare(min(end, deadline) - time.monotonic())
+            for name, command in self.commands(model):
+                log = self.logs / f"{model}_{mode}_{batch}_{name.replace(' ', '_')}.log"
+                runners.append(Runner(name, command + shared, self.env, log))
+                runners[-1].prepare(min(self.args.limit, deadline - time.monotonic()))
             for _ in range(self.args.rounds):
                 if time.monotonic() > deadline:
                     break
@@ -164,6 +163,7 @@ class Compare:
         for runner in runners:
             median = runner.median()
             if median is None:
+                self.failed |= bool(runner.error) and runner.name.startswith("residuum")
                 reason = (runner.error or "no time was left").replace("|", "/")
                 print(f"| {what} | {runner.name} | not measured: {reason[:160]} | | | | {self.end(runner)}", flush=True)
                 continue
@@ -179,7 +179,9 @@ class Compare:
     def chip(self, runner):
         if not self.on_cpu:
             return runner.ready.get("device", "")
-        return f"{self.args.threads or os.cpu_count()} cores, {cpu_model()}"
+        count = self.args.threads
+        threads = f"{count} thread{'s' if count > 1 else ''} of " if count else ""
+        return f"{threads}{os.cpu_count()} cores, {cpu_model()}"
 
 
 def cpu_model():
@@ -213,11 +215,11 @@ def arguments():
     parser.add_argument("--theirs", help="eager,graph,compile or none; on the CPU eager")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each, whose median is printed")
     parser.add_argument("--threads", type=int, help="of the CPU, for both")
-    parser.add_argument("--limit", type=float, default=300, help="seconds until all ways of a workload must be ready")
+    parser.add_argument("--limit", type=float, default=300, help="seconds in which a way must be ready")
     parser.add_argument("--seconds", type=float, default=86400, help="after which nothing more is started")
     parser.add_argument("--logs", default="compare-logs", help="folder for what the processes say")
     parser.add_argument("--commit", default=commit())
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     on_cpu = args.device == "cpu"
     args.dtype = args.dtype or ("f32" if on_cpu else "bf16")
     args.replay = args.replay or ("graph" if on_cpu else "graph,launches")
@@ -234,10 +236,11 @@ def main():
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for workload in args.workloads:
         if time.monotonic() > deadline:
-            print(f"| {workload} | no time was left | | | | | | | |", flush=True)
+            print(f"| {workload} | all | not measured: no time was left | | | | | | |", flush=True)
             continue
         compare.measure(workload, deadline)
+    return int(compare.failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
