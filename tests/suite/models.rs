@@ -27,7 +27,9 @@ fn every_model_has_its_published_counts() {
 #[test]
 fn every_layer_of_the_benches_is_in_its_network() {
     for layer in LAYERS {
-        assert!(!layer.passes(1).unwrap().is_empty(), "{layer:?}");
+        for batch in [1, layer.batch] {
+            assert!(!layer.passes(batch).unwrap().is_empty(), "{layer:?}");
+        }
         let weights = match layer.kind {
             Kind::Conv { k, kernel, groups, .. } => vec![k, layer.c / groups, kernel, kernel],
             Kind::Classifier(k) => vec![k, layer.c],
