@@ -147,10 +147,12 @@ run_sanitizers() {
 # run_bench NAME: shows the rows for benches/RESULTS.md, or criterion's lines where it prints none.
 run_bench() {
   step "bench $1" pass "$root/bin/bench-$1" --bench --noplot ${BENCH:+"$BENCH"}
+  echo "$1, $(date +%F), commit $RESIDUUM_COMMIT"
   grep -E '^\|' "$LOGS/bench_$1.log" || grep -E 'time: +\[|thrpt: +\[|^networks/|^left out' "$LOGS/bench_$1.log" || true
 }
 
-# run_compare NAME WAYS: our steps and PyTorch's in turn. Without PyTorch it measures ours and says so.
+# run_compare NAME WAYS LIMIT: our steps and PyTorch's in turn. Without PyTorch it measures ours and says so. A way may
+# take LIMIT seconds to be ready.
 run_compare() {
   local peers=() python="${TORCH_PYTHON:-python3}"
   read -r -a peers <<<"${PEERS:-}"
@@ -159,7 +161,7 @@ run_compare() {
     return
   fi
   step "$1" pass "$python" "$root/benches/peers/compare.py" --ours "$root/bin/bench-networks" --theirs "$2" \
-    --seconds $((LIMIT > 120 ? LIMIT - 60 : LIMIT / 2)) --limit 240 --logs "$LOGS/$1" "${peers[@]}"
+    --seconds $((LIMIT > 120 ? LIMIT - 60 : LIMIT / 2)) --limit "$3" --logs "$LOGS/$1" "${peers[@]}"
   cat "$LOGS/$1.log"
 }
 
@@ -184,8 +186,8 @@ run() {
     case $section in
       tests | sanitizers | training) "run_$section" ;;
       layers | networks) run_bench "$section" ;;
-      compare) run_compare compare eager,graph ;;
-      compile) run_compare compile compile ;;
+      compare) run_compare compare eager,graph 120 ;;
+      compile) run_compare compile compile 420 ;;
       *) echo "unknown section $section: see ci/gpu.sh" >&2; exit 2 ;;
     esac
   done
