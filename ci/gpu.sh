@@ -2,11 +2,14 @@
 # The checks that need a GPU, in two halves.
 #
 #   ci/gpu.sh bundle                        on a machine with Rust, nvcc and Python: builds everything into gpu-bundle/
-#   ci/gpu.sh run [tests|sanitizers|benches|training ...]
+#   ci/gpu.sh run [tests|sanitizers|layers|networks|compare|compile|training ...]
 #                                           on a machine with a GPU, from the bundle alone: runs it, without Rust
 #
 # A skipped test is a failure. The log of every step lies in gpu-bundle/logs (or $LOGS), and a table of all ends the run.
-# SECONDS_A_STEP limits each step (540); FILTER picks the tests for the sanitizers ("ops::").
+# `layers` and `networks` are our benches; `compare` runs our steps and PyTorch's in turn, `compile` those of
+# torch.compile, which take minutes to be ready. SECONDS_A_STEP limits each step (540); FILTER picks the tests for the
+# sanitizers ("ops::"), BENCH the rows of the benches (all), PEERS the workloads of the comparisons (those of compare.py)
+# and TORCH_PYTHON the Python that has torch (python3).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -34,7 +37,7 @@ for line in sys.stdin:
     seen.add(path)
     kind, name = target["kind"][0], target["name"]
     library = "residuum-cli" not in message.get("package_id", "") and "/cli#" not in message.get("package_id", "")
-    if kind == "bench":
+    if kind == "bench" and name in ("layers", "networks"):
         print("bench", name, path)
     elif library and message["profile"]["test"] and kind in ("lib", "test") and name != "mutants":
         print("test", "unit" if kind == "lib" else name, path)
@@ -58,6 +61,7 @@ bundle() {
   done
   # The tests read sources, goldens and data.
   git ls-files -z | xargs -0 cp --parents -t "$out"
+  git describe --always --dirty --exclude='*' >"$out/commit.txt"
   if ! "$out/bin/program-residuum" doctor | tee "$out/built.txt" | grep -q '^ok kernels'; then
     echo "the build has no kernels: install nvcc, or use .ci/run's (RESIDUUM_NVCC)" >&2
     exit 1
@@ -140,12 +144,25 @@ run_sanitizers() {
   done
 }
 
-run_benches() {
-  local name
-  for name in $(binaries bench); do
-    step "bench $name" pass "$root/bin/bench-$name" --bench --noplot
-    grep -E '^[a-zA-Z0-9_/. -]+ +time:|time: +\[|thrpt: +\[' "$LOGS/bench_$name.log" || true
-  done
+# run_bench NAME: shows the rows for benches/RESULTS.md, or criterion's lines where it prints none.
+run_bench() {
+  step "bench $1" pass "$root/bin/bench-$1" --bench --noplot ${BENCH:+"$BENCH"}
+  echo "$1, $(date +%F), commit $RESIDUUM_COMMIT"
+  grep -E '^\|' "$LOGS/bench_$1.log" || grep -E 'time: +\[|thrpt: +\[|^networks/|^left out' "$LOGS/bench_$1.log" || true
+}
+
+# run_compare NAME WAYS LIMIT: our steps and PyTorch's in turn. Without PyTorch it measures ours and says so. A way may
+# take LIMIT seconds to be ready.
+run_compare() {
+  local peers=() python="${TORCH_PYTHON:-python3}"
+  read -r -a peers <<<"${PEERS:-}"
+  if ! command -v "$python" >/dev/null; then
+    echo "$1: skipped, $python is not here"
+    return
+  fi
+  step "$1" pass "$python" "$root/benches/peers/compare.py" --ours "$root/bin/bench-networks" --theirs "$2" \
+    --seconds $((LIMIT > 120 ? LIMIT - 60 : LIMIT / 2)) --limit "$3" --logs "$LOGS/$1" "${peers[@]}"
+  cat "$LOGS/$1.log"
 }
 
 run_training() {
@@ -159,15 +176,19 @@ run() {
   cd "$root"
   LOGS="${LOGS:-$root/logs}"
   mkdir -p "$LOGS"
-  export RESIDUUM_ROOT="$root" RESIDUUM_REQUIRE_GPU=1
+  export RESIDUUM_ROOT="$root" RESIDUUM_REQUIRE_GPU=1 RESIDUUM_COMMIT
+  RESIDUUM_COMMIT=$(cat "$root/commit.txt")
   local sections=("$@") section
-  ((${#sections[@]})) || sections=(tests sanitizers benches training)
+  ((${#sections[@]})) || sections=(tests sanitizers layers networks compare compile training)
   step "doctor" pass "$root/bin/program-residuum" doctor
   cat "$LOGS/doctor.log"
   for section in "${sections[@]}"; do
     case $section in
-      tests | sanitizers | benches | training) "run_$section" ;;
-      *) echo "unknown section $section: tests, sanitizers, benches, training" >&2; exit 2 ;;
+      tests | sanitizers | training) "run_$section" ;;
+      layers | networks) run_bench "$section" ;;
+      compare) run_compare compare eager,graph 120 ;;
+      compile) run_compare compile compile 420 ;;
+      *) echo "unknown section $section: see ci/gpu.sh" >&2; exit 2 ;;
     esac
   done
   echo
@@ -178,5 +199,5 @@ run() {
 case "${1:-}" in
   bundle) bundle ;;
   run) shift; run "$@" ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+  *) sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac

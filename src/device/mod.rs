@@ -19,6 +19,7 @@ pub mod sim;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub use self::gpu::Gpu;
 pub use self::recording::{Recording, Replay};
@@ -109,6 +110,16 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Waits for all launches; reports the first failure since the last call.
     fn synchronize(&self) -> Result<()>;
+
+    /// The time that the device takes for what `work` puts on its queue, waits of the queue for `work` included: by the
+    /// device's own clock where it has one, else by the host's. Returns when all of it has ended.
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+        self.synchronize()?;
+        let start = Instant::now();
+        work()?;
+        self.synchronize()?;
+        Ok(start.elapsed())
+    }
 
     /// The error after which this process can use the device no more; every call answers with it. A service that finds
     /// one must restart.

@@ -6,6 +6,7 @@ pub mod concat;
 pub mod conv2d;
 pub mod cross_entropy;
 pub mod elementwise;
+pub mod networks;
 pub mod norm;
 pub mod norm_conv;
 pub mod pool;

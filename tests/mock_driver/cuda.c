@@ -41,11 +41,14 @@ typedef struct {
   int capturing, context;
 } Stream;
 
-// How often it was recorded, and how many of these marks its stream has passed.
-typedef struct { uint32_t recorded, passed; Stream* stream; } Event;
+// How often it was recorded, how many of these marks its stream has passed, and when the last.
+typedef struct { uint32_t recorded, passed; int tick; Stream* stream; } Event;
 typedef struct { char name[64]; } Function;
 typedef struct { int loaded; Function functions[16]; int count; } Module;
 typedef struct { Op* first; } Graph;
+
+// Work that has run: the device's clock, in milliseconds.
+static int clock_ticks;
 
 static int context_handle, other_context;
 static Stream null_stream = {0, 0, 0, 1};
@@ -72,12 +75,13 @@ static int step(Stream* s);
 
 static void run(const Op* op) {
   if (sticky != OK && op->kind < 3) return;
+  ++clock_ticks;
   if (op->gate && *op->gate == 0) return;
   switch (op->kind) {
     case 0: memcpy(op->dst, op->src, op->bytes); break;
     case 1: for (size_t i = 0; i < op->bytes / 4; ++i) ((uint32_t*)op->dst)[i] = op->value; break;
     case 2: sticky = ILLEGAL_ADDRESS; break;
-    case 3: ((Event*)op->dst)->passed = op->value; break;
+    case 3: ((Event*)op->dst)->passed = op->value; ((Event*)op->dst)->tick = clock_ticks; break;
     case 4: release(op->dst); break;
     case 5: while (((Event*)op->dst)->passed < op->value && step(((Event*)op->dst)->stream)) {} break;
   }
@@ -254,6 +258,14 @@ R cuStreamWaitEvent(void* s, void* e, unsigned f) {
 static int pending(const Event* e) { return e->passed < e->recorded; }
 R cuEventQuery(void* e) { ENTER; return pending(e) ? NOT_READY : OK; }
 R cuEventSynchronize(void* e) { ENTER; if (pending(e)) flush(((Event*)e)->stream); return sticky; }
+R cuEventElapsedTime(float* ms, void* a, void* b) {
+  ENTER;
+  Event *start = a, *end = b;
+  if (!start->stream || !end->stream) return INVALID;
+  if (pending(start) || pending(end)) return NOT_READY;
+  *ms = end->tick - start->tick;
+  return OK;
+}
 
 R cuGetErrorName(R e, const char** t) { *t = e == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : e == NO_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_MOCK"; return OK; }
 #ifndef MOCK_OLD

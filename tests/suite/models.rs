@@ -4,6 +4,8 @@ use residuum::graph::{Graph, Interpreter, Mode};
 use residuum::models::{self, BuildOptions, Model};
 use residuum::tensor::{DType, HostTensor};
 
+use crate::cases::networks::{Kind, LAYERS};
+
 fn graph(model: &Model, classes: usize) -> Graph {
     model.build(Mode::Infer, 1, model.input(), classes, BuildOptions::default()).unwrap()
 }
@@ -20,6 +22,24 @@ fn every_model_has_its_published_counts() {
         let graph = graph(model, model.classes());
         assert_eq!(graph.parameter_count() as u64, published.parameters, "parameters of {}", model.name());
         assert_eq!(rounded(graph.macs()), published.macs, "multiply-adds of {}", model.name());
+    }
+}
+
+#[test]
+fn every_layer_of_the_benches_is_in_its_network() {
+    for layer in LAYERS {
+        for batch in [1, layer.batch] {
+            assert!(!layer.passes(batch).unwrap().is_empty(), "{layer:?}");
+        }
+        let weights = match layer.kind {
+            Kind::Conv { k, kernel, groups, .. } => vec![k, layer.c / groups, kernel, kernel],
+            Kind::Classifier(k) => vec![k, layer.c],
+            _ => continue,
+        };
+        let model = models::find(layer.network).unwrap();
+        let graph = graph(&model, model.classes());
+        let found = graph.parameters().iter().any(|p| p.shape.dims() == weights);
+        assert!(found, "{} has no weights of {weights:?} for {}", layer.network, layer.name);
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{sys, CudaContext, CudaStream};
 
-use super::driver::{Driver, Gpu};
+use super::driver::{Driver, Elapsed, Gpu};
 use super::faults::{self, Faults};
 use super::staging::Staging;
 use crate::device::{Arch, Kernel, Launch, View};
@@ -37,6 +37,7 @@ pub(super) struct Context {
     pub synchronous: bool,
     /// Whether the stream is another library's.
     pub foreign: bool,
+    pub elapsed: Elapsed,
     images: Images,
     functions: RwLock<HashMap<&'static str, Function>>,
     modules: Mutex<Vec<Option<Module>>>,
@@ -107,6 +108,7 @@ impl Context {
             staging,
             synchronous,
             foreign,
+            elapsed: driver.elapsed,
             images,
             functions: RwLock::default(),
             modules,

@@ -22,6 +22,7 @@ const SYMBOLS: &[&str] = &[
     "cuDriverGetVersion",
     "cuEventCreate",
     "cuEventDestroy_v2",
+    "cuEventElapsedTime",
     "cuEventQuery",
     "cuEventRecord",
     "cuEventSynchronize",
@@ -57,11 +58,16 @@ const SYMBOLS: &[&str] = &[
     "cuStreamWaitEvent",
 ];
 
+/// `cuEventElapsedTime`: writes the milliseconds between two events.
+pub(crate) type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+
 /// A driver that can be called.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Driver {
     /// The newest CUDA that it knows: 13000 is 13.0.
     pub version: i32,
+    /// Looked up here, as cudarc asks a driver of before CUDA 12.8 for a name that it has not: `cuEventElapsedTime_v2`.
+    pub elapsed: Elapsed,
 }
 
 /// A GPU, as the driver describes it.
@@ -121,14 +127,17 @@ fn load() -> Result<Driver, String> {
     if let Some(missing) = SYMBOLS.iter().find(|symbol| !has(symbol)) {
         return Err(format!("the CUDA driver is too old (it has no {missing}); install one for CUDA 12.0 or later"));
     }
-    // cudarc opens it again; it must not be closed in between.
+    // SAFETY: the symbol has this type in every driver.
+    let elapsed = unsafe { library.get::<Elapsed>(b"cuEventElapsedTime") }.map(|symbol| *symbol);
+    let elapsed = elapsed.map_err(|e| format!("the CUDA driver cannot be used: {e}"))?;
+    // cudarc opens it again; it must not be closed in between, nor while `elapsed` is kept.
     std::mem::forget(library);
 
     let mut version = 0;
     result::init().map_err(|e| format!("the CUDA driver does not start: {}", describe(e)))?;
     // SAFETY: the call writes one integer.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(describe)?;
-    Ok(Driver { version })
+    Ok(Driver { version, elapsed })
 }
 
 /// The driver's name and text for an error; needs a driver that has been loaded.

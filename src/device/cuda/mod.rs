@@ -5,6 +5,7 @@
 
 mod context;
 pub(crate) mod driver;
+mod event;
 mod faults;
 mod graph;
 mod memory;
@@ -14,8 +15,10 @@ mod staging;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::context::{Context, Images};
+use self::event::Event;
 use self::graph::Graph;
 use self::memory::CudaMemory;
 use super::recording::Replay;
@@ -96,6 +99,14 @@ impl Backend for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.0.synchronize("waiting for the device")
+    }
+
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+        let start = Event::record(&self.0)?;
+        work()?;
+        let end = Event::record(&self.0)?;
+        self.synchronize()?;
+        end.since(&start)
     }
 
     fn failure(&self) -> Option<Error> {

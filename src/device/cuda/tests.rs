@@ -117,6 +117,7 @@ const CASES: &[Case] = &[
     ("a_thousand_replays_take_nothing", &[], thousand_replays),
     ("a_thousand_replays_take_nothing_without_pools", &[("MOCK_POOLS", "0")], thousand_replays),
     ("a_gate_is_read_when_its_launch_runs", &[], gate),
+    ("time_is_the_devices", &[], time),
     ("a_fault_is_told_for_ever", &[], fault),
     ("a_synchronous_device_names_the_launch", &[("RESIDUUM_SYNC", "1")], synchronous),
     ("memory_that_runs_out_is_no_end", &[], out_of_memory),
@@ -398,6 +399,24 @@ fn gate() {
     assert_eq!(Mock::new().live(), [0; 7]);
 }
 
+fn time() {
+    let device = backend().expect("a device");
+    let view = View::whole(device.allocate(1024).expect("memory"));
+    let fill = launch(&FILL, &view, 1);
+    // What was put on the queue before is not counted. The mock's clock ticks once for each piece of work, in
+    // milliseconds, and the event at the end is one.
+    device.launch(&fill).expect("a launch");
+    for count in [0u64, 1, 5] {
+        let taken = device.time(&mut || (0..count).try_for_each(|_| device.launch(&fill))).expect("a time");
+        assert_eq!(taken, std::time::Duration::from_millis(count + 1));
+    }
+    assert!(view.read().expect("a copy").chunks(4).all(|word| word == 1u32.to_le_bytes()));
+    let text = device.time(&mut || device.launch(&launch(&ABSENT, &view, 1))).expect_err("no kernel").to_string();
+    assert!(text.contains("mock_absent"), "{text}");
+    drop((fill, view, device));
+    assert_eq!(Mock::new().live(), [0; 7]);
+}
+
 fn fault() {
     let device = backend().expect("a device");
     let view = View::whole(device.allocate(1024).expect("memory"));
@@ -421,6 +440,7 @@ fn fault() {
         view.read().map(|_| ()),
         device.allocate(64).map(|_| ()),
         Recording::new(device.clone(), vec![launch(&FILL, &view, 1)]).map(|_| ()),
+        device.time(&mut || Ok(())).map(|_| ()),
     ];
     assert!(again.iter().all(|r| r.as_ref().is_err_and(|e| e.to_string() == text)), "{again:?}");
     assert_eq!(device.failure().map(|e| e.to_string()), Some(text));
@@ -520,6 +540,7 @@ fn scenario() -> Result<()> {
         side.release(0)?;
     }
     assert!(view.read()?.chunks(4).all(|word| word == 4u32.to_le_bytes()));
+    device.time(&mut || recording.replay())?;
     device.synchronize()
 }
 
