@@ -45,7 +45,8 @@ fn training_steps_cost_what_they_touch() {
     check("resnet20_cifar", Mode::Train, 4, [16, 16], DType::BF16);
     check("resnet20_cifar", Mode::Train, 2, [16, 16], DType::F32);
     check("resnet50", Mode::Train, 2, [32, 32], DType::BF16);
-    check("resnext50_32x4d", Mode::Train, 2, [32, 32], DType::F16);
+    // Not in f16, whose first loss scale overflows here: the optimizer then rightly touches nothing.
+    check("resnext50_32x4d", Mode::Train, 2, [32, 32], DType::BF16);
     check("densenet121", Mode::Train, 2, [32, 32], DType::BF16);
     check("densenet_bc22_k12_cifar", Mode::Train, 4, [16, 16], DType::F32);
     check("densenet_bc22_k12_cifar", Mode::Train, 4, [16, 16], DType::BF16);
