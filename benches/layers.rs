@@ -1,7 +1,8 @@
 //! Every layer of `tests/cases/networks.rs` and every pass of it: `cargo bench --bench layers [-- FILTER]`.
 //!
 //! On a GPU: in bf16 (some layers in every dtype), timed by CUDA events, on so many copies of the tensors that the
-//! working set is twice the last cache. Without one it says so and takes the CPU's ops, in f32 and on few images.
+//! working set is twice the last cache; behind the passes by themselves those that a training step runs, with batch
+//! norms and ReLUs in them. Without one it says so and takes the CPU's ops, in f32 and on few images.
 //!
 //! An id is `op/dtype/network/layer`: `-- conv2d_fwd/bf16/resnet50/` runs the forward convolutions of ResNet-50. After
 //! each, a row of a Markdown table has the median, operations and bytes a second (those of the launches' cost, or on
@@ -78,7 +79,8 @@ fn on_gpu(c: &mut Criterion, gpu: &Arc<dyn Backend>) {
     for dtype in [DType::BF16, DType::F16, DType::F32] {
         let content = Content::new(dtype);
         for layer in LAYERS.iter().filter(|layer| dtype == DType::BF16 || layer.every_dtype) {
-            for op in layer.passes(layer.batch).expect("a layer") {
+            let ops = [layer.passes(layer.batch), layer.fused(layer.batch)].map(|ops| ops.expect("a layer"));
+            for op in ops.concat() {
                 // One that fails tells why as it panics; the others still run, unless the device is lost.
                 let run = AssertUnwindSafe(|| gpu_op(c, gpu, &op, layer, &content, limits));
                 failed += usize::from(catch_unwind(run).is_err());

@@ -103,9 +103,11 @@ impl Rotation {
 /// The launches of `op` on memory of their own.
 fn bind(backend: &Arc<dyn Backend>, op: &dyn Operator, target: Target, content: &Content) -> Result<Vec<Launch>> {
     let arg = |ty: &TensorType| -> Result<Arg> {
-        let memory = backend.allocate(ty.bytes(target.dtype))?;
+        let channels = ty.shape.dims().last().copied().unwrap_or(1);
+        // Programs lay the pixels of images four elements apart.
+        let pixel_stride = if ty.shape.dims().len() == 4 && ty.elem == Elem::Real { channels.max(4) } else { channels };
+        let memory = backend.allocate(ty.bytes(target.dtype) / channels * pixel_stride)?;
         content.fill(&*memory, ty.elem)?;
-        let pixel_stride = ty.shape.dims().last().copied().unwrap_or(1);
         Ok(Arg { view: View::whole(memory), pixel_stride, write: Write::Overwrite })
     };
     let inputs = op.inputs().iter().map(arg).collect::<Result<Vec<_>>>()?;

@@ -6,7 +6,8 @@
 //
 // Activations come from a Source: AsItIs, or one of norm_conv/sources.cuh that is computed from what is in memory. Such a
 // source is PENDING: the copies of a stage are not the operand yet, and finish(), once this thread's have arrived, makes
-// them so. Element by element a source is computed as it is loaded.
+// them so. Element by element a source is computed as it is loaded. A source that is KEPT takes each finished chunk once
+// more, to store it.
 #pragma once
 
 #include "conv2d/tile.cuh"
@@ -172,7 +173,7 @@ struct PixelRows {
   }
 
   __device__ __forceinline__ void load(u8* tile, int stage) {
-    if (VECTOR) {
+    if constexpr (VECTOR) {
       u32 chunks = 0;
 #pragma unroll
       for (int i = 0; i < Mine::PASSES; ++i) {
@@ -197,8 +198,17 @@ struct PixelRows {
     radix.advance(k, step);
   }
 
+  // Of a 1x1 kernel, whose only tap is the pixel itself.
+  __device__ __forceinline__ void keep(const u8* tile, u32 chunks) const {
+    if (!in.keeps) return;
+#pragma unroll
+    for (int i = 0; i < Mine::PASSES; ++i)
+      if ((chunks >> i & 1) != 0) in.keep(tile + Mine::slot(slot, i), pixel[i], channel);
+  }
+
   __device__ __forceinline__ void finish(u8* tile, int stage) {
     finish_chunks<Mine>(in, tile, slot, channel, held.get(stage));
+    if constexpr (Source::KEPT) keep(tile, held.get(stage));
     channel += step.lo;
     if (channel >= radix.lo) channel -= radix.lo;
   }

@@ -12,38 +12,11 @@
 //           in_shift; *_stem take an x of one group of at most 4 channels whose pixels are 4 elements apart
 //           (conv2d/stem.cuh), as it is; *_scalar take any number of channels; the others need 16-byte accesses to x, w,
 //           in_scale and in_shift.
-#include "conv2d/gather.cuh"
 #include "conv2d/packed.cuh"
 #include "conv2d/stem.cuh"
-#include "norm_conv/moments.cuh"
-#include "norm_conv/sources.cuh"
+#include "norm_conv/forward.cuh"
 
 namespace norm_conv {
-
-// Of `in`, a source of the block's group. B is the loader of the weights.
-template <typename T, class Tile, bool VECTOR, class B, class Source>
-__device__ __forceinline__ void measured(const ForwardParams& p, const Source& in, const Block& block) {
-  SHARED(u8, shared);
-  Row* rows = reinterpret_cast<Row*>(shared + Tile::SHARED_BYTES);
-  float* staged = gather_tile<T, Tile, VECTOR, B, true>(p, in, forward_slice(p.h), forward_slice(p.v), block, shared,
-                                                        rows);
-  if (p.splits > 1) {
-    write_partial<Tile>(p, block, staged, rows);
-    return;
-  }
-  const int n0 = block.n_tile * Tile::N, col0 = block.group * p.out_c + n0, columns = p.out_c - n0;
-  MeasuredOutput<T> output(gather_output<T>(p));
-  write_tile<Tile>(staged, [&](int i) { return i64(rows[i].out); }, col0, columns, output);
-  if (!p.mean) return;
-  float moments[8][Moments::COUNT];
-  output.moments(moments);
-  merge_columns<Tile, Moments>(moments, staged, [&](int column, const float(&m)[Moments::COUNT]) {
-    if (column >= columns) return;
-    const i64 at = i64(block.m_tile) * p.groups * p.out_c + col0 + column;
-    p.mean[at] = m[1];
-    p.m2[at] = m[2];
-  });
-}
 
 template <typename T, class Tile, bool VECTOR, class B = WeightRows<T, Tile, VECTOR>>
 __device__ __forceinline__ void fwd(const ForwardParams& p) {

@@ -22,6 +22,18 @@ struct ForwardParams : GatherParams {
 };
 static_assert(sizeof(ForwardParams) == 200, "as in params.rs");
 
+// fwd of the end of a block: in is the first of its two operands, with in_scale and in_shift.
+struct EndParams : ForwardParams {
+  const void* b;  // the second operand, of x's shape
+  const float* b_scale;  // its batch norm, per input channel, or null
+  const float* b_shift;
+  void* z;    // the end of the block, of x's shape
+  u8* signs;  // [N,H,W,C/8]: whether z is above 0
+  int b_stride, z_stride, signs_stride;
+  int unused_too;
+};
+static_assert(sizeof(EndParams) == 256, "as in params.rs");
+
 // bwd_x: in is g, `scale` and `shift` are those of the batch norm that dx goes through.
 struct DataGradientParams : GatherParams {
   const void* y;   // of the correction, of g's shape, or null

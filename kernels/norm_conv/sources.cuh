@@ -1,5 +1,5 @@
-// Operands that are computed from what is in memory: an activation before its batch norm, a gradient after one. See
-// conv2d/load.cuh for what a source is. Arithmetic is in f32 and rounded to T once; padding is 0 and stays so, since only
+// Operands that are computed from what is in memory: an activation before its batch norm, the end of a residual block, a
+// gradient after a batch norm. See conv2d/load.cuh for what a source is. Arithmetic is in f32 and rounded to T once; padding is 0 and stays so, since only
 // chunks of pixels inside are finished.
 #pragma once
 
@@ -27,7 +27,7 @@ __device__ __forceinline__ const float* from_channel(const float* numbers, int c
 // z = x * scale + shift, with a ReLU max(z, 0); x itself without a scale.
 template <typename T>
 struct Activated {
-  static constexpr bool PENDING = true;
+  static constexpr bool PENDING = true, KEPT = false;
   static constexpr int W = WIDTH<T>;
   struct Numbers {
     float scale[W], shift[W];
@@ -79,7 +79,7 @@ struct Activated {
 // dy = a * g + b * y + c; g itself without a y. The chunk of y is copied SECOND bytes behind that of g.
 template <typename T, int SECOND>
 struct Corrected {
-  static constexpr bool PENDING = true;
+  static constexpr bool PENDING = true, KEPT = false;
   static constexpr int W = WIDTH<T>;
   struct Numbers {
     float a[W], b[W], c[W];
@@ -126,6 +126,70 @@ struct Corrected {
 #pragma unroll
     for (int e = 0; e < W; ++e) v.v[e] = correct(v.v[e], other.v[e], n.a[e], n.b[e], n.c[e]);
     store(p, v);
+  }
+};
+
+// z = max(a * a_scale + b * b_scale + a_shift + b_shift, 0), each scale and shift where it is set: the end of a residual
+// block. The chunk of b is copied SECOND bytes behind that of a. Where it is KEPT z goes to memory too, and its signs do.
+template <typename T, int SECOND>
+struct Joined {
+  static constexpr bool PENDING = true, KEPT = true;
+  static constexpr int W = WIDTH<T>;
+  struct Numbers {
+    float a[W], b[W], shift[W];
+  };
+
+  Pixels<T> a, b;
+  const EndParams& p;
+  bool keeps;
+
+  __device__ __forceinline__ Joined(const EndParams& params, bool keep)
+      : a(params.in, 0, params.in_stride), b(params.b, 0, params.b_stride), p(params), keeps(keep) {}
+
+  __device__ __forceinline__ void copy(u8* dst, u32 pixel, int channel, bool inside) const {
+    ptx::cp_async_16(dst, a.at(pixel, channel), inside ? 16 : 0);
+    ptx::cp_async_16(dst + SECOND, b.at(pixel, channel), inside ? 16 : 0);
+  }
+
+  __device__ __forceinline__ bool pending() const { return true; }
+
+  __device__ __forceinline__ Numbers numbers(int channel) const {
+    Numbers n;
+    float more[W];
+#pragma unroll
+    for (int e = 0; e < W; ++e) n.a[e] = n.b[e] = 1.0f, n.shift[e] = more[e] = 0.0f;
+    if (p.in_scale) load_numbers(n.a, p.in_scale + channel), load_numbers(n.shift, p.in_shift + channel);
+    if (p.b_scale) load_numbers(n.b, p.b_scale + channel), load_numbers(more, p.b_shift + channel);
+#pragma unroll
+    for (int e = 0; e < W; ++e) n.shift[e] += more[e];
+    return n;
+  }
+
+  __device__ __forceinline__ void finish(u8* chunk, const Numbers& n) const {
+    T* to = reinterpret_cast<T*>(chunk);
+    Vec<T, W> v = load<T, W>(to);
+    const Vec<T, W> other = load<T, W>(reinterpret_cast<const T*>(chunk + SECOND));
+#pragma unroll
+    for (int e = 0; e < W; ++e) {
+      const float z = fmaf(to_float(other.v[e]), n.b[e], fmaf(to_float(v.v[e]), n.a[e], n.shift[e]));
+      v.v[e] = from_float<T>(z < 0 ? 0.0f : z);  // a NaN stays
+    }
+    store(to, v);
+  }
+
+  // Stores a finished chunk. A byte of signs are eight channels: in f32 the chunks of two neighbouring threads.
+  __device__ __forceinline__ void keep(const u8* chunk, u32 pixel, int channel) const {
+    const Vec<T, W> v = load<T, W>(reinterpret_cast<const T*>(chunk));
+    store(static_cast<T*>(p.z) + i64(pixel) * p.z_stride + channel, v);
+    u32 bits = 0;
+#pragma unroll
+    for (int e = 0; e < W; ++e) bits |= u32(to_float(v.v[e]) > 0) << e;
+    if constexpr (W < 8) {
+      const u32 lane = threadIdx.x % 32;
+      bits |= __shfl_xor_sync(3u << (lane & ~1u), bits, 1) << W;
+      if (lane % 2 != 0) return;
+    }
+    p.signs[i64(pixel) * p.signs_stride + channel / 8] = u8(bits);
   }
 };
 

@@ -1,7 +1,9 @@
 //! The layers of the networks at their own size, which the benches run; the other tables have them scaled down for the
 //! tests. Each kind of layer of a network stands here once, with the batch that the network is trained with.
 
-use residuum::ops::{add, batch_norm, conv2d, cross_entropy, linear, pool, relu, shortcut, Op};
+use residuum::ops::norm::{Correction, Epilogue, Prologue};
+use residuum::ops::{add, batch_norm, block_end, conv2d, cross_entropy, linear, norm_conv, norm_pool};
+use residuum::ops::{pool, relu, shortcut, Op};
 use residuum::Result;
 
 /// A layer of a network.
@@ -97,6 +99,53 @@ impl Layer {
                 vec![Op::CrossEntropy(loss.fwd()), Op::CrossEntropy(bwd)]
             }
         })
+    }
+
+    /// What a training step on kernels runs in place of some of these: the passes with batch norms and ReLUs in them.
+    pub fn fused(&self, batch: usize) -> Result<Vec<Op>> {
+        let shape = [batch, self.size, self.size, self.c];
+        Ok(match self.kind {
+            Kind::Conv { .. } => {
+                let conv = conv2d::Conv2d::new(self.conv(batch))?;
+                self.fused_conv(&conv).map(|pass| Op::NormConv(norm_conv::Node { conv, pass })).into()
+            }
+            Kind::Block => {
+                vec![Op::BlockEnd(block_end::Node { shape, affine: [true, false], relu: true, signs: true })]
+            }
+            Kind::StemPool => {
+                let pool = pool::Pool::new(self.pool(shape))?;
+                let bwd = Epilogue::Affine { relu: true, scaled: false };
+                [norm_pool::Pass::Fwd(Prologue { relu: true }), norm_pool::Pass::Bwd(bwd)]
+                    .map(|pass| Op::NormPool(norm_pool::Node { pool, pass }))
+                    .into()
+            }
+            _ => Vec::new(),
+        })
+    }
+
+    /// The forward pass of a convolution and its gradients, by where it is: the stem, behind the end of a block, beside
+    /// it, in a dense block, inside of a block.
+    fn fused_conv(&self, conv: &conv2d::Conv2d) -> [norm_conv::Pass; 2] {
+        use norm_conv::Pass::{Bwd, BwdW, Fwd, FwdEnd};
+        let (prologue, correction) = (Some(Prologue { relu: true }), Some(Correction { a: true }));
+        let fwd = |prologue| Fwd { prologue, epilogue: conv2d::Epilogue::default(), moments: true };
+        let pointwise = conv.spec().kernel == [1, 1];
+        let dense = self.network.starts_with("densenet");
+        if self.c <= 4 {
+            [fwd(None), BwdW { correction, prologue: None }]
+        } else if dense {
+            let correction = Some(Correction { a: pointwise });
+            let epilogue = Some(Epilogue::Affine { relu: true, scaled: pointwise });
+            [fwd(prologue), Bwd { correction, prologue, epilogue }]
+        } else if pointwise && conv.spec().k <= self.c {
+            let epilogue = Some(Epilogue::Signs { norms: 1 });
+            [FwdEnd { affine: [true, false] }, Bwd { correction, prologue: None, epilogue }]
+        } else if pointwise && conv.spec().stride != [1, 1] {
+            [fwd(None), Bwd { correction, prologue: None, epilogue: None }]
+        } else {
+            let epilogue = Some(Epilogue::Affine { relu: true, scaled: false });
+            [fwd(prologue), Bwd { correction, prologue, epilogue }]
+        }
     }
 
     fn conv(&self, n: usize) -> conv2d::Spec {

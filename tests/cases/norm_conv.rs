@@ -39,6 +39,14 @@ pub const FORWARD: [(&str, Pass); 7] = [
     ("nothing fused", Pass::Fwd { prologue: None, epilogue: PLAIN, moments: false }),
 ];
 
+/// Of fwd with the end of a block.
+pub const ENDS: [(&str, Pass); 4] = [
+    ("behind a block", Pass::FwdEnd { affine: [true, false] }),
+    ("behind a projection block", Pass::FwdEnd { affine: [true, true] }),
+    ("behind a block, exchanged", Pass::FwdEnd { affine: [false, true] }),
+    ("behind a block without batch norms", Pass::FwdEnd { affine: [false, false] }),
+];
+
 /// Of bwd_x.
 pub const DATA: [(&str, Pass); 9] = [
     ("inside a block", Pass::BwdX { correction: WITH_A, epilogue: affine(true, false) }),

@@ -30,6 +30,9 @@ fn every_layer_of_the_benches_is_in_its_network() {
     for layer in LAYERS {
         for batch in [1, layer.batch] {
             assert!(!layer.passes(batch).unwrap().is_empty(), "{layer:?}");
+            let fused = layer.fused(batch).unwrap();
+            let [conv, block] = [matches!(layer.kind, Kind::Conv { .. }), matches!(layer.kind, Kind::Block)];
+            assert!(if conv { fused.len() == 2 } else { !block || fused.len() == 1 }, "{layer:?}");
         }
         let weights = match layer.kind {
             Kind::Conv { k, kernel, groups, .. } => vec![k, layer.c / groups, kernel, kernel],

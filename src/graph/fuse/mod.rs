@@ -6,6 +6,7 @@
 
 mod accumulate;
 mod concat;
+mod ends;
 mod index;
 mod joint;
 mod norms;
@@ -97,6 +98,7 @@ pub(super) fn fuse(graph: &Graph, runner: Runner) -> Fused {
             recompute::bottlenecks(&mut fused);
         }
         prologue::load_norms(&mut fused);
+        ends::load(&mut fused);
     }
     fused
 }

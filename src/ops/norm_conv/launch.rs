@@ -4,11 +4,14 @@
 //! reduction is split no tile has whole sums: then moments are taken from y afterwards, and bwd_x is not split.
 
 mod both;
+mod end;
 mod params;
 mod variants;
 
-use self::params::{DataGradientParams, ForwardParams, GradientsParams, WeightGradientParams, ACTIVATE, MASK, SCALED};
-use self::variants::{BWD_W, BWD_X, FWD};
+use self::params::{
+    DataGradientParams, EndParams, ForwardParams, GradientsParams, WeightGradientParams, ACTIVATE, MASK, SCALED,
+};
+use self::variants::{BWD_W, BWD_X, END, FWD};
 use super::{Node, Pass};
 use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::ops::batch_norm::{self, BatchNorm};
@@ -30,6 +33,7 @@ fn problem(node: &Node) -> Problem {
         Pass::Fwd { prologue, moments, .. } => {
             (Product::Fwd, &FWD, Some(if moments { 3 } else { 1 }), prologue.is_none())
         }
+        Pass::FwdEnd { .. } => (Product::Fwd, &END, Some(3), false),
         Pass::BwdX { epilogue, .. } => (Product::BwdX, &BWD_X, epilogue.is_none().then_some(1), true),
         Pass::BwdW { prologue, .. } => (Product::BwdW, &BWD_W, Some(1), prologue.is_none()),
         Pass::Bwd { .. } => return both::problems(node).w,
@@ -53,6 +57,7 @@ fn choose(node: &Node, target: Target) -> Option<Plan> {
 fn left(node: &Node, plan: Plan) -> usize {
     match node.pass {
         Pass::Fwd { moments, .. } if plan.splits() == 1 => 2 * usize::from(moments),
+        Pass::FwdEnd { .. } if plan.splits() == 1 => 2,
         Pass::BwdX { epilogue: Some(e), .. } | Pass::Bwd { epilogue: Some(e), .. } => match e {
             Epilogue::Affine { .. } => 2,
             Epilogue::Signs { norms } => 1 + norms,
@@ -63,7 +68,7 @@ fn left(node: &Node, plan: Plan) -> usize {
 
 /// What takes the moments from y, where they are wanted and the tiles of `plan` do not leave them.
 fn measuring(node: &Node, plan: Plan) -> Result<Option<norm::Node>> {
-    if plan.splits() == 1 || !matches!(node.pass, Pass::Fwd { moments: true, .. }) {
+    if plan.splits() == 1 || !matches!(node.pass, Pass::Fwd { moments: true, .. } | Pass::FwdEnd { .. }) {
         return Ok(None);
     }
     let (spec, [p, q]) = (node.conv.spec(), node.conv.output());
@@ -134,6 +139,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>, plan: Option<Pl
     let mut call = Call { node, dtype: target.dtype, target, io, tiles, next, read: Vec::new() };
     match node.pass {
         Pass::Fwd { prologue, epilogue, .. } => call.fwd(problem, plan, prologue, epilogue),
+        Pass::FwdEnd { affine } => call.fwd_end(problem, plan, affine),
         Pass::BwdX { correction, epilogue } => call.bwd_x(problem, plan, correction, epilogue),
         Pass::BwdW { correction, prologue } => call.bwd_w(problem, plan, correction, prologue),
         Pass::Bwd { correction, prologue, epilogue } => call.bwd(plan, correction, prologue, epilogue),
@@ -253,25 +259,22 @@ impl<'a> Call<'a> {
         let mut bound = self.bound(problem, plan, [0, 1], 0, extras)?;
         bound.beside.x = prologue.clone();
         let (tiles, bytes) = self.tiles(&bound, plan)?;
-        let mut gather = bound.gather_params()?;
-        gather.flags |= activate;
-        let params = ForwardParams {
-            gather,
-            in_scale: address(scale),
-            in_shift: address(shift),
-            mean: tiles.first().map_or(0, View::address),
-            m2: tiles.get(1).map_or(0, View::address),
-        };
+        let params = forward(&bound, &([scale, shift], activate), &tiles)?;
         let (cost, views) = (Self::cost(&bound, &prologue, bytes), Self::views(&bound, &prologue, tiles.first()));
         let kernel = &bound.formed().variant.kernel;
         // SAFETY: the variant's row in `variants` names ForwardParams; every matrix was checked to lie in its view, the
         // moments of the tiles in the scratch memory.
-        let mut launches = vec![unsafe { Launch::new(kernel, bound.grid()?, &params, cost, views) }];
+        let first = unsafe { Launch::new(kernel, bound.grid()?, &params, cost, views) };
+        self.measured(first, &bound, plan, &tiles)
+    }
+
+    /// `first` of a forward pass, and what adds up its splits and leaves the moments of y.
+    fn measured(&self, first: Launch, bound: &Bound<'_>, plan: Plan, tiles: &[View]) -> Result<Vec<Launch>> {
+        let mut launches = vec![first];
         launches.extend(bound.reduce(self.dtype)?);
-        launches.extend(self.merge(&bound, &tiles, 1)?);
+        launches.extend(self.merge(bound, tiles, 1)?);
         if let Some(moments) = measuring(self.node, plan)? {
-            let (y, rest) = self.io.outputs.split_at(1);
-            let io = Io { inputs: y, outputs: rest, scratch: self.io.scratch };
+            let io = Io { inputs: &self.io.outputs[..1], outputs: &self.io.outputs[1..3], scratch: self.io.scratch };
             launches.extend(moments.launches(self.target, &io)?);
         }
         Ok(launches)
@@ -366,13 +369,25 @@ impl<'a> Call<'a> {
         let to = to.collect::<Result<Vec<&View>>>()?;
         match (self.node.pass, &from[..], &to[..]) {
             (_, [], _) => Ok(Vec::new()),
-            (Pass::Fwd { .. }, &[mean, m2], &[to_mean, to_var]) => {
+            (Pass::Fwd { .. } | Pass::FwdEnd { .. }, &[mean, m2], &[to_mean, to_var]) => {
                 let rows = BandRows { rows: y_dims(&self.node.conv)[0], each: rows };
                 merge::moments(bands, rows, [mean, m2], [to_mean, to_var], scratch.as_ref())
             }
             _ => merge::sums(bands, &from, &to, scratch.as_ref()),
         }
     }
+}
+
+fn forward(bound: &Bound<'_>, &([scale, shift], activate): &Activating<'_>, tiles: &[View]) -> Result<ForwardParams> {
+    let mut gather = bound.gather_params()?;
+    gather.flags |= activate;
+    Ok(ForwardParams {
+        gather,
+        in_scale: address(scale),
+        in_shift: address(shift),
+        mean: tiles.first().map_or(0, View::address),
+        m2: tiles.get(1).map_or(0, View::address),
+    })
 }
 
 /// The operands of the epilogue of bwd_x.
@@ -449,6 +464,13 @@ fn weight_gradient(
         y_stride: correcting.y.map_or(0, |y| y.stride()),
         unused: 0,
     })
+}
+
+/// The launch of the end of a block and its convolution, whose operands `Call::fwd_end` has bound.
+fn launch_end(kernel: &'static Kernel, grid: [u32; 3], params: &EndParams, cost: Cost, views: Vec<View>) -> Launch {
+    // SAFETY: the variant's row in `variants` names EndParams; every matrix was checked to lie in its view and to take the
+    // accesses of the kernel, the moments of the tiles in the scratch memory.
+    unsafe { Launch::new(kernel, grid, params, cost, views) }
 }
 
 /// The launch of both gradients, whose operands `Call::bwd` has bound.

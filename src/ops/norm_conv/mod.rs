@@ -25,6 +25,14 @@ pub enum Pass {
         /// Whether the moments of y, as stored, are left too: mean and biased variance of each channel.
         moments: bool,
     },
+    /// The end of a residual block, which is stored as [`super::block_end`] does, and the convolution of it:
+    /// `a, w, b [, a_scale, a_shift] [, b_scale, b_shift] -> y, mean, var, z, signs`, z and its signs with a ReLU.
+    ///
+    /// For 1x1 convolutions that allow it: [`allows_end`].
+    FwdEnd {
+        /// Whether a has a scale and a shift, and whether b has.
+        affine: [bool; 2],
+    },
     /// `g, w [, y [, a], b, c: correction] [, operands of the epilogue] -> dx [, sums of the epilogue]`.
     BwdX {
         /// How dy is loaded.
@@ -50,6 +58,13 @@ pub enum Pass {
         /// What is done to dx.
         epilogue: Option<norm::Epilogue>,
     },
+}
+
+/// Whether `conv` can end the residual block that it reads: each element of x is loaded by the tiles of one row, in pieces
+/// of 8 channels. That is so for 1x1 kernels with stride 1, no padding, one group and a multiple of 8 channels.
+pub fn allows_end(conv: &Conv2d) -> bool {
+    let s = conv.spec();
+    s.kernel == [1, 1] && s.stride == [1, 1] && s.padding == [0, 0] && s.groups == 1 && s.c.is_multiple_of(8)
 }
 
 /// A fused convolution's pass in a graph.
@@ -85,6 +100,7 @@ impl Operator for Node {
     fn name(&self) -> &'static str {
         match self.pass {
             Pass::Fwd { .. } => "norm_conv_fwd",
+            Pass::FwdEnd { .. } => "norm_conv_fwd_end",
             Pass::BwdX { .. } => "norm_conv_bwd_x",
             Pass::BwdW { .. } => "norm_conv_bwd_w",
             Pass::Bwd { .. } => "norm_conv_bwd",
@@ -104,6 +120,12 @@ impl Operator for Node {
                 types.extend(self.prologue(prologue));
                 types.extend([e.scale, e.shift].iter().filter(|&&on| on).map(|_| per_output.clone()));
                 types.extend(e.residual.then(|| c.y()));
+                types
+            }
+            Pass::FwdEnd { affine } => {
+                let mut types = vec![c.x(), w, c.x()];
+                let affine = affine.iter().filter(|&&on| on).count();
+                types.extend(vec![TensorType::stat([c.spec().c]); 2 * affine]);
                 types
             }
             Pass::BwdX { correction, epilogue } => {
@@ -136,6 +158,12 @@ impl Operator for Node {
                 types.extend(vec![TensorType::stat([c.spec().k]); if moments { 2 } else { 0 }]);
                 types
             }
+            Pass::FwdEnd { .. } => {
+                let per_output = TensorType::stat([c.spec().k]);
+                let [n, h, w, channels] = self.x_shape();
+                let signs = TensorType::byte([n, h, w, norm::sign_bytes(channels)]);
+                vec![c.y(), per_output.clone(), per_output, c.x(), signs]
+            }
             Pass::BwdX { epilogue, .. } => {
                 let mut types = vec![c.x()];
                 types.extend(epilogue.iter().flat_map(|e| e.sums(c.spec().c)));
@@ -152,7 +180,7 @@ impl Operator for Node {
 
     fn accumulates(&self) -> &'static [usize] {
         match self.pass {
-            Pass::Fwd { .. } => &[],
+            Pass::Fwd { .. } | Pass::FwdEnd { .. } => &[],
             Pass::BwdX { .. } | Pass::BwdW { .. } => &[0],
             Pass::Bwd { .. } => &[0, 1],
         }
@@ -160,7 +188,8 @@ impl Operator for Node {
 
     fn flops(&self) -> u64 {
         let products = if matches!(self.pass, Pass::Bwd { .. }) { 2 } else { 1 };
-        2 * products * self.conv.macs()
+        let end = if matches!(self.pass, Pass::FwdEnd { .. }) { 5 * self.conv.x().shape.len() as u64 } else { 0 };
+        2 * products * self.conv.macs() + end
     }
 
     fn scratch_bytes(&self, target: Target) -> usize {

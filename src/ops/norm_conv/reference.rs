@@ -3,8 +3,8 @@
 //! Unlike others it knows `accumulate`: what bwd_x does after the addition is not a sum.
 
 use super::{Node, Pass};
-use crate::ops::conv2d;
 use crate::ops::norm::{sign_bytes, Correction, Epilogue, Prologue};
+use crate::ops::{block_end, conv2d};
 use crate::ops::{HostIo, HostMut, HostOp, HostRef, Write};
 use crate::tensor::Real;
 
@@ -24,6 +24,22 @@ impl<T: Real> HostOp<T> for Node {
                     let [y, mean, var] = io.reals();
                     measure(y, mean, var);
                 }
+            }
+            Pass::FwdEnd { affine } => {
+                let end = block_end::Node { shape: self.x_shape(), affine, relu: true, signs: true };
+                let (measured, ends) = io.outputs.split_at_mut(3);
+                let [z, signs] = ends else { panic!("the end of the block and its signs") };
+                let (z, signs) = (z.real(), signs.byte());
+                let operands = io.inputs.iter().enumerate().filter(|&(i, _)| i != 1).map(|(_, &input)| input);
+                end.reference(&mut HostIo {
+                    inputs: operands.collect(),
+                    outputs: vec![HostMut::Real(&mut *z), HostMut::Byte(signs)],
+                    writes: vec![Write::Overwrite; 2],
+                    scratch: &mut [],
+                });
+                let [y, mean, var] = measured else { panic!("y and its moments") };
+                convolve(self, conv2d::Pass::Fwd(conv2d::Epilogue::default()), &[z, second], y.real());
+                measure(y.real(), mean.real(), var.real());
             }
             Pass::BwdX { correction, epilogue } => {
                 let dy = corrected(first, correction, &mut inputs, spec.k);

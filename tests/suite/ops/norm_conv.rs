@@ -1,17 +1,17 @@
 //! Fused convolution: every pass, tile, dtype and combination of parts against the reference.
 
-use residuum::device::{Arch, Target};
+use residuum::device::{Arch, Device, Target, View};
 use residuum::ops::conv2d::{Epilogue as Output, Plan};
 use residuum::ops::norm::{Epilogue, Prologue};
 use residuum::ops::norm_conv::{Node, Pass};
-use residuum::ops::{Op, Operator, Write};
-use residuum::tensor::DType;
+use residuum::ops::{Arg, Io, Op, Operator, Write};
+use residuum::tensor::{DType, TensorType};
 
 use crate::bounds;
 use crate::cases::conv2d::{crossed, layers, odd, stems, widths, Row};
-use crate::cases::norm_conv::{passes, BOTH, DATA, FORWARD, WEIGHT};
+use crate::cases::norm_conv::{passes, BOTH, DATA, ENDS, FORWARD, WEIGHT};
 use crate::harness::{check_dtype, check_refused, reference, reference_onto};
-use crate::harness::{Case, Compare, Data, Judged, Launcher, Random, Sweep, DTYPES};
+use crate::harness::{Case, Compare, Data, Judged, Launcher, Layout, Random, Sweep, DTYPES};
 
 /// What an input is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,6 +36,7 @@ fn roles(node: &Node) -> Vec<Role> {
     let mut roles = vec![Pixels, if matches!(node.pass, Pass::BwdW { .. }) { Pixels } else { Weights }];
     let (correction, prologue) = match node.pass {
         Pass::Fwd { prologue, .. } => (None, prologue),
+        Pass::FwdEnd { .. } => (None, None),
         Pass::BwdX { correction, .. } => (correction, None),
         Pass::BwdW { correction, prologue } => (correction, prologue),
         Pass::Bwd { correction, prologue, .. } => (correction, prologue),
@@ -52,6 +53,10 @@ fn roles(node: &Node) -> Vec<Role> {
             roles.extend(e.scale.then_some(Factor));
             roles.extend(e.shift.then_some(Term));
             roles.extend(e.residual.then_some(Pixels));
+        }
+        Pass::FwdEnd { affine } => {
+            roles.push(Pixels);
+            affine.iter().filter(|&&on| on).for_each(|_| roles.extend([Factor, Term]));
         }
         Pass::BwdX { epilogue: Some(e), .. } | Pass::Bwd { epilogue: Some(e), .. } => match e {
             Epilogue::Affine { .. } => roles.extend([Pixels, Factor, Term, Mean]),
@@ -81,7 +86,7 @@ fn terms(node: &Node) -> usize {
     let [_, r, s, cg] = node.conv.w_shape();
     let spec = node.conv.spec();
     match node.pass {
-        Pass::Fwd { .. } => r * s * cg,
+        Pass::Fwd { .. } | Pass::FwdEnd { .. } => r * s * cg,
         Pass::BwdX { .. } | Pass::Bwd { .. } => r * s * spec.k / spec.groups,
         Pass::BwdW { .. } => weight_terms(node),
     }
@@ -174,9 +179,12 @@ fn exact(name: &str, what: &str, node: Node, dtype: DType) -> Case {
     let (outputs, channels) = (node.outputs().len(), node.conv.spec().k);
     let judge = move |judged: &Judged<'_>| match node.pass {
         // A mean of whole numbers is whole only by chance.
-        Pass::Fwd { moments: true, .. } => {
+        Pass::Fwd { moments: true, .. } | Pass::FwdEnd { .. } => {
             let off = vec![0.0; judged.outputs[0].real().len()];
-            std::iter::once(Compare::Exact).chain(moments_within(judged, channels, &off)).collect()
+            let mut rules = vec![Compare::Exact];
+            rules.extend(moments_within(judged, channels, &off));
+            rules.resize_with(outputs, || Compare::Exact);
+            rules
         }
         _ => vec![Compare::Exact; outputs],
     };
@@ -204,6 +212,11 @@ fn bounded(name: &str, what: &str, node: Node, inputs: Vec<Data>) -> Case {
         let mut rules = vec![Compare::Within(off.clone())];
         match node.pass {
             Pass::Fwd { moments: true, .. } => rules.extend(moments_within(judged, node.conv.spec().k, &off)),
+            Pass::FwdEnd { .. } => {
+                rules.extend(moments_within(judged, node.conv.spec().k, &off));
+                let sums = sizes[3].real().iter().map(|m| 4.0 * bounds::U * m).collect();
+                rules.extend([Compare::Within(sums), Compare::Exact]);
+            }
             Pass::BwdX { .. } | Pass::Bwd { .. } => {
                 let rows = node.conv.x().shape.len() / node.conv.spec().c;
                 let each = relative + bounds::stored(dtype, 1.0);
@@ -328,6 +341,63 @@ fn every_tile_is_exact_with_and_without_splits() {
     assert_eq!(tested.len(), 128, "every tile of every pass: {tested:?}");
 }
 
+/// Every tile with and without splits: the first one stores the end of the block, once for all of its column tiles.
+#[test]
+fn ends_of_blocks_are_exact() {
+    let rows = ["bottleneck reduce", "tail of the reduction", "tile and one", "classifier"].map(named);
+    let mut tested: Vec<&str> = Vec::new();
+    for (row, (what, pass)) in rows.iter().flat_map(|row| ENDS.map(|pass| (row, pass))) {
+        let node = Node { conv: row.conv(), pass };
+        for dtype in DTYPES {
+            for plan in node.plans(Target { arch: Arch::Sm80, dtype }) {
+                let case = with_plan(exact(&row.name, what, node, dtype), node, plan);
+                check_dtype(&Case { layouts: &[Layout::Dense, Layout::Aligned], ..case }, dtype, Sweep::Quick);
+                tested.push(plan.kernel());
+            }
+        }
+    }
+    tested.sort_unstable();
+    tested.dedup();
+    assert_eq!(tested.len(), 13, "every tile: {tested:?}");
+}
+
+#[test]
+fn ends_of_blocks_round_as_they_are_stored() {
+    for row in ["bottleneck reduce", "tile and one"].map(named) {
+        for (what, pass) in [ENDS[0], ENDS[1]] {
+            let node = Node { conv: row.conv(), pass };
+            let case = bounded(&row.name, what, node, reals(&row.name, &node));
+            for dtype in DTYPES {
+                check_dtype(&case, dtype, Sweep::TensorCores);
+            }
+        }
+    }
+}
+
+/// What the kernels cannot load in pieces of 16 bytes is refused, not computed otherwise.
+#[test]
+fn an_end_of_a_block_says_what_it_cannot_take() {
+    let Device::Kernels(backend) = Device::blueprint(Arch::Sm80) else { panic!("a blueprint is of kernels") };
+    let target = Target { arch: Arch::Sm80, dtype: DType::BF16 };
+    let launch = |row: &str, stride: usize| {
+        let node = Node { conv: named(row).conv(), pass: ENDS[0].1 };
+        let bind = |ty: &TensorType| {
+            let [n, h, w, c] = ty.shape.nhwc().unwrap_or([1, 1, 1, ty.shape.len()]);
+            let view = View::whole(backend.allocate(n * h * w * (c + stride) * 4).unwrap());
+            Arg { view, pixel_stride: c + stride, write: Write::Overwrite }
+        };
+        let (inputs, outputs): (Vec<Arg>, Vec<Arg>) =
+            (node.inputs().iter().map(bind).collect(), node.outputs().iter().map(bind).collect());
+        let scratch = View::whole(backend.allocate(node.scratch_bytes(target).max(1)).unwrap());
+        node.launches(target, &Io { inputs: &inputs, outputs: &outputs, scratch: Some(&scratch) }).map(|l| l.len())
+    };
+    assert!(launch("bottleneck reduce", 8).is_ok());
+    for (row, stride) in [("bottleneck reduce", 1), ("cifar 16", 0), ("cifar option B", 0), ("all ones", 0)] {
+        let error = launch(row, stride).unwrap_err().to_string();
+        assert!(error.contains("norm_conv_fwd_end"), "{row}: {error}");
+    }
+}
+
 #[test]
 fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
     for row in ["cifar 16 to 32", "primes", "long reduction"].map(named) {
@@ -345,7 +415,10 @@ fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
 #[test]
 fn a_wrong_operand_is_refused() {
     let row = named("cifar 16 to 32");
-    for (what, pass) in [FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[3], WEIGHT[0], BOTH[0], BOTH[2]] {
+    let others =
+        [FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[3], WEIGHT[0], BOTH[0], BOTH[2]].map(|pass| (&row, pass));
+    let end = named("bottleneck reduce");
+    for (row, (what, pass)) in others.into_iter().chain([(&end, ENDS[1])]) {
         let node = Node { conv: row.conv(), pass };
         let inputs = reals(&row.name, &node);
         for i in 0..inputs.len() {

@@ -3,6 +3,7 @@
 use residuum::device::sim::probe;
 use residuum::device::{Backend, Target, View};
 use residuum::ops::conv2d::Epilogue;
+use residuum::ops::norm_conv::{self, allows_end};
 use residuum::ops::{add, linear};
 use residuum::ops::{batch_norm, conv2d, cross_entropy, pool, relu, sgd, shortcut, Arg, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
@@ -83,6 +84,15 @@ fn convolutions_cost_what_they_touch() {
     check(cases::conv2d::layers().into_iter().flat_map(|row| {
         let conv = conv2d::Conv2d::new(conv2d::Spec { n: row.spec.n * IMAGES, ..row.spec }).unwrap();
         passes.map(|pass| (row.name.clone(), Op::Conv2d(conv2d::Node { conv, pass })))
+    }));
+}
+
+#[test]
+fn ends_of_blocks_cost_what_they_touch() {
+    let rows = cases::conv2d::layers().into_iter().filter(|row| allows_end(&row.conv()));
+    check(rows.flat_map(|row| {
+        let conv = conv2d::Conv2d::new(conv2d::Spec { n: row.spec.n * IMAGES, ..row.spec }).unwrap();
+        cases::norm_conv::ENDS.map(|(_, pass)| (row.name.clone(), Op::NormConv(norm_conv::Node { conv, pass })))
     }));
 }
 

@@ -213,9 +213,10 @@ impl Problem {
         self.table.iter().filter(|v| v.dtype == dtype).flat_map(|v| of(v).into_iter().map(move |p| (v, p))).collect()
     }
 
-    /// The scalar kernel that is best unsplit.
+    /// The scalar kernel that is best unsplit; any kernel where the table has none, and then operands must fit it.
     fn scalar(&self, dtype: DType) -> Option<&'static Variant> {
-        self.variants(dtype, Access::Scalar).min_by_key(|v| clocks(self, self.shape(), v, 1))
+        let scalar = self.variants(dtype, Access::Scalar).min_by_key(|v| clocks(self, self.shape(), v, 1));
+        scalar.or_else(|| self.variants(dtype, Access::Vector).next())
     }
 
     fn variants(&self, dtype: DType, access: Access) -> impl Iterator<Item = &'static Variant> {

@@ -22,6 +22,22 @@ pub struct ForwardParams {
     pub m2: u64,
 }
 
+/// Of fwd with the end of a block.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct EndParams {
+    pub forward: ForwardParams,
+    pub b: u64,
+    pub b_scale: u64,
+    pub b_shift: u64,
+    pub z: u64,
+    pub signs: u64,
+    pub b_stride: i32,
+    pub z_stride: i32,
+    pub signs_stride: i32,
+    pub unused: i32,
+}
+
 /// Of bwd_x.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -74,5 +90,6 @@ pub struct GradientsParams {
 
 const _: () = assert!(size_of::<GradientsParams>() == 480);
 const _: () = assert!(size_of::<ForwardParams>() == 200);
+const _: () = assert!(size_of::<EndParams>() == 256);
 const _: () = assert!(size_of::<DataGradientParams>() == 272);
 const _: () = assert!(size_of::<WeightGradientParams>() == 192);

@@ -1,6 +1,6 @@
 //! The entry points of `kernels/norm_conv/`: one row each.
 
-use super::params::{DataGradientParams, ForwardParams, GradientsParams, WeightGradientParams};
+use super::params::{DataGradientParams, EndParams, ForwardParams, GradientsParams, WeightGradientParams};
 use crate::device::Kernel;
 use crate::ops::conv2d::launch::variants::Access::{self, Packed, Scalar, Stem, Vector};
 use crate::ops::conv2d::launch::variants::{Tile, Variant};
@@ -10,6 +10,12 @@ const fn forward(name: &'static str, dtype: DType, m: usize, n: usize, access: A
     let tile = Tile::new(m, n, matches!(dtype, F32));
     let kernel = Kernel::new::<ForwardParams>(name, tile.threads as u32, tile.shared_bytes(true));
     Variant { kernel, dtype, tile, access }
+}
+
+const fn end(name: &'static str, dtype: DType, m: usize, n: usize) -> Variant {
+    let tile = Tile::new(m, n, matches!(dtype, F32));
+    let kernel = Kernel::new::<EndParams>(name, tile.threads as u32, tile.paired_bytes(true));
+    Variant { kernel, dtype, tile, access: Vector }
 }
 
 const fn data(name: &'static str, dtype: DType, m: usize, n: usize, access: Access) -> Variant {
@@ -133,6 +139,24 @@ pub static FWD: [Variant; 33] = [
     forward("norm_conv_fwd_bf16_128x16_stem", BF16, 128, 16, Stem),
 ];
 
+/// The tiles of [`FWD`] in its order, so that the same shape takes the same tile: bits do not depend on where a block
+/// ends.
+pub static END: [Variant; 13] = [
+    end("norm_conv_fwd_end_f32_128x128", F32, 128, 128),
+    end("norm_conv_fwd_end_f32_64x64", F32, 64, 64),
+    end("norm_conv_fwd_end_f32_128x16", F32, 128, 16),
+    end("norm_conv_fwd_end_f16_128x128", F16, 128, 128),
+    end("norm_conv_fwd_end_f16_128x64", F16, 128, 64),
+    end("norm_conv_fwd_end_f16_64x64", F16, 64, 64),
+    end("norm_conv_fwd_end_f16_128x32", F16, 128, 32),
+    end("norm_conv_fwd_end_f16_128x16", F16, 128, 16),
+    end("norm_conv_fwd_end_bf16_128x128", BF16, 128, 128),
+    end("norm_conv_fwd_end_bf16_128x64", BF16, 128, 64),
+    end("norm_conv_fwd_end_bf16_64x64", BF16, 64, 64),
+    end("norm_conv_fwd_end_bf16_128x32", BF16, 128, 32),
+    end("norm_conv_fwd_end_bf16_128x16", BF16, 128, 16),
+];
+
 pub static BWD_X: [Variant; 27] = [
     data("norm_conv_bwd_x_f32_128x128", F32, 128, 128, Vector),
     data("norm_conv_bwd_x_f32_64x64", F32, 64, 64, Vector),
@@ -205,12 +229,12 @@ pub static BWD_W: [Variant; 39] = [
     weight("norm_conv_bwd_w_bf16_16x64_stem", BF16, 16, 64, Stem),
 ];
 
-const COUNT: usize = FWD.len() + BWD_X.len() + BWD_W.len() + BOTH.len();
+const COUNT: usize = FWD.len() + END.len() + BWD_X.len() + BWD_W.len() + BOTH.len();
 
 /// Every entry.
 pub static ALL: [&Kernel; COUNT] = {
     let mut all: [&Kernel; COUNT] = [&FWD[0].kernel; COUNT];
-    let tables: [&[Variant]; 4] = [&FWD, &BWD_X, &BWD_W, &BOTH_X];
+    let tables: [&[Variant]; 5] = [&FWD, &END, &BWD_X, &BWD_W, &BOTH_X];
     let (mut at, mut t) = (0, 0);
     while t < tables.len() {
         let mut i = 0;
@@ -230,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_name_says_what_the_row_says() {
-        for (pass, table) in [("fwd", &FWD[..]), ("bwd_x", &BWD_X), ("bwd_w", &BWD_W)] {
+        for (pass, table) in [("fwd", &FWD[..]), ("fwd_end", &END), ("bwd_x", &BWD_X), ("bwd_w", &BWD_W)] {
             for v in table {
                 let mut name = format!("norm_conv_{pass}_{}_{}x{}", v.dtype, v.tile.m, v.tile.n);
                 name += match v.access {
