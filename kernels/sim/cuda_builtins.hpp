@@ -230,6 +230,12 @@ SIM_BUILTIN unsigned int __reduce_xor_sync(unsigned int mask, unsigned int v, SI
   return ::sim::reduce(::sim::Reduce::bit_xor, mask, v, file, line);
 }
 
+// ---------------------------------------------------------------------------------------------- graphs
+// There are none: the handle of a condition is its address.
+SIM_BUILTIN void cudaGraphSetConditional(unsigned long long handle, unsigned int value) {
+  *reinterpret_cast<unsigned int*>(handle) = value;
+}
+
 // ---------------------------------------------------------------------------------------------- atomics
 // Integers only: the order of floating-point additions would differ from run to run. Another thread may run before each.
 #define SIM_ATOMIC(name, T, expression)                     \

@@ -85,7 +85,7 @@ fn cuda() -> Vec<Finding> {
             let remedy = "check CUDA_VISIBLE_DEVICES and the machine";
             findings.push(Finding::missing("device", "the driver shows no GPU", remedy));
         }
-        Ok(gpus) => findings.extend(gpus.iter().map(device)),
+        Ok(gpus) => findings.extend(gpus.iter().flat_map(|gpu| [Some(device(gpu)), gates(gpu)]).flatten()),
         Err(problem) => findings.push(Finding::missing("device", problem, "check the driver's installation")),
     }
     findings
@@ -105,6 +105,13 @@ fn device(gpu: &super::cuda::driver::Gpu) -> Finding {
         Ok(_) => Finding::good("device", text),
         Err(error) => Finding::missing("device", format!("{text}: {error}"), super::embedded::REMEDY),
     }
+}
+
+/// How stochastic depth's closed blocks are skipped on a GPU that programs can be run on.
+#[cfg(feature = "cuda")]
+fn gates(gpu: &super::cuda::driver::Gpu) -> Option<Finding> {
+    let how = super::cuda::skipping(gpu.ordinal).ok()?;
+    Some(Finding::good("gates", format!("cuda:{} {how}", gpu.ordinal)))
 }
 
 /// What the build embedded.

@@ -4,6 +4,7 @@
 //! Both take the same [`Launch`]es; nothing outside this folder names cudarc or the simulator.
 
 mod blueprint;
+pub mod conditions;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;

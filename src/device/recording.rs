@@ -22,7 +22,8 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Records `launches` once, without running them.
+    /// Records `launches` once, without running them. None of them may change a gate behind the first that is itself
+    /// behind one: a device may read all gates there, and skip what is behind the closed ones without starting it.
     pub fn new(backend: Arc<dyn Backend>, launches: Vec<Launch>) -> Result<Self> {
         let replay = backend.record(&launches)?;
         Ok(Self { replay, launches, backend })

@@ -1,7 +1,9 @@
 // A pretended CUDA driver: the calls that the library makes, on host memory, so that the CUDA device is tested without a
 // GPU. Streams are lazy: work runs when something waits for it, and host memory of an asynchronous copy is touched only
 // then. A stream that waits for another's event runs that one no further than it must. Kernels are known by name:
-// mock_fill fills, mock_shift copies from right behind what it writes, mock_trap is an illegal access.
+// mock_fill fills, mock_shift copies from right behind what it writes, mock_trap is an illegal access, and
+// gate_conditions_f32 sets conditions. A graph is a chain of nodes; one with conditional nodes must outlive what is made
+// of it and may be made executable once at a time, as cuda.h says.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,9 +13,9 @@ typedef int R;
 enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
 
 // What a test sets and reads through the functions at the foot.
-static long fail_at = -1, calls, live[8], counts[4];
+static long fail_at = -1, calls, live[8], counts[5];
 enum { MEMORY, STREAMS, EVENTS, MODULES, GRAPHS, PINNED, CONTEXTS, SHARED_BYTES };
-enum { ALLOCATIONS, PINNED_ALLOCATIONS, GRAPH_LAUNCHES, KERNEL_LAUNCHES };
+enum { ALLOCATIONS, PINNED_ALLOCATIONS, GRAPH_LAUNCHES, KERNEL_LAUNCHES, KERNELS_RUN };
 static R sticky = OK;
 static size_t used, cached, limit = (size_t)1 << 30;
 
@@ -27,13 +29,23 @@ static int setting(const char* name, int otherwise) {
   if (calls++ == fail_at) return 999;        \
   if (sticky != OK) return sticky
 
+// What a conditional node waits for. Never freed: work under way may still name it.
+typedef struct Condition { uint32_t value, initial; int dead, used; struct Condition* next; } Condition;
+
+// The parameters of gate_conditions_f32.
+enum { MOST = 128 };
+typedef struct { const float* gates[MOST]; uint64_t handles[MOST]; uint32_t count, unused; } Conditions;
+
 typedef struct Op {
-  int kind;  // 0 copy, 1 fill, 2 trap, 3 event, 4 free, 5 wait for an event
+  // 0 copy, 1 fill, 2 trap, 3 event, 4 free, 5 wait for an event, 6 skip `value` ops where the condition `dst` is 0,
+  // 7 set conditions, 8 begin with a condition's first value
+  int kind;
   void *dst, *src;
   size_t bytes;
   uint32_t value;
   const float* gate;  // of a launch: where it is 0 when its turn comes, nothing happens
   struct Op* next;
+  struct Graph* body;  // of a conditional node
 } Op;
 
 typedef struct {
@@ -45,7 +57,13 @@ typedef struct {
 typedef struct { uint32_t recorded, passed; int tick; Stream* stream; } Event;
 typedef struct { char name[64]; } Function;
 typedef struct { int loaded; Function functions[16]; int count; } Module;
-typedef struct { Op* first; } Graph;
+typedef struct Graph {
+  Op *first, *last;
+  struct Graph* root;  // whose conditions its nodes have
+  struct Graph* made_from;
+  Condition* conditions;
+  int instances;
+} Graph;
 
 // Work that has run: the device's clock, in milliseconds.
 static int clock_ticks;
@@ -73,9 +91,19 @@ static void release(void* address) {
 
 static int step(Stream* s);
 
+static Condition* condition(void* handle) {
+  if (((Condition*)handle)->dead) sticky = ILLEGAL_ADDRESS;
+  return handle;
+}
+
+static void set_conditions(const Conditions* p) {
+  for (uint32_t i = 0; i < p->count; ++i) condition((void*)p->handles[i])->value = *p->gates[i] != 0;
+}
+
 static void run(const Op* op) {
   if (sticky != OK && op->kind < 3) return;
   ++clock_ticks;
+  counts[KERNELS_RUN] += op->kind == 1 || op->kind == 2 || op->kind == 7;
   if (op->gate && *op->gate == 0) return;
   switch (op->kind) {
     case 0: memcpy(op->dst, op->src, op->bytes); break;
@@ -84,17 +112,26 @@ static void run(const Op* op) {
     case 3: ((Event*)op->dst)->passed = op->value; ((Event*)op->dst)->tick = clock_ticks; break;
     case 4: release(op->dst); break;
     case 5: while (((Event*)op->dst)->passed < op->value && step(((Event*)op->dst)->stream)) {} break;
+    case 7: set_conditions(op->src); break;
+    case 8: condition(op->dst)->value = condition(op->dst)->initial; break;
   }
+}
+
+static void pop(Stream* s) {
+  Op* op = s->first;
+  s->first = op->next;
+  if (!s->first) s->last = &s->first;
+  free(op);
 }
 
 // Runs the stream's next work; 0 where there is none.
 static int step(Stream* s) {
-  Op* op = s->first;
-  if (!op) return 0;
-  s->first = op->next;
-  if (!s->first) s->last = &s->first;
-  run(op);
-  free(op);
+  if (!s->first) return 0;
+  const Op op = *s->first;
+  pop(s);
+  run(&op);
+  if (op.kind == 6 && !condition(op.dst)->value)
+    for (uint32_t i = 0; i < op.value; ++i) pop(s);
   return 1;
 }
 
@@ -105,7 +142,7 @@ static void flush(Stream* s) {
 static Stream* stream(void* handle) { return handle ? handle : &null_stream; }
 
 R cuInit(unsigned flags) { (void)flags; return setting("MOCK_INIT", OK); }
-R cuDriverGetVersion(int* v) { *v = 13000; return OK; }
+R cuDriverGetVersion(int* v) { *v = setting("MOCK_VERSION", 13000); return OK; }
 R cuDeviceGetCount(int* n) { ENTER; *n = setting("MOCK_DEVICES", 1); return OK; }
 R cuDeviceGet(int* d, int i) { ENTER; *d = i; return i < setting("MOCK_DEVICES", 1) ? OK : INVALID_DEVICE; }
 R cuDeviceGetName(char* name, int n, int d) { ENTER; snprintf(name, n, "Mock %d", d); return OK; }
@@ -162,7 +199,7 @@ R cuModuleLoadData(void** m, const void* image) {
 R cuModuleUnload(void* m) { ENTER; free(m); live[MODULES]--; return OK; }
 R cuModuleGetFunction(void** f, void* m, const char* name) {
   ENTER;
-  if (strncmp(name, "mock_", 5)) return NOT_FOUND;
+  if (strncmp(name, "mock_", 5) && strcmp(name, "gate_conditions_f32")) return NOT_FOUND;
   Module* module = m;
   Function* function = &module->functions[module->count++ % 16];
   snprintf(function->name, sizeof function->name, "%s", name);
@@ -173,18 +210,36 @@ R cuFuncGetAttribute(int* v, int which, void* f) { (void)f; ENTER; *v = which ==
 R cuFuncSetAttribute(void* f, int which, int v) { (void)f; ENTER; if (which == 8) live[SHARED_BYTES] = v; return OK; }
 
 typedef struct { uintptr_t y; uint64_t count; uint32_t value, unused; } Params;
-R cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* s, void** params, void** extra) {
-  ENTER;
-  if (!gx || !gy || !gz || bx > 1024 || by != 1 || bz != 1 || extra) return INVALID;
+
+// What a launch does.
+static R launch(Op* op, const Function* f, const unsigned* grid, const unsigned* block, unsigned shared, void** params, void** extra) {
+  if (!grid[0] || !grid[1] || !grid[2] || block[0] > 1024 || block[1] != 1 || block[2] != 1 || extra) return INVALID;
   if (shared > 48 << 10 && live[SHARED_BYTES] < (long)shared) return INVALID;
+  *op = (Op){0};
+  memcpy(&op->gate, params[1], sizeof op->gate);
+  if (!strcmp(f->name, "gate_conditions_f32")) {
+    op->kind = 7;
+    op->src = memcpy(malloc(sizeof(Conditions)), params[0], sizeof(Conditions));
+    op->value = ((Conditions*)op->src)->count;
+    return op->value <= MOST && block[0] == MOST ? OK : INVALID;
+  }
   Params p;
   memcpy(&p, params[0], sizeof p);
-  const float* gate;
-  memcpy(&gate, params[1], sizeof gate);
-  const char* name = ((Function*)f)->name;
-  int kind = !strcmp(name, "mock_trap") ? 2 : !strcmp(name, "mock_shift") ? 0 : 1;
+  op->kind = !strcmp(f->name, "mock_trap") ? 2 : !strcmp(f->name, "mock_shift") ? 0 : 1;
+  op->dst = (void*)p.y;
+  op->bytes = p.count * 4;
+  op->src = (char*)op->dst + op->bytes;
+  op->value = p.value;
+  return OK;
+}
+R cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* s, void** params, void** extra) {
+  ENTER;
+  const unsigned grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
+  Op op;
+  R result = launch(&op, f, grid, block, shared, params, extra);
+  if (result != OK) return result;
   counts[KERNEL_LAUNCHES]++;
-  push(stream(s), (Op){kind, (void*)p.y, (void*)(p.y + p.count * 4), p.count * 4, p.value, gate, 0});
+  push(stream(s), op);
   return OK;
 }
 
@@ -196,7 +251,7 @@ R cuStreamBeginCapture_v2(void* s, int mode) { (void)mode; ENTER; if (!s) return
 R cuStreamEndCapture(void* s, void** g) {
   ENTER;
   Stream* q = s;
-  Graph* graph = malloc(sizeof *graph);
+  Graph* graph = calloc(1, sizeof *graph);
   graph->first = q->first;
   q->first = 0;
   q->last = &q->first;
@@ -205,33 +260,162 @@ R cuStreamEndCapture(void* s, void** g) {
   live[GRAPHS]++;
   return OK;
 }
-static Op* clone(const Op* op) {
-  if (!op) return 0;
-  Op* copy = malloc(sizeof *copy);
-  *copy = *op;
-  copy->next = clone(op->next);
-  return copy;
+R cuGraphCreate(void** g, unsigned f) {
+  ENTER;
+  if (f) return INVALID;
+  Graph* graph = calloc(1, sizeof *graph);
+  graph->root = graph;
+  *g = graph;
+  live[GRAPHS]++;
+  return OK;
 }
-static void drop(Graph* g) {
-  for (Op* op = g->first; op;) {
+
+#ifndef MOCK_PLAIN
+R cuGraphConditionalHandleCreate(uint64_t* handle, void* g, void* context, unsigned initial, unsigned flags) {
+  ENTER;
+  Graph* graph = g;
+  if (context != &context_handle || flags != 1 || graph->root != graph) return INVALID;
+  Condition* condition = calloc(1, sizeof *condition);
+  condition->initial = initial;
+  condition->value = 77;  // nothing may run before it is set
+  condition->next = graph->conditions;
+  graph->conditions = condition;
+  *handle = (uintptr_t)condition;
+  return OK;
+}
+
+typedef struct { void* function; unsigned grid[3], block[3], shared; void **params, **extra, *kernel, *context; } KernelNode;
+typedef struct { uint64_t handle; unsigned kind, bodies; Graph** graphs; void* context; } ConditionNode;
+typedef struct {
+  unsigned kind, reserved0[3];
+  union { uint64_t zeros[29]; KernelNode kernel; ConditionNode condition; } node;
+  uint64_t reserved2;
+} NodeParams;
+_Static_assert(sizeof(NodeParams) == 256 && sizeof(KernelNode) == 72 && sizeof(ConditionNode) == 32, "as in cuda.h");
+
+static R condition_node(Op* op, Graph* graph, ConditionNode* p) {
+  Condition* condition = graph->root->conditions;
+  while (condition && (uintptr_t)condition != p->handle) condition = condition->next;
+  if (!condition || condition->used || p->kind != 0 || p->bodies != 1 || p->context != &context_handle) return INVALID;
+  condition->used = 1;
+  Graph* body = calloc(1, sizeof *body);
+  body->root = graph->root;
+  p->graphs = malloc(sizeof *p->graphs);
+  *p->graphs = body;
+  *op = (Op){.kind = 6, .dst = condition, .src = p->graphs, .body = body};
+  return OK;
+}
+R cuGraphAddNode(void** node, void* g, void* const* after, size_t count, NodeParams* p) {
+  ENTER;
+  Graph* graph = g;
+  size_t used = p->kind == 13 ? sizeof p->node.condition : sizeof p->node.kernel;
+  const char* bytes = (char*)&p->node;
+  for (size_t i = used; i < sizeof p->node; ++i) if (bytes[i]) return INVALID;
+  if (p->reserved0[0] || p->reserved0[1] || p->reserved0[2] || p->reserved2) return INVALID;
+  // The tests' graphs are chains.
+  if (count != (graph->last ? 1 : 0) || (count && after[0] != graph->last)) return INVALID;
+  Op op;
+  KernelNode* k = &p->node.kernel;
+  R result = p->kind == 13 ? condition_node(&op, graph, &p->node.condition)
+             : p->kind == 0 ? launch(&op, k->function, k->grid, k->block, k->shared, k->params, k->extra) : INVALID;
+  if (result != OK) return result;
+  Op* added = malloc(sizeof *added);
+  *added = op;
+  if (graph->last) graph->last->next = added;
+  else graph->first = added;
+  *node = graph->last = added;
+  return OK;
+}
+#endif
+
+// Copies nodes to the end of a list, bodies behind their conditions; returns how many and where the list ends.
+static uint32_t copy(const Op* op, Op*** end) {
+  uint32_t count = 0;
+  for (; op; op = op->next, ++count) {
+    Op* made = malloc(sizeof *made);
+    *made = *op;
+    made->next = 0;
+    **end = made;
+    *end = &made->next;
+    if (op->kind == 6) count += made->value = copy(op->body->first, end);
+  }
+  return count;
+}
+
+// The nodes of the graph that was made executable last, in words.
+static char shape[4096];
+static const Op* describe(const Op* op, long most) {
+  for (; op && most; --most) {
+    char* text = shape + strlen(shape);
+    size_t room = sizeof shape - strlen(shape);
+    if (op->kind == 6) {
+      snprintf(text, room, "if( ");
+      const Op* next = describe(op->next, op->value);
+      most -= op->value;
+      strncat(shape, ") ", sizeof shape - strlen(shape) - 1);
+      op = next;
+      continue;
+    }
+    snprintf(text, room, op->kind == 7 ? "set%u " : op->kind == 0 ? "shift " : "%u ", op->value);
+    op = op->next;
+  }
+  return op;
+}
+
+static void free_ops(Op* op) {
+  while (op) {
     Op* next = op->next;
+    if (op->body) {
+      free_ops(op->body->first);
+      free(op->body);
+      free(op->src);
+    }
     free(op);
     op = next;
   }
-  free(g);
-  live[GRAPHS]--;
 }
 R cuGraphInstantiateWithFlags(void** e, void* g, unsigned long long f) {
   (void)f;
   ENTER;
-  Graph* copy = malloc(sizeof *copy);
-  copy->first = clone(((Graph*)g)->first);
-  *e = copy;
+  Graph* graph = g;
+  for (Condition* c = graph->conditions; c; c = c->next) if (!c->used || graph->instances) return INVALID;
+  Graph* made = calloc(1, sizeof *made);
+  Op** end = &made->first;
+  for (Condition* c = graph->conditions; c; c = c->next) {
+    Op* begin = calloc(1, sizeof *begin);
+    *begin = (Op){.kind = 8, .dst = c};
+    *end = begin;
+    end = &begin->next;
+  }
+  Op** nodes = end;
+  copy(graph->first, &end);
+  for (Op* op = *nodes; op; op = op->next) op->body = 0;
+  *shape = 0;
+  describe(*nodes, -1);
+  if (graph->conditions) {
+    made->made_from = graph;
+    graph->instances++;
+  }
+  *e = made;
   live[GRAPHS]++;
   return OK;
 }
-R cuGraphDestroy(void* g) { drop(g); return sticky; }
-R cuGraphExecDestroy(void* g) { drop(g); return sticky; }
+R cuGraphDestroy(void* g) {
+  Graph* graph = g;
+  for (Condition* c = graph->conditions; c; c = c->next) c->dead = 1;
+  free_ops(graph->first);
+  free(graph);
+  live[GRAPHS]--;
+  return sticky;
+}
+R cuGraphExecDestroy(void* e) {
+  Graph* made = e;
+  if (made->made_from) made->made_from->instances--;
+  free_ops(made->first);
+  free(made);
+  live[GRAPHS]--;
+  return sticky;
+}
 R cuGraphLaunch(void* g, void* s) {
   ENTER;
   counts[GRAPH_LAUNCHES]++;
@@ -277,6 +461,7 @@ void mock_fail_at(long call) { fail_at = call; calls = 0; }
 long mock_calls(void) { return calls; }
 long mock_live(int what) { return live[what]; }
 long mock_count(int what) { return counts[what]; }
+const char* mock_shape(void) { return shape; }
 void mock_limit(size_t bytes) { limit = bytes; }
 int mock_idle(void* s) { return !stream(s)->first; }
 void* mock_stream(int context) { Stream* n = calloc(1, sizeof *n); n->context = context; return n; }

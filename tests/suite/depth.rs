@@ -1,5 +1,6 @@
 //! Stochastic depth: that a dropped block is skipped, forward, backward and in its gradients, and nothing else.
 
+mod runs;
 #[cfg(feature = "sim")]
 mod watched;
 

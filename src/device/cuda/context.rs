@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{sys, CudaContext, CudaStream};
 
+use super::conditional::Api;
 use super::driver::{Driver, Elapsed, Gpu};
 use super::faults::{self, Faults};
 use super::staging::Staging;
@@ -38,6 +39,8 @@ pub(super) struct Context {
     /// Whether the stream is another library's.
     pub foreign: bool,
     pub elapsed: Elapsed,
+    /// What makes graphs with conditional nodes, or why none are made.
+    pub conditional: Result<Api, String>,
     images: Images,
     functions: RwLock<HashMap<&'static str, Function>>,
     modules: Mutex<Vec<Option<Module>>>,
@@ -48,6 +51,12 @@ pub(super) struct Context {
 /// A loaded entry point; valid as long as its module.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Function(sys::CUfunction);
+
+impl Function {
+    pub fn raw(self) -> sys::CUfunction {
+        self.0
+    }
+}
 
 // SAFETY: a function handle is a name for something in the context; the driver allows its use from any thread.
 unsafe impl Send for Function {}
@@ -99,6 +108,8 @@ impl Context {
             }
         };
         let synchronous = std::env::var_os("RESIDUUM_SYNC").is_some_and(|v| !v.is_empty() && v != *"0");
+        let unwanted = std::env::var_os("RESIDUUM_CONDITIONAL").is_some_and(|v| v == *"0");
+        let conditional = if unwanted { Err("RESIDUUM_CONDITIONAL is 0".into()) } else { driver.conditional() };
         let modules = Mutex::new(images.fatbins.iter().map(|_| None).collect());
         let staging = Mutex::default();
         Ok(Arc::new(Self {
@@ -109,6 +120,7 @@ impl Context {
             synchronous,
             foreign,
             elapsed: driver.elapsed,
+            conditional,
             images,
             functions: RwLock::default(),
             modules,
@@ -213,9 +225,8 @@ impl Context {
     pub fn enqueue(&self, function: Function, launch: &Launch, stream: &CudaStream) -> Result<(), DriverError> {
         let kernel = launch.kernel();
         let [x, y, z] = launch.grid();
-        let mut gate = launch.gate().map_or(0, View::address);
-        let mut params =
-            [launch.params().as_ptr().cast::<c_void>().cast_mut(), std::ptr::from_mut(&mut gate).cast::<c_void>()];
+        let mut gate = 0;
+        let mut params = parameters(launch, &mut gate);
         // SAFETY: who made the launch promised that the parameters are the kernel's and its pointers valid; every kernel
         // takes that struct and the gate, a pointer that may be null. The driver copies both before it returns.
         unsafe {
@@ -252,6 +263,13 @@ impl Drop for Context {
         }
         self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).free();
     }
+}
+
+/// Where the driver finds a launch's parameters: the struct, and the address of its gate or null, for which `gate` is the
+/// place.
+pub(super) fn parameters(launch: &Launch, gate: &mut u64) -> [*mut c_void; 2] {
+    *gate = launch.gate().map_or(0, View::address);
+    [launch.params().as_ptr().cast::<c_void>().cast_mut(), std::ptr::from_mut(gate).cast::<c_void>()]
 }
 
 /// Fails where `stream` is of another context.

@@ -4,6 +4,8 @@ use std::sync::OnceLock;
 
 use cudarc::driver::{result, sys};
 
+use super::conditional::Api;
+
 /// The names of the driver library, in the order in which cudarc tries them.
 const NAMES: &[&str] = if cfg!(windows) { &["cuda.dll", "nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
 
@@ -30,6 +32,7 @@ const SYMBOLS: &[&str] = &[
     "cuFuncSetAttribute",
     "cuGetErrorName",
     "cuGetErrorString",
+    "cuGraphCreate",
     "cuGraphDestroy",
     "cuGraphExecDestroy",
     "cuGraphInstantiateWithFlags",
@@ -68,6 +71,8 @@ pub(crate) struct Driver {
     pub version: i32,
     /// Looked up here, as cudarc asks a driver of before CUDA 12.8 for a name that it has not: `cuEventElapsedTime_v2`.
     pub elapsed: Elapsed,
+    /// What came with later drivers.
+    conditional: Option<Api>,
 }
 
 /// A GPU, as the driver describes it.
@@ -90,6 +95,14 @@ impl Driver {
     /// Its version for people: `13.0`.
     pub fn version_text(&self) -> String {
         format!("{}.{}", self.version / 1000, self.version % 1000 / 10)
+    }
+
+    /// What makes graphs with conditional nodes, or why it makes none.
+    pub fn conditional(&self) -> Result<Api, String> {
+        if self.version < Api::SINCE {
+            return Err(format!("the driver is for CUDA {}, they came with 12.4", self.version_text()));
+        }
+        self.conditional.ok_or_else(|| "the driver lacks the functions".into())
     }
 
     /// Every GPU that it shows to this process.
@@ -130,14 +143,15 @@ fn load() -> Result<Driver, String> {
     // SAFETY: the symbol has this type in every driver.
     let elapsed = unsafe { library.get::<Elapsed>(b"cuEventElapsedTime") }.map(|symbol| *symbol);
     let elapsed = elapsed.map_err(|e| format!("the CUDA driver cannot be used: {e}"))?;
-    // cudarc opens it again; it must not be closed in between, nor while `elapsed` is kept.
+    let conditional = Api::find(&library);
+    // cudarc opens it again; it must not be closed in between, nor while its functions are kept.
     std::mem::forget(library);
 
     let mut version = 0;
     result::init().map_err(|e| format!("the CUDA driver does not start: {}", describe(e)))?;
     // SAFETY: the call writes one integer.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(describe)?;
-    Ok(Driver { version, elapsed })
+    Ok(Driver { version, elapsed, conditional })
 }
 
 /// The driver's name and text for an error; needs a driver that has been loaded.

@@ -1,12 +1,14 @@
-//! Launches captured once into a CUDA graph.
+//! Launches put into a CUDA graph once.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 
-use super::context::{Context, Function};
+use super::conditional::{Bound, Source};
+use super::context::Context;
+use super::memory::CudaMemory;
 use crate::device::recording::Replay;
-use crate::device::Launch;
+use crate::device::{conditions, Launch, View};
 use crate::Result;
 
 /// An executable graph. Whoever holds it keeps the launches' memory alive.
@@ -14,6 +16,8 @@ use crate::Result;
 pub(super) struct Graph {
     /// The driver does not lock it.
     executable: Mutex<Executable>,
+    /// Dropped behind the executable, whose conditions it owns.
+    source: Option<Source>,
     /// Stands for the graph in errors.
     first: Launch,
     launches: usize,
@@ -27,36 +31,65 @@ struct Executable(sys::CUgraphExec);
 unsafe impl Send for Executable {}
 
 impl Graph {
-    /// Captures `launches`, at least one, on a stream of its own, so that the caller's stream is left alone and may be
-    /// the null stream, which cannot be captured.
-    pub fn capture(context: &Arc<Context>, launches: &[Launch]) -> Result<Self> {
+    /// Makes a graph of `launches`, at least one, without running them. What is behind a closed gate is skipped by
+    /// conditional nodes, or where those fail for whatever reason by the launches themselves.
+    pub fn new(context: &Arc<Context>, launches: &[Launch]) -> Result<Self> {
         // Loading is not allowed while a stream captures.
-        let functions = launches.iter().map(|l| context.function(l.kernel())).collect::<Result<Vec<_>>>()?;
-        context.enter()?;
-        let failed = |e| context.faults.error("capturing a graph", e);
-        let stream = context.primary.new_stream().map_err(failed)?;
-        stream.begin_capture(sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(failed)?;
-        let put = |(launch, &function): (&Launch, &Function)| {
-            context.enqueue(function, launch, &stream).map_err(|e| context.launch_failed(launch, e))
-        };
-        let enqueued = launches.iter().zip(&functions).try_for_each(put);
-        // The capture ends in any case, or the stream could not be destroyed.
-        // SAFETY: the stream captures.
-        let graph = unsafe { result::stream::end_capture(stream.cu_stream()) };
-        enqueued?;
-        let graph = graph.map_err(failed)?;
-        // SAFETY: the graph was made above; the executable is a copy of its own.
-        let executable = unsafe {
-            let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            let _ = result::graph::destroy(graph);
-            executable
+        let bound = |launch| Ok((launch, context.function(Launch::kernel(launch))?));
+        let bound = launches.iter().map(bound).collect::<Result<Vec<Bound>>>()?;
+        let gated = launches.iter().any(|launch| launch.gate().is_some());
+        let skipping = if gated { conditional(context, &bound).ok() } else { None };
+        let (executable, source) = match skipping {
+            Some((executable, source)) => (executable, Some(source)),
+            None => (capture(context, &bound)?, None),
         };
         Ok(Self {
-            executable: Mutex::new(Executable(executable.map_err(failed)?)),
+            executable: Mutex::new(Executable(executable)),
+            source,
             first: launches[0].clone(),
             launches: launches.len(),
             context: context.clone(),
         })
+    }
+
+    /// Makes a graph with a conditional node; fails where [`new`](Self::new) would have to do without.
+    pub fn probe(context: &Arc<Context>) -> Result<()> {
+        let gate = View::whole(Arc::new(CudaMemory::new(context, 4)?));
+        // SAFETY: it is not launched, so the handle is not used.
+        let launches = unsafe { conditions::launches(&[(gate.clone(), 0)]) };
+        let launch = launches[0].clone().gated(gate);
+        let (executable, _source) = conditional(context, &[(&launch, context.function(launch.kernel())?)])?;
+        // SAFETY: the handle is destroyed once, before its source is.
+        context.call("destroying a graph", || unsafe { result::graph::exec_destroy(executable) })
+    }
+}
+
+fn conditional(context: &Arc<Context>, launches: &[Bound]) -> Result<(sys::CUgraphExec, Source)> {
+    let source = Source::new(context, launches)?;
+    Ok((source.instantiate()?, source))
+}
+
+/// Captures `launches` on a stream of its own, so that the caller's stream is left alone and may be the null stream, which
+/// cannot be captured.
+fn capture(context: &Arc<Context>, launches: &[Bound]) -> Result<sys::CUgraphExec> {
+    context.enter()?;
+    let failed = |e| context.faults.error("capturing a graph", e);
+    let stream = context.primary.new_stream().map_err(failed)?;
+    stream.begin_capture(sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(failed)?;
+    let put = |&(launch, function): &Bound| {
+        context.enqueue(function, launch, &stream).map_err(|e| context.launch_failed(launch, e))
+    };
+    let enqueued = launches.iter().try_for_each(put);
+    // The capture ends in any case, or the stream could not be destroyed.
+    // SAFETY: the stream captures.
+    let graph = unsafe { result::stream::end_capture(stream.cu_stream()) };
+    enqueued?;
+    let graph = graph.map_err(failed)?;
+    // SAFETY: the graph was made above; the executable is a copy of its own.
+    unsafe {
+        let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+        let _ = result::graph::destroy(graph);
+        executable.map_err(failed)
     }
 }
 
@@ -76,6 +109,10 @@ impl Drop for Graph {
     fn drop(&mut self) {
         if self.context.enter().is_err() {
             return;
+        }
+        if self.source.is_some() {
+            // Nothing says that a replay under way does without the source.
+            let _ = self.context.synchronize("ending a graph");
         }
         let executable = self.executable.get_mut().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the handle is destroyed once; a replay under way ends first. Errors have nowhere to go.

@@ -3,6 +3,7 @@
 //! One context, one stream, modules loaded when a kernel of theirs is first launched. Everything that a device hands out
 //! keeps its [`Context`] alive, which unloads the modules and closes the stream when the last of it is dropped.
 
+mod conditional;
 mod context;
 pub(crate) mod driver;
 mod event;
@@ -56,6 +57,21 @@ pub(super) unsafe fn open_on_stream(ordinal: usize, stream: u64) -> Result<Devic
     Ok(Device::Kernels(Arc::new(Cuda(context))))
 }
 
+/// How a recording on the device `ordinal` leaves out what is behind a closed gate, in words.
+pub(super) fn skipping(ordinal: usize) -> Result<String> {
+    // SAFETY: no stream is given.
+    Ok(skips(&unsafe { Context::open(ordinal, None, embedded_images())? }))
+}
+
+fn skips(context: &Arc<Context>) -> String {
+    match Graph::probe(context) {
+        Ok(()) => "conditional graph nodes skip the launches of a closed block".into(),
+        Err(error) => {
+            format!("the launches of a closed block return at once, without conditional graph nodes: {error}")
+        }
+    }
+}
+
 impl Backend for Cuda {
     fn kind(&self) -> &'static str {
         "cuda"
@@ -89,7 +105,7 @@ impl Backend for Cuda {
         if launches.is_empty() || self.0.synchronous {
             return Ok(None);
         }
-        Ok(Some(Box::new(Graph::capture(&self.0, launches)?)))
+        Ok(Some(Box::new(Graph::new(&self.0, launches)?)))
     }
 
     fn free_bytes(&self) -> Result<Option<usize>> {

@@ -3,6 +3,8 @@
 //! The driver is loaded once in a process, so every case runs in a process of its own: this test binary again, with the
 //! pretended driver first on the library path.
 
+mod gates;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
@@ -38,6 +40,7 @@ static BROKEN: Image = Image(*b"not mock");
 
 const IMAGES: Images = Images {
     entries: &[
+        ("gate_conditions_f32", 0),
         ("mock_fill", 0),
         ("mock_large", 0),
         ("mock_shift", 0),
@@ -87,6 +90,24 @@ impl Mock {
         [0, 1, 2, 3].map(|what| unsafe { count(what) })
     }
 
+    /// How many kernels have been started on the device so far, those that returned at once included.
+    fn kernels_run(&self) -> i64 {
+        // SAFETY: the symbol has this type.
+        let count = unsafe { self.0.get::<unsafe extern "C" fn(i32) -> i64>(b"mock_count") }.expect("mock_count");
+        // SAFETY: it reads a counter.
+        unsafe { count(4) }
+    }
+
+    /// The nodes of the graph that was made executable last: the value of a fill, `set` and the number of conditions,
+    /// `if( ... )`.
+    fn shape(&self) -> String {
+        // SAFETY: the symbol has this type.
+        let shape = unsafe { self.0.get::<unsafe extern "C" fn() -> *const std::ffi::c_char>(b"mock_shape") };
+        // SAFETY: it returns text that ends in a zero and stays until the next graph.
+        let text = unsafe { std::ffi::CStr::from_ptr(shape.expect("mock_shape")()) };
+        text.to_string_lossy().trim_end().to_string()
+    }
+
     fn set(&self, name: &str, value: i64) {
         // SAFETY: every setter of the mock takes one long.
         let set = unsafe { self.0.get::<unsafe extern "C" fn(i64)>(name.as_bytes()) }.expect("a setter");
@@ -116,7 +137,6 @@ const CASES: &[Case] = &[
     ("copies_beside_a_run_touch_no_place_in_use", &[], side),
     ("a_thousand_replays_take_nothing", &[], thousand_replays),
     ("a_thousand_replays_take_nothing_without_pools", &[("MOCK_POOLS", "0")], thousand_replays),
-    ("a_gate_is_read_when_its_launch_runs", &[], gate),
     ("time_is_the_devices", &[], time),
     ("a_fault_is_told_for_ever", &[], fault),
     ("a_synchronous_device_names_the_launch", &[("RESIDUUM_SYNC", "1")], synchronous),
@@ -150,9 +170,11 @@ fn every_case_on_the_pretended_driver() {
         return;
     }
     let Some(folder) = build_mock(&[]) else { return };
-    for (name, settings, _) in CASES {
+    for (name, settings, _) in CASES.iter().chain(gates::CASES) {
         run_child(&folder, name, settings);
     }
+    let plain = build_mock(&["-DMOCK_PLAIN"]).expect("it was built before");
+    run_child(&plain, gates::ON_PLAIN.0, gates::ON_PLAIN.1);
     let old = build_mock(&["-DMOCK_OLD"]).expect("it was built before");
     run_child(&old, "old_driver", &[]);
 }
@@ -161,7 +183,7 @@ fn every_case_on_the_pretended_driver() {
 #[test]
 fn child() {
     let Ok(case) = std::env::var(CASE) else { return };
-    match CASES.iter().find(|(name, ..)| *name == case) {
+    match CASES.iter().chain(gates::CASES).chain([&gates::ON_PLAIN]).find(|(name, ..)| *name == case) {
         Some((.., run)) => run(),
         None => old_driver(),
     }
@@ -174,6 +196,7 @@ fn run_child(folder: &Path, case: &str, settings: &[(&str, &str)]) {
         .env("LD_LIBRARY_PATH", folder)
         .env(CASE, case)
         .env_remove("RESIDUUM_SYNC")
+        .env_remove("RESIDUUM_CONDITIONAL")
         .envs(settings.iter().copied())
         .output()
         .expect("the test binary runs");
@@ -376,27 +399,6 @@ fn thousand_replays() {
         Cuda(Context::open(0, Some(stream(1)), IMAGES).expect("a device"))
     };
     assert!(foreign.allocate(64).expect("memory").side_queue().expect("an answer").is_none());
-}
-
-fn gate() {
-    let device = backend().expect("a device");
-    let (view, gate) = [16, 4].map(|bytes| View::whole(device.allocate(bytes).expect("memory"))).into();
-    let gated = launch(&FILL, &view, 7).gated(gate.clone());
-    let recording = Recording::new(device.clone(), vec![launch(&FILL, &view, 1), gated.clone()]).expect("a graph");
-    for open in [true, false, true] {
-        gate.write(&f32::from(u8::from(open)).to_le_bytes()).expect("a copy");
-        recording.replay().expect("a replay");
-        let expected: u32 = if open { 7 } else { 1 };
-        assert_eq!(view.read().expect("a copy"), expected.to_le_bytes().repeat(4), "recorded");
-        view.write(&[0; 16]).expect("a copy");
-        device.launch(&gated).expect("a launch");
-        let expected: u32 = if open { 7 } else { 0 };
-        assert_eq!(view.read().expect("a copy"), expected.to_le_bytes().repeat(4), "launched");
-    }
-    drop((view, gate, gated));
-    recording.replay().expect("it keeps the gate");
-    drop((recording, device));
-    assert_eq!(Mock::new().live(), [0; 7]);
 }
 
 fn time() {

@@ -1,7 +1,7 @@
 //! Which kernels, on what grid.
 
 use super::{CONTROL_WORDS, PURPOSE, UNIT};
-use crate::device::{Cost, Kernel, Launch, View};
+use crate::device::{conditions, Cost, Kernel, Launch, View};
 
 const THREADS: u32 = 256;
 /// Blocks that clear one range at most; each goes over it with that stride.
@@ -31,7 +31,7 @@ struct Clear {
 static DRAW: Kernel = Kernel::new::<Draw>("gate_draw_f32", THREADS, 0);
 static CLEAR: Kernel = Kernel::new::<Clear>("gate_clear_f32", THREADS, 0);
 
-pub(crate) const KERNELS: &[&Kernel] = &[&DRAW, &CLEAR];
+pub(crate) const KERNELS: &[&Kernel] = &[&DRAW, &CLEAR, &conditions::KERNEL];
 
 /// What the gates of a program of L blocks are drawn from, and what they clear.
 #[derive(Clone, Copy, Debug)]

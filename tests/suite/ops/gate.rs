@@ -1,6 +1,7 @@
-//! The draw of the gates, bit for bit as on the host, and the clearing of what closed ones leave out.
+//! The draw of the gates, bit for bit as on the host, the clearing of what closed ones leave out, and what tells a graph's
+//! conditional nodes.
 
-use residuum::device::View;
+use residuum::device::{conditions, View};
 use residuum::ops::gate::{draw, launches, thresholds, Buffers, UNIT};
 
 use crate::harness::{machines, Machine, Random, Sweep};
@@ -89,5 +90,27 @@ fn gates_that_are_given_stay_and_still_clear() {
         assert_eq!(read::<u32>(&control), [0, 7, 1, 2], "no step is counted");
         let expected: Vec<f32> = (0..16).map(|i| if (4..8).contains(&i) { 0.0 } else { 5.0 }).collect();
         assert_eq!(read::<f32>(&grad), expected);
+    }
+}
+
+#[test]
+fn a_condition_is_set_where_its_gate_is_open() {
+    // A GPU has conditions in graphs only; on the simulator a condition's handle is its address.
+    for machine in machines(Sweep::Schedules).filter(|machine| machine.backend.kind() == "sim") {
+        for count in [1, 5, 128, 300] {
+            let mut random = Random::new("conditions");
+            // Not a number is open, as it is for the launches themselves.
+            let values: Vec<f32> = (0..count).map(|_| [0.0, -0.0, 1.0, 0.5, f32::NAN][random.below(5)]).collect();
+            let gates = words(machine, &values.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+            let set = words(machine, &vec![7; count]);
+            let handle = |i: usize| set.address() + 4 * (count - 1 - i) as u64;
+            let pairs: Vec<(View, u64)> = (0..count).map(|i| (gates.part(4 * i, 4).unwrap(), handle(i))).collect();
+            // SAFETY: every handle is the address of a word that outlives the launches.
+            let launches = unsafe { conditions::launches(&pairs) };
+            assert_eq!(launches.len(), usize::div_ceil(count, 128));
+            launches.iter().for_each(|launch| machine.backend.launch(launch).unwrap());
+            let expected: Vec<u32> = values.iter().rev().map(|&v| u32::from(v != 0.0)).collect();
+            assert_eq!(read::<u32>(&set), expected, "{count} on {}", machine.label);
+        }
     }
 }

@@ -1,0 +1,35 @@
+// Tells the conditional nodes of a CUDA graph which gates are open, ahead of the first of them.
+//   condition[handles[i]] = gates[i] != 0 ? 1 : 0, for i = 0 .. count - 1
+// gates: addresses of f32 that launches are behind. handles: those of the graph's conditional nodes.
+// Grid: one block of 128 threads, of which thread i reads gate i and thread 0 sets every condition: CUDA promises nothing
+// where two threads may set conditions at once. No FLOPs; 4 bytes a gate, and what the driver writes for each condition.
+//
+// A file of its own, as no driver of before conditional nodes can load it. cudaGraphSetConditional is the driver's, as
+// printf is: it is an undefined symbol in PTX and machine code, and nothing is linked to it.
+#include "common/kernel.cuh"
+
+constexpr int MOST = 128;
+
+struct Conditions {
+  const float* gates[MOST];
+  u64 handles[MOST];
+  u32 count, unused;
+};
+static_assert(sizeof(Conditions) == 16 * MOST + 8, "as in src/device/conditions.rs");
+static_assert(sizeof(Conditions) + 8 <= 4096, "what a kernel's parameters may take, with the gate's address");
+
+// Toolkits of before CUDA 12.4 do not know the function; what they compile has no such kernel, and blocks are skipped
+// without it.
+#if !defined(__CUDACC__) || CUDART_VERSION >= 12040
+
+__device__ __forceinline__ void set_conditions(const Conditions& p) {
+  SHARED(u32, open);
+  if (threadIdx.x < p.count) open[threadIdx.x] = *p.gates[threadIdx.x] != 0.0f;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (u32 i = 0; i < p.count; ++i) cudaGraphSetConditional(p.handles[i], open[i]);
+}
+
+KERNEL(gate_conditions_f32, Conditions, MOST, 1, set_conditions)
+
+#endif
