@@ -22,8 +22,10 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Records `launches` once, without running them. None of them may change a gate behind the first that is itself
-    /// behind one: a device may read all gates there, and skip what is behind the closed ones without starting it.
+    /// Records `launches` once, without running them.
+    ///
+    /// From the first launch on that is behind a gate none may change a gate: a device may read all of them there, and not
+    /// start what is behind the closed ones.
     pub fn new(backend: Arc<dyn Backend>, launches: Vec<Launch>) -> Result<Self> {
         let replay = backend.record(&launches)?;
         Ok(Self { replay, launches, backend })

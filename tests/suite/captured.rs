@@ -61,6 +61,28 @@ fn network(size: usize) -> Graph {
     graph
 }
 
+/// Three residual blocks, each of which is dropped in every other step.
+fn droppable(size: usize) -> Graph {
+    let mut b = Builder::new(Mode::Train);
+    let x = b.input("input", [BATCH, size, size, 3]);
+    let conv = ConvOptions { k: 8, kernel: [3; 2], padding: [1; 2], ..Default::default() };
+    let mut x = b.conv2d("stem", x, conv).unwrap();
+    for block in ["a", "b", "c"] {
+        let layers = |b: &mut Builder| {
+            let f = b.conv2d(&format!("{block}.conv"), x, conv)?;
+            b.batch_norm(&format!("{block}.bn"), f, 1e-5)
+        };
+        let branch = b.branch(0.5, layers).unwrap();
+        let y = b.join(branch, x).unwrap();
+        x = b.relu(y).unwrap();
+    }
+    let logits = b.linear("fc", x, CLASSES).unwrap();
+    b.loss(logits, 0.1, 1.0).unwrap();
+    let mut graph = b.finish();
+    graph.differentiate().unwrap();
+    graph
+}
+
 fn start(graph: &Graph) -> StateDict {
     let mut random = Random::new("captured");
     let mut draw = |shape: &residuum::tensor::Shape| {
@@ -153,6 +175,33 @@ fn a_thousand_replays_have_the_bits_of_single_steps() {
     if let Some(backend) = machine::gpu("a thousand replays on a GPU") {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             replay(&backend, dtype, 1_000, 16);
+        }
+    }
+}
+
+#[test]
+fn steps_that_drop_blocks_have_the_bits_of_single_steps() {
+    let gpu = machine::gpu("recorded steps that drop blocks");
+    for (backend, steps, size) in simulator().map(|b| (b, 20, 2)).into_iter().chain(gpu.map(|b| (b, 200, 16))) {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let graph = droppable(size);
+            let eager: Arc<dyn Backend> = Arc::new(Eager(backend.clone()));
+            let mut programs = [compile(&graph, &backend, dtype), compile(&graph, &eager, dtype)];
+            for program in &mut programs {
+                program.load(&start(&graph)).unwrap();
+                program.draw_gates(3, 0).unwrap();
+            }
+            let mut seen = std::collections::BTreeSet::new();
+            for i in 0..steps {
+                let [replayed, single] = programs.each_mut().map(|program| {
+                    feed(program, i, size);
+                    program.run().unwrap();
+                    (program.gates().unwrap(), program.gradients().unwrap(), carried(program))
+                });
+                assert_eq!(replayed, single, "{dtype} on {}: step {i}", backend.kind());
+                seen.insert(replayed.0);
+            }
+            assert!(seen.len() > 4, "of 8 patterns {seen:?} were drawn");
         }
     }
 }
