@@ -4,8 +4,8 @@
 // Grid: one block of 128 threads, of which thread i reads gate i and thread 0 sets every condition: CUDA promises nothing
 // where two threads may set conditions at once. No FLOPs; 4 bytes a gate, and what the driver writes for each condition.
 //
-// A file of its own, as no driver of before conditional nodes can load it. cudaGraphSetConditional is the driver's, as
-// printf is: it is an undefined symbol in PTX and machine code, and nothing is linked to it.
+// A file of its own, as no driver of before conditional nodes can load it. cudaGraphSetConditional stays an undefined
+// symbol in PTX and machine code, as what printf calls does: the driver's, so that nothing is linked to it.
 #include "common/kernel.cuh"
 
 constexpr int MOST = 128;
