@@ -137,3 +137,13 @@ pub fn network(dtype: DType, noise: f64, terms: usize) -> f64 {
     let sums = if dtype == DType::F32 { (terms as f64).sqrt() } else { 1.0 };
     3.0 * sums * noise + 4.0 * dtype.epsilon()
 }
+
+/// How far a tensor may be from the exact one in an f32 graph of a few layers over a few pixels, relative to its size or
+/// to a hundredth of the largest gradient: what is looked for is wrong by as much as the gradient itself.
+pub const WIRING: f64 = 2e-3;
+
+/// The same with what rounding does: the reference executor that rounds what is stored is `noise` away. Batch norms over
+/// two or three values multiply it, and kernels sum in f32 besides.
+pub fn wiring(bound: f64, noise: f64) -> f64 {
+    bound + 30.0 * noise
+}

@@ -30,3 +30,4 @@ mod sweep;
 mod tidy;
 mod traffic;
 mod train;
+mod wiring;

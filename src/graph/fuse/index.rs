@@ -47,10 +47,21 @@ impl Index {
         self.writers(v).iter().copied().filter(|&w| w < before).max()
     }
 
-    /// Whether the only node that reads what `writer` leaves in `v` is `reader`.
+    /// Whether `reader` alone reads what `writer` leaves in `v`, and nobody adds to it.
     pub fn sole_reader(&self, v: ValueId, writer: usize, reader: usize) -> bool {
-        let next = self.writers(v).iter().copied().filter(|&w| w > writer).min().unwrap_or(usize::MAX);
-        self.readers(v).iter().filter(|&&(r, _)| r > writer && r <= next).all(|&(r, _)| r == reader)
+        let read = self.readers(v).iter().all(|&(r, _)| r <= writer || r == reader);
+        read && self.writers(v).iter().all(|&w| w <= writer)
+    }
+
+    /// Whether what `v` holds behind node `from` is still there for all readers of `of`, which do not change it either.
+    pub fn keeps(&self, v: ValueId, from: usize, of: ValueId) -> bool {
+        let last = self.readers(of).iter().map(|&(reader, _)| reader).max().unwrap_or(from);
+        self.writers(v).iter().all(|&w| w <= from || w > last)
+    }
+
+    /// Whether a node before `before` writes something that lies where `v` does.
+    pub fn has_begun(&self, v: ValueId, before: usize) -> bool {
+        self.family(self.place(v).root).any(|other| self.last_writer(other, before).is_some())
     }
 
     /// Whether `v` can be read after a run.

@@ -196,6 +196,8 @@ impl Plan {
                         .flatten()
                         .map(norm)
                         .all(|n| n.a.is_some() && n.dz == ds && self.index.last_writer(ds, n.bwd) == Some(bwd))
+                    // The convolutions read it where the batch norms' backward passes did.
+                    && pending.iter().flatten().map(norm).all(|n| self.index.keeps(ds, n.bwd, n.dy))
             });
             let signs = match (bwd, graph.ty(y).shape.nhwc()) {
                 (Some(bwd), Some([n, h, w, c])) if relu => {

@@ -76,10 +76,15 @@ impl Placed {
             // A shared gradient is added to straight away: in its batch norm's place.
             let store = shared.then(|| (dy, graph.nodes[bwd].writes[0]));
             let tail = Tail { epilogue, operands: vec![y, scale, shift, mean], sums: sums.clone(), store };
-            let writer = self.open_writer(graph, dz, bwd, relu || shared);
-            let overwrites = |&w: &usize| graph.nodes[w].writes[0] == Write::Overwrite;
+            // The first batch norm of a concatenation overwrites the shared gradient, the others add to it after that.
+            let added = shared && graph.nodes[bwd].writes[0] == Write::Accumulate;
+            let index = &self.plan.index;
+            let fits = |&w: &usize| match shared {
+                true => graph.nodes[w].writes[0] == Write::Overwrite && (!added || index.has_begun(dy, w)),
+                false => index.keeps(dz, bwd, dy),
+            };
             let mut g = dz;
-            if let Some(writer) = writer.filter(|w| !shared || overwrites(w)) {
+            if let Some(writer) = self.open_writer(graph, dz, bwd, relu || shared).filter(fits) {
                 self.tails.insert(writer, tail);
             } else {
                 let store = store.unwrap_or_else(|| (graph.add_value(bn.x(), Origin::Node), Write::Overwrite));

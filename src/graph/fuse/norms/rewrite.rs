@@ -13,9 +13,13 @@ pub(super) fn rewrite(graph: &mut Graph, mut placed: Placed) {
     let nodes = std::mem::take(&mut graph.nodes);
     let mut rewritten = Vec::with_capacity(nodes.len());
     for (i, node) in nodes.into_iter().enumerate() {
-        rewritten.extend(placed.passes.remove(&i));
+        if let Some(pass) = placed.passes.remove(&i) {
+            let pass = load_shared(graph, &placed, pass, &mut rewritten);
+            rewritten.push(pass);
+        }
         if !placed.removed.contains(&i) {
-            let node = load_shared(graph, &placed, node, &mut rewritten);
+            let in_pieces = placed.plan.norms.values().any(|n| n.bwd == i);
+            let node = if in_pieces { node } else { load_shared(graph, &placed, node, &mut rewritten) };
             rewritten.push(placed.rewritten(graph, i, node));
             rewritten.extend(placed.moments(graph, i, &rewritten[rewritten.len() - 1]));
         }
@@ -37,10 +41,9 @@ fn corrects(node: &Node) -> bool {
 
 /// A reader that cannot correct a pending gradient gets it corrected.
 fn load_shared(graph: &mut Graph, placed: &Placed, mut node: Node, nodes: &mut Vec<Node>) -> Node {
-    let is_norm = matches!(node.op, Op::BatchNorm(_));
     for at in 0..node.inputs.len() {
         let Some(&Pending { g, y, a: None, b, c }) = placed.plan.pending.get(&node.inputs[at]) else { continue };
-        if (at == 0 && corrects(&node)) || is_norm {
+        if at == 0 && corrects(&node) {
             continue;
         }
         let ty = graph.ty(g).clone();

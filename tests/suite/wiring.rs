@@ -1,0 +1,309 @@
+//! Graphs wired as no network of the table is, on every device against the reference executor: fusion must leave their
+//! numbers. What goes wrong here is wrong by as much as the gradient itself.
+
+mod random;
+
+use residuum::device::sim::{Copies, Schedule, SimOptions};
+use residuum::device::Device;
+use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, Mode, ParameterKind, Program, ValueId};
+use residuum::ops::pool::{Kind, Window};
+use residuum::tensor::{DType, HostTensor, Shape, StateDict};
+use residuum::Result;
+
+use crate::bounds;
+use crate::machine;
+use crate::random::Random;
+
+const CLASSES: usize = 4;
+
+/// A graph with what it is run on and what is read of it besides gradients and running statistics.
+struct Case {
+    graph: Graph,
+    outputs: Vec<String>,
+    state: StateDict,
+    pixels: HostTensor,
+    labels: Vec<i32>,
+    gates: Vec<bool>,
+}
+
+impl Case {
+    /// The graph that `b` holds, whose logits are `logits`, on data that `seed` decides.
+    fn new(mut b: Builder, logits: ValueId, mut outputs: Vec<String>, seed: &str) -> Result<Self> {
+        b.output("logits", logits);
+        b.loss(logits, 0.1, 1.0)?;
+        outputs.extend(["logits".into(), "loss".into()]);
+        let mut graph = b.finish();
+        if graph.mode() == Mode::Train {
+            graph.differentiate()?;
+        }
+        let mut random = Random::new(seed);
+        let [n, h, w, c] = graph.input("input").unwrap().shape.nhwc().unwrap();
+        let pixels = random.normals(n * h * w * c, 0.3, 1.0).into_iter().map(|v| v as f32).collect();
+        let (state, labels) = (state(&graph, &mut random), random.labels(n, CLASSES));
+        let gates = graph.survival().iter().map(|_| random.below(2) == 0).collect();
+        Ok(Self { graph, outputs, state, pixels: HostTensor::f32([n, c, h, w], pixels), labels, gates })
+    }
+
+    fn results(&self, output: impl Fn(&str) -> HostTensor, gradients: StateDict, state: StateDict) -> StateDict {
+        let mut all: StateDict = gradients.into_iter().map(|(name, t)| (format!("grad.{name}"), t)).collect();
+        all.extend(state.into_iter().filter(|(name, _)| name.contains("running")));
+        all.extend(self.outputs.iter().map(|name| (name.clone(), output(name))));
+        all
+    }
+
+    fn reference(&self, dtype: DType) -> StateDict {
+        let mut it = Interpreter::<f64>::new(&self.graph, dtype);
+        it.load(&self.state).unwrap();
+        it.set_input("input", &self.pixels).unwrap();
+        it.set_labels(&self.labels).unwrap();
+        let train = self.graph.mode() == Mode::Train;
+        if train {
+            it.set_gates(&self.gates).unwrap();
+        }
+        it.run();
+        let gradients = if train { it.gradients() } else { StateDict::new() };
+        self.results(|name| it.output(name).unwrap(), gradients, it.state())
+    }
+
+    /// What the first of two runs leaves; the second must leave the same bits.
+    fn run(&self, graph: &Graph, device: &Device, dtype: DType) -> StateDict {
+        let mut program = Program::compile(graph, device, dtype, None).unwrap();
+        if graph.mode() == Mode::Train {
+            program.set_gates(&self.gates).unwrap();
+        }
+        let mut run = || {
+            program.load(&self.state).unwrap();
+            program.set_input("input", &self.pixels).unwrap();
+            program.set_labels(&self.labels).unwrap();
+            program.run().unwrap();
+            program.synchronize().unwrap();
+            let output = |name: &str| program.output(name).unwrap();
+            self.results(output, program.gradients().unwrap(), program.state().unwrap())
+        };
+        let first = run();
+        assert!(first == run(), "a second run leaves other bits");
+        first
+    }
+
+    /// Fails where a device computes something else than the reference executor.
+    fn check(&self) {
+        let exact = self.reference(DType::F64);
+        self.compare(&self.run(&self.graph, &Device::cpu(), DType::F64), &exact, &exact, 1e-7);
+        let rounded = self.reference(DType::F32);
+        let mut again = self.graph.clone();
+        again.recompute();
+        let mut first: Option<StateDict> = None;
+        for device in simulators() {
+            for graph in [&self.graph, &again] {
+                let found = self.run(graph, &device, DType::F32);
+                self.compare(&found, &exact, &rounded, bounds::WIRING);
+                assert!(*first.get_or_insert_with(|| found.clone()) == found, "other bits on {device:?}");
+            }
+        }
+        if let Some(gpu) = machine::gpu("a wiring") {
+            self.compare(&self.run(&self.graph, &Device::Kernels(gpu), DType::F32), &exact, &rounded, bounds::WIRING);
+        }
+    }
+
+    /// Fails where `found` is off by more than `bound` and what rounding may do, measured where gradients are not next to
+    /// nothing.
+    fn compare(&self, found: &StateDict, exact: &StateDict, rounded: &StateDict, bound: f64) {
+        let largest =
+            exact.iter().filter(|(name, _)| name.starts_with("grad.")).map(|(_, t)| norm(t)).fold(0.0, f64::max);
+        for (name, tensor) in found {
+            let least = if name.starts_with("grad.") { 0.01 * largest } else { 1e-6 };
+            let scale = norm(&exact[name]).max(least);
+            let noise = difference(&rounded[name], &exact[name]) / scale;
+            let (off, allowed) = (difference(tensor, &exact[name]) / scale, bounds::wiring(bound, noise));
+            assert!(off <= allowed, "{name}: off by {off:e}, allowed {allowed:e}");
+        }
+    }
+}
+
+/// Threads in order, and an adversary.
+fn simulators() -> Vec<Device> {
+    if !(cfg!(feature = "sim") && machine::wanted("sim")) {
+        return Vec::new();
+    }
+    let adversary =
+        SimOptions { schedule: Schedule::Priority { depth: 3 }, copies: Copies::Random, ..Default::default() };
+    [SimOptions::default(), adversary].into_iter().map(|options| Device::sim(options).unwrap()).collect()
+}
+
+/// Random parameters and running statistics that keep activations at about 1.
+fn state(graph: &Graph, random: &mut Random) -> StateDict {
+    let mut tensor = |shape: &Shape, mean: f64, spread: f64| {
+        let values = random.reals(shape.len(), mean - spread, mean + spread);
+        HostTensor::f32(shape.clone(), values.into_iter().map(|v| v as f32).collect())
+    };
+    let mut state = StateDict::new();
+    for p in graph.parameters() {
+        let terms: usize = p.shape.dims()[1..].iter().product();
+        let (mean, spread) = match p.kind {
+            ParameterKind::BatchNormWeight => (1.0, 0.4),
+            ParameterKind::BatchNormBias | ParameterKind::Bias => (0.0, 0.4),
+            ParameterKind::ConvWeight | ParameterKind::LinearWeight => (0.0, (3.0 / terms as f64).sqrt()),
+        };
+        state.insert(p.name.clone(), tensor(&p.shape, mean, spread));
+    }
+    for b in graph.buffers() {
+        let mean = if b.name.ends_with("var") { 1.0 } else { 0.0 };
+        state.insert(b.name.clone(), tensor(&b.shape, mean, 0.5));
+    }
+    state
+}
+
+fn norm(t: &HostTensor) -> f64 {
+    t.to_real::<f64>().iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+fn difference(a: &HostTensor, b: &HostTensor) -> f64 {
+    let squares = a.to_real::<f64>().into_iter().zip(b.to_real::<f64>()).map(|(a, b)| (a - b) * (a - b));
+    squares.sum::<f64>().sqrt()
+}
+
+/// A builder in few words.
+struct Net {
+    b: Builder,
+    layers: usize,
+}
+
+impl Net {
+    fn name(&mut self) -> String {
+        self.layers += 1;
+        format!("layer{}", self.layers)
+    }
+
+    /// A convolution that keeps the size.
+    fn conv(&mut self, x: ValueId, k: usize, kernel: usize) -> ValueId {
+        let options = ConvOptions { k, kernel: [kernel; 2], padding: [kernel / 2; 2], ..Default::default() };
+        let name = self.name();
+        self.b.conv2d(&name, x, options).unwrap()
+    }
+
+    fn norm(&mut self, x: ValueId) -> ValueId {
+        let name = self.name();
+        self.b.batch_norm(&name, x, 1e-5).unwrap()
+    }
+
+    fn relu(&mut self, x: ValueId) -> ValueId {
+        self.b.relu(x).unwrap()
+    }
+
+    fn add(&mut self, a: ValueId, b: ValueId) -> ValueId {
+        self.b.add(a, b).unwrap()
+    }
+
+    fn concat(&mut self, parts: &[ValueId]) -> ValueId {
+        self.b.concat(parts).unwrap()
+    }
+}
+
+/// Checks the training graph whose logits are the sum of a linear layer over the mean pixel of each of what `layers`
+/// makes of images of 4 channels.
+fn check(layers: impl FnOnce(&mut Net, ValueId) -> Vec<ValueId>) {
+    let mut net = Net { b: Builder::new(Mode::Train), layers: 0 };
+    let x = net.b.input("input", [2, 5, 6, 4]);
+    let ends = layers(&mut net, x);
+    let mut logits: Option<ValueId> = None;
+    for end in ends {
+        let (name, window) = (net.name(), Window::Adaptive([1; 2]));
+        let mean = net.b.pool(end, window, Kind::Average { count_padding: false }).unwrap();
+        let part = net.b.linear(&name, mean, CLASSES).unwrap();
+        logits = Some(logits.map_or(part, |sum| net.add(sum, part)));
+    }
+    Case::new(net.b, logits.unwrap(), Vec::new(), "wiring").unwrap().check();
+}
+
+/// The convolution reads the gradient of the block's end, to which it adds its own as that of the shortcut.
+#[test]
+fn a_block_of_one_convolution() {
+    for (k, relu) in [(6, true), (6, false), (8, true), (8, false)] {
+        check(|net, x| {
+            let x = net.conv(x, k, 3);
+            let branch = net.conv(x, k, 3);
+            let branch = net.norm(branch);
+            let y = net.add(branch, x);
+            vec![if relu { net.relu(y) } else { y }]
+        });
+    }
+}
+
+/// The gradient of the shortcut grows between the batch norm that reads it first and the convolution before that.
+#[test]
+fn a_layer_between_a_convolution_and_its_norm() {
+    for relu in [true, false] {
+        check(|net, x| {
+            let x = net.conv(x, 6, 3);
+            let branch = net.conv(x, 6, 3);
+            let beside = net.conv(x, 3, 3);
+            let branch = net.norm(branch);
+            let y = net.add(branch, x);
+            vec![if relu { net.relu(y) } else { y }, beside]
+        });
+    }
+}
+
+/// The gradient of the sum is that of both operands: what masks it for the one must leave it for the other.
+#[test]
+fn a_sum_of_a_blocks_end_and_an_older_value() {
+    check(|net, x| {
+        let old = net.conv(x, 6, 3);
+        let beside = net.conv(old, 3, 3);
+        let (branch, shortcut) = (net.conv(x, 6, 3), net.conv(x, 6, 1));
+        let branch = net.norm(branch);
+        let y = net.add(branch, shortcut);
+        let y = net.relu(y);
+        vec![net.add(y, old), beside]
+    });
+}
+
+/// A concatenation under a batch norm has one gradient buffer that readers correct: here the batch norm of a part does.
+#[test]
+fn a_norm_of_a_concatenated_norm() {
+    check(|net, x| {
+        let (first, second) = (net.conv(x, 3, 3), net.conv(x, 5, 3));
+        let second = net.norm(second);
+        let whole = net.concat(&[first, second]);
+        let whole = net.norm(whole);
+        let whole = net.relu(whole);
+        vec![net.conv(whole, 6, 1)]
+    });
+}
+
+/// Here the end of a residual block does.
+#[test]
+fn a_norm_of_a_concatenated_block() {
+    for relu in [true, false] {
+        check(|net, x| {
+            let (first, second) = (net.conv(x, 3, 3), net.conv(x, 5, 3));
+            let branch = net.conv(second, 5, 3);
+            let branch = net.norm(branch);
+            let y = net.add(branch, second);
+            let y = if relu { net.relu(y) } else { y };
+            let whole = net.concat(&[first, y]);
+            let whole = net.norm(whole);
+            let whole = net.relu(whole);
+            vec![net.conv(whole, 6, 1)]
+        });
+    }
+}
+
+/// The batch norm whose gradient overwrites the shared buffer comes first, whatever the order of the convolutions.
+#[test]
+fn two_norms_of_one_concatenation() {
+    for swapped in [true, false] {
+        check(|net, x| {
+            let (first, second) = (net.conv(x, 3, 3), net.conv(x, 5, 3));
+            let whole = net.concat(&[first, second]);
+            let mut branches = [0; 2].map(|_| {
+                let branch = net.norm(whole);
+                net.relu(branch)
+            });
+            if swapped {
+                branches.reverse();
+            }
+            branches.map(|branch| net.conv(branch, 4, 3)).to_vec()
+        });
+    }
+}
