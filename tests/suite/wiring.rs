@@ -4,7 +4,7 @@
 mod random;
 
 use residuum::device::sim::{Copies, Schedule, SimOptions};
-use residuum::device::Device;
+use residuum::device::{Arch, Device};
 use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, Mode, ParameterKind, Program, ValueId};
 use residuum::ops::pool::{Kind, Window};
 use residuum::tensor::{DType, HostTensor, Shape, StateDict};
@@ -199,9 +199,14 @@ impl Net {
     }
 }
 
-/// Checks the training graph whose logits are the sum of a linear layer over the mean pixel of each of what `layers`
-/// makes of images of 4 channels.
+/// Checks the [`graph`] of `layers`.
 fn check(layers: impl FnOnce(&mut Net, ValueId) -> Vec<ValueId>) {
+    graph(layers).check();
+}
+
+/// The training graph whose logits are the sum of a linear layer over the mean pixel of each of what `layers` makes of
+/// images of 4 channels.
+fn graph(layers: impl FnOnce(&mut Net, ValueId) -> Vec<ValueId>) -> Case {
     let mut net = Net { b: Builder::new(Mode::Train), layers: 0 };
     let x = net.b.input("input", [2, 5, 6, 4]);
     let ends = layers(&mut net, x);
@@ -212,7 +217,7 @@ fn check(layers: impl FnOnce(&mut Net, ValueId) -> Vec<ValueId>) {
         let part = net.b.linear(&name, mean, CLASSES).unwrap();
         logits = Some(logits.map_or(part, |sum| net.add(sum, part)));
     }
-    Case::new(net.b, logits.unwrap(), Vec::new(), "wiring").unwrap().check();
+    Case::new(net.b, logits.unwrap(), Vec::new(), "wiring").unwrap()
 }
 
 /// The convolution reads the gradient of the block's end, to which it adds its own as that of the shortcut.
@@ -305,5 +310,52 @@ fn two_norms_of_one_concatenation() {
             }
             branches.map(|branch| net.conv(branch, 4, 3)).to_vec()
         });
+    }
+}
+
+/// A 1x1 convolution computes the end of the block that it reads, whoever else reads that, before it or behind it.
+#[test]
+fn an_end_of_a_block_that_a_convolution_takes() {
+    for (wiring, taken) in [(0, 1), (1, 1), (2, 1), (3, 0)] {
+        let case = graph(|net, x| {
+            let x = net.conv(x, 8, 3);
+            let (branch, shortcut) = (net.conv(x, 8, 3), net.conv(x, 8, 1));
+            let (branch, shortcut) = (net.norm(branch), if wiring == 0 { net.norm(shortcut) } else { x });
+            let y = net.add(branch, shortcut);
+            let y = net.relu(y);
+            match wiring {
+                // Behind it: a convolution and the next block's end.
+                0 => {
+                    let (first, beside) = (net.conv(y, 8, 1), net.conv(y, 5, 3));
+                    let next = net.norm(first);
+                    let next = net.add(next, y);
+                    vec![net.relu(next), beside]
+                }
+                // Before it a convolution, behind it another of its kind.
+                1 => {
+                    let ends = [(5, 3), (12, 1), (8, 1)].map(|(k, kernel)| net.conv(y, k, kernel));
+                    ends.map(|end| net.norm(end)).to_vec()
+                }
+                // What it stores is a slice of a concatenation.
+                2 => {
+                    let (first, beside) = (net.conv(y, 8, 1), net.conv(x, 3, 3));
+                    let whole = net.concat(&[beside, first]);
+                    let whole = net.norm(whole);
+                    let whole = net.relu(whole);
+                    vec![net.conv(whole, 6, 1)]
+                }
+                // The end itself is: it stays a pass.
+                _ => {
+                    let (first, beside) = (net.conv(y, 8, 1), net.conv(x, 3, 3));
+                    let whole = net.concat(&[y, beside]);
+                    let (whole, first) = (net.norm(whole), net.norm(first));
+                    vec![net.conv(whole, 6, 1), first]
+                }
+            }
+        });
+        case.check();
+        let program = Program::compile(&case.graph, &Device::blueprint(Arch::Sm90), DType::F32, None).unwrap();
+        let found = program.ops().into_iter().filter(|&op| op == "norm_conv_fwd_end").count();
+        assert_eq!(found, taken, "wiring {wiring}");
     }
 }
