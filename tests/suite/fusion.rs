@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use residuum::device::sim::SimOptions;
 use residuum::device::Device;
-use residuum::graph::{Graph, Mode, Program};
+use residuum::graph::{Graph, Mode, Program, Runs};
 use residuum::models::{self, BuildOptions};
 use residuum::tensor::{DType, HostTensor, StateDict};
 
@@ -52,6 +52,26 @@ fn batch_norms_after_convolutions_are_in_pieces() {
             [1; 3],
             "{name}"
         );
+    }
+}
+
+#[test]
+fn blocks_that_may_be_dropped_have_no_pass_for_a_batch_norm() {
+    for (name, norms, ends) in [("resnet110_cifar_survival05", 109, 54), ("resnet20_cifar_option_b_survival05", 21, 9)]
+    {
+        let graph = graph(name, Mode::Train, 8);
+        let program = program(&graph);
+        let kept = program.steps().iter().filter(|step| !matches!(step.runs, Runs::Without(_)));
+        let names: std::collections::BTreeSet<&str> = kept.map(|step| step.op).collect();
+        for pass in ["batch_norm_train", "batch_norm_bwd", "relu_fwd", "relu_bwd", "norm_gradient", "join_gated"] {
+            assert!(!names.contains(pass), "{name} {pass}: {names:?}");
+        }
+        let ops = program.ops();
+        let count = |op: &str| ops.iter().filter(|name| **name == op).count();
+        let found = [count("norm_affine"), count("norm_coefficients"), count("block_end_fwd")];
+        assert_eq!(found, [norms, norms, ends], "{name}");
+        // In place of the first launch of every block, where that is dropped.
+        assert_eq!(count("norm_gradient"), ends, "{name}");
     }
 }
 

@@ -47,10 +47,10 @@ impl Index {
         self.writers(v).iter().copied().filter(|&w| w < before).max()
     }
 
-    /// Whether the only node that reads what `writer` leaves in `v` is `reader`.
+    /// Whether the only node that reads what `writer` leaves in `v` is `reader`; a node that adds to it reads it too.
     pub fn sole_reader(&self, v: ValueId, writer: usize, reader: usize) -> bool {
-        let next = self.writers(v).iter().copied().filter(|&w| w > writer).min().unwrap_or(usize::MAX);
-        self.readers(v).iter().filter(|&&(r, _)| r > writer && r <= next).all(|&(r, _)| r == reader)
+        let readers = self.readers(v).iter().map(|&(reader, _)| reader).chain(self.writers(v).iter().copied());
+        readers.filter(|&r| r > writer).all(|r| r == reader)
     }
 
     /// Whether `v` can be read after a run.

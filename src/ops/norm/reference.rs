@@ -86,8 +86,9 @@ pub(in crate::ops) fn gradient<T: Real>(
     let real = |i: usize| operands[i].real();
     let (norms, scaled) = match epilogue {
         Epilogue::Affine { scaled, .. } => (vec![(real(0), real(3))], scaled),
-        Epilogue::Signs { norms } => ((0..norms).map(|n| (real(1 + 2 * n), real(2 + 2 * n))).collect(), false),
+        Epilogue::Signs { norms, .. } => ((0..norms).map(|n| (real(1 + 2 * n), real(2 + 2 * n))).collect(), false),
     };
+    let closed = epilogue.is_gated() && real(operands.len() - 1)[0] == T::ZERO;
     let open = |i: usize| match epilogue {
         Epilogue::Affine { relu, .. } => !relu || real(0)[i] * real(1)[i % c] + real(2)[i % c] > T::ZERO,
         Epilogue::Signs { .. } => {
@@ -103,7 +104,7 @@ pub(in crate::ops) fn gradient<T: Real>(
         let v = if scaled { dz[i] } else { dz[i] + old };
         let v = if open(i) { v } else { T::ZERO };
         sums[0][k] += v.to_f64();
-        for (n, (y, mean)) in norms.iter().enumerate() {
+        for (n, (y, mean)) in norms.iter().enumerate().skip(usize::from(closed)) {
             sums[1 + n][k] += v.to_f64() * (y[i].to_f64() - mean[k].to_f64());
         }
         *g = if scaled { old + real(1)[k] * v } else { v };

@@ -21,7 +21,7 @@ use super::{Fused, View};
 use crate::graph::{Graph, Origin, ValueId};
 use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::norm::{self, Epilogue};
-use crate::ops::{add, conv2d, pool, relu, Op, Write};
+use crate::ops::{add, conv2d, join, pool, relu, Op, Write};
 use crate::tensor::TensorType;
 
 /// A batch norm that is taken to pieces.
@@ -50,11 +50,24 @@ struct Norm {
 struct End {
     /// For each operand the batch norm behind it, where that is pending.
     norms: [Option<usize>; 2],
-    /// The backward node of the ReLU, and the signs that it needs, where there is a ReLU.
-    relu: Option<(usize, ValueId)>,
+    /// In place of the ReLU's backward node, where that stores the gradient of some of these.
+    signs: Option<Signs>,
+}
+
+/// How the gradient of a block's end goes back through its ReLU.
+#[derive(Clone)]
+struct Signs {
+    bits: ValueId,
+    /// The backward node of the ReLU.
+    bwd: usize,
+    /// The batch norms whose sums are left.
+    norms: Vec<usize>,
+    /// The gate of the first of them, where that is in a branch that may be dropped.
+    gate: Option<ValueId>,
 }
 
 /// What the op that stores a gradient does to it on top.
+#[derive(Clone)]
 struct Tail {
     epilogue: Epilogue,
     operands: Vec<ValueId>,
@@ -127,7 +140,7 @@ impl Plan {
         let (y, z) = (node.inputs[0], node.outputs[0]);
         let &[(bwd, 3)] = self.index.readers(node.outputs[1]) else { return None };
         let (dz, dy) = (graph.nodes[bwd].inputs[0], graph.nodes[bwd].outputs[0]);
-        self.takes_pending(graph, z, relu, bwd).then_some(Pair { bn, relu, bwd, y, dy, z, dz })
+        self.takes_pending(graph, z, bwd).then_some(Pair { bn, relu, bwd, y, dy, z, dz })
     }
 
     /// The batch norm of node `i` after a convolution whose output nobody else reads, and that convolution's node.
@@ -152,64 +165,67 @@ impl Plan {
     }
 
     /// Whether all readers of the activation `z` can load it pending.
-    fn takes_pending(&self, graph: &Graph, z: ValueId, relu: bool, bwd: usize) -> bool {
+    fn takes_pending(&self, graph: &Graph, z: ValueId, bwd: usize) -> bool {
         let index = &self.index;
-        let (mut ends, mut others) = (0, 0);
+        let mut ends = 0;
         let all = index.readers(z).iter().all(|&(reader, at)| match &graph.nodes[reader].op {
             Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. })
-            | Op::Pool(pool::Node { pass: pool::Pass::Fwd, .. }) => {
-                others += 1;
-                at == 0
-            }
+            | Op::Pool(pool::Node { pass: pool::Pass::Fwd, .. }) => at == 0,
             Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdW, .. }) => at == 1,
-            Op::Add(_) => {
+            op if as_end(op).is_some() => {
                 ends += 1;
-                !relu
+                true
             }
             _ => reader == bwd,
         });
         let only = index.writers(z).len() == 1 && index.is_alone(z) && !index.is_output(z);
-        all && only && (ends == 0 || (ends == 1 && others == 0))
+        all && only && ends <= 1
     }
 
-    /// Finds the ends of blocks that load pending operands. A batch norm whose block's end cannot stays whole.
+    /// Finds the ends of blocks that load pending operands.
     fn find_ends(&mut self, graph: &mut Graph) {
         for i in 0..graph.nodes.len() {
-            let Op::Add(add::Node { relu, .. }) = graph.nodes[i].op else { continue };
+            let Some(BlockEnd { relu, gate }) = as_end(&graph.nodes[i].op) else { continue };
             let operands = [graph.nodes[i].inputs[0], graph.nodes[i].inputs[1]];
-            let mut pending = operands.map(|v| self.norms.iter().find(|(_, n)| n.z == v).map(|(&key, _)| key));
-            if let (false, [Some(_), Some(second)]) = (relu, pending) {
+            let mut norms = operands.map(|v| self.norms.iter().find(|(_, n)| n.z == v).map(|(&key, _)| key));
+            if let (false, [Some(_), Some(second)]) = (relu, norms) {
                 // The gradient's epilogue takes the sums of one.
                 self.keep_whole(second);
-                pending[1] = None;
+                norms[1] = None;
             }
-            if pending == [None; 2] {
+            if norms == [None; 2] {
                 continue;
             }
-            let y = graph.nodes[i].outputs[0];
-            let bwd = self.find_relu(graph, y).filter(|&bwd| {
-                let ds = graph.nodes[bwd].outputs[0];
-                let norm = |key: &usize| &self.norms[key];
-                self.index.is_alone(ds)
-                    && pending
-                        .iter()
-                        .flatten()
-                        .map(norm)
-                        .all(|n| n.a.is_some() && n.dz == ds && self.index.last_writer(ds, n.bwd) == Some(bwd))
-            });
-            let signs = match (bwd, graph.ty(y).shape.nhwc()) {
-                (Some(bwd), Some([n, h, w, c])) if relu => {
-                    let ty = TensorType::byte([n, h, w, norm::sign_bytes(c)]);
-                    Some((bwd, graph.add_value(ty, Origin::Node)))
-                }
-                _ => None,
-            };
-            if relu && signs.is_none() {
-                pending.into_iter().flatten().for_each(|key| self.keep_whole(key));
-            } else {
-                self.ends.insert(i, End { norms: pending, relu: signs });
-            }
+            let gate = gate.map(|at| graph.nodes[i].inputs[at]);
+            let signs = if relu { self.find_signs(graph, graph.nodes[i].outputs[0], norms, gate) } else { None };
+            self.ends.insert(i, End { norms, signs });
         }
+    }
+
+    /// How the gradient of `y`, the end of a block whose operands are `norms`, goes back through the ReLU; `None` where
+    /// that says nothing about any of these. With a gate the second operand may be dropped.
+    fn find_signs(
+        &self,
+        graph: &mut Graph,
+        y: ValueId,
+        norms: [Option<usize>; 2],
+        gate: Option<ValueId>,
+    ) -> Option<Signs> {
+        let (bwd, [n, h, w, c]) = (self.find_relu(graph, y)?, graph.ty(y).shape.nhwc()?);
+        let ds = graph.nodes[bwd].outputs[0];
+        let is_masked = |key: &usize| {
+            let n = &self.norms[key];
+            !n.relu && n.a.is_some() && n.dz == ds && self.index.last_writer(ds, n.bwd) == Some(bwd)
+        };
+        let [first, second] = norms.map(|key| key.filter(is_masked));
+        let gate = gate.filter(|_| second.is_some());
+        let norms: Vec<usize> =
+            if gate.is_some() { [second, first] } else { [first, second] }.into_iter().flatten().collect();
+        if norms.is_empty() || !self.index.is_alone(ds) {
+            return None;
+        }
+        let bits = graph.add_value(TensorType::byte([n, h, w, norm::sign_bytes(c)]), Origin::Node);
+        Some(Signs { bits, bwd, norms, gate })
     }
 
     fn keep_whole(&mut self, key: usize) {
@@ -224,6 +240,22 @@ impl Plan {
             at == 1 && matches!(graph.nodes[reader].op, Op::Relu(relu::Node { pass: relu::Pass::Bwd, .. }))
         };
         self.index.readers(y).iter().find(is_bwd).map(|&(reader, _)| reader)
+    }
+}
+
+/// An addition at the end of a block.
+struct BlockEnd {
+    relu: bool,
+    /// Where among its inputs the gate of the second operand is, if that may be dropped.
+    gate: Option<usize>,
+}
+
+/// `op` as the end of a block, if it can be one.
+fn as_end(op: &Op) -> Option<BlockEnd> {
+    match *op {
+        Op::Add(add::Node { relu, .. }) => Some(BlockEnd { relu, gate: None }),
+        Op::Join(join::Node { relu, keep: join::Keep::Gated, .. }) => Some(BlockEnd { relu, gate: Some(2) }),
+        _ => None,
     }
 }
 

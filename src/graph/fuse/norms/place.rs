@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Norm, Pending, Plan, Tail};
+use super::{Norm, Pending, Plan, Signs, Tail};
 use crate::graph::{Graph, Node, Origin, ValueId};
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::norm::{self, Epilogue};
@@ -39,19 +39,19 @@ pub(super) fn gradients(graph: &mut Graph, plan: Plan) -> Placed {
 
 impl Placed {
     fn ends(&mut self, graph: &mut Graph) {
-        let ends: Vec<_> = self.plan.ends.values().filter_map(|e| Some((e.norms, e.relu?))).collect();
-        for (keys, (bwd, signs)) in ends {
-            let keys: Vec<usize> = keys.into_iter().flatten().collect();
+        let ends: Vec<Signs> = self.plan.ends.values().filter_map(|e| e.signs.clone()).collect();
+        for Signs { bits, bwd, norms: keys, gate } in ends {
             let bn = self.plan.norms[&keys[0]].bn;
             let sums = numbers(graph, &bn, 1 + keys.len());
-            let mut operands = vec![signs];
+            let mut operands = vec![bits];
             keys.iter().for_each(|k| operands.extend([self.plan.norms[k].y, self.plan.norms[k].mean]));
-            let epilogue = Epilogue::Signs { norms: keys.len() };
+            operands.extend(gate);
+            let epilogue = Epilogue::Signs { norms: keys.len(), gated: gate.is_some() };
             let tail = Tail { epilogue, operands, sums: sums.clone(), store: None };
             let (dz, ds) = (graph.nodes[bwd].inputs[0], graph.nodes[bwd].outputs[0]);
             self.removed.insert(bwd);
             if let Some(writer) = self.open_writer(graph, dz, bwd, true) {
-                self.tails.insert(writer, tail);
+                self.append(graph, writer, bwd, bn, dz, tail);
                 self.alias.insert(ds, dz);
             } else {
                 self.passes.insert(bwd, pass(bn, tail, dz, (ds, Write::Overwrite), graph.nodes[bwd].gate));
@@ -77,10 +77,11 @@ impl Placed {
             let store = shared.then(|| (dy, graph.nodes[bwd].writes[0]));
             let tail = Tail { epilogue, operands: vec![y, scale, shift, mean], sums: sums.clone(), store };
             let writer = self.open_writer(graph, dz, bwd, relu || shared);
-            let overwrites = |&w: &usize| graph.nodes[w].writes[0] == Write::Overwrite;
+            let scales =
+                |w: usize| graph.nodes[w].writes[0] == Write::Overwrite && graph.nodes[w].gate == graph.nodes[bwd].gate;
             let mut g = dz;
-            if let Some(writer) = writer.filter(|w| !shared || overwrites(w)) {
-                self.tails.insert(writer, tail);
+            if let Some(writer) = writer.filter(|&w| !shared || scales(w)) {
+                self.append(graph, writer, bwd, bn, dz, tail);
             } else {
                 let store = store.unwrap_or_else(|| (graph.add_value(bn.x(), Origin::Node), Write::Overwrite));
                 g = store.0;
@@ -99,6 +100,17 @@ impl Placed {
         self.plan.pending.insert(dy, Pending { g, y, a, b, c });
     }
 
+    /// Lets `writer` do `tail` to the gradient `dz` that it leaves for `reader`. Where it is in a branch that may be dropped
+    /// and `reader` is not, a pass does the same without it.
+    fn append(&mut self, graph: &mut Graph, writer: usize, reader: usize, bn: BatchNorm, dz: ValueId, tail: Tail) {
+        let gate = graph.nodes[writer].gate;
+        if let Some(gate) = gate.filter(|_| gate != graph.nodes[reader].gate) {
+            let closed = graph.opposite(gate);
+            self.passes.insert(reader, pass(bn, tail.clone(), dz, (dz, Write::Overwrite), Some(closed)));
+        }
+        self.tails.insert(writer, tail);
+    }
+
     /// The node that leaves the gradient `dz` which `reader` reads, if it can do more to it. With `alone` nobody else
     /// may read it.
     fn open_writer(&self, graph: &Graph, dz: ValueId, reader: usize, alone: bool) -> Option<usize> {
@@ -109,9 +121,10 @@ impl Placed {
             Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdX, .. })
                 | Op::Pool(pool::Node { pass: pool::Pass::Bwd, .. })
         );
-        // What a branch that may be dropped does, it does for itself only.
-        let same_gate = graph.nodes[writer].gate == graph.nodes[reader].gate;
-        let free = same_gate && index.is_alone(dz) && !index.is_output(dz) && !self.tails.contains_key(&writer);
+        // What a branch that may be dropped adds comes last, but it does not always come.
+        let gate = graph.nodes[reader].gate;
+        let reaches = gate.is_none() || gate == graph.nodes[writer].gate;
+        let free = reaches && index.is_alone(dz) && !index.is_output(dz) && !self.tails.contains_key(&writer);
         (stores_gradient && free && (!alone || index.sole_reader(dz, writer, reader))).then_some(writer)
     }
 }

@@ -1,7 +1,7 @@
 //! The rewrite itself: node by node, as was decided.
 
 use super::place::Placed;
-use super::{Norm, Pending};
+use super::{as_end, BlockEnd, Norm, Pending};
 use crate::graph::{Graph, Node, Origin, ValueId};
 use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::norm::{self, Correction, Prologue};
@@ -46,7 +46,14 @@ fn load_shared(graph: &mut Graph, placed: &Placed, mut node: Node, nodes: &mut V
         let ty = graph.ty(g).clone();
         let Some(shape) = ty.shape.nhwc() else { continue };
         let dy = graph.add_value(ty, Origin::Node);
-        let op = block_end::Node { shape, affine: [false, true], relu: false, signs: false };
+        let op = block_end::Node {
+            shape,
+            affine: [false, true],
+            activated: [false; 2],
+            gated: false,
+            relu: false,
+            signs: false,
+        };
         nodes.push(overwrite(Op::BlockEnd(op), vec![g, y, b, c], vec![dy], node.gate));
         node.inputs[at] = dy;
     }
@@ -60,7 +67,7 @@ impl Placed {
             Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Train { .. }, .. }) => self.affine(i, node),
             Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd { .. }, .. }) => self.coefficients(i, node),
             Op::Pool(pool) => self.pool(i, pool, node),
-            Op::Add(_) => self.end(graph, i, node),
+            op if as_end(&op).is_some() => self.end(graph, i, node),
             _ => node,
         }
     }
@@ -169,16 +176,26 @@ impl Placed {
 
     /// The end of a block that loads pending operands.
     fn end(&self, graph: &Graph, i: usize, node: Node) -> Node {
-        let (Some(end), Some(shape)) = (self.plan.ends.get(&i), graph.ty(node.outputs[0]).shape.nhwc()) else {
+        let (Some(end), Some(BlockEnd { relu, gate }), Some(shape)) =
+            (self.plan.ends.get(&i), as_end(&node.op), graph.ty(node.outputs[0]).shape.nhwc())
+        else {
             return node;
         };
         let norms = end.norms.map(|key| key.map(|key| self.plan.norms[&key]));
         let mut inputs: Vec<ValueId> = (0..2).map(|at| norms[at].map_or(node.inputs[at], |n| n.y)).collect();
         norms.iter().flatten().for_each(|n| inputs.extend([n.scale, n.shift]));
+        inputs.extend(gate.map(|at| node.inputs[at]));
         let mut outputs = vec![node.outputs[0]];
-        outputs.extend(end.relu.map(|(_, signs)| signs));
-        let (affine, relu) = (norms.map(|n| n.is_some()), end.relu.is_some());
-        overwrite(Op::BlockEnd(block_end::Node { shape, affine, relu, signs: relu }), inputs, outputs, node.gate)
+        outputs.extend(end.signs.as_ref().map(|signs| signs.bits));
+        let op = block_end::Node {
+            shape,
+            affine: norms.map(|n| n.is_some()),
+            activated: norms.map(|n| n.is_some_and(|n| n.relu)),
+            gated: gate.is_some(),
+            relu,
+            signs: end.signs.is_some(),
+        };
+        overwrite(Op::BlockEnd(op), inputs, outputs, node.gate)
     }
 
     /// A pass for the moments of what `node` stores, where they are wanted and it has not left them itself.
