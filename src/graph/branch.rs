@@ -211,3 +211,80 @@ impl Graph {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::fuse::{fuse, Runner};
+    use crate::graph::ConvOptions;
+    use crate::ops::norm::{self, Epilogue};
+    use crate::ops::norm_conv::{self, Pass};
+    use crate::ops::pool::{Kind, Window};
+
+    /// Two blocks that may be dropped, as kernels run them.
+    fn fused() -> Graph {
+        let build = |b: &mut Builder| -> Result<()> {
+            let mut x = b.input("input", [2, 6, 6, 8]);
+            x = b.conv2d("stem", x, ConvOptions { k: 8, ..Default::default() })?;
+            for name in ["first", "second"] {
+                let branch = b.branch(0.5, |b| {
+                    let f = b.conv2d(&format!("{name}.conv"), x, ConvOptions { k: 8, ..Default::default() })?;
+                    b.batch_norm(&format!("{name}.norm"), f, 1e-5)
+                })?;
+                let sum = b.join(branch, x)?;
+                x = b.relu(sum)?;
+            }
+            let x = b.pool(x, Window::Adaptive([1; 2]), Kind::Average { count_padding: false })?;
+            let logits = b.linear("fc", x, 3)?;
+            b.loss(logits, 0.0, 1.0).map(drop)
+        };
+        let mut b = Builder::new(Mode::Train);
+        build(&mut b).expect("a network");
+        let mut graph = b.finish();
+        graph.differentiate().expect("a loss");
+        fuse(&graph, Runner::Kernels).graph
+    }
+
+    /// `fused` with the first node changed for which `change` does something.
+    fn changed(change: impl Fn(&mut Node) -> bool) -> Graph {
+        let mut graph = fused();
+        assert!(graph.nodes.iter_mut().any(change), "a node of that kind");
+        graph
+    }
+
+    #[test]
+    fn what_is_read_of_a_branch_is_behind_its_gate() {
+        assert!(fused().check_gates().is_ok());
+        let of_end = |node: &mut Node| match &mut node.op {
+            Op::BlockEnd(end) => std::mem::take(&mut end.gated),
+            _ => false,
+        };
+        assert!(changed(of_end).check_gates().is_err(), "the end of a block");
+        let of_epilogue = |node: &mut Node| match &mut node.op {
+            Op::NormConv(norm_conv::Node {
+                pass: Pass::Bwd { epilogue: Some(Epilogue::Signs { gated, .. }), .. },
+                ..
+            }) => std::mem::take(gated),
+            _ => false,
+        };
+        assert!(changed(of_epilogue).check_gates().is_err(), "the epilogue of a gradient");
+    }
+
+    #[test]
+    fn opposite_gates_compute_a_value_always() {
+        let is_pass = |node: &Node| matches!(node.op, Op::Norm(norm::Node { pass: norm::Pass::Gradient(_), .. }));
+        let mut graph = fused();
+        let runs: Vec<Runs> = graph.nodes.iter().filter(|n| is_pass(n)).map(|n| graph.runs(n.gate)).collect();
+        assert_eq!(runs, [Runs::Without(1)], "in place of the second block's gradient");
+        graph.nodes.retain(|node| !is_pass(node));
+        assert!(graph.check_gates().is_err(), "the sums are missing where the second block is dropped");
+        let own = fused().blocks[1].gate;
+        let with_it = |node: &mut Node| {
+            is_pass(node) && {
+                node.gate = own;
+                true
+            }
+        };
+        assert!(changed(with_it).check_gates().is_err(), "both behind the same gate");
+    }
+}

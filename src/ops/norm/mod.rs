@@ -132,12 +132,15 @@ pub enum Pass {
     Affine,
     /// `dz, epilogue -> g, sums`: where the producer of dz cannot do it.
     Gradient(Epilogue),
-    /// `dy_sum, dyx_sum, gamma, mean, var -> dgamma, dbeta [, a], b, c`.
+    /// `dy_sum, dyx_sum, gamma, mean, var -> dgamma, dbeta [, a], b, c [, dbias]`.
     ///
     /// With `lazy` there is no `a`, and b and c can be accumulated.
     Coefficients {
         /// Whether the gradients were `scaled` and accumulated.
         lazy: bool,
+        /// Whether a bias was added to what became y: its gradient is the sum of dy, `a dy_sum + m (b mean + c)`, which is
+        /// 0 but for rounding.
+        bias: bool,
     },
 }
 
@@ -184,7 +187,7 @@ impl Operator for Node {
                 types.extend(epilogue.sums(self.bn.spec().x[3]));
                 types
             }
-            Pass::Coefficients { lazy } => vec![c; if lazy { 4 } else { 5 }],
+            Pass::Coefficients { lazy, bias } => vec![c; if lazy { 4 } else { 5 } + usize::from(bias)],
         }
     }
 
@@ -198,7 +201,7 @@ impl Operator for Node {
     fn accumulates(&self) -> &'static [usize] {
         match self.pass {
             Pass::Gradient(_) => &[0],
-            Pass::Coefficients { lazy: true } => &[2, 3],
+            Pass::Coefficients { lazy: true, .. } => &[2, 3],
             _ => &[],
         }
     }

@@ -7,8 +7,9 @@
 //! Where the op that stores a gradient cannot do its part, a [`norm::Pass::Gradient`] does; where a reader cannot load
 //! what is pending, the batch norm stays whole.
 //!
-//! The input is either a convolution's output of its own (this file) or a slice of a concatenation (`shared`), of which
-//! all batch norms share the moments and add up their gradients.
+//! The input is a convolution's output of its own, or a sum that others read too: then the gradient is corrected in place,
+//! once it has been added to what others contribute. Or it is a slice of a concatenation (`shared`), of which all batch
+//! norms share the moments and add up their gradients.
 
 mod place;
 mod rewrite;
@@ -40,10 +41,14 @@ struct Norm {
     var: ValueId,
     scale: ValueId,
     shift: ValueId,
-    /// The numbers of the correction; without `a` the input is shared.
+    /// The numbers of the correction; without `a` the gradient of the input is added to what others contribute.
     a: Option<ValueId>,
     b: ValueId,
     c: ValueId,
+    /// Whether a pass corrects that sum as soon as b and c are known.
+    settles: bool,
+    /// Where y has a bias, the node that computes its gradient, and that: it follows from the sums.
+    bias: Option<(usize, ValueId)>,
 }
 
 /// The end of a residual block with a pending operand.
@@ -108,8 +113,9 @@ pub(super) fn split(fused: &mut Fused) {
         Plan { index, norms: Norms::new(), ends: Ends::new(), moments: BTreeMap::new(), pending: BTreeMap::new() };
     shared::find(fused, &mut plan);
     for i in 0..fused.graph.nodes.len() {
-        if let Some((conv, norm)) = plan.find_own(&mut fused.graph, i) {
-            plan.moments.insert(conv, [norm.mean, norm.var]);
+        let found = plan.find_own(&mut fused.graph, i).or_else(|| plan.find_sum(&mut fused.graph, i));
+        if let Some((writer, norm)) = found {
+            plan.moments.insert(writer, [norm.mean, norm.var]);
             plan.norms.insert(i, norm);
         }
     }
@@ -151,17 +157,46 @@ impl Plan {
         let Op::Conv2d(conv2d::Node { conv: shape, pass: conv2d::Pass::Fwd(epilogue) }) = graph.nodes[conv].op else {
             return None;
         };
-        let plain = epilogue == conv2d::Epilogue::default() && graph.nodes[bwd].writes[0] == Write::Overwrite;
+        let with_bias = conv2d::Epilogue { shift: true, ..conv2d::Epilogue::default() };
+        let plain = [conv2d::Epilogue::default(), with_bias].contains(&epilogue)
+            && graph.nodes[bwd].writes[0] == Write::Overwrite;
         let alone = index.is_alone(y) && index.is_alone(dy) && !index.is_output(y);
         let private = index.readers(y).iter().all(|&(reader, _)| reader == i || reader == bwd);
-        let corrected =
-            index.writers(dy) == [bwd] && index.readers(dy).iter().all(|&r| is_gradient_of(graph, shape, r));
+        let of_bias = |&&(reader, _): &&(usize, usize)| {
+            matches!(graph.nodes[reader].op, Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdBias, .. }))
+        };
+        let bias = index.readers(dy).iter().find(of_bias).map(|&(reader, _)| (reader, graph.nodes[reader].outputs[0]));
+        let corrected = index.writers(dy) == [bwd]
+            && index
+                .readers(dy)
+                .iter()
+                .all(|&r| is_gradient_of(graph, shape, r) || bias.is_some_and(|(node, _)| node == r.0));
         if !plain || !alone || !private || !corrected || self.norms.contains_key(&i) {
             return None;
         }
         let mut number = || graph.add_value(bn.per_channel(), Origin::Node);
         let [mean, var, scale, shift, a, b, c] = std::array::from_fn(|_| number());
-        Some((conv, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a: Some(a), b, c }))
+        let a = Some(a);
+        Some((conv, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a, b, c, settles: false, bias }))
+    }
+
+    /// The batch norm of node `i` whose input others may read too, and the node that stores that.
+    fn find_sum(&self, graph: &mut Graph, i: usize) -> Option<(usize, Norm)> {
+        let Pair { bn, relu, bwd, y, dy, z, dz } = self.find_pair(graph, i)?;
+        let index = &self.index;
+        let &[writer] = index.writers(y) else { return None };
+        let alone = index.is_alone(y) && index.is_alone(dy) && graph.nodes[writer].outputs[0] == y;
+        // One batch norm's moments are enough.
+        let first = !self.norms.contains_key(&i) && !self.moments.contains_key(&writer);
+        if !alone || !first || graph.ty(y).shape.dims().len() != 4 {
+            return None;
+        }
+        let mut number = || graph.add_value(bn.per_channel(), Origin::Node);
+        let [mean, var, scale, shift, b, c] = std::array::from_fn(|_| number());
+        Some((
+            writer,
+            Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a: None, b, c, settles: true, bias: None },
+        ))
     }
 
     /// Whether all readers of the activation `z` can load it pending.

@@ -32,6 +32,7 @@ pub(super) fn gradients(graph: &mut Graph, plan: Plan) -> Placed {
         removed: HashSet::new(),
         alias: HashMap::new(),
     };
+    placed.removed.extend(placed.plan.norms.values().filter_map(|n| Some(n.bias?.0)));
     placed.ends(graph);
     placed.norms(graph);
     placed
@@ -69,7 +70,7 @@ impl Placed {
             if self.sums.contains_key(&key) {
                 continue;
             }
-            let Norm { bn, relu, bwd, y, dy, dz, mean, scale, shift, a, .. } = self.plan.norms[&key];
+            let Norm { bn, relu, bwd, y, dy, dz, mean, scale, shift, a, settles, .. } = self.plan.norms[&key];
             let sums = numbers(graph, &bn, 2);
             let shared = a.is_none();
             let epilogue = Epilogue::Affine { relu, scaled: shared };
@@ -77,8 +78,10 @@ impl Placed {
             let store = shared.then(|| (dy, graph.nodes[bwd].writes[0]));
             let tail = Tail { epilogue, operands: vec![y, scale, shift, mean], sums: sums.clone(), store };
             let writer = self.open_writer(graph, dz, bwd, relu || shared);
-            let scales =
-                |w: usize| graph.nodes[w].writes[0] == Write::Overwrite && graph.nodes[w].gate == graph.nodes[bwd].gate;
+            let scales = |w: usize| {
+                let same_gate = graph.nodes[w].gate == graph.nodes[bwd].gate;
+                graph.nodes[w].writes[0] == Write::Overwrite && same_gate && !(settles && self.is_touched(dy, w, bwd))
+            };
             let mut g = dz;
             if let Some(writer) = writer.filter(|&w| !shared || scales(w)) {
                 self.append(graph, writer, bwd, bn, dz, tail);
@@ -92,6 +95,13 @@ impl Placed {
                 self.correct(key, g);
             }
         }
+    }
+
+    /// Whether a node from `first` on and before `last` reads or writes `v`.
+    fn is_touched(&self, v: ValueId, first: usize, last: usize) -> bool {
+        let index = &self.plan.index;
+        let mut nodes = index.readers(v).iter().map(|&(reader, _)| reader).chain(index.writers(v).iter().copied());
+        nodes.any(|i| (first..last).contains(&i))
     }
 
     /// The gradient of the input of the batch norm `key` is pending, `g` is stored.

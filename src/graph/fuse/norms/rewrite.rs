@@ -18,6 +18,7 @@ pub(super) fn rewrite(graph: &mut Graph, mut placed: Placed) {
             let node = load_shared(graph, &placed, node, &mut rewritten);
             rewritten.push(placed.rewritten(graph, i, node));
             rewritten.extend(placed.moments(graph, i, &rewritten[rewritten.len() - 1]));
+            rewritten.extend(placed.settled(graph, i, rewritten[rewritten.len() - 1].gate));
         }
     }
     for node in &mut rewritten {
@@ -46,15 +47,7 @@ fn load_shared(graph: &mut Graph, placed: &Placed, mut node: Node, nodes: &mut V
         let ty = graph.ty(g).clone();
         let Some(shape) = ty.shape.nhwc() else { continue };
         let dy = graph.add_value(ty, Origin::Node);
-        let op = block_end::Node {
-            shape,
-            affine: [false, true],
-            activated: [false; 2],
-            gated: false,
-            relu: false,
-            signs: false,
-        };
-        nodes.push(overwrite(Op::BlockEnd(op), vec![g, y, b, c], vec![dy], node.gate));
+        nodes.push(overwrite(corrected(shape), vec![g, y, b, c], vec![dy], node.gate));
         node.inputs[at] = dy;
     }
     node
@@ -144,14 +137,21 @@ impl Placed {
         let Some((key, n)) = self.plan.norms.iter().find(|(_, n)| n.bwd == i) else { return node };
         let [dy_sum, dyx_sum] = self.sums[key];
         let lazy = n.a.is_none();
-        let op = Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Coefficients { lazy } });
+        let op = Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Coefficients { lazy, bias: n.bias.is_some() } });
         let mut outputs = vec![node.outputs[1], node.outputs[2]];
-        outputs.extend([n.a, Some(n.b), Some(n.c)].into_iter().flatten());
+        outputs.extend([n.a, Some(n.b), Some(n.c), n.bias.map(|(_, grad)| grad)].into_iter().flatten());
         let mut writes = vec![Write::Overwrite; outputs.len()];
-        if lazy {
+        if lazy && !n.settles {
             writes[2..].fill(node.writes[0]);
         }
         Node { op, inputs: vec![dy_sum, dyx_sum, node.inputs[2], n.mean, n.var], outputs, writes, gate: node.gate }
+    }
+
+    /// The pass that corrects the gradient of a sum where it lies, behind the coefficients of node `i`.
+    fn settled(&self, graph: &Graph, i: usize, gate: Option<ValueId>) -> Option<Node> {
+        let n = self.plan.norms.values().find(|n| n.bwd == i && n.settles)?;
+        let node = corrected(graph.ty(n.dy).shape.nhwc()?);
+        Some(overwrite(node, vec![n.dy, n.y, n.b, n.c], vec![n.dy], gate))
     }
 
     fn pool(&mut self, i: usize, pool: pool::Node, mut node: Node) -> Node {
@@ -205,6 +205,12 @@ impl Placed {
         let op = Op::Norm(norm::Node { bn, pass: norm::Pass::Moments });
         Some(overwrite(op, vec![node.outputs[0]], moments.to_vec(), node.gate))
     }
+}
+
+/// `g + b y + c`.
+fn corrected(shape: [usize; 4]) -> Op {
+    let (affine, activated) = ([false, true], [false; 2]);
+    Op::BlockEnd(block_end::Node { shape, affine, activated, gated: false, relu: false, signs: false })
 }
 
 /// A batch norm over `v`, for its moments: nothing else of it matters.

@@ -80,7 +80,8 @@ fn add(fused: &mut Fused, plan: &mut Plan, root: ValueId, gradient: ValueId, pai
         let [mean, var, b, c] = [mean, var, b, c].map(|whole| numbers(fused, whole, at, count));
         let mut number = || fused.graph.add_value(bn.per_channel(), Origin::Node);
         let (scale, shift) = (number(), number());
-        plan.norms.insert(i, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a: None, b, c });
+        let (a, settles, bias) = (None, false, None);
+        plan.norms.insert(i, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a, b, c, settles, bias });
     }
     // Whoever reads the gradient corrects it.
     let family: Vec<ValueId> = plan.index.family(gradient).collect();
