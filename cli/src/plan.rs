@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use residuum::device::{Cost, Device, Gpu};
-use residuum::graph::{Graph, Mode, Program, Step};
+use residuum::graph::{Graph, Mode, Program, Runs, Step};
 use residuum::models::{BuildOptions, Model};
 use residuum::tensor::DType;
 use residuum::train::{grad_scale, Settings};
@@ -17,8 +17,9 @@ use crate::train::at_least_one;
 /// Shows every kernel launch of a training step or of inference: what it computes and moves, and how long at least
 ///
 /// Compiles the network as it would run, on no device: nothing is computed and hardly any memory is taken. Bytes are
-/// those of global memory, each counted once in a launch; a multiply-add counts as two operations. The time is that of
-/// the bytes at the GPU's bandwidth or of the operations at its peak, whichever is more: no launch is faster.
+/// those of global memory, each counted once in a launch; a multiply-add counts as two operations. Of a network
+/// whose blocks may be dropped these are the figures of a step that drops none. The time is that of the bytes at the
+/// GPU's bandwidth or of the operations at its peak, whichever is more: no launch is faster.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   residuum plan resnet50 --dtype bf16
@@ -110,8 +111,11 @@ impl Args {
 struct Planned {
     batch: usize,
     launches: Vec<(Step, f64)>,
+    /// Those of a step that drops no block.
     cost: Cost,
     seconds: f64,
+    /// The bytes of a step on average, where blocks may be dropped.
+    expected_bytes: Option<f64>,
     arena_bytes: usize,
     saved_activation_bytes: usize,
 }
@@ -124,10 +128,15 @@ impl Planned {
         let optimizer = (args.mode == Run::Train).then(|| settings.optimizer()).transpose()?;
         let program = Program::compile(&graph, &Device::blueprint(gpu.arch), args.dtype, optimizer)?;
         let launches: Vec<_> = program.steps().iter().map(|s| (s.clone(), gpu.seconds(s.cost, args.dtype))).collect();
+        let survival = graph.survival();
+        let kept = || launches.iter().filter(|(step, _)| !matches!(step.runs, Runs::Without(_)));
+        let expected = |(step, _): &(Step, f64)| step.runs.chance(&survival) * step.cost.bytes() as f64;
+        let drops = launches.iter().any(|(step, _)| step.runs != Runs::Always);
         Ok(Self {
             batch: args.batch,
-            cost: launches.iter().map(|(step, _)| step.cost).sum(),
-            seconds: launches.iter().map(|(_, seconds)| seconds).sum(),
+            cost: kept().map(|(step, _)| step.cost).sum(),
+            seconds: kept().map(|(_, seconds)| seconds).sum(),
+            expected_bytes: drops.then(|| launches.iter().map(expected).sum()),
             launches,
             arena_bytes: program.plan().arena_bytes,
             saved_activation_bytes: program.plan().saved_activation_bytes,
@@ -136,7 +145,7 @@ impl Planned {
 
     fn json(&self) -> serde_json::Value {
         let launch = |(step, seconds): &(Step, f64)| {
-            serde_json::json!({
+            let mut launch = serde_json::json!({
                 "kernel": step.kernel,
                 "op": step.op,
                 "shape": step.shape,
@@ -145,9 +154,15 @@ impl Planned {
                 "bytes_read": step.cost.bytes_read,
                 "bytes_written": step.cost.bytes_written,
                 "seconds": seconds,
-            })
+            });
+            match step.runs {
+                Runs::Always => {}
+                Runs::With(block) => launch["with_block"] = block.into(),
+                Runs::Without(block) => launch["without_block"] = block.into(),
+            }
+            launch
         };
-        serde_json::json!({
+        let mut plan = serde_json::json!({
             "launches": self.launches.iter().map(launch).collect::<Vec<_>>(),
             "totals": {
                 "batch": self.batch,
@@ -158,7 +173,11 @@ impl Planned {
                 "arena_bytes": self.arena_bytes,
                 "saved_activation_bytes": self.saved_activation_bytes,
             },
-        })
+        });
+        if let Some(bytes) = self.expected_bytes {
+            plan["totals"]["expected_bytes"] = bytes.into();
+        }
+        plan
     }
 
     fn text(&self, args: &Args, gpu: &Gpu) -> String {
@@ -186,15 +205,18 @@ impl Planned {
         let images = self.batch as f64;
         let each = |total: f64, unit: &str| format!("{total:.2} {unit}, {:.2} {unit} an image", total / images);
         let saved = megabytes(self.saved_activation_bytes as u64);
-        [
+        let mut lines = vec![
             format!("launches           {}", grouped(self.launches.len() as u64)),
             format!("operations         {}", each(self.cost.flops as f64 / 1e9, "GFLOP")),
             format!("bytes              {}", each(megabytes(self.cost.bytes()), "MB")),
             format!("time at least      {:.2} us, {:.0} images a second", self.seconds * 1e6, images / self.seconds),
             format!("arena              {:.2} MB", megabytes(self.arena_bytes as u64)),
             format!("saved activations  {}", each(saved, "MB")),
-        ]
-        .join("\n")
+        ];
+        // All the rest is that of a step that drops no block.
+        let expected = self.expected_bytes.map(|bytes| format!("bytes on average   {}", each(bytes / 1e6, "MB")));
+        lines.splice(3..3, expected);
+        lines.join("\n")
     }
 }
 

@@ -2,8 +2,8 @@
 //   affine        scale = gamma / sqrt(var + eps),  shift = beta - mean scale
 //                 running_mean = keep running_mean + momentum mean,  running_var the same with var m / (m - 1)
 //   coefficients  dbeta = dy_sum,  dgamma = invstd dyx_sum,  a = gamma invstd,  b = -a invstd dgamma / m,
-//                 c = -a dbeta / m - b mean;  b and c stored or added
-// All tensors [C], f32. Grid: ceil(C / 256) blocks of 256 threads, no shared memory. 10 FLOPs a channel; 40 and 36 bytes.
+//                 c = -a dbeta / m - b mean;  b and c stored or added;  dbias = sum dy = a dy_sum + m (b mean + c)
+// All tensors [C], f32. Grid: ceil(C / 256) blocks of 256 threads, no shared memory. 10 FLOPs a channel; 40 bytes each.
 #include "common/kernel.cuh"
 
 constexpr u32 THREADS = 256;
@@ -35,11 +35,12 @@ struct Coefficients {
   float* a;  // null where nothing needs it
   float* b;
   float* c;
+  float* dbias;  // null where y has no bias
   u32 channels;
-  float eps, inverse_count;  // 1 / m
-  u32 add_b, add_c, unused;
+  float eps, count, inverse_count;  // m, 1 / m
+  u32 add_b, add_c;
 };
-static_assert(sizeof(Coefficients) == 104, "as in src/ops/norm/launch.rs");
+static_assert(sizeof(Coefficients) == 112, "as in src/ops/norm/launch.rs");
 
 __device__ __forceinline__ void affine(const Affine& p) {
   const u32 c = blockIdx.x * THREADS + threadIdx.x;
@@ -62,6 +63,7 @@ __device__ __forceinline__ void coefficients(const Coefficients& p) {
   if (p.a) p.a[k] = a;
   p.b[k] = p.add_b ? p.b[k] + b : b;
   p.c[k] = p.add_c ? p.c[k] + c : c;
+  if (p.dbias) p.dbias[k] = fmaf(p.count, fmaf(b, p.mean[k], c), a * dbeta);
 }
 
 KERNEL(norm_affine_f32, Affine, THREADS, 2, affine)

@@ -4,6 +4,7 @@
 //   _affine    one batch norm; its ReLU was closed where y scale + shift, rounded to T, is not above 0
 //   _signs     one batch norm at the end of a block; the ReLU was closed where the bit of the pixel's channel is not set
 //   _signs_two two of them
+// With signs and a gate that is closed the first batch norm's y and mean are not read, and its sum is 0.
 // dz, y, g: m rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; bits: m rows of
 // ceil(C / 8) bytes, any stride; the rest f32, dense. g may be dz.
 // Grid: strips.blocks_per_row * bands blocks of 256 threads. Shared memory: 256 V floats for each sum, V = 16 / sizeof(T).
@@ -24,7 +25,7 @@ struct Stored {
 
 template <typename T>
 using OfStored = Gradient<T, Stored<T>>;
-static_assert(sizeof(OfStored<float>) == 184, "as in src/ops/norm/launch.rs");
+static_assert(sizeof(OfStored<float>) == 192, "as in src/ops/norm/launch.rs");
 
 KERNEL(norm_gradient_f32_affine, OfStored<float>, STRIP_THREADS, 2, (gradient<float, false, 1>))
 KERNEL(norm_gradient_f16_affine, OfStored<f16>, STRIP_THREADS, 2, (gradient<f16, false, 1>))

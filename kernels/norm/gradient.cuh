@@ -15,10 +15,11 @@ struct Epilogue {
   const float* shift;
   const float* mean[2];
   float* sums[3];  // [bands][C]: of v, and of v (y - mean) for each norm
+  const float* open;  // with SIGNS: where it is 0, y[0] and mean[0] are not read and their sums are 0; or null
   i64 g_stride, y_stride[2], bits_stride;
   u32 relu, scaled, accumulate, unused;
 };
-static_assert(sizeof(Epilogue<float>) == 136, "as in src/ops/norm/gradient.rs");
+static_assert(sizeof(Epilogue<float>) == 144, "as in src/ops/norm/gradient.rs");
 
 template <typename T, typename From>
 struct Gradient {
@@ -36,17 +37,22 @@ struct GradientStrip {
   Sums<V*(1 + NORMS)> sums;
   u32 channel, wide;
   int n;
+  bool open;
 
   __device__ __forceinline__ void begin(const Epilogue<T>& e, u32 first, int width, u32 is_wide) {
     channel = first, n = width, wide = is_wide;
+    open = !SIGNS || e.open == nullptr || *e.open != 0.0f;
     if constexpr (!SIGNS) {
       load_channels<V>(scale, e.scale, channel, n);
       load_channels<V>(shift, e.shift, channel, n);
     }
 #pragma unroll
-    for (int i = 0; i < NORMS; ++i) load_channels<V>(mean[i], e.mean[i], channel, n);
+    for (int i = 0; i < NORMS; ++i) load_channels<V>(mean[i], e.mean[i], channel, reads(i) ? n : 0);
     sums.clear();
   }
+
+  // Whether the i-th batch norm's numbers are there.
+  __device__ __forceinline__ bool reads(int i) const { return i > 0 || open; }
 
   // Sets v to 0 where the ReLU was closed.
   __device__ __forceinline__ void mask(float (&v)[V], const float (&y)[V], const Epilogue<T>& e, i64 row) const {
@@ -66,7 +72,8 @@ struct GradientStrip {
     T* g = e.g + row * e.g_stride + channel;
     float old[V], y[NORMS][V];
 #pragma unroll
-    for (int i = 0; i < NORMS; ++i) load_strip<T, V>(y[i], e.y[i] + row * e.y_stride[i] + channel, n, wide);
+    for (int i = 0; i < NORMS; ++i)
+      load_strip<T, V>(y[i], e.y[i] + row * e.y_stride[i] + channel, reads(i) ? n : 0, wide);
     load_strip<T, V>(old, g, e.accumulate ? n : 0, wide);
 #pragma unroll
     for (int j = 0; j < V; ++j) v[j] += scaled ? 0.0f : old[j];

@@ -9,21 +9,24 @@
 namespace norm_conv {
 
 // v = sum (+ what is there, unless scaled), 0 where the ReLU was closed; stored is v, or with SCALED scale * v (+ what is
-// there). Adds up v, v (y0 - mean0) and v (y1 - mean1) of its columns, of v as it is stored where it is.
+// there). Adds up v, v (y0 - mean0) and v (y1 - mean1) of its columns, of v as it is stored where it is; behind a closed
+// gate without y0 and mean0, whose sum is 0.
 template <typename T>
 struct MaskedOutput {
   static constexpr int COUNT = 3;
   const DataGradientParams& p;
   float scale[8], shift[8], mean0[8], mean1[8];
   float sums[8][COUNT] = {};
+  const bool reads_y0;
 
   // For the eight columns from `col` on, of which `count` exist.
-  __device__ __forceinline__ MaskedOutput(const DataGradientParams& params, int col, int count) : p(params) {
+  __device__ __forceinline__ MaskedOutput(const DataGradientParams& params, int col, int count)
+      : p(params), reads_y0(p.y0 && (p.open == nullptr || *p.open != 0.0f)) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       scale[e] = p.scale && e < count ? p.scale[col + e] : 0.0f;
       shift[e] = p.shift && e < count ? p.shift[col + e] : 0.0f;
-      mean0[e] = p.mean0 && e < count ? p.mean0[col + e] : 0.0f;
+      mean0[e] = reads_y0 && e < count ? p.mean0[col + e] : 0.0f;
       mean1[e] = p.mean1 && e < count ? p.mean1[col + e] : 0.0f;
     }
   }
@@ -35,7 +38,7 @@ struct MaskedOutput {
     T* dst = static_cast<T*>(p.out) + row * p.out_stride + col;
     Vec<T, W> there{}, y0{}, y1{};
     if (accumulate) there = load<T, W>(dst);
-    if (p.y0) y0 = load<T, W>(static_cast<const T*>(p.y0) + row * p.y0_stride + col);
+    if (reads_y0) y0 = load<T, W>(static_cast<const T*>(p.y0) + row * p.y0_stride + col);
     if (p.y1) y1 = load<T, W>(static_cast<const T*>(p.y1) + row * p.y1_stride + col);
     const u32 open = p.bits ? u32(p.bits[row * p.bits_stride + col / 8]) >> (col % 8) : ~0u;
 #pragma unroll

@@ -46,10 +46,11 @@ struct DataGradientParams : GatherParams {
   const float* mean0;
   const float* mean1;
   float* sums;     // [2 or 3][bands][input channels of the convolution], or null
+  const float* open;  // where it is 0, y0 and mean0 are not read; or null
   int y_stride, bits_stride, y0_stride, y1_stride;
   int m_tiles, bands;  // row tiles of the largest residue, and of all residues
 };
-static_assert(sizeof(DataGradientParams) == 272, "as in params.rs");
+static_assert(sizeof(DataGradientParams) == 280, "as in params.rs");
 
 // bwd_w: dy is g.
 struct WeightGradientParams : WeightParams {
@@ -72,6 +73,6 @@ struct GradientsParams {
   int x_residues;
   int w_blocks;  // of bwd_w, in a segment
 };
-static_assert(sizeof(GradientsParams) == 480, "as in params.rs");
+static_assert(sizeof(GradientsParams) == 488, "as in params.rs");
 
 }  // namespace norm_conv

@@ -12,8 +12,8 @@ template <typename T>
 using OfMax = Gradient<T, MaxGradient<T>>;
 template <typename T>
 using OfAvg = Gradient<T, AvgGradient<T>>;
-static_assert(sizeof(OfMax<float>) == 248, "as in src/ops/norm_pool/launch.rs");
-static_assert(sizeof(OfAvg<float>) == 232, "as in src/ops/norm_pool/launch.rs");
+static_assert(sizeof(OfMax<float>) == 256, "as in src/ops/norm_pool/launch.rs");
+static_assert(sizeof(OfAvg<float>) == 240, "as in src/ops/norm_pool/launch.rs");
 
 KERNEL(norm_pool_max_bwd_f32_affine, OfMax<float>, STRIP_THREADS, 2, (gradient<float, false, 1>))
 KERNEL(norm_pool_max_bwd_f16_affine, OfMax<f16>, STRIP_THREADS, 2, (gradient<f16, false, 1>))

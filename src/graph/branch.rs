@@ -4,8 +4,10 @@
 //! values are not computed, and nothing reads them. What stands outside sees a branch only through [`Op::Join`], which
 //! leaves a closed one out, and what a branch adds to a gradient outside comes after what is there without it.
 
+use std::collections::BTreeSet;
+
 use super::{Builder, Graph, Mode, Node, Origin, ValueId};
-use crate::ops::{join, Op, Write};
+use crate::ops::{join, Behind, Op, Write};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -15,6 +17,28 @@ pub struct Branch {
     value: ValueId,
     survival: f64,
     gate: Option<ValueId>,
+}
+
+/// When a launch does something, in a network with residual blocks whose branches may be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runs {
+    /// In every run.
+    Always,
+    /// Where the branch of that block is kept.
+    With(usize),
+    /// Where the branch of that block is dropped.
+    Without(usize),
+}
+
+impl Runs {
+    /// Its chance, where those of the blocks' branches are `survival`.
+    pub fn chance(&self, survival: &[f64]) -> f64 {
+        match *self {
+            Self::Always => 1.0,
+            Self::With(block) => survival[block],
+            Self::Without(block) => 1.0 - survival[block],
+        }
+    }
 }
 
 impl Builder {
@@ -30,7 +54,7 @@ impl Builder {
         let index = self.graph.blocks.len();
         let gate =
             (self.graph.mode == Mode::Train).then(|| self.graph.add_value(TensorType::stat([1]), Origin::Gate(index)));
-        self.graph.blocks.push(super::Block { survival, gate });
+        self.graph.blocks.push(super::Block { survival, gate, closed: None });
         self.gate = gate;
         let value = layers(self);
         self.gate = None;
@@ -51,13 +75,28 @@ impl Builder {
     }
 }
 
+/// Gates of which every one has to be open.
+type Gates = BTreeSet<ValueId>;
+
 impl Node {
-    /// The gate without which the node does not read its input `j`.
+    /// The gate of the op itself behind which is what `is_behind` says.
+    fn own_gate(&self, is_behind: impl Fn(&Behind) -> bool) -> Option<ValueId> {
+        self.inputs.last().copied().filter(|_| is_behind(&self.op.operator().behind_gate()))
+    }
+
+    /// The gate without which the node does not read its input `j`, outside of a branch.
     pub(super) fn reads_under(&self, j: usize) -> Option<ValueId> {
-        match &self.op {
-            Op::Join(join::Node { keep: join::Keep::Gated, .. }) if j == 1 => Some(self.inputs[2]),
-            _ => self.gate,
-        }
+        self.own_gate(|behind| behind.inputs.contains(&j)).or(self.gate)
+    }
+
+    /// The gates without any of which the node does not read its input `j`.
+    fn reads_behind(&self, j: usize) -> Gates {
+        self.gate.into_iter().chain(self.own_gate(|behind| behind.inputs.contains(&j))).collect()
+    }
+
+    /// The gates without any of which the node leaves nothing in its output `j`.
+    fn leaves_behind(&self, j: usize) -> Gates {
+        self.gate.into_iter().chain(self.own_gate(|behind| behind.outputs.contains(&j))).collect()
     }
 }
 
@@ -72,7 +111,58 @@ impl Graph {
         self.blocks.iter().filter_map(|b| b.gate).collect()
     }
 
-    /// For every value the gate of the node that first writes it.
+    /// When a node with this gate runs.
+    pub(super) fn runs(&self, gate: Option<ValueId>) -> Runs {
+        let Some((gate, Origin::Gate(block))) = gate.map(|gate| (gate, self.values[gate.index()].origin)) else {
+            return Runs::Always;
+        };
+        if self.blocks[block].gate == Some(gate) {
+            Runs::With(block)
+        } else {
+            Runs::Without(block)
+        }
+    }
+
+    /// The opposite of `gate`: open where that is closed.
+    pub(super) fn opposite(&mut self, gate: ValueId) -> ValueId {
+        let Origin::Gate(index) = self.values[gate.index()].origin else { unreachable!("every gate is a block's") };
+        if let Some(closed) = self.blocks[index].closed {
+            return closed;
+        }
+        let closed = self.add_value(TensorType::stat([1]), Origin::Gate(index));
+        self.blocks[index].closed = Some(closed);
+        closed
+    }
+
+    /// The gates without any of which a value is not computed. A node and one behind the opposite gate that leave the same
+    /// value compute it always; what comes later changes a value that is there.
+    fn computed_behind(&self) -> Vec<Gates> {
+        let mut all: Vec<Option<Gates>> = vec![None; self.values.len()];
+        for node in &self.nodes {
+            let written =
+                node.outputs.iter().zip(&node.writes).enumerate().filter(|&(_, (_, &w))| w == Write::Overwrite);
+            for (j, (v, _)) in written {
+                let behind = node.leaves_behind(j);
+                match &mut all[v.index()] {
+                    Some(first) => self.merge_opposites(first, &behind),
+                    none => *none = Some(behind),
+                }
+            }
+        }
+        all.into_iter().map(Option::unwrap_or_default).collect()
+    }
+
+    /// Takes a gate out of `first` where `second` is `first` with the opposite one.
+    fn merge_opposites(&self, first: &mut Gates, second: &Gates) {
+        let (here, there): (Vec<_>, Vec<_>) = (first.difference(second).collect(), second.difference(first).collect());
+        if let ([&a], [&b]) = (&here[..], &there[..]) {
+            if self.values[a.index()].origin == self.values[b.index()].origin {
+                first.remove(&a);
+            }
+        }
+    }
+
+    /// For every value the gate of the node that writes it.
     pub(super) fn writer_gates(&self) -> Vec<Option<ValueId>> {
         let mut gates = vec![None; self.values.len()];
         for node in &self.nodes {
@@ -98,27 +188,103 @@ impl Graph {
     /// Fails where something could read a value of a branch that was skipped: what the builder, the differentiation and
     /// every fusion must not bring about.
     pub(super) fn check_gates(&self) -> Result<()> {
-        let writers = self.writer_gates();
+        let behind = self.computed_behind();
         let computed = |v: ValueId| self.values[v.index()].origin == Origin::Node;
         for node in &self.nodes {
             let name = node.op.operator().name();
             for (j, &v) in node.inputs.iter().enumerate().filter(|&(_, &v)| computed(v)) {
-                let writer = writers[v.index()];
-                if writer.is_some() && writer != node.reads_under(j) {
+                if !behind[v.index()].is_subset(&node.reads_behind(j)) {
                     return Err(Error::invalid(name, format!("it reads input {j} of a branch that may be dropped")));
                 }
             }
-            let added = node.outputs.iter().zip(&node.writes).filter(|&(_, &w)| w == Write::Accumulate);
-            for (&v, _) in added {
-                let writer = writers[v.index()];
-                if writer.is_some() && writer != node.gate {
+            let added =
+                node.outputs.iter().zip(&node.writes).enumerate().filter(|&(_, (_, &w))| w == Write::Accumulate);
+            for (j, (&v, _)) in added {
+                if !behind[v.index()].is_subset(&node.leaves_behind(j)) {
                     return Err(Error::invalid(name, "it adds to a value of a branch that may be dropped"));
                 }
             }
         }
-        let named = self.outputs.iter().find(|(_, v)| computed(*v) && writers[v.index()].is_some());
+        let named = self.outputs.iter().find(|(_, v)| computed(*v) && !behind[v.index()].is_empty());
         named.map_or(Ok(()), |(name, _)| {
             Err(Error::invalid(format!("output `{name}`"), "it is inside of a branch that may be dropped"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::fuse::{fuse, Runner};
+    use crate::graph::ConvOptions;
+    use crate::ops::norm::{self, Epilogue};
+    use crate::ops::norm_conv::{self, Pass};
+    use crate::ops::pool::{Kind, Window};
+
+    /// Two blocks that may be dropped, as kernels run them.
+    fn fused() -> Graph {
+        let build = |b: &mut Builder| -> Result<()> {
+            let mut x = b.input("input", [2, 6, 6, 8]);
+            x = b.conv2d("stem", x, ConvOptions { k: 8, ..Default::default() })?;
+            for name in ["first", "second"] {
+                let branch = b.branch(0.5, |b| {
+                    let f = b.conv2d(&format!("{name}.conv"), x, ConvOptions { k: 8, ..Default::default() })?;
+                    b.batch_norm(&format!("{name}.norm"), f, 1e-5)
+                })?;
+                let sum = b.join(branch, x)?;
+                x = b.relu(sum)?;
+            }
+            let x = b.pool(x, Window::Adaptive([1; 2]), Kind::Average { count_padding: false })?;
+            let logits = b.linear("fc", x, 3)?;
+            b.loss(logits, 0.0, 1.0).map(drop)
+        };
+        let mut b = Builder::new(Mode::Train);
+        build(&mut b).expect("a network");
+        let mut graph = b.finish();
+        graph.differentiate().expect("a loss");
+        fuse(&graph, Runner::Kernels).graph
+    }
+
+    /// `fused` with the first node changed for which `change` does something.
+    fn changed(change: impl Fn(&mut Node) -> bool) -> Graph {
+        let mut graph = fused();
+        assert!(graph.nodes.iter_mut().any(change), "a node of that kind");
+        graph
+    }
+
+    #[test]
+    fn what_is_read_of_a_branch_is_behind_its_gate() {
+        assert!(fused().check_gates().is_ok());
+        let of_end = |node: &mut Node| match &mut node.op {
+            Op::BlockEnd(end) => std::mem::take(&mut end.gated),
+            _ => false,
+        };
+        assert!(changed(of_end).check_gates().is_err(), "the end of a block");
+        let of_epilogue = |node: &mut Node| match &mut node.op {
+            Op::NormConv(norm_conv::Node {
+                pass: Pass::Bwd { epilogue: Some(Epilogue::Signs { gated, .. }), .. },
+                ..
+            }) => std::mem::take(gated),
+            _ => false,
+        };
+        assert!(changed(of_epilogue).check_gates().is_err(), "the epilogue of a gradient");
+    }
+
+    #[test]
+    fn opposite_gates_compute_a_value_always() {
+        let is_pass = |node: &Node| matches!(node.op, Op::Norm(norm::Node { pass: norm::Pass::Gradient(_), .. }));
+        let mut graph = fused();
+        let runs: Vec<Runs> = graph.nodes.iter().filter(|n| is_pass(n)).map(|n| graph.runs(n.gate)).collect();
+        assert_eq!(runs, [Runs::Without(1)], "in place of the second block's gradient");
+        graph.nodes.retain(|node| !is_pass(node));
+        assert!(graph.check_gates().is_err(), "the sums are missing where the second block is dropped");
+        let own = fused().blocks[1].gate;
+        let with_it = |node: &mut Node| {
+            is_pass(node) && {
+                node.gate = own;
+                true
+            }
+        };
+        assert!(changed(with_it).check_gates().is_err(), "both behind the same gate");
     }
 }

@@ -6,7 +6,7 @@ use super::fuse::Fused;
 use super::inputs::Inputs;
 use super::memory::{Flat, GateSlots, Plan};
 use super::program::{Executor, Step};
-use super::ValueId;
+use super::{Runs, ValueId};
 use crate::device::cpu::Slot;
 use crate::device::{Backend, Launch, Memory, Recording, Target, View};
 use crate::ops::{gate, loss_scale, sgd, Arg, Io, Write};
@@ -89,18 +89,18 @@ impl Binder<'_> {
     /// The launches of a run and what each is: the gates, all nodes behind those that run once, and the optimizer.
     fn step(&self, optimizer: Option<&sgd::Sgd>, target: Target) -> Result<Vec<(Step, Launch)>> {
         let mut step = Vec::new();
-        let mut add = |op, shape: &str, launches: Vec<Launch>| {
-            step.extend(launches.into_iter().map(|launch| (Step::new(op, shape.into(), &launch), launch)));
+        let mut add = |op, shape: &str, runs, launches: Vec<Launch>| {
+            step.extend(launches.into_iter().map(|launch| (Step::new(op, shape.into(), &launch, runs), launch)));
         };
-        add("gate", "", self.gates()?);
+        add("gate", "", Runs::Always, self.gates()?);
         for (i, node) in self.fused.graph.nodes.iter().enumerate().skip(self.fused.prepare) {
             let op = node.op.operator();
-            add(op.name(), &op.summary(), self.bind(i, target)?);
+            add(op.name(), &op.summary(), self.fused.graph.runs(node.gate), self.bind(i, target)?);
         }
         if let Some(optimizer) = optimizer {
             let shape = self.plan.flat.len.to_string();
-            add("loss_scale", &shape, self.decision()?);
-            add("sgd_step", &shape, vec![self.optimizer(optimizer, target)?]);
+            add("loss_scale", &shape, Runs::Always, self.decision()?);
+            add("sgd_step", &shape, Runs::Always, vec![self.optimizer(optimizer, target)?]);
         }
         Ok(step)
     }
@@ -119,7 +119,7 @@ impl Binder<'_> {
 
     /// What begins a run of a graph with blocks whose branches may be dropped.
     fn gates(&self) -> Result<Vec<Launch>> {
-        let GateSlots { values, thresholds, control, ranges, pairs } = &self.plan.gates;
+        let GateSlots { values, closed, thresholds, control, ranges, pairs } = &self.plan.gates;
         if values.len == 0 {
             return Ok(Vec::new());
         }
@@ -129,6 +129,7 @@ impl Binder<'_> {
             control: &control?,
             thresholds: &thresholds?,
             gates: &gates?,
+            closed: &self.view(closed)?,
             grad: (!pairs.is_empty()).then_some((&grad, &ranges)),
             blocks: values.len,
             longest: pairs.iter().map(|[start, end]| (end - start) * gate::UNIT).max().unwrap_or(0),

@@ -83,6 +83,8 @@ pub struct Plan {
 pub(super) struct GateSlots {
     /// L gates: 1 is open, 0 closed.
     pub values: Slot,
+    /// L opposites of them, where kernels run.
+    pub closed: Slot,
     /// L words: the chances.
     pub thresholds: Slot,
     /// The words that the draw reads and updates.
@@ -217,18 +219,22 @@ fn place_gates(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option
     let blocks = gates.len();
     let mut words = |per_block: usize, more: usize, elem| take(end, storage, blocks * per_block + more, elem);
     let values = words(1, 0, Elem::Stat);
+    let closed = words(usize::from(storage.kernels), 0, Elem::Stat);
     let thresholds = words(1, 0, Elem::Index);
     let control = words(0, if blocks > 0 { gate::CONTROL_WORDS } else { 0 }, Elem::Index);
     let differentiated = flat.grad.len > 0;
     let ranges = words(if differentiated { 2 } else { 0 }, 0, Elem::Index);
     for (i, gate) in gates.into_iter().enumerate() {
         slots[gate.index()] = Some(part(values, i, graph.ty(gate), storage));
+        if let Some(opposite) = graph.blocks[i].closed {
+            slots[opposite.index()] = Some(part(closed, i, graph.ty(opposite), storage));
+        }
     }
     let ends: Vec<usize> = graph.parameters.iter().map(|p| p.shape.len().next_multiple_of(PARAMETER_ALIGN)).collect();
     let at = |i: usize| ends[..i].iter().sum::<usize>() / gate::UNIT;
     let pair = |own: std::ops::Range<usize>| [at(own.start), at(own.end)];
     let pairs = if differentiated { graph.branch_parameters().into_iter().map(pair).collect() } else { Vec::new() };
-    GateSlots { values, thresholds, control, ranges, pairs }
+    GateSlots { values, closed, thresholds, control, ranges, pairs }
 }
 
 /// The part of a flat tensor that holds `ty` from element `at` on.

@@ -18,7 +18,7 @@ mod program;
 mod saved;
 mod state;
 
-pub use branch::Branch;
+pub use branch::{Branch, Runs};
 pub use build::{Builder, ConvOptions};
 pub use interpreter::Interpreter;
 pub use memory::Plan;
@@ -58,7 +58,7 @@ pub(crate) enum Origin {
     Buffer(usize),
     /// The moving loss scale.
     LossScale,
-    /// The gate of that index: drawn at the start of a run, or set by the caller before it.
+    /// The gate of that index, or its opposite: drawn at the start of a run, or set by the caller before it.
     Gate(usize),
     /// An op's output.
     Node,
@@ -128,6 +128,8 @@ pub(crate) struct Block {
     pub survival: f64,
     /// 1 where it is kept, 0 where it is dropped; absent at inference, where none is.
     pub gate: Option<ValueId>,
+    /// The opposite of the gate, where fusion has made something that runs only without the branch.
+    pub closed: Option<ValueId>,
 }
 
 /// A network as a list of ops in the order in which they run.

@@ -6,9 +6,9 @@ use super::fuse::{fuse, Fused, Runner, View};
 use super::host::{self, HostProgram};
 use super::interpreter::{check_gate_count, find};
 use super::kernels::{self, KernelProgram};
-use super::memory::{plan, Plan, Storage};
+use super::memory::{plan, GateSlots, Plan, Storage};
 use super::state::{counter, pad_channels, to_library, to_torch, torch_shape};
-use super::{Graph, Mode, StateReport, ValueId};
+use super::{Graph, Mode, Runs, StateReport, ValueId};
 use crate::device::cpu::Slot;
 use crate::device::{Cost, Device, Launch, Target};
 use crate::ops::gate;
@@ -30,11 +30,13 @@ pub struct Step {
     pub grid: [u32; 3],
     /// What it computes and moves.
     pub cost: Cost,
+    /// When a run does that.
+    pub runs: Runs,
 }
 
 impl Step {
-    pub(super) fn new(op: &'static str, shape: String, launch: &Launch) -> Self {
-        Self { kernel: launch.kernel().name, op, shape, grid: launch.grid(), cost: launch.cost() }
+    pub(super) fn new(op: &'static str, shape: String, launch: &Launch, runs: Runs) -> Self {
+        Self { kernel: launch.kernel().name, op, shape, grid: launch.grid(), cost: launch.cost(), runs }
     }
 }
 
@@ -241,11 +243,14 @@ impl Program {
     /// Sets the gates of all runs from the next one on: true keeps a branch, as a new program keeps all. Fails unless
     /// there is one for each block of a training graph.
     pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
-        let values = self.plan.gates.values;
+        let GateSlots { values, closed, .. } = self.plan.gates;
         check_gate_count(open.len(), values.len)?;
         self.write_words(self.plan.gates.control, &[0; gate::CONTROL_WORDS])?;
-        let gates = open.iter().map(|&open| f64::from(u8::from(open))).collect();
-        self.executor.write(&values, &HostData::F64(gates))
+        let gates = |of: bool| HostData::F64(open.iter().map(|&open| f64::from(u8::from(open == of))).collect());
+        if closed.len > 0 {
+            self.executor.write(&closed, &gates(false))?;
+        }
+        self.executor.write(&values, &gates(true))
     }
 
     /// The gates of the last run, true where the branch was kept; empty in a graph without such blocks, and at

@@ -57,6 +57,11 @@ pub trait Operator: fmt::Debug {
         &[]
     }
 
+    /// What of it is behind a gate of its own, its last input. Its cost is that of an open one.
+    fn behind_gate(&self) -> Behind {
+        Behind::default()
+    }
+
     /// Floating-point operations, and the bytes of every input read and every output written once.
     fn cost(&self, dtype: DType) -> Cost {
         let bytes = |types: Vec<TensorType>| types.iter().map(|t| t.bytes(dtype) as u64).sum();
@@ -97,6 +102,15 @@ pub trait HostOp<T: Real> {
     fn host_scratch(&self) -> usize {
         0
     }
+}
+
+/// The operands of an op that count only where its last input, a gate, is not 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    /// The inputs that are read there only.
+    pub inputs: Vec<usize>,
+    /// The outputs that say something there only.
+    pub outputs: Vec<usize>,
 }
 
 /// Whether an output replaces what is there or is added to it.

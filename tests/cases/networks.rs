@@ -110,7 +110,8 @@ impl Layer {
                 self.fused_conv(&conv).map(|pass| Op::NormConv(norm_conv::Node { conv, pass })).into()
             }
             Kind::Block => {
-                vec![Op::BlockEnd(block_end::Node { shape, affine: [true, false], relu: true, signs: true })]
+                let (affine, activated) = ([true, false], [false; 2]);
+                vec![Op::BlockEnd(block_end::Node { shape, affine, activated, gated: false, relu: true, signs: true })]
             }
             Kind::StemPool => {
                 let pool = pool::Pool::new(self.pool(shape))?;
@@ -138,7 +139,7 @@ impl Layer {
             let epilogue = Some(Epilogue::Affine { relu: true, scaled: pointwise });
             [fwd(prologue), Bwd { correction, prologue, epilogue }]
         } else if pointwise && conv.spec().k <= self.c {
-            let epilogue = Some(Epilogue::Signs { norms: 1 });
+            let epilogue = Some(Epilogue::Signs { norms: 1, gated: false });
             [FwdEnd { affine: [true, false] }, Bwd { correction, prologue: None, epilogue }]
         } else if pointwise && conv.spec().stride != [1, 1] {
             [fwd(None), Bwd { correction, prologue: None, epilogue: None }]

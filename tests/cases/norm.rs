@@ -13,6 +13,8 @@ pub const EPILOGUES: &[Epilogue] = &[
     Epilogue::Affine { relu: false, scaled: false },
     Epilogue::Affine { relu: true, scaled: true },
     Epilogue::Affine { relu: false, scaled: true },
-    Epilogue::Signs { norms: 1 },
-    Epilogue::Signs { norms: 2 },
+    Epilogue::Signs { norms: 1, gated: false },
+    Epilogue::Signs { norms: 2, gated: false },
+    Epilogue::Signs { norms: 1, gated: true },
+    Epilogue::Signs { norms: 2, gated: true },
 ];

@@ -15,7 +15,11 @@ const fn affine(relu: bool, scaled: bool) -> Option<Epilogue> {
 }
 
 const fn signs(norms: usize) -> Option<Epilogue> {
-    Some(Epilogue::Signs { norms })
+    Some(Epilogue::Signs { norms, gated: false })
+}
+
+const fn gated_signs(norms: usize) -> Option<Epilogue> {
+    Some(Epilogue::Signs { norms, gated: true })
 }
 
 /// Of fwd, with a name.
@@ -48,7 +52,7 @@ pub const ENDS: [(&str, Pass); 4] = [
 ];
 
 /// Of bwd_x.
-pub const DATA: [(&str, Pass); 9] = [
+pub const DATA: [(&str, Pass); 11] = [
     ("inside a block", Pass::BwdX { correction: WITH_A, epilogue: affine(true, false) }),
     ("end of a block", Pass::BwdX { correction: WITH_A, epilogue: signs(1) }),
     ("end of a projection block", Pass::BwdX { correction: WITH_A, epilogue: signs(2) }),
@@ -58,6 +62,8 @@ pub const DATA: [(&str, Pass); 9] = [
     ("scaled, no ReLU before", Pass::BwdX { correction: None, epilogue: affine(false, true) }),
     ("no batch norm before", Pass::BwdX { correction: WITHOUT_A, epilogue: None }),
     ("nothing fused", Pass::BwdX { correction: None, epilogue: None }),
+    ("end of a block that may be dropped", Pass::BwdX { correction: WITH_A, epilogue: gated_signs(1) }),
+    ("the same with a projection", Pass::BwdX { correction: WITH_A, epilogue: gated_signs(2) }),
 ];
 
 /// Of bwd_w.
@@ -71,7 +77,7 @@ pub const WEIGHT: [(&str, Pass); 6] = [
 ];
 
 /// Of both gradients in one launch.
-pub const BOTH: [(&str, Pass); 7] = [
+pub const BOTH: [(&str, Pass); 8] = [
     ("inside a block", Pass::Bwd { correction: WITH_A, prologue: RELU, epilogue: affine(true, false) }),
     ("first of a block", Pass::Bwd { correction: WITH_A, prologue: None, epilogue: signs(1) }),
     ("end of a projection block", Pass::Bwd { correction: WITH_A, prologue: RELU, epilogue: signs(2) }),
@@ -79,6 +85,7 @@ pub const BOTH: [(&str, Pass); 7] = [
     ("no batch norm behind", Pass::Bwd { correction: None, prologue: LINEAR, epilogue: affine(false, false) }),
     ("no batch norm before", Pass::Bwd { correction: WITH_A, prologue: None, epilogue: None }),
     ("nothing fused", Pass::Bwd { correction: None, prologue: None, epilogue: None }),
+    ("end of a dropped block", Pass::Bwd { correction: WITH_A, prologue: None, epilogue: gated_signs(2) }),
 ];
 
 /// All of them.

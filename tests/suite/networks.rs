@@ -240,6 +240,10 @@ fn a_network_steps_with_dropped_blocks() {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         check_step("resnet20_cifar_survival05", 2, 8, dtype);
     }
+    for kind in ["_option_b", "_conv1x1", "_bn_after_add", "_relu_before_add", "_relu_only_preact", "_full_preact"] {
+        check_step(&format!("resnet8_cifar{kind}_survival05"), 2, 8, DType::F32);
+    }
+    check_step("resnext11_2x8d_cifar_survival05", 2, 8, DType::F32);
 }
 
 #[test]

@@ -47,6 +47,27 @@ fn the_json_is_one_object_whose_totals_are_the_sums() {
 }
 
 #[test]
+fn launches_of_blocks_that_may_be_dropped_say_so() {
+    let folder = folder();
+    let plan = json(folder.path(), "plan resnet20_cifar_survival05 --batch 8 --dtype bf16");
+    let launches = plan["launches"].as_array().unwrap();
+    let bytes = |launch: &Value| -> u64 {
+        ["bytes_read", "bytes_written"].iter().map(|key| launch[*key].as_u64().unwrap()).sum()
+    };
+    let kept: u64 = launches.iter().filter(|launch| launch.get("without_block").is_none()).map(bytes).sum();
+    assert_eq!(plan["totals"]["bytes"], kept, "a step that drops no block");
+    let chance = |launch: &Value| match (launch.get("with_block"), launch.get("without_block")) {
+        (Some(block), None) => 1.0 - (block.as_f64().unwrap() + 1.0) / 18.0,
+        (None, Some(block)) => (block.as_f64().unwrap() + 1.0) / 18.0,
+        _ => 1.0,
+    };
+    let expected: f64 = launches.iter().map(|launch| chance(launch) * bytes(launch) as f64).sum();
+    assert!((plan["totals"]["expected_bytes"].as_f64().unwrap() - expected).abs() < 1e-9 * expected);
+    assert!(expected < kept as f64, "dropping saves bytes");
+    assert!(launches.iter().any(|launch| launch.get("without_block").is_some()));
+}
+
+#[test]
 fn inference_computes_the_networks_multiply_adds_and_saves_nothing() {
     let folder = folder();
     let models: Value = serde_json::from_str(&good(folder.path(), "models --json")).unwrap();

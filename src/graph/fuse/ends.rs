@@ -27,7 +27,11 @@ pub(super) fn load(fused: &mut Fused) {
 /// The first convolution that can take the end of a block of node `i`, if there is one.
 fn taker(graph: &Graph, index: &Index, i: usize) -> Option<usize> {
     let node = &graph.nodes[i];
-    let Op::BlockEnd(block_end::Node { relu: true, signs: true, .. }) = node.op else { return None };
+    let Op::BlockEnd(block_end::Node { activated: [false, false], gated: false, relu: true, signs: true, .. }) =
+        node.op
+    else {
+        return None;
+    };
     let z = node.outputs[0];
     // Slices of other tensors may lie where 16-byte accesses do not fit.
     let aligned = node.inputs[..2].iter().chain([&z]).all(|&v| index.is_alone(v));

@@ -27,7 +27,9 @@ pub(super) fn bottlenecks(fused: &mut Fused) {
         };
         let (x, y) = (node.inputs[0], node.outputs[0]);
         let Some(&(first, _)) = index.readers(y).iter().find(|&&(reader, _)| reader > loss) else { continue };
-        if conv.spec().kernel != [1, 1] || dropped.contains(&x) || index.writers(y).len() > 1 || !index.is_alone(y) {
+        // A sum of blocks would need the one before it.
+        let pointwise = conv.spec().kernel == [1, 1] && !epilogue.residual;
+        if !pointwise || dropped.contains(&x) || index.writers(y).len() > 1 || !index.is_alone(y) {
             continue;
         }
         dropped.insert(y);

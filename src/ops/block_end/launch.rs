@@ -16,11 +16,12 @@ struct Params {
     terms: [Term; 2],
     y: u64,
     signs: u64,
+    open: u64,
     y_stride: i64,
     signs_stride: i64,
     strips: Strips,
     relu: u32,
-    unused: u32,
+    activated: u32,
 }
 
 /// `Term` of kernels/block_end/block_end.cu.
@@ -54,15 +55,16 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
         terms,
         y: y.view.address(),
         signs: signs.map_or(0, |s| s.view.address()),
+        open: if node.gated { io.inputs[io.inputs.len() - 1].view.address() } else { 0 },
         y_stride: rows.stride(y),
         signs_stride: signs.map_or(0, |s| rows.stride(s)),
         strips,
         relu: node.relu.into(),
-        unused: 0,
+        activated: u32::from(node.activated[0]) | u32::from(node.activated[1]) << 1,
     };
     let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
     let kernel = for_dtype(target.dtype, &FWD)?;
     // SAFETY: `strips` covers a, b, y and the signs' bytes, which with the channels' numbers are as large as the node
-    // says (`Io::check`); scales, shifts and signs may be null.
+    // says (`Io::check`), as is the gate; scales, shifts, signs and the gate may be null.
     Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views) }])
 }

@@ -1,5 +1,9 @@
 //! The end of a residual block in one pass, batch norms included:
-//! `y = max(a * a_scale[c] + a_shift[c] + b * b_scale[c] + b_shift[c], 0)`, each scale and shift and the ReLU where set.
+//! `y = max(a * a_scale[c] + a_shift[c] + b * b_scale[c] + b_shift[c], 0)`, each scale and shift and the ReLU where set; a
+//! term may have a ReLU of its own.
+//!
+//! With a gate, b is a branch that may be dropped: where the gate is 0, y is made of a alone, and neither b nor its numbers
+//! are read.
 //!
 //! With `signs` it also leaves one bit an element, whether y as stored is above 0: all that the backward pass needs of y.
 //! Bit `c % 8` of byte `c / 8` of a pixel is channel c; the bits beyond the last channel are 0.
@@ -10,12 +14,12 @@ mod reference;
 pub(crate) use launch::KERNELS;
 
 use super::norm::sign_bytes;
-use super::{Io, Operator};
+use super::{Behind, Io, Operator};
 use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
 use crate::Result;
 
-/// A block's end in a graph: `a, b [, a_scale, a_shift] [, b_scale, b_shift] -> y [, signs]`.
+/// A block's end in a graph: `a, b [, a_scale, a_shift] [, b_scale, b_shift] [, gate] -> y [, signs]`.
 ///
 /// An operand with a scale is transformed and added in f32; only the sum is rounded to the storage type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +28,10 @@ pub struct Node {
     pub shape: [usize; 4],
     /// Whether a has a scale and a shift, and whether b has.
     pub affine: [bool; 2],
+    /// Whether negative results of a become 0 before the addition, and those of b.
+    pub activated: [bool; 2],
+    /// Whether b counts only where a gate is open.
+    pub gated: bool,
     /// Whether negative results become 0.
     pub relu: bool,
     /// Whether the signs are left too.
@@ -39,6 +47,7 @@ impl Operator for Node {
         let mut types = vec![TensorType::real(self.shape); 2];
         let affine = self.affine.iter().filter(|&&on| on).count();
         types.extend(vec![TensorType::stat([self.shape[3]]); 2 * affine]);
+        types.extend(self.gated.then(|| TensorType::stat([1])));
         types
     }
 
@@ -47,6 +56,14 @@ impl Operator for Node {
         let mut types = vec![TensorType::real(self.shape)];
         types.extend(self.signs.then(|| TensorType::byte([n, h, w, sign_bytes(c)])));
         types
+    }
+
+    fn behind_gate(&self) -> Behind {
+        // The branch is the last of the two, and its numbers come last.
+        let numbers = if self.affine[1] { 2 } else { 0 };
+        let gate = self.inputs().len() - 1;
+        let inputs = if self.gated { std::iter::once(1).chain(gate - numbers..gate).collect() } else { Vec::new() };
+        Behind { inputs, outputs: Vec::new() }
     }
 
     fn flops(&self) -> u64 {

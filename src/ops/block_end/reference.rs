@@ -11,11 +11,20 @@ impl<T: Real> HostOp<T> for Node {
         let (a, b) = (io.inputs[0].real(), io.inputs[1].real());
         let mut numbers = io.inputs[2..].chunks_exact(2).map(|pair| (pair[0].real(), pair[1].real()));
         let [of_a, of_b] = self.affine.map(|on| if on { numbers.next() } else { None });
-        let term = |x: T, k: usize, of: Option<(&[T], &[T])>| of.map_or(x, |(scale, shift)| x * scale[k] + shift[k]);
+        let closed = self.gated && io.inputs[io.inputs.len() - 1].real()[0] == T::ZERO;
+        let term = |x: T, k: usize, of: Option<(&[T], &[T])>, activated: bool| {
+            let z = of.map_or(x, |(scale, shift)| x * scale[k] + shift[k]);
+            if activated {
+                z.maximum(T::ZERO)
+            } else {
+                z
+            }
+        };
         let (y, signs) = io.outputs.split_at_mut(1);
         let y = y[0].real();
         for (i, y) in y.iter_mut().enumerate() {
-            let sum = term(a[i], i % c, of_a) + term(b[i], i % c, of_b);
+            let first = term(a[i], i % c, of_a, self.activated[0]);
+            let sum = if closed { first } else { first + term(b[i], i % c, of_b, self.activated[1]) };
             *y = if self.relu { sum.maximum(T::ZERO) } else { sum };
         }
         for bytes in signs {

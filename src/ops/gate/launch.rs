@@ -14,6 +14,7 @@ struct Draw {
     control: u64,
     thresholds: u64,
     gates: u64,
+    closed: u64,
     purpose: u64,
     blocks: u32,
     unused: u32,
@@ -42,6 +43,8 @@ pub struct Buffers<'a> {
     pub thresholds: &'a View,
     /// L gates, f32: 1 is open, 0 closed.
     pub gates: &'a View,
+    /// Their opposites, for what runs only where a branch does not.
+    pub closed: &'a View,
     /// The flat f32 gradients, and L pairs of words that say where each block's begin and end, in units of [`UNIT`]
     /// elements; none where nothing is differentiated.
     pub grad: Option<(&'a View, &'a View)>,
@@ -57,22 +60,24 @@ pub struct Buffers<'a> {
 /// If a buffer is too small for `blocks` blocks or not aligned to 4 bytes (gradients: 16), or there are none or more
 /// than 65,535 blocks.
 pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
-    let Buffers { control, thresholds, gates, grad, blocks, longest } = *buffers;
+    let Buffers { control, thresholds, gates, closed, grad, blocks, longest } = *buffers;
     let fits = |view: &View, words: usize| view.bytes() >= 4 * words && view.address().is_multiple_of(4);
     assert!((1..=65_535).contains(&blocks), "gates: {blocks} blocks, expected 1 to 65535");
-    assert!(fits(control, CONTROL_WORDS) && fits(thresholds, blocks) && fits(gates, blocks), "gates: a small buffer");
+    assert!(fits(control, CONTROL_WORDS), "gates: a small buffer");
+    assert!([thresholds, gates, closed].iter().all(|view| fits(view, blocks)), "gates: a small buffer");
     let words = |n: usize| 4 * n as u64;
     let params = Draw {
         control: control.address(),
         thresholds: thresholds.address(),
         gates: gates.address(),
+        closed: closed.address(),
         purpose: PURPOSE,
         blocks: blocks as u32,
         unused: 0,
     };
-    let cost = Cost { flops: 0, bytes_read: words(CONTROL_WORDS + blocks), bytes_written: words(1 + blocks) };
-    let views = [control, thresholds, gates].map(View::clone).to_vec();
-    // SAFETY: the control, a threshold and a gate for each block are in their views, as asserted above.
+    let cost = Cost { flops: 0, bytes_read: words(CONTROL_WORDS + blocks), bytes_written: words(1 + 2 * blocks) };
+    let views = [control, thresholds, gates, closed].map(View::clone).to_vec();
+    // SAFETY: the control, a threshold, a gate and its opposite for each block are in their views, as asserted above.
     let mut all = vec![unsafe { Launch::new(&DRAW, [1, 1, 1], &params, cost, views) }];
     if let Some((grad, ranges)) = grad {
         assert!(fits(ranges, 2 * blocks) && grad.address().is_multiple_of(16), "gates: a small buffer of ranges");

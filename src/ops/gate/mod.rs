@@ -1,7 +1,7 @@
 //! The gates of stochastic depth, one for each residual block and mini-batch (Huang et al. 2016, arXiv:1603.09382).
 //!
 //! ```text
-//! draw   gates[l] = word(seed, step, l) / 2^24 < p_l ? 1 : 0,  step += 1
+//! draw   gates[l] = word(seed, step, l) / 2^24 < p_l ? 1 : 0,  closed[l] = 1 - gates[l],  step += 1
 //! clear  grad[first_l .. end_l] = 0 where gates[l] = 0
 //! ```
 //!

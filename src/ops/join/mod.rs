@@ -12,7 +12,7 @@ mod reference;
 
 pub(crate) use launch::KERNELS;
 
-use super::{Gradient, Io, Operator};
+use super::{Behind, Gradient, Io, Operator};
 use crate::device::{Launch, Target};
 use crate::tensor::{Shape, TensorType};
 use crate::{Error, Result};
@@ -53,6 +53,11 @@ impl Operator for Node {
 
     fn outputs(&self) -> Vec<TensorType> {
         vec![TensorType::real(self.shape.clone())]
+    }
+
+    fn behind_gate(&self) -> Behind {
+        let inputs = if self.keep == Keep::Gated { vec![1] } else { Vec::new() };
+        Behind { inputs, outputs: Vec::new() }
     }
 
     fn flops(&self) -> u64 {

@@ -20,6 +20,7 @@ pub(in crate::ops) struct Operands {
     shift: u64,
     mean: [u64; 2],
     sums: [u64; 3],
+    open: u64,
     g_stride: i64,
     y_stride: [i64; 2],
     bits_stride: i64,
@@ -66,7 +67,7 @@ impl<'a> Bound<'a> {
     pub fn form(&self) -> usize {
         match self.epilogue {
             Epilogue::Affine { .. } => 0,
-            Epilogue::Signs { norms } => norms,
+            Epilogue::Signs { norms, .. } => norms,
         }
     }
 
@@ -74,7 +75,7 @@ impl<'a> Bound<'a> {
     fn ys(&self) -> Vec<&'a Arg> {
         match self.epilogue {
             Epilogue::Affine { .. } => vec![&self.operands[0]],
-            Epilogue::Signs { norms } => (0..norms).map(|i| &self.operands[1 + 2 * i]).collect(),
+            Epilogue::Signs { norms, .. } => (0..norms).map(|i| &self.operands[1 + 2 * i]).collect(),
         }
     }
 
@@ -101,7 +102,7 @@ impl<'a> Bound<'a> {
         let second = |of: &dyn Fn(&Arg) -> u64| [of(ys[0]), ys.get(1).map_or(0, |y| of(y))];
         let (signs, means) = match self.epilogue {
             Epilogue::Affine { .. } => (None, [address(3), 0]),
-            Epilogue::Signs { norms } => {
+            Epilogue::Signs { norms, .. } => {
                 (Some(&self.operands[0]), [address(2), if norms == 2 { address(4) } else { 0 }])
             }
         };
@@ -117,6 +118,7 @@ impl<'a> Bound<'a> {
             shift: if signs.is_none() { address(2) } else { 0 },
             mean: means,
             sums: std::array::from_fn(|i| sums.views.get(i).map_or(0, View::address)),
+            open: if self.epilogue.is_gated() { address(self.operands.len() - 1) } else { 0 },
             g_stride: rows.stride(g),
             y_stride: second(&|y| rows.stride(y) as u64).map(|stride| stride as i64),
             bits_stride: signs.map_or(0, |s| rows.stride(s)),

@@ -44,12 +44,13 @@ struct Coefficients {
     a: u64,
     b: u64,
     c: u64,
+    dbias: u64,
     channels: u32,
     eps: f32,
+    count: f32,
     inverse_count: f32,
     add_b: u32,
     add_c: u32,
-    unused: u32,
 }
 
 /// `OfStored` of kernels/norm/gradient.cu.
@@ -117,7 +118,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
         Pass::Moments => moments(node, target, io),
         Pass::Affine => Ok(vec![affine(node, io)]),
         Pass::Gradient(epilogue) => launch_gradient(node, epilogue, target, io),
-        Pass::Coefficients { lazy } => Ok(vec![coefficients(node, lazy, io)]),
+        Pass::Coefficients { lazy, bias } => Ok(vec![coefficients(node, lazy, bias, io)]),
     }
 }
 
@@ -192,7 +193,7 @@ fn affine(node: &Node, io: &Io<'_>) -> Launch {
     unsafe { Launch::new(&AFFINE, channel_grid(node), &params, cost, views(io)) }
 }
 
-fn coefficients(node: &Node, lazy: bool, io: &Io<'_>) -> Launch {
+fn coefficients(node: &Node, lazy: bool, bias: bool, io: &Io<'_>) -> Launch {
     let [dy_sum, dyx_sum, gamma, mean, var] = addresses(io.inputs);
     let [dgamma, dbeta] = addresses(io.outputs);
     let [b, c] = addresses(&io.outputs[if lazy { 2 } else { 3 }..]);
@@ -209,16 +210,17 @@ fn coefficients(node: &Node, lazy: bool, io: &Io<'_>) -> Launch {
         a: if lazy { 0 } else { io.outputs[2].view.address() },
         b,
         c,
+        dbias: if bias { io.outputs[io.outputs.len() - 1].view.address() } else { 0 },
         channels: spec.x[3] as u32,
         eps: spec.eps as f32,
+        count: node.bn.count() as f32,
         inverse_count: 1.0 / node.bn.count() as f32,
         add_b: adds(2).into(),
         add_c: adds(3).into(),
-        unused: 0,
     };
     let mut cost = node.cost(DType::F32);
     cost.bytes_read += (usize::from(adds(2)) + usize::from(adds(3))) as u64 * 4 * spec.x[3] as u64;
-    // SAFETY: every view holds a number for each channel (`Io::check`); `a` may be null.
+    // SAFETY: every view holds a number for each channel (`Io::check`); `a` and `dbias` may be null.
     unsafe { Launch::new(&COEFFICIENTS, channel_grid(node), &params, cost, views(io)) }
 }
 

@@ -26,7 +26,7 @@ pub(crate) use launch::KERNELS;
 pub(super) use reference::gradient as reference_gradient;
 
 use super::batch_norm::BatchNorm;
-use super::{Io, Operator};
+use super::{Behind, Io, Operator};
 use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
 use crate::Result;
@@ -65,12 +65,15 @@ pub enum Epilogue {
         scaled: bool,
     },
     /// The value is the end of a residual block: `max(n_0(y_0) + n_1(y_1), 0)` or `max(n_0(y_0) + shortcut, 0)`, n_i a
-    /// batch norm. Operands `bits, y_0, mean_0 [, y_1, mean_1]`, sums `dy_sum, dyx_sum_0 [, dyx_sum_1]`.
+    /// batch norm. Operands `bits, y_0, mean_0 [, y_1, mean_1] [, gate]`, sums `dy_sum, dyx_sum_0 [, dyx_sum_1]`.
     ///
     /// `v = dz (+ what is there)`, then 0 where the bit is not set (see [`super::block_end`]). Stored is v.
     Signs {
         /// Batch norms whose outputs were added: 1 or 2.
         norms: usize,
+        /// Whether n_0 is in a branch that may be dropped: where the gate is 0, y_0 and mean_0 are not read, and dyx_sum_0
+        /// is 0.
+        gated: bool,
     },
 }
 
@@ -86,9 +89,10 @@ impl Epilogue {
         let (y, number) = (TensorType::real(shape), TensorType::stat([c]));
         match *self {
             Self::Affine { .. } => vec![y, number.clone(), number.clone(), number],
-            Self::Signs { norms } => {
+            Self::Signs { norms, gated } => {
                 let mut types = vec![TensorType::byte([n, h, w, sign_bytes(c)])];
                 (0..norms).for_each(|_| types.extend([y.clone(), number.clone()]));
+                types.extend(gated.then(|| TensorType::stat([1])));
                 types
             }
         }
@@ -98,9 +102,23 @@ impl Epilogue {
     pub fn sums(&self, channels: usize) -> Vec<TensorType> {
         let norms = match *self {
             Self::Affine { .. } => 1,
-            Self::Signs { norms } => norms,
+            Self::Signs { norms, .. } => norms,
         };
         vec![TensorType::stat([channels]); 1 + norms]
+    }
+
+    /// Whether its last operand is a gate.
+    pub fn is_gated(&self) -> bool {
+        matches!(self, Self::Signs { gated: true, .. })
+    }
+
+    /// What is behind the gate, in an op whose operands of this epilogue are inputs from `operand` on and whose sums are
+    /// outputs from `sum` on.
+    pub(super) fn behind_gate(&self, operand: usize, sum: usize) -> Behind {
+        match self.is_gated() {
+            true => Behind { inputs: vec![operand + 1, operand + 2], outputs: vec![sum + 1] },
+            false => Behind::default(),
+        }
     }
 }
 
@@ -114,12 +132,15 @@ pub enum Pass {
     Affine,
     /// `dz, epilogue -> g, sums`: where the producer of dz cannot do it.
     Gradient(Epilogue),
-    /// `dy_sum, dyx_sum, gamma, mean, var -> dgamma, dbeta [, a], b, c`.
+    /// `dy_sum, dyx_sum, gamma, mean, var -> dgamma, dbeta [, a], b, c [, dbias]`.
     ///
     /// With `lazy` there is no `a`, and b and c can be accumulated.
     Coefficients {
         /// Whether the gradients were `scaled` and accumulated.
         lazy: bool,
+        /// Whether a bias was added to what became y: its gradient is the sum of dy, `a dy_sum + m (b mean + c)`, which is
+        /// 0 but for rounding.
+        bias: bool,
     },
 }
 
@@ -166,7 +187,7 @@ impl Operator for Node {
                 types.extend(epilogue.sums(self.bn.spec().x[3]));
                 types
             }
-            Pass::Coefficients { lazy } => vec![c; if lazy { 4 } else { 5 }],
+            Pass::Coefficients { lazy, bias } => vec![c; if lazy { 4 } else { 5 } + usize::from(bias)],
         }
     }
 
@@ -180,8 +201,15 @@ impl Operator for Node {
     fn accumulates(&self) -> &'static [usize] {
         match self.pass {
             Pass::Gradient(_) => &[0],
-            Pass::Coefficients { lazy: true } => &[2, 3],
+            Pass::Coefficients { lazy: true, .. } => &[2, 3],
             _ => &[],
+        }
+    }
+
+    fn behind_gate(&self) -> Behind {
+        match self.pass {
+            Pass::Gradient(epilogue) => epilogue.behind_gate(1, 1),
+            _ => Behind::default(),
         }
     }
 

@@ -13,7 +13,7 @@ impl<T: Real> HostOp<T> for Node {
                 let (dz, operands) = (io.inputs[0].real(), &io.inputs[1..]);
                 gradient(epilogue, self.bn.spec().x[3], dz, operands, &mut io.outputs, io.writes[0]);
             }
-            Pass::Coefficients { lazy } => self.coefficients(lazy, io),
+            Pass::Coefficients { lazy, bias } => self.coefficients(lazy, bias, io),
         }
     }
 
@@ -49,10 +49,10 @@ impl Node {
         }
     }
 
-    fn coefficients<T: Real>(&self, lazy: bool, io: &mut HostIo<'_, T>) {
+    fn coefficients<T: Real>(&self, lazy: bool, bias: bool, io: &mut HostIo<'_, T>) {
         let [dy_sum, dyx_sum, gamma, mean, var] = [0, 1, 2, 3, 4].map(|i| io.inputs[i].real());
         let (m, eps) = (T::from_usize(self.bn.count()), T::from_f64(self.bn.spec().eps));
-        let first = io.outputs.len() - 2;
+        let first = if lazy { 2 } else { 3 };
         let old = |i: usize, v: T| if io.writes[i] == Write::Accumulate { v } else { T::ZERO };
         for k in 0..gamma.len() {
             let invstd = T::ONE / (var[k] + eps).sqrt();
@@ -68,6 +68,9 @@ impl Node {
             for (i, v) in [(first, b), (first + 1, c)] {
                 let to = &mut io.outputs[i].real()[k];
                 *to = old(i, *to) + v;
+            }
+            if bias {
+                io.outputs[first + 2].real()[k] = a * dy_sum[k] + m * (b * mean[k] + c);
             }
         }
     }
@@ -86,8 +89,9 @@ pub(in crate::ops) fn gradient<T: Real>(
     let real = |i: usize| operands[i].real();
     let (norms, scaled) = match epilogue {
         Epilogue::Affine { scaled, .. } => (vec![(real(0), real(3))], scaled),
-        Epilogue::Signs { norms } => ((0..norms).map(|n| (real(1 + 2 * n), real(2 + 2 * n))).collect(), false),
+        Epilogue::Signs { norms, .. } => ((0..norms).map(|n| (real(1 + 2 * n), real(2 + 2 * n))).collect(), false),
     };
+    let closed = epilogue.is_gated() && real(operands.len() - 1)[0] == T::ZERO;
     let open = |i: usize| match epilogue {
         Epilogue::Affine { relu, .. } => !relu || real(0)[i] * real(1)[i % c] + real(2)[i % c] > T::ZERO,
         Epilogue::Signs { .. } => {
@@ -103,7 +107,7 @@ pub(in crate::ops) fn gradient<T: Real>(
         let v = if scaled { dz[i] } else { dz[i] + old };
         let v = if open(i) { v } else { T::ZERO };
         sums[0][k] += v.to_f64();
-        for (n, (y, mean)) in norms.iter().enumerate() {
+        for (n, (y, mean)) in norms.iter().enumerate().skip(usize::from(closed)) {
             sums[1 + n][k] += v.to_f64() * (y[i].to_f64() - mean[k].to_f64());
         }
         *g = if scaled { old + real(1)[k] * v } else { v };

@@ -60,7 +60,7 @@ fn left(node: &Node, plan: Plan) -> usize {
         Pass::FwdEnd { .. } if plan.splits() == 1 => 2,
         Pass::BwdX { epilogue: Some(e), .. } | Pass::Bwd { epilogue: Some(e), .. } => match e {
             Epilogue::Affine { .. } => 2,
-            Epilogue::Signs { norms } => 1 + norms,
+            Epilogue::Signs { norms, .. } => 1 + norms,
         },
         _ => 0,
     }
@@ -336,12 +336,13 @@ impl<'a> Call<'a> {
                 m.mean[0] = self.numbers(true, "mean", channels)?;
                 m.flags = flag(MASK, relu) | flag(SCALED, scaled);
             }
-            Some(Epilogue::Signs { norms }) => {
+            Some(Epilogue::Signs { norms, gated }) => {
                 m.bits = self.pixels("signs", [rows, sign_bytes(channels)], 1)?;
                 for i in 0..norms {
                     m.y[i] = self.pixels("y of the epilogue", dims, elem)?;
                     m.mean[i] = self.numbers(true, "mean", channels)?;
                 }
+                m.open = self.numbers(gated, "gate", 1)?;
             }
         }
         Ok(m)
@@ -398,6 +399,7 @@ struct Masking<'a> {
     mean: [Option<Matrix<'a>>; 2],
     scale: Option<Matrix<'a>>,
     shift: Option<Matrix<'a>>,
+    open: Option<Matrix<'a>>,
     flags: i32,
 }
 
@@ -437,6 +439,7 @@ fn data_gradient(
         mean0: address(masking.mean[0]),
         mean1: address(masking.mean[1]),
         sums: tiles.first().map_or(0, View::address),
+        open: address(masking.open),
         y_stride: stride(correcting.y),
         bits_stride: stride(masking.bits),
         y0_stride: stride(masking.y[0]),

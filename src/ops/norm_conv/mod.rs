@@ -8,7 +8,7 @@ pub(crate) use launch::KERNELS;
 
 use super::conv2d::{self, Conv2d, Plan};
 use super::norm::{self, Correction, Prologue};
-use super::{Io, Operator};
+use super::{Behind, Io, Operator};
 use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
 use crate::Result;
@@ -183,6 +183,14 @@ impl Operator for Node {
             Pass::Fwd { .. } | Pass::FwdEnd { .. } => &[],
             Pass::BwdX { .. } | Pass::BwdW { .. } => &[0],
             Pass::Bwd { .. } => &[0, 1],
+        }
+    }
+
+    fn behind_gate(&self) -> Behind {
+        match self.pass {
+            Pass::BwdX { epilogue: Some(e), .. } => e.behind_gate(self.inputs().len() - e.operands([1; 4]).len(), 1),
+            Pass::Bwd { epilogue: Some(e), .. } => e.behind_gate(self.inputs().len() - e.operands([1; 4]).len(), 2),
+            _ => Behind::default(),
         }
     }
 

@@ -26,7 +26,14 @@ impl<T: Real> HostOp<T> for Node {
                 }
             }
             Pass::FwdEnd { affine } => {
-                let end = block_end::Node { shape: self.x_shape(), affine, relu: true, signs: true };
+                let end = block_end::Node {
+                    shape: self.x_shape(),
+                    affine,
+                    activated: [false; 2],
+                    gated: false,
+                    relu: true,
+                    signs: true,
+                };
                 let (measured, ends) = io.outputs.split_at_mut(3);
                 let [z, signs] = ends else { panic!("the end of the block and its signs") };
                 let (z, signs) = (z.real(), signs.byte());
@@ -162,7 +169,7 @@ fn finish<T: Real>(
                 }
             }
         }
-        Some(Epilogue::Signs { norms: count }) => {
+        Some(Epilogue::Signs { norms: count, .. }) => {
             let HostRef::Byte(bits) = &operands[0] else { panic!("the signs are bytes") };
             norms.extend((0..count).map(|i| (operands[1 + 2 * i].real(), operands[2 + 2 * i].real())));
             for (i, v) in dx.iter_mut().enumerate() {
@@ -173,8 +180,12 @@ fn finish<T: Real>(
             }
         }
     }
+    let closed = epilogue.is_some_and(|e| e.is_gated()) && operands[operands.len() - 1].real()[0] == T::ZERO;
     for (i, sum) in sums.iter_mut().enumerate() {
         sum.fill(T::ZERO);
+        if closed && i == 1 {
+            continue;
+        }
         for (at, &v) in dx.iter().enumerate() {
             let c = at % channels;
             sum[c] += if i == 0 { v } else { v * (norms[i - 1].0[at] - norms[i - 1].1[c]) };

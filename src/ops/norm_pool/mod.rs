@@ -8,7 +8,7 @@ pub(crate) use launch::KERNELS;
 
 use super::norm::{self, Prologue};
 use super::pool::{Kind, Pool};
-use super::{Io, Operator};
+use super::{Behind, Io, Operator};
 use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
 use crate::Result;
@@ -79,6 +79,13 @@ impl Operator for Node {
         match self.pass {
             Pass::Fwd(_) => &[],
             Pass::Bwd(_) => &[0],
+        }
+    }
+
+    fn behind_gate(&self) -> Behind {
+        match self.pass {
+            Pass::Fwd(_) => Behind::default(),
+            Pass::Bwd(epilogue) => epilogue.behind_gate(self.results().len(), 1),
         }
     }
 

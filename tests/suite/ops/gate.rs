@@ -47,13 +47,14 @@ fn the_kernel_draws_what_the_host_draws_and_clears_the_rest() {
             let (seed, first) = (0xFEDC_BA98_7654_3210u64, u32::MAX - 1);
             let control = words(machine, &[1, first, seed as u32, (seed >> 32) as u32]);
             let [thresholds_view, ranges] = [words(machine, &thresholds), words(machine, &pairs)];
-            let gates = upload(machine, &vec![0xFF; 4 * blocks]);
+            let [gates, closed] = [0; 2].map(|_| upload(machine, &vec![0xFF; 4 * blocks]));
             for step in 0..steps {
                 let grad = words(machine, &vec![f32::to_bits(3.0); len]);
                 let buffers = Buffers {
                     control: &control,
                     thresholds: &thresholds_view,
                     gates: &gates,
+                    closed: &closed,
                     grad: Some((&grad, &ranges)),
                     blocks,
                     longest,
@@ -63,6 +64,7 @@ fn the_kernel_draws_what_the_host_draws_and_clears_the_rest() {
                 let found: Vec<f32> = read(&gates);
                 let label = format!("{blocks} blocks, step {step} on {}", machine.label);
                 assert!(found.iter().zip(&open).all(|(&gate, &open)| gate == f32::from(u8::from(open))), "{label}");
+                assert!(read::<f32>(&closed).iter().zip(&found).all(|(closed, gate)| closed + gate == 1.0), "{label}");
                 let next = first.wrapping_add(step + 1);
                 assert_eq!(read::<u32>(&control), [1, next, seed as u32, (seed >> 32) as u32], "{label}");
 
@@ -80,13 +82,22 @@ fn the_kernel_draws_what_the_host_draws_and_clears_the_rest() {
 fn gates_that_are_given_stay_and_still_clear() {
     for machine in machines(Sweep::Quick) {
         let (control, thresholds) = (words(machine, &[0, 7, 1, 2]), words(machine, &[1 << 24, 0]));
-        let gates = words(machine, &[0, f32::to_bits(1.0)]);
+        let [gates, closed] = [[0, f32::to_bits(1.0)], [f32::to_bits(1.0), 0]].map(|gates| words(machine, &gates));
         let (grad, ranges) = (words(machine, &[f32::to_bits(5.0); 16]), words(machine, &[1, 2, 2, 4]));
         let (control_view, thresholds, grads) = (&control, &thresholds, Some((&grad, &ranges)));
-        let buffers =
-            Buffers { control: control_view, thresholds, gates: &gates, grad: grads, blocks: 2, longest: 2 * UNIT };
+        let (gates_view, closed_view, longest) = (&gates, &closed, 2 * UNIT);
+        let buffers = Buffers {
+            control: control_view,
+            thresholds,
+            gates: gates_view,
+            closed: closed_view,
+            grad: grads,
+            blocks: 2,
+            longest,
+        };
         launches(&buffers).iter().for_each(|launch| machine.backend.launch(launch).unwrap());
         assert_eq!(read::<f32>(&gates), [0.0, 1.0]);
+        assert_eq!(read::<f32>(&closed), [1.0, 0.0]);
         assert_eq!(read::<u32>(&control), [0, 7, 1, 2], "no step is counted");
         let expected: Vec<f32> = (0..16).map(|i| if (4..8).contains(&i) { 0.0 } else { 5.0 }).collect();
         assert_eq!(read::<f32>(&grad), expected);

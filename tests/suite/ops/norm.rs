@@ -249,9 +249,9 @@ fn affine_of_real_numbers() {
 #[test]
 fn coefficients() {
     for &shape in EXACT_SHAPES {
-        for lazy in [false, true] {
+        for (lazy, bias) in [(false, false), (true, false), (false, true)] {
             let channels = shape[3];
-            let name = format!("norm coefficients {shape:?} lazy {lazy}");
+            let name = format!("norm coefficients {shape:?} lazy {lazy} bias {bias}");
             let mut random = Random::new(&name);
             let inputs = [
                 random.integers(channels, -99, 99),
@@ -261,7 +261,7 @@ fn coefficients() {
                 variances(&mut random, channels),
             ];
             let inputs = inputs.map(Data::Real).into();
-            check(&Case::exact(name, op(shape, 0.25, Pass::Coefficients { lazy }), inputs), Sweep::Schedules);
+            check(&Case::exact(name, op(shape, 0.25, Pass::Coefficients { lazy, bias }), inputs), Sweep::Schedules);
         }
     }
 }

@@ -28,11 +28,13 @@ enum Role {
     Mean,
     /// Bits.
     Signs,
+    /// The gate of a branch.
+    Gate,
 }
 
 /// What the inputs of `node` are, as [`Operator::inputs`] orders them.
 fn roles(node: &Node) -> Vec<Role> {
-    use Role::{Factor, Mean, Pixels, Signs, Term, Weights};
+    use Role::{Factor, Gate, Mean, Pixels, Signs, Term, Weights};
     let mut roles = vec![Pixels, if matches!(node.pass, Pass::BwdW { .. }) { Pixels } else { Weights }];
     let (correction, prologue) = match node.pass {
         Pass::Fwd { prologue, .. } => (None, prologue),
@@ -60,9 +62,10 @@ fn roles(node: &Node) -> Vec<Role> {
         }
         Pass::BwdX { epilogue: Some(e), .. } | Pass::Bwd { epilogue: Some(e), .. } => match e {
             Epilogue::Affine { .. } => roles.extend([Pixels, Factor, Term, Mean]),
-            Epilogue::Signs { norms } => {
+            Epilogue::Signs { norms, gated } => {
                 roles.push(Signs);
                 (0..norms).for_each(|_| roles.extend([Pixels, Mean]));
+                roles.extend(gated.then_some(Gate));
             }
         },
         _ => {}
@@ -110,8 +113,20 @@ fn integers(name: &str, node: &Node, dtype: DType) -> Vec<Data> {
         Role::Factor => Data::Real((0..len).map(|_| [1.0, 2.0, -1.0][random.below(3)]).collect()),
         Role::Term | Role::Mean => Data::Real(random.integers(len, -1, 1)),
         Role::Signs => Data::Byte((0..len).map(|_| random.below(256) as u8).collect()),
+        Role::Gate => Data::Real(vec![random.below(2) as f64]),
     };
-    roles(node).into_iter().zip(node.inputs().iter().map(|ty| ty.shape.len())).map(draw).collect()
+    let drawn = roles(node).into_iter().zip(node.inputs().iter().map(|ty| ty.shape.len())).map(draw).collect();
+    dropped(node, drawn)
+}
+
+/// Behind a closed gate is nothing but NaN.
+fn dropped(node: &Node, mut inputs: Vec<Data>) -> Vec<Data> {
+    if roles(node).last() == Some(&Role::Gate) && inputs.last() == Some(&Data::Real(vec![0.0])) {
+        for i in node.behind_gate().inputs {
+            inputs[i] = Data::Real(vec![f64::NAN; inputs[i].real().len()]);
+        }
+    }
+    inputs
 }
 
 /// Normal numbers, scales around 1.
@@ -120,9 +135,11 @@ fn reals(name: &str, node: &Node) -> Vec<Data> {
     let draw = |(role, len): (Role, usize)| match role {
         Role::Factor => Data::Real(random.normals(len, 1.0, 0.3)),
         Role::Signs => Data::Byte((0..len).map(|_| random.below(256) as u8).collect()),
+        Role::Gate => Data::Real(vec![random.below(2) as f64]),
         _ => Data::Real(random.normals(len, 0.1, 1.0)),
     };
-    roles(node).into_iter().zip(node.inputs().iter().map(|ty| ty.shape.len())).map(draw).collect()
+    let drawn = roles(node).into_iter().zip(node.inputs().iter().map(|ty| ty.shape.len())).map(draw).collect();
+    dropped(node, drawn)
 }
 
 fn op(node: Node) -> Op {

@@ -23,7 +23,8 @@ fn signs(random: &mut Random, [n, h, w, c]: [usize; 4]) -> Data {
     Data::Byte((0..n * h * w).flat_map(|_| pixel(random)).collect())
 }
 
-/// Small whole numbers for the operands of `epilogue`; scales are powers of two, and z is often 0.
+/// Small whole numbers for the operands of `epilogue`; scales are powers of two, and z is often 0. Behind a closed gate is
+/// nothing but NaN.
 pub fn operands(random: &mut Random, epilogue: Epilogue, shape: [usize; 4]) -> Vec<Data> {
     let (len, c) = (shape.iter().product(), shape[3]);
     let y = |random: &mut Random| Data::Real(random.integers(len, -2, 2));
@@ -33,8 +34,14 @@ pub fn operands(random: &mut Random, epilogue: Epilogue, shape: [usize; 4]) -> V
             let numbers = [y(random), Data::Real(powers(random, c)), Data::Real(random.integers(c, -2, 2))];
             [numbers.into(), vec![mean(random)]].concat()
         }
-        Epilogue::Signs { norms } => {
-            let of_norms = (0..norms).flat_map(|_| [y(random), mean(random)]).collect::<Vec<_>>();
+        Epilogue::Signs { norms, gated } => {
+            let mut of_norms = (0..norms).flat_map(|_| [y(random), mean(random)]).collect::<Vec<_>>();
+            let gate = gated.then(|| random.below(2) as f64);
+            if gate == Some(0.0) {
+                of_norms[0] = Data::Real(vec![f64::NAN; len]);
+                of_norms[1] = Data::Real(vec![f64::NAN; c]);
+            }
+            of_norms.extend(gate.map(|gate| Data::Real(vec![gate])));
             [vec![signs(random, shape)], of_norms].concat()
         }
     }

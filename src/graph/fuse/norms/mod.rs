@@ -7,8 +7,9 @@
 //! Where the op that stores a gradient cannot do its part, a [`norm::Pass::Gradient`] does; where a reader cannot load
 //! what is pending, the batch norm stays whole.
 //!
-//! The input is either a convolution's output of its own (this file) or a slice of a concatenation (`shared`), of which
-//! all batch norms share the moments and add up their gradients.
+//! The input is a convolution's output of its own, or a sum that others read too: then the gradient is corrected in place,
+//! once it has been added to what others contribute. Or it is a slice of a concatenation (`shared`), of which all batch
+//! norms share the moments and add up their gradients.
 
 mod place;
 mod rewrite;
@@ -21,7 +22,7 @@ use super::{Fused, View};
 use crate::graph::{Graph, Origin, ValueId};
 use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::norm::{self, Epilogue};
-use crate::ops::{add, conv2d, pool, relu, Op, Write};
+use crate::ops::{add, conv2d, join, pool, relu, Op, Write};
 use crate::tensor::TensorType;
 
 /// A batch norm that is taken to pieces.
@@ -40,21 +41,38 @@ struct Norm {
     var: ValueId,
     scale: ValueId,
     shift: ValueId,
-    /// The numbers of the correction; without `a` the input is shared.
+    /// The numbers of the correction; without `a` the gradient of the input is added to what others contribute.
     a: Option<ValueId>,
     b: ValueId,
     c: ValueId,
+    /// Whether a pass corrects that sum as soon as b and c are known.
+    settles: bool,
+    /// Where y has a bias, the node that computes its gradient, and that: it follows from the sums.
+    bias: Option<(usize, ValueId)>,
 }
 
 /// The end of a residual block with a pending operand.
 struct End {
     /// For each operand the batch norm behind it, where that is pending.
     norms: [Option<usize>; 2],
-    /// The backward node of the ReLU, and the signs that it needs, where there is a ReLU.
-    relu: Option<(usize, ValueId)>,
+    /// In place of the ReLU's backward node, where that stores the gradient of some of these.
+    signs: Option<Signs>,
+}
+
+/// How the gradient of a block's end goes back through its ReLU.
+#[derive(Clone)]
+struct Signs {
+    bits: ValueId,
+    /// The backward node of the ReLU.
+    bwd: usize,
+    /// The batch norms whose sums are left.
+    norms: Vec<usize>,
+    /// The gate of the first of them, where that is in a branch that may be dropped.
+    gate: Option<ValueId>,
 }
 
 /// What the op that stores a gradient does to it on top.
+#[derive(Clone)]
 struct Tail {
     epilogue: Epilogue,
     operands: Vec<ValueId>,
@@ -95,8 +113,9 @@ pub(super) fn split(fused: &mut Fused) {
         Plan { index, norms: Norms::new(), ends: Ends::new(), moments: BTreeMap::new(), pending: BTreeMap::new() };
     shared::find(fused, &mut plan);
     for i in 0..fused.graph.nodes.len() {
-        if let Some((conv, norm)) = plan.find_own(&mut fused.graph, i) {
-            plan.moments.insert(conv, [norm.mean, norm.var]);
+        let found = plan.find_own(&mut fused.graph, i).or_else(|| plan.find_sum(&mut fused.graph, i));
+        if let Some((writer, norm)) = found {
+            plan.moments.insert(writer, [norm.mean, norm.var]);
             plan.norms.insert(i, norm);
         }
     }
@@ -127,7 +146,7 @@ impl Plan {
         let (y, z) = (node.inputs[0], node.outputs[0]);
         let &[(bwd, 3)] = self.index.readers(node.outputs[1]) else { return None };
         let (dz, dy) = (graph.nodes[bwd].inputs[0], graph.nodes[bwd].outputs[0]);
-        self.takes_pending(graph, z, relu, bwd).then_some(Pair { bn, relu, bwd, y, dy, z, dz })
+        self.takes_pending(graph, z, bwd).then_some(Pair { bn, relu, bwd, y, dy, z, dz })
     }
 
     /// The batch norm of node `i` after a convolution whose output nobody else reads, and that convolution's node.
@@ -138,80 +157,112 @@ impl Plan {
         let Op::Conv2d(conv2d::Node { conv: shape, pass: conv2d::Pass::Fwd(epilogue) }) = graph.nodes[conv].op else {
             return None;
         };
-        let plain = epilogue == conv2d::Epilogue::default() && graph.nodes[bwd].writes[0] == Write::Overwrite;
+        let with_bias = conv2d::Epilogue { shift: true, ..conv2d::Epilogue::default() };
+        let plain = [conv2d::Epilogue::default(), with_bias].contains(&epilogue)
+            && graph.nodes[bwd].writes[0] == Write::Overwrite;
         let alone = index.is_alone(y) && index.is_alone(dy) && !index.is_output(y);
         let private = index.readers(y).iter().all(|&(reader, _)| reader == i || reader == bwd);
-        let corrected =
-            index.writers(dy) == [bwd] && index.readers(dy).iter().all(|&r| is_gradient_of(graph, shape, r));
+        let of_bias = |&&(reader, _): &&(usize, usize)| {
+            matches!(graph.nodes[reader].op, Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdBias, .. }))
+        };
+        let bias = index.readers(dy).iter().find(of_bias).map(|&(reader, _)| (reader, graph.nodes[reader].outputs[0]));
+        let corrected = index.writers(dy) == [bwd]
+            && index
+                .readers(dy)
+                .iter()
+                .all(|&r| is_gradient_of(graph, shape, r) || bias.is_some_and(|(node, _)| node == r.0));
         if !plain || !alone || !private || !corrected || self.norms.contains_key(&i) {
             return None;
         }
         let mut number = || graph.add_value(bn.per_channel(), Origin::Node);
         let [mean, var, scale, shift, a, b, c] = std::array::from_fn(|_| number());
-        Some((conv, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a: Some(a), b, c }))
+        let a = Some(a);
+        Some((conv, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a, b, c, settles: false, bias }))
+    }
+
+    /// The batch norm of node `i` whose input others may read too, and the node that stores that.
+    fn find_sum(&self, graph: &mut Graph, i: usize) -> Option<(usize, Norm)> {
+        let Pair { bn, relu, bwd, y, dy, z, dz } = self.find_pair(graph, i)?;
+        let index = &self.index;
+        let &[writer] = index.writers(y) else { return None };
+        let alone = index.is_alone(y) && index.is_alone(dy) && graph.nodes[writer].outputs[0] == y;
+        // One batch norm's moments are enough.
+        let first = !self.norms.contains_key(&i) && !self.moments.contains_key(&writer);
+        if !alone || !first || graph.ty(y).shape.dims().len() != 4 {
+            return None;
+        }
+        let mut number = || graph.add_value(bn.per_channel(), Origin::Node);
+        let [mean, var, scale, shift, b, c] = std::array::from_fn(|_| number());
+        Some((
+            writer,
+            Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a: None, b, c, settles: true, bias: None },
+        ))
     }
 
     /// Whether all readers of the activation `z` can load it pending.
-    fn takes_pending(&self, graph: &Graph, z: ValueId, relu: bool, bwd: usize) -> bool {
+    fn takes_pending(&self, graph: &Graph, z: ValueId, bwd: usize) -> bool {
         let index = &self.index;
-        let (mut ends, mut others) = (0, 0);
+        let mut ends = 0;
         let all = index.readers(z).iter().all(|&(reader, at)| match &graph.nodes[reader].op {
             Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. })
-            | Op::Pool(pool::Node { pass: pool::Pass::Fwd, .. }) => {
-                others += 1;
-                at == 0
-            }
+            | Op::Pool(pool::Node { pass: pool::Pass::Fwd, .. }) => at == 0,
             Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdW, .. }) => at == 1,
-            Op::Add(_) => {
+            op if as_end(op).is_some() => {
                 ends += 1;
-                !relu
+                true
             }
             _ => reader == bwd,
         });
         let only = index.writers(z).len() == 1 && index.is_alone(z) && !index.is_output(z);
-        all && only && (ends == 0 || (ends == 1 && others == 0))
+        all && only && ends <= 1
     }
 
-    /// Finds the ends of blocks that load pending operands. A batch norm whose block's end cannot stays whole.
+    /// Finds the ends of blocks that load pending operands.
     fn find_ends(&mut self, graph: &mut Graph) {
         for i in 0..graph.nodes.len() {
-            let Op::Add(add::Node { relu, .. }) = graph.nodes[i].op else { continue };
+            let Some(BlockEnd { relu, gate }) = as_end(&graph.nodes[i].op) else { continue };
             let operands = [graph.nodes[i].inputs[0], graph.nodes[i].inputs[1]];
-            let mut pending = operands.map(|v| self.norms.iter().find(|(_, n)| n.z == v).map(|(&key, _)| key));
-            if let (false, [Some(_), Some(second)]) = (relu, pending) {
+            let mut norms = operands.map(|v| self.norms.iter().find(|(_, n)| n.z == v).map(|(&key, _)| key));
+            if let (false, [Some(_), Some(second)]) = (relu, norms) {
                 // The gradient's epilogue takes the sums of one.
                 self.keep_whole(second);
-                pending[1] = None;
+                norms[1] = None;
             }
-            if pending == [None; 2] {
+            if norms == [None; 2] {
                 continue;
             }
-            let y = graph.nodes[i].outputs[0];
-            let bwd = self.find_relu(graph, y).filter(|&bwd| {
-                let ds = graph.nodes[bwd].outputs[0];
-                let norm = |key: &usize| &self.norms[key];
-                self.index.is_alone(ds)
-                    && pending
-                        .iter()
-                        .flatten()
-                        .map(norm)
-                        .all(|n| n.a.is_some() && n.dz == ds && self.index.last_writer(ds, n.bwd) == Some(bwd))
-                    // The convolutions read it where the batch norms' backward passes did.
-                    && pending.iter().flatten().map(norm).all(|n| self.index.keeps(ds, n.bwd, n.dy))
-            });
-            let signs = match (bwd, graph.ty(y).shape.nhwc()) {
-                (Some(bwd), Some([n, h, w, c])) if relu => {
-                    let ty = TensorType::byte([n, h, w, norm::sign_bytes(c)]);
-                    Some((bwd, graph.add_value(ty, Origin::Node)))
-                }
-                _ => None,
-            };
-            if relu && signs.is_none() {
-                pending.into_iter().flatten().for_each(|key| self.keep_whole(key));
-            } else {
-                self.ends.insert(i, End { norms: pending, relu: signs });
-            }
+            let gate = gate.map(|at| graph.nodes[i].inputs[at]);
+            let signs = if relu { self.find_signs(graph, graph.nodes[i].outputs[0], norms, gate) } else { None };
+            self.ends.insert(i, End { norms, signs });
         }
+    }
+
+    /// How the gradient of `y`, the end of a block whose operands are `norms`, goes back through the ReLU; `None` where
+    /// that says nothing about any of these. With a gate the second operand may be dropped.
+    fn find_signs(
+        &self,
+        graph: &mut Graph,
+        y: ValueId,
+        norms: [Option<usize>; 2],
+        gate: Option<ValueId>,
+    ) -> Option<Signs> {
+        let (bwd, [n, h, w, c]) = (self.find_relu(graph, y)?, graph.ty(y).shape.nhwc()?);
+        let ds = graph.nodes[bwd].outputs[0];
+        let is_masked = |key: &usize| {
+            let n = &self.norms[key];
+            let stored = n.dz == ds && self.index.last_writer(ds, n.bwd) == Some(bwd);
+            // The convolutions read it where the batch norms' backward passes did.
+            !n.relu && n.a.is_some() && stored && self.index.keeps(ds, n.bwd, n.dy)
+        };
+        let [first, second] = norms.map(|key| key.filter(is_masked));
+        let gate = gate.filter(|_| second.is_some());
+        let norms: Vec<usize> =
+            if gate.is_some() { [second, first] } else { [first, second] }.into_iter().flatten().collect();
+        if norms.is_empty() || !self.index.is_alone(ds) {
+            return None;
+        }
+        let bits = graph.add_value(TensorType::byte([n, h, w, norm::sign_bytes(c)]), Origin::Node);
+        Some(Signs { bits, bwd, norms, gate })
     }
 
     fn keep_whole(&mut self, key: usize) {
@@ -226,6 +277,22 @@ impl Plan {
             at == 1 && matches!(graph.nodes[reader].op, Op::Relu(relu::Node { pass: relu::Pass::Bwd, .. }))
         };
         self.index.readers(y).iter().find(is_bwd).map(|&(reader, _)| reader)
+    }
+}
+
+/// An addition at the end of a block.
+struct BlockEnd {
+    relu: bool,
+    /// Where among its inputs the gate of the second operand is, if that may be dropped.
+    gate: Option<usize>,
+}
+
+/// `op` as the end of a block, if it can be one.
+fn as_end(op: &Op) -> Option<BlockEnd> {
+    match *op {
+        Op::Add(add::Node { relu, .. }) => Some(BlockEnd { relu, gate: None }),
+        Op::Join(join::Node { relu, keep: join::Keep::Gated, .. }) => Some(BlockEnd { relu, gate: Some(2) }),
+        _ => None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Norm, Pending, Plan, Tail};
+use super::{Norm, Pending, Plan, Signs, Tail};
 use crate::graph::{Graph, Node, Origin, ValueId};
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::norm::{self, Epilogue};
@@ -32,6 +32,7 @@ pub(super) fn gradients(graph: &mut Graph, plan: Plan) -> Placed {
         removed: HashSet::new(),
         alias: HashMap::new(),
     };
+    placed.removed.extend(placed.plan.norms.values().filter_map(|n| Some(n.bias?.0)));
     placed.ends(graph);
     placed.norms(graph);
     placed
@@ -39,19 +40,19 @@ pub(super) fn gradients(graph: &mut Graph, plan: Plan) -> Placed {
 
 impl Placed {
     fn ends(&mut self, graph: &mut Graph) {
-        let ends: Vec<_> = self.plan.ends.values().filter_map(|e| Some((e.norms, e.relu?))).collect();
-        for (keys, (bwd, signs)) in ends {
-            let keys: Vec<usize> = keys.into_iter().flatten().collect();
+        let ends: Vec<Signs> = self.plan.ends.values().filter_map(|e| e.signs.clone()).collect();
+        for Signs { bits, bwd, norms: keys, gate } in ends {
             let bn = self.plan.norms[&keys[0]].bn;
             let sums = numbers(graph, &bn, 1 + keys.len());
-            let mut operands = vec![signs];
+            let mut operands = vec![bits];
             keys.iter().for_each(|k| operands.extend([self.plan.norms[k].y, self.plan.norms[k].mean]));
-            let epilogue = Epilogue::Signs { norms: keys.len() };
+            operands.extend(gate);
+            let epilogue = Epilogue::Signs { norms: keys.len(), gated: gate.is_some() };
             let tail = Tail { epilogue, operands, sums: sums.clone(), store: None };
             let (dz, ds) = (graph.nodes[bwd].inputs[0], graph.nodes[bwd].outputs[0]);
             self.removed.insert(bwd);
             if let Some(writer) = self.open_writer(graph, dz, bwd, true) {
-                self.tails.insert(writer, tail);
+                self.append(graph, writer, bwd, bn, dz, tail);
                 self.alias.insert(ds, dz);
             } else {
                 self.passes.insert(bwd, pass(bn, tail, dz, (ds, Write::Overwrite), graph.nodes[bwd].gate));
@@ -69,7 +70,7 @@ impl Placed {
             if self.sums.contains_key(&key) {
                 continue;
             }
-            let Norm { bn, relu, bwd, y, dy, dz, mean, scale, shift, a, .. } = self.plan.norms[&key];
+            let Norm { bn, relu, bwd, y, dy, dz, mean, scale, shift, a, settles, .. } = self.plan.norms[&key];
             let sums = numbers(graph, &bn, 2);
             let shared = a.is_none();
             let epilogue = Epilogue::Affine { relu, scaled: shared };
@@ -80,12 +81,18 @@ impl Placed {
             let added = shared && graph.nodes[bwd].writes[0] == Write::Accumulate;
             let index = &self.plan.index;
             let fits = |&w: &usize| match shared {
-                true => graph.nodes[w].writes[0] == Write::Overwrite && (!added || index.has_begun(dy, w)),
+                true => {
+                    let begun = !added || index.has_begun(dy, w);
+                    let untouched = !settles || !self.is_touched(dy, w, bwd);
+                    let node = &graph.nodes[w];
+                    node.writes[0] == Write::Overwrite && node.gate == graph.nodes[bwd].gate && begun && untouched
+                }
                 false => index.keeps(dz, bwd, dy),
             };
+            let writer = self.open_writer(graph, dz, bwd, relu || shared).filter(fits);
             let mut g = dz;
-            if let Some(writer) = self.open_writer(graph, dz, bwd, relu || shared).filter(fits) {
-                self.tails.insert(writer, tail);
+            if let Some(writer) = writer {
+                self.append(graph, writer, bwd, bn, dz, tail);
             } else {
                 let store = store.unwrap_or_else(|| (graph.add_value(bn.x(), Origin::Node), Write::Overwrite));
                 g = store.0;
@@ -98,10 +105,28 @@ impl Placed {
         }
     }
 
+    /// Whether a node from `first` on and before `last` reads or writes `v`.
+    fn is_touched(&self, v: ValueId, first: usize, last: usize) -> bool {
+        let index = &self.plan.index;
+        let mut nodes = index.readers(v).iter().map(|&(reader, _)| reader).chain(index.writers(v).iter().copied());
+        nodes.any(|i| (first..last).contains(&i))
+    }
+
     /// The gradient of the input of the batch norm `key` is pending, `g` is stored.
     fn correct(&mut self, key: usize, g: ValueId) {
         let Norm { y, dy, a, b, c, .. } = self.plan.norms[&key];
         self.plan.pending.insert(dy, Pending { g, y, a, b, c });
+    }
+
+    /// Lets `writer` do `tail` to the gradient `dz` that it leaves for `reader`. Where it is in a branch that may be dropped
+    /// and `reader` is not, a pass does the same without it.
+    fn append(&mut self, graph: &mut Graph, writer: usize, reader: usize, bn: BatchNorm, dz: ValueId, tail: Tail) {
+        let gate = graph.nodes[writer].gate;
+        if let Some(gate) = gate.filter(|_| gate != graph.nodes[reader].gate) {
+            let closed = graph.opposite(gate);
+            self.passes.insert(reader, pass(bn, tail.clone(), dz, (dz, Write::Overwrite), Some(closed)));
+        }
+        self.tails.insert(writer, tail);
     }
 
     /// The node that leaves the gradient `dz` which `reader` reads, if it can do more to it. With `alone` nobody else
@@ -114,9 +139,10 @@ impl Placed {
             Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdX, .. })
                 | Op::Pool(pool::Node { pass: pool::Pass::Bwd, .. })
         );
-        // What a branch that may be dropped does, it does for itself only.
-        let same_gate = graph.nodes[writer].gate == graph.nodes[reader].gate;
-        let free = same_gate && index.is_alone(dz) && !index.is_output(dz) && !self.tails.contains_key(&writer);
+        // What a branch that may be dropped adds comes last, but it does not always come.
+        let gate = graph.nodes[reader].gate;
+        let reaches = gate.is_none() || gate == graph.nodes[writer].gate;
+        let free = reaches && index.is_alone(dz) && !index.is_output(dz) && !self.tails.contains_key(&writer);
         (stores_gradient && free && (!alone || index.sole_reader(dz, writer, reader))).then_some(writer)
     }
 }

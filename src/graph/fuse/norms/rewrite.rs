@@ -1,7 +1,7 @@
 //! The rewrite itself: node by node, as was decided.
 
 use super::place::Placed;
-use super::{Norm, Pending};
+use super::{as_end, BlockEnd, Norm, Pending};
 use crate::graph::{Graph, Node, Origin, ValueId};
 use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::norm::{self, Correction, Prologue};
@@ -22,6 +22,7 @@ pub(super) fn rewrite(graph: &mut Graph, mut placed: Placed) {
             let node = if in_pieces { node } else { load_shared(graph, &placed, node, &mut rewritten) };
             rewritten.push(placed.rewritten(graph, i, node));
             rewritten.extend(placed.moments(graph, i, &rewritten[rewritten.len() - 1]));
+            rewritten.extend(placed.settled(graph, i, rewritten[rewritten.len() - 1].gate));
         }
     }
     for node in &mut rewritten {
@@ -49,8 +50,7 @@ fn load_shared(graph: &mut Graph, placed: &Placed, mut node: Node, nodes: &mut V
         let ty = graph.ty(g).clone();
         let Some(shape) = ty.shape.nhwc() else { continue };
         let dy = graph.add_value(ty, Origin::Node);
-        let op = block_end::Node { shape, affine: [false, true], relu: false, signs: false };
-        nodes.push(overwrite(Op::BlockEnd(op), vec![g, y, b, c], vec![dy], node.gate));
+        nodes.push(overwrite(corrected(shape), vec![g, y, b, c], vec![dy], node.gate));
         node.inputs[at] = dy;
     }
     node
@@ -63,7 +63,7 @@ impl Placed {
             Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Train { .. }, .. }) => self.affine(i, node),
             Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd { .. }, .. }) => self.coefficients(i, node),
             Op::Pool(pool) => self.pool(i, pool, node),
-            Op::Add(_) => self.end(graph, i, node),
+            op if as_end(&op).is_some() => self.end(graph, i, node),
             _ => node,
         }
     }
@@ -140,14 +140,21 @@ impl Placed {
         let Some((key, n)) = self.plan.norms.iter().find(|(_, n)| n.bwd == i) else { return node };
         let [dy_sum, dyx_sum] = self.sums[key];
         let lazy = n.a.is_none();
-        let op = Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Coefficients { lazy } });
+        let op = Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Coefficients { lazy, bias: n.bias.is_some() } });
         let mut outputs = vec![node.outputs[1], node.outputs[2]];
-        outputs.extend([n.a, Some(n.b), Some(n.c)].into_iter().flatten());
+        outputs.extend([n.a, Some(n.b), Some(n.c), n.bias.map(|(_, grad)| grad)].into_iter().flatten());
         let mut writes = vec![Write::Overwrite; outputs.len()];
-        if lazy {
+        if lazy && !n.settles {
             writes[2..].fill(node.writes[0]);
         }
         Node { op, inputs: vec![dy_sum, dyx_sum, node.inputs[2], n.mean, n.var], outputs, writes, gate: node.gate }
+    }
+
+    /// The pass that corrects the gradient of a sum where it lies, behind the coefficients of node `i`.
+    fn settled(&self, graph: &Graph, i: usize, gate: Option<ValueId>) -> Option<Node> {
+        let n = self.plan.norms.values().find(|n| n.bwd == i && n.settles)?;
+        let node = corrected(graph.ty(n.dy).shape.nhwc()?);
+        Some(overwrite(node, vec![n.dy, n.y, n.b, n.c], vec![n.dy], gate))
     }
 
     fn pool(&mut self, i: usize, pool: pool::Node, mut node: Node) -> Node {
@@ -172,16 +179,26 @@ impl Placed {
 
     /// The end of a block that loads pending operands.
     fn end(&self, graph: &Graph, i: usize, node: Node) -> Node {
-        let (Some(end), Some(shape)) = (self.plan.ends.get(&i), graph.ty(node.outputs[0]).shape.nhwc()) else {
+        let (Some(end), Some(BlockEnd { relu, gate }), Some(shape)) =
+            (self.plan.ends.get(&i), as_end(&node.op), graph.ty(node.outputs[0]).shape.nhwc())
+        else {
             return node;
         };
         let norms = end.norms.map(|key| key.map(|key| self.plan.norms[&key]));
         let mut inputs: Vec<ValueId> = (0..2).map(|at| norms[at].map_or(node.inputs[at], |n| n.y)).collect();
         norms.iter().flatten().for_each(|n| inputs.extend([n.scale, n.shift]));
+        inputs.extend(gate.map(|at| node.inputs[at]));
         let mut outputs = vec![node.outputs[0]];
-        outputs.extend(end.relu.map(|(_, signs)| signs));
-        let (affine, relu) = (norms.map(|n| n.is_some()), end.relu.is_some());
-        overwrite(Op::BlockEnd(block_end::Node { shape, affine, relu, signs: relu }), inputs, outputs, node.gate)
+        outputs.extend(end.signs.as_ref().map(|signs| signs.bits));
+        let op = block_end::Node {
+            shape,
+            affine: norms.map(|n| n.is_some()),
+            activated: norms.map(|n| n.is_some_and(|n| n.relu)),
+            gated: gate.is_some(),
+            relu,
+            signs: end.signs.is_some(),
+        };
+        overwrite(Op::BlockEnd(op), inputs, outputs, node.gate)
     }
 
     /// A pass for the moments of what `node` stores, where they are wanted and it has not left them itself.
@@ -191,6 +208,12 @@ impl Placed {
         let op = Op::Norm(norm::Node { bn, pass: norm::Pass::Moments });
         Some(overwrite(op, vec![node.outputs[0]], moments.to_vec(), node.gate))
     }
+}
+
+/// `g + b y + c`.
+fn corrected(shape: [usize; 4]) -> Op {
+    let (affine, activated) = ([false, true], [false; 2]);
+    Op::BlockEnd(block_end::Node { shape, affine, activated, gated: false, relu: false, signs: false })
 }
 
 /// A batch norm over `v`, for its moments: nothing else of it matters.

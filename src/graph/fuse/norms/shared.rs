@@ -4,7 +4,7 @@
 //! each adds `a_i g_i` to the block's gradient and b_i and c_i to two numbers a channel; what is read of the gradient is
 //! corrected once, by its reader: no pass over the concatenation for any of them.
 
-use super::{slice, Norm, Pair, Pending, Plan};
+use super::{as_end, slice, Norm, Pair, Pending, Plan};
 use crate::graph::fuse::{Fused, View};
 use crate::graph::{Origin, ValueId};
 use crate::ops::{batch_norm, Op, Write};
@@ -52,7 +52,7 @@ fn pairs(fused: &Fused, plan: &Plan, root: ValueId) -> Option<(Vec<(usize, Pair)
     let first = pairs.iter().find(|(_, p)| p.bwd == writers[0])?;
     let covers = first.1.bn.spec().x[3] == graph.ty(root).shape.dims()[3]
         && pairs.iter().all(|(i, p)| (graph.nodes[p.bwd].writes[0] == Write::Overwrite) == (*i == first.0));
-    let ends = |p: &Pair| index.readers(p.z).iter().any(|&(r, _)| matches!(graph.nodes[r].op, Op::Add(_)));
+    let ends = |p: &Pair| index.readers(p.z).iter().any(|&(r, _)| as_end(&graph.nodes[r].op).is_some());
     let fits = graph.ty(root).shape.dims().len() == 4 && !pairs.iter().any(|(_, p)| ends(p));
     (writers == expected && same_place && covers && fits).then_some((pairs, gradient))
 }
@@ -80,7 +80,8 @@ fn add(fused: &mut Fused, plan: &mut Plan, root: ValueId, gradient: ValueId, pai
         let [mean, var, b, c] = [mean, var, b, c].map(|whole| numbers(fused, whole, at, count));
         let mut number = || fused.graph.add_value(bn.per_channel(), Origin::Node);
         let (scale, shift) = (number(), number());
-        plan.norms.insert(i, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a: None, b, c });
+        let (a, settles, bias) = (None, false, None);
+        plan.norms.insert(i, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a, b, c, settles, bias });
     }
     // Whoever reads the gradient corrects it.
     let family: Vec<ValueId> = plan.index.family(gradient).collect();

@@ -53,6 +53,7 @@ pub struct DataGradientParams {
     pub mean0: u64,
     pub mean1: u64,
     pub sums: u64,
+    pub open: u64,
     pub y_stride: i32,
     pub bits_stride: i32,
     pub y0_stride: i32,
@@ -88,8 +89,8 @@ pub struct GradientsParams {
     pub w_blocks: i32,
 }
 
-const _: () = assert!(size_of::<GradientsParams>() == 480);
+const _: () = assert!(size_of::<GradientsParams>() == 488);
 const _: () = assert!(size_of::<ForwardParams>() == 200);
 const _: () = assert!(size_of::<EndParams>() == 256);
-const _: () = assert!(size_of::<DataGradientParams>() == 272);
+const _: () = assert!(size_of::<DataGradientParams>() == 280);
 const _: () = assert!(size_of::<WeightGradientParams>() == 192);
