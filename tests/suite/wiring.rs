@@ -319,8 +319,10 @@ fn an_end_of_a_block_that_a_convolution_takes() {
     for (wiring, taken) in [(0, 1), (1, 1), (2, 1), (3, 0)] {
         let case = graph(|net, x| {
             let x = net.conv(x, 8, 3);
-            let (branch, shortcut) = (net.conv(x, 8, 3), net.conv(x, 8, 1));
-            let (branch, shortcut) = (net.norm(branch), if wiring == 0 { net.norm(shortcut) } else { x });
+            let branch = net.conv(x, 8, 3);
+            let branch = net.norm(branch);
+            let shortcut = if wiring == 0 { net.conv(x, 8, 1) } else { x };
+            let shortcut = if wiring == 0 { net.norm(shortcut) } else { shortcut };
             let y = net.add(branch, shortcut);
             let y = net.relu(y);
             match wiring {
