@@ -24,8 +24,9 @@ const BATCH: usize = 2;
   residuum check conv2d --problems conv2d.tsv --device sim --dtype bf16
   residuum check conv2d --problems conv2d.tsv --pass bwd_w --max-macs 1000000
 
-The file is a table with tabs. Its first line names the columns: name groups ic oc ih iw oh ow kh kw stride_h stride_w
-pad_h pad_w dilation_h dilation_w macs_per_image; ic and oc count all groups, dilation 1 is dense.")]
+The file is a table with tabs. Its first line names the columns: name groups ic oc ih iw oh ow kh kw
+stride_h stride_w pad_h pad_w dilation_h dilation_w macs_per_image; ic and oc count
+all groups, dilation 1 is dense.")]
 pub struct Args {
     /// The op
     op: Op,

@@ -9,8 +9,8 @@ use crate::failure::{print, Failure};
 #[command(after_help = "Example:
   residuum doctor
 
-It looks for a driver, devices and their compute capability, the architectures that this build has kernels for, and the
-toolkit that it was built with. It fetches nothing and changes nothing.")]
+It looks for a driver, devices and their compute capability, the architectures that this build has
+kernels for, and the toolkit that it was built with. It fetches nothing and changes nothing.")]
 pub struct Args {}
 
 /// Runs the command.

@@ -15,7 +15,8 @@ use crate::infer::within;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   residuum eval --checkpoint runs/resnet20_cifar-digits-seed0/checkpoint.safetensors
-  residuum eval --checkpoint runs/mine/checkpoint.safetensors --data cifar10:/data/cifar --device cuda --dtype bf16")]
+  residuum eval --checkpoint runs/mine/checkpoint.safetensors --data cifar10:/data/cifar \\
+      --device cuda --dtype bf16")]
 pub struct Args {
     /// The checkpoint of a run
     #[arg(long, value_name = "FILE")]

@@ -19,9 +19,10 @@ const PART: usize = 64;
 /// The number of classes comes from the weights, the batch and the image size from the input.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  residuum infer --model resnet50 --weights resnet50.safetensors --input x.safetensors --output y.safetensors
-  residuum infer --model resnet20_cifar --weights runs/mine/checkpoint.safetensors --input x.safetensors \\
-      --output y.safetensors --dtype bf16 --device cuda
+  residuum infer --model resnet50 --weights resnet50.safetensors --input x.safetensors \\
+      --output y.safetensors
+  residuum infer --model resnet20_cifar --weights runs/mine/checkpoint.safetensors \\
+      --input x.safetensors --output y.safetensors --dtype bf16 --device cuda
 
 Any torchvision state dict works: safetensors.torch.save_file(model.state_dict(), \"resnet50.safetensors\").")]
 pub struct Args {

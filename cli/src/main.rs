@@ -26,7 +26,8 @@ use clap::{Parser, Subcommand};
   residuum train                               resnet20_cifar on handwritten digits, in seconds
   residuum train --data cifar10:/data/cifar --epochs 30 --batch 128
   residuum eval --checkpoint runs/resnet20_cifar-digits-seed0/checkpoint.safetensors
-  residuum infer --model resnet50 --weights resnet50.safetensors --input x.safetensors --output y.safetensors
+  residuum infer --model resnet50 --weights resnet50.safetensors --input x.safetensors \\
+      --output y.safetensors
   residuum models
   residuum plan resnet50 --dtype bf16
 

@@ -11,7 +11,8 @@ use crate::failure::{print, Failure};
   residuum models
   residuum models --json
 
-The names follow a grammar: resnet26_cifar or resnext50_16x4d work as well, though nobody published them.")]
+The names follow a grammar: resnet26_cifar or resnext50_16x4d work as well, though nobody
+published them.")]
 pub struct Args {
     /// Print a JSON array
     #[arg(long)]

@@ -18,10 +18,13 @@ use crate::infer::{take, wrong, Network};
 /// also gets `gates` (int64, one for each residual block): 1 where the block was kept.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  residuum step --model resnet20_cifar --weights w.safetensors --input x.safetensors --output g.safetensors --dtype f64
-  residuum step --model resnet18 --weights w.safetensors --input x.safetensors --output g.safetensors --device sim
+  residuum step --model resnet20_cifar --weights w.safetensors --input x.safetensors \\
+      --output g.safetensors --dtype f64
+  residuum step --model resnet18 --weights w.safetensors --input x.safetensors \\
+      --output g.safetensors --device sim
 
-The same in PyTorch: model.train(); logits = model(input); loss = cross_entropy(logits, labels); loss.backward()")]
+The same in PyTorch:
+  model.train(); logits = model(input); loss = cross_entropy(logits, labels); loss.backward()")]
 pub struct Args {
     #[command(flatten)]
     network: Network,

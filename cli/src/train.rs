@@ -27,8 +27,9 @@ use crate::progress::Display;
       --epochs 164 --batch 128 --schedule steps:0.1@81,122
   residuum train --resume --out runs/third
 
-A run that was killed at any moment and is resumed ends with the same bits as one that was not. With --resume, options
-that are left out are the run's own; an option that contradicts the run is an error.")]
+A run that was killed at any moment and is resumed ends with the same bits as one that was not. With
+--resume, options that are left out are the run's own; an option that contradicts the run is an
+error.")]
 pub struct Args {
     /// The network, as `residuum models` lists them [default: resnet20_cifar]
     #[arg(long, value_name = "NAME", value_parser = crate::models::parse)]

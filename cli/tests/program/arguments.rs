@@ -47,9 +47,14 @@ fn bad_arguments_are_one_line_and_code_2() {
 #[test]
 fn every_command_has_help_with_an_example() {
     let folder = folder();
-    for command in ["train", "eval", "infer", "step", "models", "plan", "doctor"] {
+    for command in ["train", "eval", "infer", "step", "models", "plan", "check", "doctor"] {
         let help = good(folder.path(), &format!("{command} --help"));
         assert!(help.contains("Example") && help.contains(&format!("residuum {command}")), "{help}");
+        // Copied to a shell, an example is one command: the help does not wrap it.
+        for pair in help.lines().collect::<Vec<_>>().windows(2).filter(|pair| pair[0].starts_with("  residuum ")) {
+            let ends = pair[1].is_empty() || pair[1].starts_with("  residuum ");
+            assert!(ends || pair[0].ends_with('\\'), "{}\n{}", pair[0], pair[1]);
+        }
     }
     assert!(good(folder.path(), "--help").contains("Exit codes"));
     assert!(good(folder.path(), "--version").starts_with("residuum 0."));
