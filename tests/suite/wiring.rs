@@ -319,8 +319,11 @@ fn an_end_of_a_block_that_a_convolution_takes() {
     for (wiring, taken) in [(0, 1), (1, 1), (2, 1), (3, 0)] {
         let case = graph(|net, x| {
             let x = net.conv(x, 8, 3);
-            let branch = net.conv(x, 8, 3);
-            let branch = net.norm(branch);
+            let mut branch = x;
+            for _ in 0..2 {
+                branch = net.conv(branch, 8, 3);
+                branch = net.norm(branch);
+            }
             let shortcut = if wiring == 0 { net.conv(x, 8, 1) } else { x };
             let shortcut = if wiring == 0 { net.norm(shortcut) } else { shortcut };
             let y = net.add(branch, shortcut);
@@ -359,5 +362,27 @@ fn an_end_of_a_block_that_a_convolution_takes() {
         let program = Program::compile(&case.graph, &Device::blueprint(Arch::Sm90), DType::F32, None).unwrap();
         let found = program.ops().into_iter().filter(|&op| op == "norm_conv_fwd_end").count();
         assert_eq!(found, taken, "wiring {wiring}");
+    }
+}
+
+/// The batch norm in front of a branch that may be dropped is the only one of its concatenation: what it adds to the
+/// gradient outside is corrected where the branch is kept.
+#[test]
+fn a_norm_of_a_concatenation_in_a_branch() {
+    for open in [true, false] {
+        let mut case = graph(|net, x| {
+            let (first, second) = (net.conv(x, 3, 3), net.conv(x, 5, 3));
+            let whole = net.concat(&[first, second]);
+            let beside = net.add(whole, whole);
+            let beside = net.relu(beside);
+            let branch = net.b.branch(0.5, |b| {
+                let z = b.batch_norm("bn", whole, 1e-5)?;
+                let z = b.relu(z)?;
+                b.conv2d("conv", z, ConvOptions { k: 8, ..Default::default() })
+            });
+            vec![net.b.join(branch.unwrap(), whole).unwrap(), beside]
+        });
+        case.gates.fill(open);
+        case.check();
     }
 }

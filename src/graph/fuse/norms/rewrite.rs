@@ -50,7 +50,7 @@ fn load_shared(graph: &mut Graph, placed: &Placed, mut node: Node, nodes: &mut V
         let ty = graph.ty(g).clone();
         let Some(shape) = ty.shape.nhwc() else { continue };
         let dy = graph.add_value(ty, Origin::Node);
-        nodes.push(overwrite(corrected(shape), vec![g, y, b, c], vec![dy], node.gate));
+        nodes.push(overwrite(corrected(shape), vec![g, y, b, c], vec![dy], node.reads_under(at)));
         node.inputs[at] = dy;
     }
     node
