@@ -1,7 +1,7 @@
 //! Programs on a blueprint: the launches and the memory of a run, without one.
 
 use residuum::device::{Arch, Device};
-use residuum::graph::{Builder, Graph, Mode, Program};
+use residuum::graph::{Builder, Graph, Mode, Program, Runs};
 use residuum::models::{self, BuildOptions};
 use residuum::tensor::DType;
 use residuum::train::Settings;
@@ -83,5 +83,38 @@ fn networks_stay_within_their_bytes() {
         assert!(found <= bytes, "{name}: {found} MB an image, at most {bytes}");
         let found = per_image(program.plan().saved_activation_bytes as u64);
         assert!(found <= saved, "{name}: {found} MB saved an image, at most {saved}");
+    }
+}
+
+/// Bytes that a training step in bf16 moves where no block is dropped, for each of `batch` images.
+fn bytes_of_a_step(name: &str, batch: usize) -> u64 {
+    let model = models::find(name).unwrap();
+    let options = BuildOptions { loss: true, ..Default::default() };
+    let mut graph = model.build(Mode::Train, batch, model.input(), model.classes(), options).unwrap();
+    graph.differentiate().unwrap();
+    let optimizer = Settings::default().optimizer().unwrap();
+    let program = Program::compile(&graph, &Device::blueprint(Arch::Sm90), DType::BF16, Some(optimizer)).unwrap();
+    let kept = program.steps().iter().filter(|step| !matches!(step.runs, Runs::Without(_)));
+    kept.map(|step| step.cost.bytes()).sum::<u64>() / batch as u64
+}
+
+#[test]
+fn gates_cost_next_to_nothing() {
+    let [with, without] =
+        ["resnet110_cifar_survival05", "resnet110_cifar"].map(|name| bytes_of_a_step(name, 128) as f64);
+    assert!((with - without).abs() < 0.001 * without, "{with} bytes an image with gates, {without} without");
+}
+
+/// In thousands an image, at most.
+#[test]
+fn batch_norms_of_every_kind_are_in_pieces() {
+    for (name, batch, most) in [
+        ("resnet110_cifar", 128, 20_400),
+        ("preact_resnet164_cifar", 128, 58_600),
+        ("resnet110_cifar_full_preact", 128, 20_000),
+        ("vgg16_bn", 256, 202_500),
+    ] {
+        let found = bytes_of_a_step(name, batch);
+        assert!(found <= most * 1000, "{name}: {found} bytes an image");
     }
 }
