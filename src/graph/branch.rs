@@ -228,8 +228,12 @@ mod tests {
             x = b.conv2d("stem", x, ConvOptions { k: 8, ..Default::default() })?;
             for name in ["first", "second"] {
                 let branch = b.branch(0.5, |b| {
-                    let f = b.conv2d(&format!("{name}.conv"), x, ConvOptions { k: 8, ..Default::default() })?;
-                    b.batch_norm(&format!("{name}.norm"), f, 1e-5)
+                    let mut f = x;
+                    for i in 1..=2 {
+                        f = b.conv2d(&format!("{name}.conv{i}"), f, ConvOptions { k: 8, ..Default::default() })?;
+                        f = b.batch_norm(&format!("{name}.norm{i}"), f, 1e-5)?;
+                    }
+                    Ok(f)
                 })?;
                 let sum = b.join(branch, x)?;
                 x = b.relu(sum)?;
