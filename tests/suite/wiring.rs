@@ -201,14 +201,14 @@ impl Net {
 
 /// Checks the [`graph`] of `layers`.
 fn check(layers: impl FnOnce(&mut Net, ValueId) -> Vec<ValueId>) {
-    graph(layers).check();
+    graph([5, 6], layers).check();
 }
 
 /// The training graph whose logits are the sum of a linear layer over the mean pixel of each of what `layers` makes of
 /// images of 4 channels.
-fn graph(layers: impl FnOnce(&mut Net, ValueId) -> Vec<ValueId>) -> Case {
+fn graph([h, w]: [usize; 2], layers: impl FnOnce(&mut Net, ValueId) -> Vec<ValueId>) -> Case {
     let mut net = Net { b: Builder::new(Mode::Train), layers: 0 };
-    let x = net.b.input("input", [2, 5, 6, 4]);
+    let x = net.b.input("input", [2, h, w, 4]);
     let ends = layers(&mut net, x);
     let mut logits: Option<ValueId> = None;
     for end in ends {
@@ -261,6 +261,42 @@ fn a_sum_of_a_blocks_end_and_an_older_value() {
         let y = net.relu(y);
         vec![net.add(y, old), beside]
     });
+}
+
+/// The batch norm of the shortcut adds to the gradient that the convolution of the branch still has to correct: the layer
+/// that would add in its place comes between that convolution and its batch norm.
+#[test]
+fn a_norm_of_a_shortcut_beside_a_convolution_and_its_norm() {
+    for relu in [true, false] {
+        check(|net, x| {
+            let shortcut = net.conv(x, 6, 3);
+            let beside = net.norm(shortcut);
+            let beside = net.relu(beside);
+            let branch = net.conv(x, 6, 3);
+            let beside = net.conv(beside, 3, 3);
+            let branch = net.norm(branch);
+            let y = net.add(branch, shortcut);
+            vec![if relu { net.relu(y) } else { y }, beside]
+        });
+    }
+}
+
+/// The same where that layer is the convolution itself, which would add to what its other tiles still read.
+#[test]
+fn a_block_of_one_convolution_between_two_norms() {
+    for relu in [true, false] {
+        // Several tiles of rows.
+        let case = graph([13, 14], |net, x| {
+            let x = net.conv(x, 6, 3);
+            let branch = net.norm(x);
+            let branch = net.relu(branch);
+            let branch = net.conv(branch, 6, 3);
+            let branch = net.norm(branch);
+            let y = net.add(branch, x);
+            vec![if relu { net.relu(y) } else { y }]
+        });
+        case.check();
+    }
 }
 
 /// A concatenation under a batch norm has one gradient buffer that readers correct: here the batch norm of a part does.
@@ -317,7 +353,7 @@ fn two_norms_of_one_concatenation() {
 #[test]
 fn an_end_of_a_block_that_a_convolution_takes() {
     for (wiring, taken) in [(0, 1), (1, 1), (2, 1), (3, 0)] {
-        let case = graph(|net, x| {
+        let case = graph([5, 6], |net, x| {
             let x = net.conv(x, 8, 3);
             let mut branch = x;
             for _ in 0..2 {
@@ -370,7 +406,7 @@ fn an_end_of_a_block_that_a_convolution_takes() {
 #[test]
 fn a_norm_of_a_concatenation_in_a_branch() {
     for open in [true, false] {
-        let mut case = graph(|net, x| {
+        let mut case = graph([5, 6], |net, x| {
             let (first, second) = (net.conv(x, 3, 3), net.conv(x, 5, 3));
             let whole = net.concat(&[first, second]);
             let beside = net.add(whole, whole);

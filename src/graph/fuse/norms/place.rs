@@ -105,11 +105,13 @@ impl Placed {
         }
     }
 
-    /// Whether a node from `first` on and before `last` reads or writes `v`.
+    /// Whether a node from `first` on and before `last` reads or writes `v`, or corrects what a batch norm has left there
+    /// while it loads it.
     fn is_touched(&self, v: ValueId, first: usize, last: usize) -> bool {
         let index = &self.plan.index;
-        let mut nodes = index.readers(v).iter().map(|&(reader, _)| reader).chain(index.writers(v).iter().copied());
-        nodes.any(|i| (first..last).contains(&i))
+        let left = self.plan.norms.values().filter(|n| n.a.is_some() && n.dz == v).map(|n| n.dy);
+        let readers = left.chain([v]).flat_map(|read| index.readers(read)).map(|&(reader, _)| reader);
+        readers.chain(index.writers(v).iter().copied()).any(|i| (first..last).contains(&i))
     }
 
     /// The gradient of the input of the batch norm `key` is pending, `g` is stored.
