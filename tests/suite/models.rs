@@ -1,8 +1,10 @@
 //! The table of models: parameter counts, multiply-adds and tensors of every network, without running any.
 
+use residuum::device::{Arch, Device, Target, View};
 use residuum::graph::{Graph, Interpreter, Mode};
 use residuum::models::{self, BuildOptions, Model};
-use residuum::tensor::{DType, HostTensor};
+use residuum::ops::{Arg, Io, Write};
+use residuum::tensor::{DType, Elem, HostTensor, TensorType};
 
 use crate::cases::networks::{Kind, LAYERS};
 
@@ -43,6 +45,38 @@ fn every_layer_of_the_benches_is_in_its_network() {
         let graph = graph(&model, model.classes());
         let found = graph.parameters().iter().any(|p| p.shape.dims() == weights);
         assert!(found, "{} has no weights of {weights:?} for {}", layer.network, layer.name);
+    }
+}
+
+/// On a GPU the benches run every row, in the types that it has there: here it is bound.
+#[test]
+fn every_row_of_the_benches_has_launches() {
+    let Device::Kernels(backend) = Device::blueprint(Arch::Sm90) else { panic!("a device with kernels") };
+    for dtype in [DType::BF16, DType::F16, DType::F32] {
+        let target = Target { arch: Arch::Sm90, dtype };
+        // As benches/common/rotation.rs lays tensors.
+        let bind = |ty: &TensorType| {
+            let channels = ty.shape.dims().last().copied().unwrap_or(1);
+            let is_image = ty.shape.dims().len() == 4 && ty.elem == Elem::Real;
+            let pixel_stride = if is_image { channels.max(4) } else { channels };
+            let memory = backend.allocate(ty.bytes(dtype) / channels * pixel_stride).unwrap();
+            Arg { view: View::whole(memory), pixel_stride, write: Write::Overwrite }
+        };
+        for layer in LAYERS {
+            for op in [layer.passes(layer.batch), layer.fused(layer.batch)].map(Result::unwrap).concat() {
+                let op = op.operator();
+                let [inputs, outputs]: [Vec<Arg>; 2] =
+                    [op.inputs(), op.outputs()].map(|types| types.iter().map(bind).collect());
+                let scratch = View::whole(backend.allocate(op.scratch_bytes(target)).unwrap());
+                let launches = op.launches(target, &Io { inputs: &inputs, outputs: &outputs, scratch: Some(&scratch) });
+                let launches = launches.unwrap_or_else(|e| panic!("{} {dtype} {layer:?}: {e}", op.name()));
+                assert!(!launches.is_empty(), "{} {dtype} {layer:?}", op.name());
+                // A fused pass has no row that falls back to element by element.
+                let kernels: Vec<&str> = launches.iter().map(|launch| launch.kernel().name).collect();
+                let slow = op.name().starts_with("norm_conv") && kernels.iter().any(|name| name.ends_with("_scalar"));
+                assert!(!slow, "{dtype} {layer:?}: {kernels:?}");
+            }
+        }
     }
 }
 
