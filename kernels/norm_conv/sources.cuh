@@ -1,6 +1,6 @@
 // Operands that are computed from what is in memory: an activation before its batch norm, the end of a residual block, a
-// gradient after a batch norm. See conv2d/load.cuh for what a source is. Arithmetic is in f32 and rounded to T once; padding is 0 and stays so, since only
-// chunks of pixels inside are finished.
+// gradient after a batch norm. See conv2d/load.cuh for what a source is. Arithmetic is in f32 and rounded to T once;
+// padding is 0 and stays so, since only chunks of pixels inside are finished.
 #pragma once
 
 #include "conv2d/load_weight.cuh"
