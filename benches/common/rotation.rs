@@ -45,9 +45,10 @@ impl Content {
         self.dtype
     }
 
-    /// Fills `memory`; labels and positions are 0, which every op takes.
-    fn fill(&self, memory: &dyn Memory, elem: Elem) -> Result<()> {
+    /// Fills `memory`; labels and a pooling's `positions` are 0, which every op takes, and signs are any bits.
+    fn fill(&self, memory: &dyn Memory, elem: Elem, positions: bool) -> Result<()> {
         let numbers = match elem {
+            Elem::Byte if !positions => &self.real,
             Elem::Real => &self.real,
             Elem::Stat => &self.stat,
             Elem::Index | Elem::Byte => &self.zeros,
@@ -107,7 +108,7 @@ fn bind(backend: &Arc<dyn Backend>, op: &dyn Operator, target: Target, content: 
         // Programs lay the pixels of images four elements apart.
         let pixel_stride = if ty.shape.dims().len() == 4 && ty.elem == Elem::Real { channels.max(4) } else { channels };
         let memory = backend.allocate(ty.bytes(target.dtype) / channels * pixel_stride)?;
-        content.fill(&*memory, ty.elem)?;
+        content.fill(&*memory, ty.elem, op.name().contains("pool"))?;
         Ok(Arg { view: View::whole(memory), pixel_stride, write: Write::Overwrite })
     };
     let inputs = op.inputs().iter().map(arg).collect::<Result<Vec<_>>>()?;

@@ -1,8 +1,9 @@
 //! Stochastic depth: residual branches that a run may skip, forward and backward.
 //!
 //! The nodes of a branch carry its gate, their gradients' nodes too. Where it is closed a run skips them all: their
-//! values are not computed, and nothing reads them. What stands outside sees a branch only through [`Op::Join`], which
-//! leaves a closed one out, and what a branch adds to a gradient outside comes after what is there without it.
+//! values are not computed, and nothing reads them. What stands outside sees a branch only through [`Op::Join`], or what
+//! fusion makes of it, which leave a closed one out, and what a branch adds to a gradient outside comes after what is
+//! there without it.
 
 use std::collections::BTreeSet;
 

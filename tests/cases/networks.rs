@@ -106,7 +106,11 @@ impl Layer {
         let shape = [batch, self.size, self.size, self.c];
         Ok(match self.kind {
             Kind::Conv { .. } => {
-                let conv = conv2d::Conv2d::new(self.conv(batch))?;
+                let mut spec = self.conv(batch);
+                if self.is_transition() {
+                    (spec.h, spec.w) = (spec.h / 2, spec.w / 2); // pooled before
+                }
+                let conv = conv2d::Conv2d::new(spec)?;
                 self.fused_conv(&conv).map(|pass| Op::NormConv(norm_conv::Node { conv, pass })).into()
             }
             Kind::Block => {
@@ -124,25 +128,31 @@ impl Layer {
         })
     }
 
-    /// The forward pass of a convolution and its gradients, by where it is: the stem, behind the end of a block, beside
-    /// it, in a dense block, inside of a block.
+    /// Whether it is the convolution between two dense blocks.
+    fn is_transition(&self) -> bool {
+        self.name.starts_with("transition")
+    }
+
+    /// The forward pass of a convolution and its gradients, by where it is: the stem, behind a pooling or beside a block,
+    /// in a dense block, behind the end of a block, inside of one.
     fn fused_conv(&self, conv: &conv2d::Conv2d) -> [norm_conv::Pass; 2] {
         use norm_conv::Pass::{Bwd, BwdW, Fwd, FwdEnd};
         let (prologue, correction) = (Some(Prologue { relu: true }), Some(Correction { a: true }));
         let fwd = |prologue| Fwd { prologue, epilogue: conv2d::Epilogue::default(), moments: true };
         let pointwise = conv.spec().kernel == [1, 1];
         let dense = self.network.starts_with("densenet");
+        let beside = conv.spec().stride != [1, 1] || conv.spec().k == self.c;
         if self.c <= 4 {
             [fwd(None), BwdW { correction, prologue: None }]
+        } else if self.is_transition() || (pointwise && beside) {
+            [fwd(None), Bwd { correction, prologue: None, epilogue: None }]
         } else if dense {
             let correction = Some(Correction { a: pointwise });
             let epilogue = Some(Epilogue::Affine { relu: true, scaled: pointwise });
             [fwd(prologue), Bwd { correction, prologue, epilogue }]
-        } else if pointwise && conv.spec().k <= self.c {
+        } else if pointwise && conv.spec().k < self.c {
             let epilogue = Some(Epilogue::Signs { norms: 1, gated: false });
             [FwdEnd { affine: [true, false] }, Bwd { correction, prologue: None, epilogue }]
-        } else if pointwise && conv.spec().stride != [1, 1] {
-            [fwd(None), Bwd { correction, prologue: None, epilogue: None }]
         } else {
             let epilogue = Some(Epilogue::Affine { relu: true, scaled: false });
             [fwd(prologue), Bwd { correction, prologue, epilogue }]
