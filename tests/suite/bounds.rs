@@ -138,6 +138,12 @@ pub fn network(dtype: DType, noise: f64, terms: usize) -> f64 {
     3.0 * sums * noise + 4.0 * dtype.epsilon()
 }
 
+/// The same in f32 from how far a tensor `moved` where parameters and pixels were off by sqrt(terms) roundings: that has in
+/// it the ReLUs which open by a hair, and three times of it again leave room for chance.
+pub fn jump(moved: f64) -> f64 {
+    3.0 * moved
+}
+
 /// How far a tensor may be from the exact one in an f32 graph of a few layers over a few pixels, relative to its size or
 /// to a hundredth of the largest gradient: what is looked for is wrong by as much as the gradient itself.
 pub const WIRING: f64 = 2e-3;
