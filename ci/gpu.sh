@@ -46,6 +46,18 @@ for line in sys.stdin:
 '
 }
 
+# Packs bin/ of the folder $1. Every program holds all kernels; with a dictionary as large as all of them these are there
+# once.
+pack() {
+  tar -C "$1" -cf - bin | python3 -c '
+import lzma, shutil, sys
+filters = [{"id": lzma.FILTER_LZMA2, "preset": 3, "dict_size": 1 << 28}]
+with lzma.open(sys.stdout.buffer, "wb", filters=filters) as packed:
+    shutil.copyfileobj(sys.stdin.buffer, packed, 1 << 20)
+' >"$1/bin.tar.xz"
+  rm -r "$1/bin"
+}
+
 bundle() {
   local out=gpu-bundle kind name path
   rm -rf "$out"
@@ -66,6 +78,7 @@ bundle() {
     echo "the build has no kernels: install nvcc, or use .ci/run's (RESIDUUM_NVCC)" >&2
     exit 1
   fi
+  pack "$out"
   local bytes
   bytes=$(du -sb "$out" | cut -f1)
   echo "$out: $((bytes >> 20)) MiB, $(grep -c . "$out/artifacts.txt") programs"
@@ -176,6 +189,7 @@ run() {
   [[ -f $root/artifacts.txt ]] || root=$PWD/gpu-bundle
   [[ -f $root/artifacts.txt ]] || { echo "there is no bundle; make one with: ci/gpu.sh bundle" >&2; exit 1; }
   cd "$root"
+  [[ -d $root/bin ]] || python3 -m tarfile -e bin.tar.xz .
   LOGS="${LOGS:-$root/logs}"
   mkdir -p "$LOGS"
   export RESIDUUM_ROOT="$root" RESIDUUM_REQUIRE_GPU=1 RESIDUUM_COMMIT
