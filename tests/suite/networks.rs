@@ -156,6 +156,12 @@ fn check_step(name: &str, images: usize, size: usize, dtype: DType) {
     assert!(most.is_empty(), "{name} {dtype}, out of bounds on most of {TRIALS} batches: {most:#?}");
 }
 
+/// Whether two steps left the same, a NaN where 1,202 layers overflow f16 included.
+fn same_bits(a: &StateDict, b: &StateDict) -> bool {
+    let bits = |t: &HostTensor| t.to_real::<f32>().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    a.len() == b.len() && a.iter().zip(b).all(|((name, a), (other, b))| name == other && bits(a) == bits(b))
+}
+
 /// The tensors that a step of `graph` on `devices` leaves out of bounds, each with what one of them left. The simulators
 /// must leave the same bits.
 fn out_of_bounds(
@@ -187,7 +193,7 @@ fn out_of_bounds(
             }
         }
         if device.kind() == "sim" {
-            assert!(*first.get_or_insert_with(|| found.clone()) == found, "{dtype}: other bits on {device:?}");
+            assert!(same_bits(first.get_or_insert_with(|| found.clone()), &found), "{dtype}: other bits on {device:?}");
         }
     }
     wrong
