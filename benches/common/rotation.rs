@@ -48,10 +48,10 @@ impl Content {
     /// Fills `memory`; labels and a pooling's `positions` are 0, which every op takes, and signs are any bits.
     fn fill(&self, memory: &dyn Memory, elem: Elem, positions: bool) -> Result<()> {
         let numbers = match elem {
-            Elem::Byte if !positions => &self.real,
-            Elem::Real => &self.real,
             Elem::Stat => &self.stat,
-            Elem::Index | Elem::Byte => &self.zeros,
+            Elem::Byte if positions => &self.zeros,
+            Elem::Index => &self.zeros,
+            Elem::Real | Elem::Byte => &self.real,
         };
         (0..memory.bytes()).step_by(PERIOD).try_for_each(|offset| {
             let len = PERIOD.min(memory.bytes() - offset);

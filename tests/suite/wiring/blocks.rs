@@ -5,12 +5,9 @@ use residuum::graph::{Builder, ConvOptions, Mode, ValueId};
 use residuum::ops::pool::{Kind, Window};
 use residuum::Result;
 
-use super::{Case, CLASSES};
+use super::{check_seeds, Case, CLASSES, EPS};
 use crate::machine;
 use crate::random::Random;
-
-/// What batch norms add to the variance: so much that a channel which is the same everywhere multiplies no rounding.
-const EPS: f64 = 0.1;
 
 /// Of every value.
 const CHANNELS: usize = 8;
@@ -173,16 +170,5 @@ fn case(seed: usize) -> Result<Case> {
 
 #[test]
 fn random_residual_networks() {
-    let seeds = if machine::asked("RESIDUUM_LONG") { 1000 } else { 80 };
-    let mut refused = 0;
-    for seed in 0..seeds {
-        match case(seed) {
-            Ok(case) => {
-                println!("network {seed}"); // shown where it fails
-                case.check();
-            }
-            Err(_) => refused += 1,
-        }
-    }
-    assert!(refused * 10 < seeds, "{refused} of {seeds} networks cannot be differentiated");
+    check_seeds(if machine::asked("RESIDUUM_LONG") { 1000 } else { 80 }, case);
 }

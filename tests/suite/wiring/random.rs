@@ -5,12 +5,9 @@ use residuum::graph::{Builder, ConvOptions, Mode, ValueId};
 use residuum::ops::pool::{Kind, Window};
 use residuum::Result;
 
-use super::{Case, CLASSES};
+use super::{check_seeds, Case, CLASSES, EPS};
 use crate::machine;
 use crate::random::Random;
-
-/// What batch norms add to the variance: so much that a channel which is the same everywhere multiplies no rounding.
-const EPS: f64 = 0.1;
 
 /// More channels are not put side by side.
 const MOST_CHANNELS: usize = 48;
@@ -218,16 +215,5 @@ fn case(seed: usize) -> Result<Case> {
 
 #[test]
 fn random_graphs() {
-    let seeds = if machine::asked("RESIDUUM_LONG") { 2000 } else { 150 };
-    let mut refused = 0;
-    for seed in 0..seeds {
-        match case(seed) {
-            Ok(case) => {
-                println!("graph {seed}"); // shown where it fails
-                case.check();
-            }
-            Err(_) => refused += 1,
-        }
-    }
-    assert!(refused * 10 < seeds, "{refused} of {seeds} graphs cannot be differentiated");
+    check_seeds(if machine::asked("RESIDUUM_LONG") { 2000 } else { 150 }, case);
 }
