@@ -3,6 +3,12 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
 
 use residuum::device::sim::{Copies, Schedule, SimOptions};
 use residuum::device::Device;
@@ -13,6 +19,7 @@ use residuum::tensor::{DType, HostTensor, StateDict};
 use residuum::train::grad_scale;
 
 use crate::bounds;
+use crate::harness::DTYPES;
 use crate::machine;
 use crate::random::Random;
 
@@ -230,7 +237,7 @@ fn resnet20_steps_in_bf16() {
 /// numbers a channel: over 8, batch norm makes rounding anything.
 #[test]
 fn densenets_step() {
-    for dtype in crate::harness::DTYPES {
+    for dtype in DTYPES {
         check_step("densenet_bc16_k8_cifar", 3, 16, dtype);
         check_step("densenet13_k3_cifar", 3, 16, dtype);
     }
@@ -287,22 +294,38 @@ fn every_kind_of_network_steps() {
     }
 }
 
-/// Every network of the table in every dtype, at the least size that it takes.
+/// Networks that are checked at once: two steps of VGG in f64 are what fits into a machine's memory.
+const AT_ONCE: usize = 2;
+
+/// Every network of the table in every dtype, at the least size that it takes. Takes an hour and tells how far it is.
 #[test]
 fn all_networks_step() {
     if !machine::asked("RESIDUUM_LONG") {
         return;
     }
-    for model in models::all() {
-        let size = match model.name() {
-            "alexnet" => 63,
-            name if name.ends_with("_cifar") => 8,
-            _ => 32,
-        };
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            check_step(model.name(), 2, size, dtype);
+    let rows: Vec<_> =
+        models::all().into_iter().flat_map(|m| DTYPES.map(|dtype| (m.name().to_string(), dtype))).collect();
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let check = || {
+        while let Some((name, dtype)) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let size = match name.as_str() {
+                "alexnet" => 63,
+                name if name.ends_with("_cifar") => 8,
+                _ => 32,
+            };
+            let began = Instant::now();
+            let passed = catch_unwind(|| check_step(name, 2, size, *dtype)).is_ok();
+            let verdict = if passed { "passed" } else { "failed" };
+            // Past the capture of a test's output, which would hold it back for an hour.
+            let _ = writeln!(std::io::stderr(), "{name} {dtype}: {verdict}, {:.0?}", began.elapsed());
+            if !passed {
+                failed.lock().unwrap().push(format!("{name} {dtype}"));
+            }
         }
-    }
+    };
+    thread::scope(|scope| (0..AT_ONCE).for_each(|_| drop(scope.spawn(check))));
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "{} of {} steps failed: {failed:?}", failed.len(), rows.len());
 }
 
 #[test]
