@@ -25,3 +25,10 @@ template <>
 __device__ __forceinline__ f16 from_float<f16>(float v) { return f16{ptx::float_to_f16(v)}; }
 template <>
 __device__ __forceinline__ bf16 from_float<bf16>(float v) { return bf16{ptx::float_to_bf16(v)}; }
+
+// Two neighbouring values of the type of the first argument; RELU: of max(v, 0), where a NaN stays one and 0 may have
+// either sign.
+template <bool RELU>
+__device__ __forceinline__ u32 pair(f16, float low, float high) { return ptx::floats_to_f16x2<RELU>(low, high); }
+template <bool RELU>
+__device__ __forceinline__ u32 pair(bf16, float low, float high) { return ptx::floats_to_bf16x2<RELU>(low, high); }

@@ -25,6 +25,27 @@ __device__ __forceinline__ unsigned short float_to_bf16(float v) {
   return bits;
 }
 
+// Two values as neighbouring elements, `low` in the lower half; RELU: of max(v, 0), where a NaN stays one.
+template <bool RELU>
+__device__ __forceinline__ unsigned int floats_to_f16x2(float low, float high) {
+  unsigned int pair;
+  if (RELU)
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+template <bool RELU>
+__device__ __forceinline__ unsigned int floats_to_bf16x2(float low, float high) {
+  unsigned int pair;
+  if (RELU)
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 __device__ __forceinline__ unsigned int shared_address(const void* p) {
   return static_cast<unsigned int>(__cvta_generic_to_shared(p));
 }

@@ -23,3 +23,41 @@ template <typename T, int N>
 __device__ __forceinline__ void store(T* p, const Vec<T, N>& v) {
   *reinterpret_cast<Vec<T, N>*>(p) = v;
 }
+
+// 16 bytes: four values of f32, or four pairs of values of two bytes, which are converted in one instruction.
+using Chunk = Vec<u32, 4>;
+
+// The values of T in a chunk.
+template <typename T>
+__device__ __forceinline__ void unpack(float (&f)[WIDTH<T>], const Chunk& chunk);
+template <>
+__device__ __forceinline__ void unpack<float>(float (&f)[4], const Chunk& chunk) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) f[i] = ptx::bits_to_float(chunk.v[i]);
+}
+template <>
+__device__ __forceinline__ void unpack<f16>(float (&f)[8], const Chunk& chunk) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    f[2 * i] = ptx::f16_to_float(u16(chunk.v[i])), f[2 * i + 1] = ptx::f16_to_float(u16(chunk.v[i] >> 16));
+}
+template <>
+__device__ __forceinline__ void unpack<bf16>(float (&f)[8], const Chunk& chunk) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    f[2 * i] = ptx::bits_to_float(chunk.v[i] << 16), f[2 * i + 1] = ptx::bits_to_float(chunk.v[i] & 0xFFFF0000u);
+}
+
+// f in values of T; RELU: of max(f, 0), where a NaN stays one and 0 may have either sign.
+template <typename T, bool RELU>
+__device__ __forceinline__ Chunk pack(const float (&f)[WIDTH<T>]) {
+  Chunk chunk;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 4)
+      chunk.v[i] = ptx::float_to_bits(RELU && f[i] < 0 ? 0.0f : f[i]);
+    else
+      chunk.v[i] = pair<RELU>(T{}, f[2 * i], f[2 * i + 1]);
+  }
+  return chunk;
+}

@@ -6,8 +6,8 @@
 //
 // Activations come from a Source: AsItIs, or one of norm_conv/sources.cuh that is computed from what is in memory. Such a
 // source is PENDING: the copies of a stage are not the operand yet, and finish(), once this thread's have arrived, makes
-// them so. Element by element a source is computed as it is loaded. A source that is KEPT takes each finished chunk once
-// more, to store it.
+// them so: of the raw() chunks, those of all its tensors, and the numbers() of their channels. Element by element a source
+// is computed as it is loaded. A source that is KEPT takes each finished chunk once more, to store it.
 #pragma once
 
 #include "conv2d/tile.cuh"
@@ -119,14 +119,29 @@ struct Inside {
   __device__ __forceinline__ u32 get(int stage) const { return bits >> (stage * PASSES) & ALL; }
 };
 
-// Finishes those of a thread's chunks, all of the same channels, whose bit is set.
+// Finishes those of a thread's chunks, all of the same channels, whose bit is set. All are read before any is stored, so
+// that their latencies may overlap; what lies outside is computed for nothing.
+template <bool RELU, class Mine, class Source>
+__device__ __forceinline__ void finish_all(const Source& source, u8* tile, int slot, int channel, u32 chunks) {
+  const typename Source::Numbers numbers = source.numbers(channel);
+  typename Source::Raw raw[Mine::PASSES];
+#pragma unroll
+  for (int i = 0; i < Mine::PASSES; ++i)
+    if (Mine::has(i)) raw[i] = source.raw(tile + Mine::slot(slot, i));
+#pragma unroll
+  for (int i = 0; i < Mine::PASSES; ++i) {
+    const Chunk whole = source.template finished<RELU>(raw[i], numbers);
+    if ((chunks >> i & 1) != 0) store(reinterpret_cast<u32*>(tile + Mine::slot(slot, i)), whole);
+  }
+}
+
 template <class Mine, class Source>
 __device__ __forceinline__ void finish_chunks(const Source& source, u8* tile, int slot, int channel, u32 chunks) {
   if (chunks == 0 || !source.pending()) return;
-  const typename Source::Numbers numbers = source.numbers(channel);
-#pragma unroll
-  for (int i = 0; i < Mine::PASSES; ++i)
-    if ((chunks >> i & 1) != 0) source.finish(tile + Mine::slot(slot, i), numbers);
+  if (source.activates)
+    finish_all<true, Mine>(source, tile, slot, channel, chunks);
+  else
+    finish_all<false, Mine>(source, tile, slot, channel, chunks);
 }
 
 // Operand A of fwd and bwd_x: row m is an output pixel, and k = (tap, tap, channel) walks over the input pixels that

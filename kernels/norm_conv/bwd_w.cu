@@ -58,12 +58,12 @@ KERNEL(norm_conv_bwd_w_f32_32x128_packed, WeightGradientParams, 128, 3, (bwd_w_p
 
 KERNEL(norm_conv_bwd_w_f16_64x64_packed, WeightGradientParams, 128, 3, (bwd_w_packed<f16, Tile64x64::Paired>))
 KERNEL(norm_conv_bwd_w_f16_32x128_packed, WeightGradientParams, 128, 3, (bwd_w_packed<f16, Tile32x128::Paired>))
-KERNEL(norm_conv_bwd_w_f16_16x128_packed, WeightGradientParams, 128, 4, (bwd_w_packed<f16, Tile16x128::Paired>))
+KERNEL(norm_conv_bwd_w_f16_16x128_packed, WeightGradientParams, 128, 3, (bwd_w_packed<f16, Tile16x128::Paired>))
 KERNEL(norm_conv_bwd_w_f16_16x64_packed, WeightGradientParams, 128, 4, (bwd_w_packed<f16, Tile16x64::Paired>))
 
 KERNEL(norm_conv_bwd_w_bf16_64x64_packed, WeightGradientParams, 128, 3, (bwd_w_packed<bf16, Tile64x64::Paired>))
 KERNEL(norm_conv_bwd_w_bf16_32x128_packed, WeightGradientParams, 128, 3, (bwd_w_packed<bf16, Tile32x128::Paired>))
-KERNEL(norm_conv_bwd_w_bf16_16x128_packed, WeightGradientParams, 128, 4, (bwd_w_packed<bf16, Tile16x128::Paired>))
+KERNEL(norm_conv_bwd_w_bf16_16x128_packed, WeightGradientParams, 128, 3, (bwd_w_packed<bf16, Tile16x128::Paired>))
 KERNEL(norm_conv_bwd_w_bf16_16x64_packed, WeightGradientParams, 128, 4, (bwd_w_packed<bf16, Tile16x64::Paired>))
 
 KERNEL(norm_conv_bwd_w_f32_64x64_stem, WeightGradientParams, 128, 3, (bwd_w_stem<float, Tile64x64::Paired>))

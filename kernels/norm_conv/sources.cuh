@@ -1,6 +1,6 @@
 // Operands that are computed from what is in memory: an activation before its batch norm, the end of a residual block, a
 // gradient after a batch norm. See conv2d/load.cuh for what a source is. Arithmetic is in f32 and rounded to T once;
-// padding is 0 and stays so, since only chunks of pixels inside are finished.
+// padding is 0 and stays so, since only chunks of pixels inside are stored.
 #pragma once
 
 #include "conv2d/load_weight.cuh"
@@ -19,6 +19,13 @@ __device__ __forceinline__ void load_numbers(float (&f)[W], const float* p) {
   }
 }
 
+// A chunk, and the chunk of a second tensor behind it.
+struct ChunkPair {
+  Chunk first, second;
+};
+
+__device__ __forceinline__ Chunk load_chunk(const u8* chunk) { return load<u32, 4>(reinterpret_cast<const u32*>(chunk)); }
+
 // The group's numbers of an array of a number a channel, if there is one.
 __device__ __forceinline__ const float* from_channel(const float* numbers, int channel) {
   return numbers ? numbers + channel : nullptr;
@@ -29,6 +36,7 @@ template <typename T>
 struct Activated {
   static constexpr bool PENDING = true, KEPT = false;
   static constexpr int W = WIDTH<T>;
+  using Raw = Chunk;
   struct Numbers {
     float scale[W], shift[W];
   };
@@ -36,18 +44,13 @@ struct Activated {
   Pixels<T> x;
   const float* scale;
   const float* shift;
-  float least;
+  bool activates;
 
   // Of the channels from `channel` on.
   __device__ __forceinline__ Activated(const void* tensor, int stride, const float* scales, const float* shifts,
                                        int channel, int flags)
       : x(tensor, channel, stride), scale(from_channel(scales, channel)), shift(from_channel(shifts, channel)),
-        least((flags & ACTIVATE) != 0 ? 0.0f : -INFINITY) {}
-
-  __device__ __forceinline__ T activate(T v, float by, float plus) const {
-    const float z = fmaf(to_float(v), by, plus);
-    return from_float<T>(z < least ? least : z);  // a NaN stays
-  }
+        activates((flags & ACTIVATE) != 0) {}
 
   __device__ __forceinline__ void copy(u8* dst, u32 pixel, int channel, bool inside) const {
     ptx::cp_async_16(dst, x.at(pixel, channel), inside ? 16 : 0);
@@ -55,7 +58,9 @@ struct Activated {
 
   __device__ __forceinline__ T value(u32 pixel, int channel) const {
     const T v = read<T>(x.at(pixel, channel));
-    return scale ? activate(v, scale[channel], shift[channel]) : v;
+    if (!scale) return v;
+    const float z = fmaf(to_float(v), scale[channel], shift[channel]);
+    return from_float<T>(activates && z < 0 ? 0.0f : z);  // a NaN stays
   }
 
   __device__ __forceinline__ bool pending() const { return scale != nullptr; }
@@ -67,20 +72,24 @@ struct Activated {
     return n;
   }
 
-  __device__ __forceinline__ void finish(u8* chunk, const Numbers& n) const {
-    T* p = reinterpret_cast<T*>(chunk);
-    Vec<T, W> v = load<T, W>(p);
+  __device__ __forceinline__ Raw raw(const u8* chunk) const { return load_chunk(chunk); }
+
+  template <bool RELU>
+  __device__ __forceinline__ Chunk finished(const Raw& raw, const Numbers& n) const {
+    float z[W];
+    unpack<T>(z, raw);
 #pragma unroll
-    for (int e = 0; e < W; ++e) v.v[e] = activate(v.v[e], n.scale[e], n.shift[e]);
-    store(p, v);
+    for (int e = 0; e < W; ++e) z[e] = fmaf(z[e], n.scale[e], n.shift[e]);
+    return pack<T, RELU>(z);
   }
 };
 
 // dy = a * g + b * y + c; g itself without a y. The chunk of y is copied SECOND bytes behind that of g.
 template <typename T, int SECOND>
 struct Corrected {
-  static constexpr bool PENDING = true, KEPT = false;
+  static constexpr bool PENDING = true, KEPT = false, activates = false;
   static constexpr int W = WIDTH<T>;
+  using Raw = ChunkPair;
   struct Numbers {
     float a[W], b[W], c[W];
   };
@@ -93,8 +102,8 @@ struct Corrected {
       : g(gradient, channel, g_stride), y(input, channel, y_stride), a(from_channel(as, channel)),
         b(from_channel(bs, channel)), c(from_channel(cs, channel)) {}
 
-  __device__ __forceinline__ static T correct(T g, T y, float a, float b, float c) {
-    return from_float<T>(fmaf(b, to_float(y), fmaf(a, to_float(g), c)));
+  __device__ __forceinline__ static float correct(float g, float y, float a, float b, float c) {
+    return fmaf(b, y, fmaf(a, g, c));
   }
 
   __device__ __forceinline__ void copy(u8* dst, u32 pixel, int channel, bool inside) const {
@@ -104,7 +113,9 @@ struct Corrected {
 
   __device__ __forceinline__ T value(u32 pixel, int channel) const {
     const T v = read<T>(g.at(pixel, channel));
-    return b ? correct(v, read<T>(y.at(pixel, channel)), a ? a[channel] : 1.0f, b[channel], c[channel]) : v;
+    if (!b) return v;
+    const float input = to_float(read<T>(y.at(pixel, channel)));
+    return from_float<T>(correct(to_float(v), input, a ? a[channel] : 1.0f, b[channel], c[channel]));
   }
 
   __device__ __forceinline__ bool pending() const { return b != nullptr; }
@@ -119,13 +130,16 @@ struct Corrected {
     return n;
   }
 
-  __device__ __forceinline__ void finish(u8* chunk, const Numbers& n) const {
-    T* p = reinterpret_cast<T*>(chunk);
-    Vec<T, W> v = load<T, W>(p);
-    const Vec<T, W> other = load<T, W>(reinterpret_cast<const T*>(chunk + SECOND));
+  __device__ __forceinline__ Raw raw(const u8* chunk) const { return {load_chunk(chunk), load_chunk(chunk + SECOND)}; }
+
+  template <bool>
+  __device__ __forceinline__ Chunk finished(const Raw& raw, const Numbers& n) const {
+    float v[W], input[W];
+    unpack<T>(v, raw.first);
+    unpack<T>(input, raw.second);
 #pragma unroll
-    for (int e = 0; e < W; ++e) v.v[e] = correct(v.v[e], other.v[e], n.a[e], n.b[e], n.c[e]);
-    store(p, v);
+    for (int e = 0; e < W; ++e) v[e] = correct(v[e], input[e], n.a[e], n.b[e], n.c[e]);
+    return pack<T, false>(v);
   }
 };
 
@@ -133,8 +147,9 @@ struct Corrected {
 // block. The chunk of b is copied SECOND bytes behind that of a. Where it is KEPT z goes to memory too, and its signs do.
 template <typename T, int SECOND>
 struct Joined {
-  static constexpr bool PENDING = true, KEPT = true;
+  static constexpr bool PENDING = true, KEPT = true, activates = true;
   static constexpr int W = WIDTH<T>;
+  using Raw = ChunkPair;
   struct Numbers {
     float a[W], b[W], shift[W];
   };
@@ -165,16 +180,16 @@ struct Joined {
     return n;
   }
 
-  __device__ __forceinline__ void finish(u8* chunk, const Numbers& n) const {
-    T* to = reinterpret_cast<T*>(chunk);
-    Vec<T, W> v = load<T, W>(to);
-    const Vec<T, W> other = load<T, W>(reinterpret_cast<const T*>(chunk + SECOND));
+  __device__ __forceinline__ Raw raw(const u8* chunk) const { return {load_chunk(chunk), load_chunk(chunk + SECOND)}; }
+
+  template <bool RELU>
+  __device__ __forceinline__ Chunk finished(const Raw& raw, const Numbers& n) const {
+    float z[W], other[W];
+    unpack<T>(z, raw.first);
+    unpack<T>(other, raw.second);
 #pragma unroll
-    for (int e = 0; e < W; ++e) {
-      const float z = fmaf(to_float(other.v[e]), n.b[e], fmaf(to_float(v.v[e]), n.a[e], n.shift[e]));
-      v.v[e] = from_float<T>(z < 0 ? 0.0f : z);  // a NaN stays
-    }
-    store(to, v);
+    for (int e = 0; e < W; ++e) z[e] = fmaf(other[e], n.b[e], fmaf(z[e], n.a[e], n.shift[e]));
+    return pack<T, RELU>(z);
   }
 
   // Stores a finished chunk. A byte of signs are eight channels: in f32 the chunks of two neighbouring threads.

@@ -10,6 +10,18 @@ __device__ __forceinline__ float f16_to_float(unsigned short bits) { return sim:
 __device__ __forceinline__ unsigned short float_to_f16(float v) { return sim::float_to_f16(v); }
 __device__ __forceinline__ unsigned short float_to_bf16(float v) { return sim::float_to_bf16(v); }
 
+template <bool RELU>
+__device__ __forceinline__ unsigned int floats_to_f16x2(float low, float high) {
+  const float l = RELU && low <= 0 ? 0.0f : low, h = RELU && high <= 0 ? 0.0f : high;
+  return float_to_f16(l) | static_cast<unsigned int>(float_to_f16(h)) << 16;
+}
+
+template <bool RELU>
+__device__ __forceinline__ unsigned int floats_to_bf16x2(float low, float high) {
+  const float l = RELU && low <= 0 ? 0.0f : low, h = RELU && high <= 0 ? 0.0f : high;
+  return float_to_bf16(l) | static_cast<unsigned int>(float_to_bf16(h)) << 16;
+}
+
 // The offset in the block's shared memory.
 __device__ __forceinline__ unsigned int shared_address(const void* p) {
   return static_cast<unsigned int>(static_cast<const unsigned char*>(p) - sim::shared_memory());

@@ -77,6 +77,17 @@ __device__ void last_block(const LegalParams& p) {
 }
 KERNEL(sim_test_last_block, LegalParams, 64, 1, last_block)
 
+// Thread i turns words 2i and 2i + 1 of x, as floats, into pairs; four words of results a thread.
+__device__ void pairs(const LegalParams& p) {
+  const float low = __uint_as_float(x_of(p)[2 * threadIdx.x]), high = __uint_as_float(x_of(p)[2 * threadIdx.x + 1]);
+  u32* y = y_of(p) + 4 * threadIdx.x;
+  y[0] = pair<false>(f16{}, low, high);
+  y[1] = pair<true>(f16{}, low, high);
+  y[2] = pair<false>(bf16{}, low, high);
+  y[3] = pair<true>(bf16{}, low, high);
+}
+KERNEL(sim_test_pairs, LegalParams, 64, 1, pairs)
+
 // What a block finds in its shared memory and what the tail of a partial copy holds.
 __device__ void partial_copy(const LegalParams& p) {
   SHARED(u32, s);

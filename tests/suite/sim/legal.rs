@@ -167,3 +167,38 @@ fn conversions_are_those_of_half() {
         same(probe::to_bf16(v), bf16::from_f32(v).to_bits(), v.is_nan(), v);
     }
 }
+
+#[test]
+fn pairs_are_two_conversions_behind_a_relu_or_not() {
+    let special = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        f32::NAN,
+        f32::INFINITY,
+        -f32::INFINITY,
+        65520.0,
+        -65519.0,
+        1e-7,
+        -1e-30,
+        1e39f64 as f32,
+    ];
+    let x: Vec<u32> = (0..128).map(|i| special[i * i / 2 % special.len()].to_bits() + (i % 3) as u32).collect();
+    let found =
+        Run { kernel: "sim_test_pairs", x: &x, y: &[0; 256], ..Run::default() }.go(SimOptions::default()).unwrap();
+    let relu = |v: f32| if v <= 0.0 { 0.0 } else { v };
+    let pair =
+        |convert: &dyn Fn(f32) -> u16, low: f32, high: f32| u32::from(convert(low)) | u32::from(convert(high)) << 16;
+    for (words, pairs) in x.chunks(2).zip(found.chunks(4)) {
+        let [low, high] = [f32::from_bits(words[0]), f32::from_bits(words[1])];
+        let (f16, bf16) = (&probe::to_f16 as &dyn Fn(f32) -> u16, &probe::to_bf16 as &dyn Fn(f32) -> u16);
+        let expected = [
+            pair(f16, low, high),
+            pair(f16, relu(low), relu(high)),
+            pair(bf16, low, high),
+            pair(bf16, relu(low), relu(high)),
+        ];
+        assert_eq!(pairs, expected, "{low:e}, {high:e}");
+    }
+}
