@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::arch::{Target, TARGETS};
 use super::nvcc::{self, Nvcc};
 
-/// The flags of every compilation. A spill fails it: a kernel that spills has been written for another tile.
-const FLAGS: &[&str] =
-    &["-std=c++17", "-O3", "-Xptxas", "-warn-spills", "-Xptxas", "-Werror", "-Xptxas", "-v", "-I", "kernels"];
+/// The flags of every compilation.
+const FLAGS: &[&str] = &["-std=c++17", "-O3", "-Xptxas", "-v", "-I", "kernels"];
 
 /// Variables that change what nvcc does.
 const NVCC_VARIABLES: &[&str] = &["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
@@ -59,6 +58,10 @@ pub fn build() -> Result<(), String> {
             let compiled = compile_all(&nvcc, &targets, &sources, &out.join("fatbins"))?;
             let dependencies: BTreeSet<&PathBuf> = compiled.iter().flat_map(|c| &c.dependencies).collect();
             dependencies.iter().for_each(|path| println!("cargo:rerun-if-changed={}", path.display()));
+            for Usage { kernel, target, .. } in compiled.iter().flat_map(|c| &c.usage).filter(|u| u.spill_bytes > 0) {
+                // Slower, but right: another nvcc than that of ci/requirements-nvcc.txt must not fail a user's build.
+                println!("cargo:warning=nvcc {} spills registers of {kernel} for {target}", nvcc.version);
+            }
             embed(Some(&nvcc), &targets, &compiled)?
         }
     };

@@ -15,7 +15,7 @@ step() {
 }
 
 export CARGO_TERM_COLOR=never
-# A kernel that does not compile for every target, or that spills, fails the build; a missing nvcc fails the tests.
+# A kernel that does not compile for every target fails the build; one that spills or a missing nvcc fails the tests.
 export RESIDUUM_REQUIRE_NVCC=1
 
 step formatting
