@@ -180,12 +180,14 @@ fn out_of_bounds(
 ) -> BTreeMap<String, Vec<String>> {
     let exact = reference(graph, DType::F64, state, data);
     let noise = noise(&reference(graph, dtype, state, data), &exact);
+    // The loss is one number, which rounding may leave where it was by chance: it is judged where the logits can be.
+    let judge = |tensor: &str| noise[tensor] <= CHANCE && (tensor != "loss" || noise["logits"] <= CHANCE);
     let jumps = OnceCell::new();
     let mut wrong: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut first: Option<StateDict> = None;
     for device in devices {
         let found = step(graph, device, dtype, state, data);
-        let judged = found.iter().filter(|(tensor, _)| noise[*tensor] <= CHANCE);
+        let judged = found.iter().filter(|(tensor, _)| judge(tensor));
         assert!(judged.clone().count() * 10 > found.len(), "{dtype}: next to nothing is left to judge");
         for (tensor, value) in judged {
             let d = distance(value, &exact[tensor]);
