@@ -138,8 +138,9 @@ pub fn network(dtype: DType, noise: f64, terms: usize) -> f64 {
     3.0 * sums * noise + 4.0 * dtype.epsilon()
 }
 
-/// The same in f32 from how far a tensor `moved` where parameters and pixels were off by sqrt(terms) roundings: that has in
-/// it the ReLUs which open by a hair, and three times of it again leave room for chance.
+/// The same from how far a tensor `moved` where its step was off as much as one of kernels: in f32 by sqrt(terms) roundings
+/// of parameters and pixels, in 16 bits by pixels that are rounded to other neighbours. That has in it the ReLUs which open
+/// by a hair, and three times of it again leave room for chance.
 pub fn jump(moved: f64) -> f64 {
     3.0 * moved
 }
