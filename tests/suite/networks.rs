@@ -316,8 +316,7 @@ fn all_networks_step() {
     if !machine::asked("RESIDUUM_LONG") {
         return;
     }
-    let rows: Vec<_> =
-        models::all().into_iter().flat_map(|m| DTYPES.map(|dtype| (m.name().to_string(), dtype))).collect();
+    let rows: Vec<_> = models::all().iter().flat_map(|m| DTYPES.map(|dtype| (m.name().to_string(), dtype))).collect();
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let check = || {
         while let Some((name, dtype)) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
