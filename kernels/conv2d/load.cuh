@@ -6,8 +6,9 @@
 //
 // Activations come from a Source: AsItIs, or one of norm_conv/sources.cuh that is computed from what is in memory. Such a
 // source is PENDING: the copies of a stage are not the operand yet, and finish(), once this thread's have arrived, makes
-// them so: of the raw() chunks, those of all its tensors, and the numbers() of their channels. Element by element a source
-// is computed as it is loaded. A source that is KEPT takes each finished chunk once more, to store it.
+// them so: of the raw() chunks, those of all its tensors, and the numbers() of their channels, with a ReLU where it
+// `activates`, a constant of some sources and a flag of the launch in others. Element by element a source is computed as
+// it is loaded. A source that is KEPT takes each finished chunk once more, to store it.
 #pragma once
 
 #include "conv2d/tile.cuh"

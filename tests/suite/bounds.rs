@@ -130,9 +130,9 @@ pub fn step(magnitude: f64) -> f64 {
 /// How far a tensor of a whole network's training step may be from the exact one (relative l2), where the reference
 /// executor, which computes in f64 and rounds what is stored, is `noise` away. The kernels store the same values, but sum
 /// in f32 and in other orders, so that now and then a value is rounded to its other neighbour and that step travels on:
-/// another error of the same kind and size, and three times the noise leaves room for chance, on most batches. In an f32 network the sums
-/// themselves round as coarsely as the stores, once for each of up to `terms` terms, at random: sqrt(terms) as much.
-/// Four units in the last place are for tensors that happen to have next to no noise.
+/// another error of the same kind and size, and three times the noise leaves room for chance, on most batches. In an f32
+/// network the sums themselves round as coarsely as the stores, once for each of up to `terms` terms, at random: sqrt(terms)
+/// as much. Four units in the last place are for tensors that happen to have next to no noise.
 pub fn network(dtype: DType, noise: f64, terms: usize) -> f64 {
     let sums = if dtype == DType::F32 { (terms as f64).sqrt() } else { 1.0 };
     3.0 * sums * noise + 4.0 * dtype.epsilon()
