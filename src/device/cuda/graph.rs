@@ -83,6 +83,11 @@ fn capture(context: &Arc<Context>, launches: &[Bound]) -> Result<sys::CUgraphExe
     // The capture ends in any case, or the stream could not be destroyed.
     // SAFETY: the stream captures.
     let graph = unsafe { result::stream::end_capture(stream.cu_stream()) };
+    if let (Err(_), Ok(graph)) = (&enqueued, &graph) {
+        // A launch that was refused does not end the capture: there is a graph, of the launches before it.
+        // SAFETY: the graph was made above and nothing else has it. Errors have nowhere to go beside the first.
+        let _ = unsafe { result::graph::destroy(*graph) };
+    }
     enqueued?;
     let graph = graph.map_err(failed)?;
     // SAFETY: the graph was made above; the executable is a copy of its own.

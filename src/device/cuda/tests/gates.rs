@@ -18,7 +18,8 @@ pub(super) const CASES: &[Case] = &[
     }),
     ("launches_return_where_nodes_are_unwanted", UNWANTED, || falls_back(IMAGES, "RESIDUUM_CONDITIONAL is 0")),
     ("launches_return_without_the_kernel", &[], without_kernel),
-    ("a_call_that_fails_costs_the_nodes_at_most", &[], failures),
+    ("a_call_that_fails_costs_the_nodes_at_most", &[], node_failures),
+    ("a_call_that_fails_in_a_capture_leaves_nothing", UNWANTED, capture_failures),
 ];
 
 /// On a driver without the functions.
@@ -194,7 +195,9 @@ fn falls_back(images: Images, reason: &str) {
 
 /// Lets the first, second, ... call that a recording makes fail: what follows is a graph without nodes, or where that
 /// fails too an error; nothing is lost.
-fn failures() {
+/// Records while the first, second, third, ... call of the driver fails. What was recorded replays, nothing leaks; returns
+/// how many calls there are, and how often a graph was recorded with nodes and without.
+fn failures() -> (usize, usize, usize) {
     let scene = Scene::new(backend().expect("a device"));
     let mock = Mock::new();
     // Kernels are loaded, and so much is staged as copies ever need.
@@ -204,24 +207,39 @@ fn failures() {
     mock.set("mock_fail_at", -1);
     drop(scene.record().expect("without failures"));
     let (calls, live) = (mock.calls(), mock.live());
-    let mut without = 0;
+    let (mut with, mut without) = (0, 0);
     for call in 0..calls {
         mock.set("mock_fail_at", call);
         let recording = scene.record();
         mock.set("mock_fail_at", -1);
+        // cudarc tells what failed in a destructor at the next call.
+        let _ = scene.device.synchronize();
         match recording {
             Ok(recording) => {
                 let shape = mock.shape();
                 assert!([WITH_NODES, WITHOUT].contains(&&*shape), "call {call}: {shape}");
-                without += usize::from(shape == WITHOUT);
+                *(if shape == WITHOUT { &mut without } else { &mut with }) += 1;
                 PATTERNS.iter().for_each(|&open| scene.replay(&recording, open));
             }
             Err(error) => assert!(error.to_string().contains("(999)"), "call {call}: {error}"),
         }
         assert_eq!(mock.live(), live, "call {call} leaks");
     }
+    (calls as usize, with, without)
+}
+
+fn node_failures() {
+    let (calls, _, without) = failures();
     // A graph, a handle and a node for each of four runs, a node for each launch and for the one that sets conditions,
     // and the executable graph.
     let own = 1 + 4 + 4 + PLAN.len() + 1 + 1;
     assert!(without >= own, "{without} of {calls} calls that fail cost the nodes, expected {own} or more");
+}
+
+fn capture_failures() {
+    let (calls, with, without) = failures();
+    // Each launch, the calls that begin and end a capture, and the one that makes it executable.
+    let own = PLAN.len() + 3;
+    let failed = calls - without;
+    assert!(with == 0 && failed >= own, "{failed} of {calls} calls fail a capture, expected {own} or more");
 }
