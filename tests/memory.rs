@@ -1,10 +1,14 @@
-//! The memory that a program takes is what its plan says. In a binary of its own, because it counts every allocation.
+//! The memory that a program takes is what its plan says, and a step leaves none behind. In a binary of its own, because it
+//! counts every allocation, on the host and on a GPU.
+
+#[allow(dead_code)] // the rest is for the suite
+#[path = "suite/machine.rs"]
+mod machine;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 
-use residuum::device::sim::SimOptions;
 use residuum::device::Device;
 use residuum::graph::{Builder, ConvOptions, Graph, Mode, Program};
 use residuum::ops::sgd::{Sgd, Spec};
@@ -85,19 +89,26 @@ fn peak_memory_is_what_the_plan_says() {
 /// Hundreds of steps, of nine, in which threads may take part for the first time; what leaks grows in all.
 const FIRST_TIMES: usize = 4;
 
-/// A step leaves nothing behind on the host, on the CPU and, where it is built in, on the simulator, whose steps launch
-/// and feed inputs as a GPU's do. Threads of the pool keep a few bytes now and then, so the least in use during a hundred
-/// steps counts, and must not grow by as much as a byte a step.
+/// Bytes that are free on the device when nothing runs; `None` for the host's devices.
+fn free_bytes(device: &Device) -> Option<usize> {
+    let Device::Kernels(backend) = device else { return None };
+    backend.synchronize().expect("steps that succeed");
+    backend.free_bytes().expect("an answer")
+}
+
+/// A step leaves nothing behind on the host, on the CPU, where it is built in on the simulator, whose steps launch and
+/// feed inputs as a GPU's do, and on a GPU, where it leaves nothing on the device either. Threads of the pool keep a few
+/// bytes now and then, so the least in use during a hundred steps counts, and must not grow by as much as a byte a step.
 #[test]
 fn a_thousand_steps_keep_the_memory_flat() {
     let _alone = ALONE.lock().expect("the other test ended well");
     let graph = network(1, 2, 1).expect("a sound network");
-    let mut devices = vec![Device::cpu()];
-    devices.extend(Device::sim(SimOptions::default()).ok());
+    let devices = machine::devices("a thousand steps on a GPU");
     let image = HostTensor::f32([1, 16, 2, 2], vec![0.5; 64]);
     for device in devices {
         let mut program = Program::compile(&graph, &device, DType::F16, Some(optimizer())).expect("a program");
         let mut least = [usize::MAX; 10];
+        let mut free = None;
         for step in 0..1_000 {
             program.set_input("input", &image).expect("an input");
             program.set_labels(&[step % 10]).expect("labels");
@@ -106,7 +117,11 @@ fn a_thousand_steps_keep_the_memory_flat() {
             program.output("loss").expect("a loss");
             let least = &mut least[step as usize / 100];
             *least = IN_USE.load(Ordering::Relaxed).min(*least);
+            if step == 50 {
+                free = free_bytes(&device);
+            }
         }
+        assert!(free_bytes(&device) >= free, "{free:?} bytes were free, now {:?}", free_bytes(&device));
         let grown = least.windows(2).skip(1).filter(|pair| pair[1] >= pair[0] + 100).count();
         assert!(grown <= FIRST_TIMES, "bytes in use on {}: {least:?}", device.kind());
     }

@@ -130,16 +130,12 @@ fn replay(backend: &Arc<dyn Backend>, dtype: DType, steps: usize, size: usize) {
     }
     let [replayed, single] = &mut programs;
     feed(replayed, 0, size);
-    let mut free = None;
     for i in 0..steps {
         let (before, judged) = (carried(replayed), i % EVERY == EVERY - 1);
         replayed.run().unwrap();
         feed(replayed, i + 1, size);
         feed(single, i, size);
         single.run().unwrap();
-        if i == EVERY {
-            free = backend.free_bytes().unwrap();
-        }
         if judged {
             assert_eq!(carried(replayed), carried(single), "{dtype} on {}: after {i} steps", backend.kind());
             let mut fresh = compile(&graph, &eager, dtype);
@@ -153,10 +149,6 @@ fn replay(backend: &Arc<dyn Backend>, dtype: DType, steps: usize, size: usize) {
     }
     let (first, last) = (start(&graph), replayed.state().unwrap());
     assert!(last.iter().all(|(name, t)| first.get(name) != Some(t)), "all of it learned");
-    backend.synchronize().unwrap();
-    if let (Some(before), Some(after)) = (free, backend.free_bytes().unwrap()) {
-        assert!(after >= before, "{} bytes of device memory gone after {steps} steps", before - after);
-    }
 }
 
 fn simulator() -> Option<Arc<dyn Backend>> {
