@@ -103,7 +103,12 @@ fn device(gpu: &super::cuda::driver::Gpu) -> Finding {
     );
     match super::Device::cuda(gpu.ordinal) {
         Ok(_) => Finding::good("device", text),
-        Err(error) => Finding::missing("device", format!("{text}: {error}"), super::embedded::REMEDY),
+        Err(error) => {
+            let fitting =
+                "the GPU, its driver and the toolkit of the build must fit one another; without, use `cpu` or `sim`";
+            let remedy = super::embedded::TOOLKIT.map_or(super::embedded::REMEDY, |_| fitting);
+            Finding::missing("device", format!("{text}: {error}"), remedy)
+        }
     }
 }
 

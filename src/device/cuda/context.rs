@@ -85,10 +85,17 @@ impl Context {
         if no_kernels {
             return Err(missing(with_remedy(String::new(), true)));
         }
-        let arch = arch_of(gpu.capability, images.targets).ok_or_else(|| {
+        let (arch, code) = arch_of(gpu.capability, images.targets).ok_or_else(|| {
             let ((major, minor), targets) = (gpu.capability, images.targets.join(", "));
             missing(format!("{} has compute capability {major}.{minor}, the kernels are for {targets}", gpu.name))
         })?;
+        if let Some(nvcc) = images.toolkit.filter(|nvcc| oldest_driver(nvcc, code) > driver.version) {
+            let remedy = "install a newer driver, or an older toolkit and build again";
+            let (gpu, version) = (&gpu.name, driver.version_text());
+            return Err(missing(format!(
+                "the driver is for CUDA {version} and cannot load what nvcc {nvcc} made for {gpu}: {remedy}"
+            )));
+        }
 
         let device = format!("cuda:{ordinal} {}", gpu.name);
         let faults = Faults::new(device, describe_images(&images, &gpu, &driver));
@@ -287,19 +294,36 @@ unsafe fn check_stream(stream: sys::CUstream, context: &CudaContext) -> Result<(
     }
 }
 
-/// The generation whose kernels a GPU runs; `None` where no target fits. Machine code runs on its own major version from
-/// its minor version on, `sm_90a` on 9.0 alone, PTX on everything from its version on.
-fn arch_of((major, minor): (i32, i32), targets: &[&str]) -> Option<Arch> {
+/// What of an image a GPU runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Code {
+    Machine,
+    Ptx,
+}
+
+/// The generation whose kernels a GPU runs, and as what; `None` where no target fits. Machine code runs on its own major
+/// version from its minor version on, `sm_90a` on 9.0 alone, PTX on everything from its version on.
+fn arch_of((major, minor): (i32, i32), targets: &[&str]) -> Option<(Arch, Code)> {
     let capability = major * 10 + minor;
     if capability == 90 && targets.contains(&"sm_90a") {
-        return Some(Arch::Sm90);
+        return Some((Arch::Sm90, Code::Machine));
     }
-    let fits = |target: &&str| {
-        let number = |prefix: &str| target.strip_prefix(prefix).and_then(|n| n.parse::<i32>().ok());
-        number("compute_").is_some_and(|n| n <= capability)
-            || number("sm_").is_some_and(|n| n / 10 == major && n <= capability)
+    let any = |prefix: &str, fits: &dyn Fn(i32) -> bool| {
+        targets.iter().filter_map(|target| target.strip_prefix(prefix)?.parse().ok()).any(fits)
     };
-    targets.iter().any(fits).then_some(Arch::Sm80)
+    if any("sm_", &|n| n / 10 == major && n <= capability) {
+        return Some((Arch::Sm80, Code::Machine));
+    }
+    any("compute_", &|n| n <= capability).then_some((Arch::Sm80, Code::Ptx))
+}
+
+/// The oldest driver, as `Driver::version` counts, that loads what nvcc of release `nvcc` (`13.0.88`) made: one of the same
+/// major release for machine code (NVIDIA calls it minor version compatibility), of the same release for PTX, which the
+/// driver compiles itself. 0 where the release cannot be read.
+fn oldest_driver(nvcc: &str, code: Code) -> i32 {
+    let mut parts = nvcc.split('.').map(|part| part.parse::<i32>().unwrap_or(0));
+    let (major, minor) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    1000 * major + if code == Code::Ptx { 10 * minor } else { 0 }
 }
 
 fn with_remedy(reason: String, no_kernels: bool) -> String {
@@ -330,18 +354,32 @@ mod tests {
         let all = ["sm_80", "sm_90a", "compute_80"];
         for (capability, targets, expected) in [
             ((7, 5), &all[..], None),
-            ((8, 0), &all[..], Some(Arch::Sm80)),
-            ((8, 6), &all[..1], Some(Arch::Sm80)),
-            ((8, 9), &all[..1], Some(Arch::Sm80)),
-            ((9, 0), &all[..], Some(Arch::Sm90)),
+            ((8, 0), &all[..], Some((Arch::Sm80, Code::Machine))),
+            ((8, 6), &all[..1], Some((Arch::Sm80, Code::Machine))),
+            ((8, 9), &all[..1], Some((Arch::Sm80, Code::Machine))),
+            ((8, 9), &all[2..], Some((Arch::Sm80, Code::Ptx))),
+            ((9, 0), &all[..], Some((Arch::Sm90, Code::Machine))),
             ((9, 0), &all[..1], None),
-            ((9, 0), &all[2..], Some(Arch::Sm80)),
+            ((9, 0), &all[2..], Some((Arch::Sm80, Code::Ptx))),
             ((10, 0), &all[..2], None),
-            ((10, 0), &all[..], Some(Arch::Sm80)),
-            ((12, 1), &all[2..], Some(Arch::Sm80)),
+            ((10, 0), &all[..], Some((Arch::Sm80, Code::Ptx))),
+            ((12, 1), &all[2..], Some((Arch::Sm80, Code::Ptx))),
             ((9, 0), &all[..0], None),
         ] {
             assert_eq!(arch_of(capability, targets), expected, "{capability:?} {targets:?}");
+        }
+    }
+
+    #[test]
+    fn a_driver_loads_machine_code_of_its_major_release_and_ptx_of_its_own() {
+        for (nvcc, code, oldest) in [
+            ("12.8.93", Code::Machine, 12_000),
+            ("12.8.93", Code::Ptx, 12_080),
+            ("13.0.88", Code::Machine, 13_000),
+            ("13.5", Code::Ptx, 13_050),
+            ("of an unknown release", Code::Ptx, 0),
+        ] {
+            assert_eq!(oldest_driver(nvcc, code), oldest, "nvcc {nvcc}, {code:?}");
         }
     }
 }

@@ -50,7 +50,7 @@ const IMAGES: Images = Images {
     ],
     fatbins: &[("mock", &IMAGE.0)],
     targets: &["sm_80", "sm_90a", "compute_80"],
-    toolkit: Some("13.0"),
+    toolkit: Some("12.2.140"),
 };
 
 fn backend() -> Result<Arc<dyn Backend>> {
@@ -130,6 +130,9 @@ const CASES: &[Case] = &[
     ("no_gpu", &[("MOCK_DEVICES", "0")], no_gpu),
     ("a_driver_that_does_not_start", &[("MOCK_INIT", "34")], does_not_start),
     ("an_old_gpu", &[("MOCK_CAPABILITY", "75")], old_gpu),
+    ("machine_code_of_a_newer_major_release", &[("MOCK_VERSION", "11080")], newer_kernels),
+    ("ptx_of_a_newer_release", &[("MOCK_VERSION", "12010"), ("MOCK_CAPABILITY", "100")], newer_kernels),
+    ("machine_code_of_a_newer_minor_release", &[("MOCK_VERSION", "12010")], || drop(backend().expect("a device"))),
     ("copies_and_launches_keep_their_order", &[], order),
     ("copies_and_launches_keep_their_order_without_pools", &[("MOCK_POOLS", "0")], order),
     ("long_copies_go_in_pieces", &[], pieces),
@@ -251,6 +254,14 @@ fn does_not_start() {
 fn old_gpu() {
     assert!(
         refused().contains("compute capability 7.5, the kernels are for sm_80, sm_90a, compute_80"),
+        "{}",
+        refused()
+    );
+}
+
+fn newer_kernels() {
+    assert!(
+        refused().contains("cannot load what nvcc 12.2.140 made for Mock 0: install a newer driver"),
         "{}",
         refused()
     );
@@ -489,7 +500,7 @@ fn limits() {
     // SAFETY: no stream is given.
     let device = Cuda(unsafe { Context::open(0, None, BROKEN_IMAGES) }.expect("images load later"));
     let text = device.launch(&launch(&FILL, &view, 1)).expect_err("no image").to_string();
-    assert!(text.contains("loading the kernels of broken") && text.contains("nvcc 13.0 for sm_80"), "{text}");
+    assert!(text.contains("loading the kernels of broken") && text.contains("nvcc 12.2.140 for sm_80"), "{text}");
 }
 
 fn foreign_stream() {
@@ -546,8 +557,7 @@ fn scenario() -> Result<()> {
     device.synchronize()
 }
 
-/// Lets the first, second, third, ... call of the driver fail: always an error, never a panic, and memory is not lost
-/// where only one call failed.
+/// Lets the first, second, third, ... call of the driver fail: always an error, never a panic.
 fn any_failure() {
     scenario().expect("without failures");
     let mock = Mock::new();
