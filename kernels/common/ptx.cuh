@@ -7,6 +7,16 @@ namespace ptx {
 __device__ __forceinline__ float bits_to_float(unsigned int bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ unsigned int float_to_bits(float v) { return __float_as_uint(v); }
 
+// All of V in one access, whose address is a multiple of its size; in the space that the compiler finds p in.
+template <typename V>
+__device__ __forceinline__ V ld(const void* p) {
+  return *static_cast<const V*>(p);
+}
+template <typename V>
+__device__ __forceinline__ void st(void* p, const V& v) {
+  *static_cast<V*>(p) = v;
+}
+
 __device__ __forceinline__ float f16_to_float(unsigned short bits) {
   float v;
   asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(bits));

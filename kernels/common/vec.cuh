@@ -16,12 +16,12 @@ constexpr int WIDTH = 16 / int(sizeof(T));
 
 template <typename T, int N>
 __device__ __forceinline__ Vec<T, N> load(const T* p) {
-  return *reinterpret_cast<const Vec<T, N>*>(p);
+  return ptx::ld<Vec<T, N>>(p);
 }
 
 template <typename T, int N>
 __device__ __forceinline__ void store(T* p, const Vec<T, N>& v) {
-  *reinterpret_cast<Vec<T, N>*>(p) = v;
+  ptx::st(p, v);
 }
 
 // 16 bytes: four values of f32, or four pairs of values of two bytes, which are converted in one instruction.

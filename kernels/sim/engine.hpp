@@ -128,6 +128,7 @@ class Engine {
   void collective(Op op, u32 mask, void* arguments, const char* file, int line);
   void interleave(const char* file, int line);
   void give_way();
+  std::string where(const void* address) const;
   [[noreturn]] void fail(const std::string& problem);
   [[noreturn]] void stop(const std::string& report);
   Thread& self() { return *running_; }

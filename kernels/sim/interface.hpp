@@ -67,6 +67,12 @@ enum class Half { f16, bf16 };
 void multiply(Half type, int mi, int nj, float* d, const unsigned int* a, const unsigned int* b, const char* file,
               int line);
 
+// Ends the launch: an access of `bytes` bytes that does not begin at a multiple of them.
+[[noreturn]] void misaligned(const void* address, unsigned long bytes);
+inline void check_alignment(const void* address, unsigned long bytes) {
+  if ((reinterpret_cast<unsigned long>(address) & (bytes - 1)) != 0) misaligned(address, bytes);
+}
+
 // Asynchronous copies of 4 or 16 bytes to shared memory, of which `bytes` come from `src` and the rest is zero.
 void copy_async(void* dst, const void* src, unsigned int size, unsigned int bytes, const char* file, int line);
 void copy_commit();

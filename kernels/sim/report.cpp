@@ -94,30 +94,35 @@ std::string Engine::deadlock() const {
   return text;
 }
 
+// What lies at an address.
+std::string Engine::where(const void* address) const {
+  for (const Block& b : blocks_) {
+    if (!b.arena.owns(address)) continue;
+    return "byte " + std::to_string(static_cast<const u8*>(address) - b.arena.begin()) + " of " +
+           std::to_string(job_.shared_bytes) + " bytes of shared memory";
+  }
+  return memory_->describe(address);
+}
+
 std::string Engine::fault_report() {
   const Thread& t = *running_;
-  const void* address = fault_address_;
-  const auto* p = static_cast<const u8*>(address);
   std::string text = describe(t) + ": ";
   if (fault_signal_ == SIGFPE) {
     text += "integer division by zero or overflow";
-  } else if (stacks_.is_guard(address)) {
+  } else if (stacks_.is_guard(fault_address_)) {
     text += "stack overflow: more than " + std::to_string(Stacks::BYTES) + " bytes of local variables";
   } else {
     text += fault_access_ == 2 ? "write to " : fault_access_ == 1 ? "read of " : "access to ";
-    text += hex(reinterpret_cast<u64>(address)) + ", ";
-    const Block* owner = nullptr;
-    for (const Block& b : blocks_) {
-      if (b.arena.owns(address)) owner = &b;
-    }
-    if (owner == nullptr) {
-      text += memory_->describe(address);
-    } else {
-      text += "byte " + std::to_string(p - owner->arena.begin()) + " of " + std::to_string(job_.shared_bytes) +
-              " bytes of shared memory";
-    }
+    text += hex(reinterpret_cast<u64>(fault_address_)) + ", " + where(fault_address_);
   }
   return text + "; the thread had come from " + place(t.file, t.line);
+}
+
+void misaligned(const void* address, unsigned long bytes) {
+  Engine& e = *engine;
+  const Thread& t = e.self();
+  e.fail("one access of " + std::to_string(bytes) + " bytes at " + hex(reinterpret_cast<u64>(address)) + ", " + e.where(address) +
+         ": not at a multiple of its size; the thread had come from " + place(t.file, t.line));
 }
 
 }  // namespace sim

@@ -6,6 +6,17 @@ namespace ptx {
 __device__ __forceinline__ float bits_to_float(unsigned int bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ unsigned int float_to_bits(float v) { return __float_as_uint(v); }
 
+template <typename V>
+__device__ __forceinline__ V ld(const void* p) {
+  sim::check_alignment(p, sizeof(V));
+  return *static_cast<const V*>(p);
+}
+template <typename V>
+__device__ __forceinline__ void st(void* p, const V& v) {
+  sim::check_alignment(p, sizeof(V));
+  *static_cast<V*>(p) = v;
+}
+
 __device__ __forceinline__ float f16_to_float(unsigned short bits) { return sim::f16_to_float(bits); }
 __device__ __forceinline__ unsigned short float_to_f16(float v) { return sim::float_to_f16(v); }
 __device__ __forceinline__ unsigned short float_to_bf16(float v) { return sim::float_to_bf16(v); }

@@ -1,6 +1,7 @@
 // Kernels that do what the simulator must report, one each.
 // x, y: u32[n]; one block of 64 threads; 256 bytes of shared memory.
 #include "common/kernel.cuh"
+#include "common/vec.cuh"
 
 struct MisuseParams {
   u64 x, y;
@@ -80,6 +81,17 @@ __device__ void shared_before(const MisuseParams&) {
   s[int(threadIdx.x) - 1] = 1;
 }
 KERNEL(sim_test_shared_before, MisuseParams, 64, 1, shared_before)
+
+__device__ void unaligned_load(const MisuseParams& p) {
+  if (threadIdx.x == 0) y_of(p)[0] = load<u32, 4>(x_of(p) + 1).v[0];
+}
+KERNEL(sim_test_unaligned_load, MisuseParams, 64, 1, unaligned_load)
+
+__device__ void unaligned_store(const MisuseParams&) {
+  SHARED(u32, s);
+  if (threadIdx.x < 2) store(s + 3 * threadIdx.x, Vec<u32, 2>{{1, 1}});
+}
+KERNEL(sim_test_unaligned_store, MisuseParams, 64, 1, unaligned_store)
 
 __device__ void unaligned_matrix(const MisuseParams&) {
   SHARED(u8, s);

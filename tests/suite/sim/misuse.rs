@@ -93,6 +93,19 @@ fn stray_shared_accesses() {
 }
 
 #[test]
+fn wide_accesses_at_addresses_between() {
+    let not = "not at a multiple of its size";
+    every_schedule_reports(
+        &misuse("sim_test_unaligned_load"),
+        &["one access of 16 bytes", "byte 4 of a buffer of 160 bytes", not],
+    );
+    every_schedule_reports(
+        &misuse("sim_test_unaligned_store"),
+        &["thread 1", "one access of 8 bytes", "byte 12 of 256 bytes of shared memory", not],
+    );
+}
+
+#[test]
 fn tensor_core_operands() {
     every_schedule_reports(
         &misuse("sim_test_unaligned_matrix"),
