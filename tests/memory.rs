@@ -102,26 +102,30 @@ fn free_bytes(device: &Device) -> Option<usize> {
 #[test]
 fn a_thousand_steps_keep_the_memory_flat() {
     let _alone = ALONE.lock().expect("the other test ended well");
-    let graph = network(1, 2, 1).expect("a sound network");
-    let devices = machine::devices("a thousand steps on a GPU");
-    let image = HostTensor::f32([1, 16, 2, 2], vec![0.5; 64]);
-    for device in devices {
+    for device in machine::devices("a thousand steps on a GPU") {
+        // So large there that a program that was not freed shows: a GPU's driver keeps its memory in chunks.
+        let (n, size) = if device.kind() == "cuda" { (16, 64) } else { (1, 2) };
+        let graph = network(n, size, 1).expect("a sound network");
+        let image = HostTensor::f32([n, 16, size, size], vec![0.5; n * 16 * size * size]);
         let mut program = Program::compile(&graph, &device, DType::F16, Some(optimizer())).expect("a program");
         let mut least = [usize::MAX; 10];
         let mut free = None;
         for step in 0..1_000 {
             program.set_input("input", &image).expect("an input");
-            program.set_labels(&[step % 10]).expect("labels");
+            program.set_labels(&vec![step % 10; n]).expect("labels");
             program.set_learning_rate(1.0 / f64::from(step + 1)).expect("a rate");
             program.run().expect("a run");
             program.output("loss").expect("a loss");
             let least = &mut least[step as usize / 100];
             *least = IN_USE.load(Ordering::Relaxed).min(*least);
-            if step == 50 {
-                free = free_bytes(&device);
+            if step % 50 == 49 {
+                let mut other = Program::compile(&graph, &device, DType::F16, Some(optimizer())).expect("a program");
+                other.run().expect("a run");
+                drop(other);
+                free = free.or_else(|| free_bytes(&device));
             }
         }
-        assert!(free_bytes(&device) >= free, "{free:?} bytes were free, now {:?}", free_bytes(&device));
+        assert!(free_bytes(&device) >= free, "{free:?} bytes were free after 50 steps, now {:?}", free_bytes(&device));
         let grown = least.windows(2).skip(1).filter(|pair| pair[1] >= pair[0] + 100).count();
         assert!(grown <= FIRST_TIMES, "bytes in use on {}: {least:?}", device.kind());
     }

@@ -10,10 +10,12 @@ __device__ __forceinline__ unsigned int float_to_bits(float v) { return __float_
 // All of V in one access, whose address is a multiple of its size; in the space that the compiler finds p in.
 template <typename V>
 __device__ __forceinline__ V ld(const void* p) {
+  static_assert(alignof(V) == sizeof(V) && sizeof(V) <= 16, "one access");
   return *static_cast<const V*>(p);
 }
 template <typename V>
 __device__ __forceinline__ void st(void* p, const V& v) {
+  static_assert(alignof(V) == sizeof(V) && sizeof(V) <= 16, "one access");
   *static_cast<V*>(p) = v;
 }
 

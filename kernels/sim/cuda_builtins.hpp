@@ -74,15 +74,15 @@ SIM_BUILTIN unsigned long long __umul64hi(unsigned long long a, unsigned long lo
 
 // ---------------------------------------------------------------------------------------------- memory
 template <typename T>
-SIM_BUILTIN T __ldg(const T* p) { return *p; }
+SIM_BUILTIN T __ldg(const T* p) { return ::sim::check_alignment(p), *p; }
 template <typename T>
-SIM_BUILTIN T __ldcg(const T* p) { return *p; }
+SIM_BUILTIN T __ldcg(const T* p) { return ::sim::check_alignment(p), *p; }
 template <typename T>
-SIM_BUILTIN T __ldcs(const T* p) { return *p; }
+SIM_BUILTIN T __ldcs(const T* p) { return ::sim::check_alignment(p), *p; }
 template <typename T>
-SIM_BUILTIN void __stcg(T* p, T v) { *p = v; }
+SIM_BUILTIN void __stcg(T* p, T v) { ::sim::check_alignment(p), *p = v; }
 template <typename T>
-SIM_BUILTIN void __stcs(T* p, T v) { *p = v; }
+SIM_BUILTIN void __stcs(T* p, T v) { ::sim::check_alignment(p), *p = v; }
 SIM_BUILTIN void __threadfence() {}
 SIM_BUILTIN void __threadfence_block() {}
 SIM_BUILTIN void __nanosleep(unsigned int, SIM_SITE) { ::sim::interleave(file, line); }

@@ -69,8 +69,9 @@ void multiply(Half type, int mi, int nj, float* d, const unsigned int* a, const 
 
 // Ends the launch: an access of `bytes` bytes that does not begin at a multiple of them.
 [[noreturn]] void misaligned(const void* address, unsigned long bytes);
-inline void check_alignment(const void* address, unsigned long bytes) {
-  if ((reinterpret_cast<unsigned long>(address) & (bytes - 1)) != 0) misaligned(address, bytes);
+template <typename V>
+inline void check_alignment(const V* p) {
+  if (reinterpret_cast<unsigned long>(p) % sizeof(V) != 0) misaligned(p, sizeof(V));
 }
 
 // Asynchronous copies of 4 or 16 bytes to shared memory, of which `bytes` come from `src` and the rest is zero.

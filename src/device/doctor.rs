@@ -104,9 +104,8 @@ fn device(gpu: &super::cuda::driver::Gpu) -> Finding {
     match super::Device::cuda(gpu.ordinal) {
         Ok(_) => Finding::good("device", text),
         Err(error) => {
-            let fitting =
-                "the GPU, its driver and the toolkit of the build must fit one another; without, use `cpu` or `sim`";
-            let remedy = super::embedded::TOOLKIT.map_or(super::embedded::REMEDY, |_| fitting);
+            let remedy =
+                super::embedded::TOOLKIT.map_or(super::embedded::REMEDY, |_| "see the reason, or use `cpu` or `sim`");
             Finding::missing("device", format!("{text}: {error}"), remedy)
         }
     }

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 const NAMES: [&str; 4] = ["auto", "cpu", "cuda", "sim"];
 
 impl Device {
-    /// The first CUDA device if there is a driver, a device and embedded kernels for it, else the CPU.
+    /// The first CUDA device if there is one, with embedded kernels for it and a driver that loads them, else the CPU.
     pub fn best() -> Self {
         Self::cuda(0).unwrap_or(Self::Cpu)
     }
@@ -31,7 +31,8 @@ impl Device {
     }
 
     /// The CUDA device `ordinal`, on a stream of its own. Fails with [`Error::NoDevice`] where the driver, the device or
-    /// the embedded kernels for it are missing; the error says which and how to get them.
+    /// the embedded kernels for it are missing, or the driver is too old for the kernels; the error says which and what
+    /// to do.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         #[cfg(feature = "cuda")]
         return super::cuda::open(ordinal);

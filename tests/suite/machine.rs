@@ -39,7 +39,7 @@ pub fn skip(thing: &str, what: &str, reason: &str) {
     eprintln!("{what}: skipped, {reason}");
 }
 
-/// The GPU, or `None` after saying that `what` is skipped. Fails where there is one that cannot be used, and where
+/// The GPU, or `None` after saying that `what` is skipped. Fails where one cannot be used that has a driver and kernels that fit it, and where
 /// `RESIDUUM_REQUIRE_GPU` is 1 and there is none.
 pub fn gpu(what: &str) -> Option<Arc<dyn Backend>> {
     static GPU: LazyLock<Result<Device, Error>> = LazyLock::new(|| Device::cuda(0));

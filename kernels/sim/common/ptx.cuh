@@ -8,12 +8,14 @@ __device__ __forceinline__ unsigned int float_to_bits(float v) { return __float_
 
 template <typename V>
 __device__ __forceinline__ V ld(const void* p) {
-  sim::check_alignment(p, sizeof(V));
+  static_assert(alignof(V) == sizeof(V) && sizeof(V) <= 16, "one access");
+  sim::check_alignment(static_cast<const V*>(p));
   return *static_cast<const V*>(p);
 }
 template <typename V>
 __device__ __forceinline__ void st(void* p, const V& v) {
-  sim::check_alignment(p, sizeof(V));
+  static_assert(alignof(V) == sizeof(V) && sizeof(V) <= 16, "one access");
+  sim::check_alignment(static_cast<const V*>(p));
   *static_cast<V*>(p) = v;
 }
 

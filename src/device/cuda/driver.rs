@@ -138,7 +138,7 @@ fn load() -> Result<Driver, String> {
     // SAFETY: the symbol is only looked up, and the type is that of any function.
     let has = |symbol: &&&str| unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) }.is_ok();
     if let Some(missing) = SYMBOLS.iter().find(|symbol| !has(symbol)) {
-        return Err(format!("the CUDA driver is too old (it has no {missing}); install one for CUDA 12.0 or later"));
+        return Err(format!("the CUDA driver is too old (it has no {missing}); install a newer one"));
     }
     // SAFETY: the symbol has this type in every driver.
     let elapsed = unsafe { library.get::<Elapsed>(b"cuEventElapsedTime") }.map(|symbol| *symbol);

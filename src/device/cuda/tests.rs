@@ -260,6 +260,7 @@ fn old_gpu() {
 }
 
 fn newer_kernels() {
+    crate::device::doctor::report();
     assert!(
         refused().contains("cannot load what nvcc 12.2.140 made for Mock 0: install a newer driver"),
         "{}",

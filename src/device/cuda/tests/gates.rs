@@ -193,8 +193,6 @@ fn falls_back(images: Images, reason: &str) {
     assert_eq!(mock.live(), [0; 7]);
 }
 
-/// Lets the first, second, ... call that a recording makes fail: what follows is a graph without nodes, or where that
-/// fails too an error; nothing is lost.
 /// Records while the first, second, third, ... call of the driver fails. What was recorded replays, nothing leaks; returns
 /// how many calls there are, and how often a graph was recorded with nodes and without.
 fn failures() -> (usize, usize, usize) {
@@ -228,6 +226,7 @@ fn failures() -> (usize, usize, usize) {
     (calls as usize, with, without)
 }
 
+/// Where a call for the nodes fails, what follows is a graph without them.
 fn node_failures() {
     let (calls, _, without) = failures();
     // A graph, a handle and a node for each of four runs, a node for each launch and for the one that sets conditions,
