@@ -60,6 +60,18 @@ pub enum Error {
         /// What was found, where, and what was expected.
         problem: String,
     },
+    /// A run whose numbers are no longer finite: its network is lost, its last checkpoint is not.
+    #[error("{what} at step {step}, learning rate {learning_rate:?}{}; try a lower rate", first_layer(.layer))]
+    Diverged {
+        /// The number that is not finite, and what it became.
+        what: String,
+        /// Steps done, the last one included.
+        step: usize,
+        /// The learning rate of that step.
+        learning_rate: f64,
+        /// The first layer whose output is not finite, where there is one.
+        layer: Option<String>,
+    },
     /// No usable device of that kind: the reason and the remedy.
     #[error("{device} device: {reason}")]
     NoDevice {
@@ -103,6 +115,10 @@ impl Error {
     pub fn file(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
         Self::File { path: path.into(), problem: problem.into() }
     }
+}
+
+fn first_layer(layer: &Option<String>) -> String {
+    layer.as_ref().map_or(String::new(), |layer| format!(" (the first layer whose output is not finite: {layer})"))
 }
 
 fn suggestion(nearest: &[String]) -> String {

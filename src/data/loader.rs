@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::augment::{Augment, Draw};
 use super::dataset::{Dataset, Images};
 use super::stream::{Purpose, Stream};
-use crate::tensor::HostTensor;
+use crate::tensor::{HostData, HostTensor};
 use crate::{Error, Result};
 
 /// Images and labels of fixed number, ready for a network.
@@ -18,6 +18,19 @@ pub struct Batch {
     /// How many of them count: fewer than all only in the last batch of a pass over a test set, where the rest repeats
     /// the last image.
     pub valid: usize,
+}
+
+impl Batch {
+    /// Image `i` alone, `[1, C, H, W]`.
+    ///
+    /// # Panics
+    /// Where there is no such image.
+    pub fn image(&self, i: usize) -> HostTensor {
+        let [c, h, w] = [1, 2, 3].map(|axis| self.input.shape.dims()[axis]);
+        let len = c * h * w;
+        let HostData::F32(pixels) = &self.input.data else { unreachable!("a loader makes f32") };
+        HostTensor::f32([1, c, h, w], pixels[i * len..][..len].to_vec())
+    }
 }
 
 /// Cuts a [`Dataset`] into batches; the same ones for any number of threads.

@@ -1,7 +1,7 @@
 //! The reference executor: the graph as it was built, op by op in plain loops.
 
 use super::state::{counter, to_library, to_torch, torch_shape};
-use super::{Graph, Mode, Node, StateReport, ValueId};
+use super::{Graph, Mode, Node, Origin, StateReport, ValueId};
 use crate::ops::{HostIo, HostMut, HostRef, Write};
 use crate::tensor::{DType, Elem, HostData, HostTensor, Real, StateDict, TensorType};
 use crate::{Error, Result};
@@ -82,6 +82,15 @@ impl<'g, T: Real> Interpreter<'g, T> {
 
     /// Runs every op once, but for those of dropped branches.
     pub fn run(&mut self) {
+        self.run_by(Way::Reference);
+    }
+
+    /// Runs like [`run`](Self::run), by the fast paths of a program on the CPU.
+    pub(crate) fn run_fast(&mut self) {
+        self.run_by(Way::Host);
+    }
+
+    fn run_by(&mut self, way: Way) {
         for node in &self.graph.nodes {
             if node.gate.is_some_and(|gate| self.is_closed(gate)) {
                 self.forget(node);
@@ -92,19 +101,46 @@ impl<'g, T: Real> Interpreter<'g, T> {
                 .iter()
                 .map(|v| std::mem::replace(&mut self.contents[v.index()], Content::Byte(Vec::new())))
                 .collect();
+            let op = node.op.host::<T>();
+            let mut scratch = vec![T::ZERO; if way == Way::Host { op.host_scratch() } else { 0 }];
             let mut io = HostIo {
                 inputs: node.inputs.iter().map(|v| self.contents[v.index()].as_ref()).collect(),
                 outputs: written.iter_mut().map(Content::as_mut).collect(),
                 writes: vec![Write::Overwrite; node.outputs.len()],
-                scratch: &mut [],
+                scratch: &mut scratch,
             };
-            node.op.host::<T>().reference(&mut io);
+            match way {
+                Way::Reference => op.reference(&mut io),
+                Way::Host => op.host(&mut io),
+            }
             for (&value, content) in node.outputs.iter().zip(written) {
                 self.contents[value.index()] = content;
                 self.round(value);
             }
         }
         self.steps += i64::from(self.graph.mode == Mode::Train);
+    }
+
+    /// The first layer, in the order in which they run, whose output in the last run is not finite; `None` where all are.
+    /// What has no parameters goes by its op and the layer before it.
+    pub fn first_non_finite(&self) -> Option<String> {
+        let mut last = None;
+        for node in &self.graph.nodes {
+            let own = node.inputs.iter().find_map(|v| match self.graph.values[v.index()].origin {
+                Origin::Parameter(i) => self.graph.parameters[i].name.rsplit_once('.').map(|(layer, _)| layer),
+                _ => None,
+            });
+            last = own.or(last);
+            if node.outputs.iter().any(|v| !self.contents[v.index()].is_finite()) {
+                let op = node.op.operator().name();
+                return Some(match (own, last) {
+                    (Some(layer), _) => layer.into(),
+                    (None, Some(before)) => format!("{op} after {before}"),
+                    (None, None) => op.into(),
+                });
+            }
+        }
+        None
     }
 
     /// An output in torch's layout.
@@ -179,7 +215,21 @@ impl<'g, T: Real> Interpreter<'g, T> {
     }
 }
 
+/// Which of an op's two ways on the host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Reference,
+    Host,
+}
+
 impl<T: Real> Content<T> {
+    fn is_finite(&self) -> bool {
+        match self {
+            Self::Real(v) => v.iter().all(|a| a.to_f64().is_finite()),
+            Self::Index(_) | Self::Byte(_) => true,
+        }
+    }
+
     fn as_ref(&self) -> HostRef<'_, T> {
         match self {
             Self::Real(v) => HostRef::Real(v),

@@ -1,8 +1,7 @@
 //! The networks: one table of all models, a file per family.
 //!
-//! A family is a grammar of names: [`find`] knows every name of [`all`] and the free forms, such as `resnet26_cifar`
-//! `resnext50_16x4d` or
-//! `densenet_bc40_k24_cifar`. Parameters bear torchvision's names.
+//! A family is a grammar of names: [`find`] knows every name of [`all`] and the free forms, such as `resnet26_cifar`,
+//! `resnext50_16x4d` or `densenet_bc40_k24_cifar`. Parameters bear torchvision's names.
 
 mod alexnet;
 mod blocks;
@@ -15,8 +14,8 @@ pub mod weights;
 
 use std::sync::LazyLock;
 
-use crate::graph::{Builder, Graph, Mode, ValueId};
-use crate::tensor::StateDict;
+use crate::graph::{Builder, Graph, Interpreter, Mode, ValueId};
+use crate::tensor::{DType, HostTensor, Real, StateDict};
 use crate::{Error, Result};
 
 /// What a model's source states of it.
@@ -205,6 +204,27 @@ impl Model {
     /// The number of input channels of the weights `state`: those that a filter of the first convolution reads.
     pub fn channels_of(&self, state: &StateDict) -> Result<usize> {
         self.extent_of(state, self.network.architecture().stem(), 1)
+    }
+
+    /// Where the numbers of the network with the weights `state` stop being finite for `image`, `[1, C, H, W]`: the first
+    /// layer whose output is not, as [`Interpreter::first_non_finite`] tells it; `None` where all are. It computes inference
+    /// on the CPU, op by op, and rounds to `dtype` what a program stores. Fails where the weights or the image do not fit.
+    pub fn first_non_finite(&self, state: &StateDict, image: &HostTensor, dtype: DType) -> Result<Option<String>> {
+        let &[1, c, h, w] = image.shape.dims() else {
+            return Err(Error::invalid("image", format!("shape {}, expected 1, C, H, W", image.shape)));
+        };
+        let graph = self.build(Mode::Infer, 1, [c, h, w], self.classes_of(state)?, BuildOptions::default())?;
+        fn run<T: Real>(graph: &Graph, state: &StateDict, image: &HostTensor, dtype: DType) -> Result<Option<String>> {
+            let mut interpreter = Interpreter::<T>::new(graph, dtype);
+            interpreter.load(state)?;
+            interpreter.set_input("input", image)?;
+            interpreter.run_fast();
+            Ok(interpreter.first_non_finite())
+        }
+        match dtype {
+            DType::F64 => run::<f64>(&graph, state, image, dtype),
+            _ => run::<f32>(&graph, state, image, dtype),
+        }
     }
 
     fn extent_of(&self, state: &StateDict, layer: &str, axis: usize) -> Result<usize> {

@@ -4,7 +4,7 @@ use crate::data::{Dataset, Loader};
 use crate::device::Device;
 use crate::graph::{Mode, Program, StateReport};
 use crate::models::{BuildOptions, Model};
-use crate::tensor::{DType, StateDict};
+use crate::tensor::{DType, HostTensor, StateDict};
 use crate::{Error, Result};
 
 /// What an evaluation found.
@@ -16,6 +16,8 @@ pub struct Evaluation {
     pub correct: usize,
     /// Images.
     pub images: usize,
+    /// Images with a logit that is NaN or infinite; none of them counts as recognised.
+    pub non_finite: usize,
 }
 
 impl Evaluation {
@@ -28,9 +30,12 @@ impl Evaluation {
 /// A network compiled for evaluation: running statistics, batches of fixed size.
 #[derive(Debug)]
 pub struct Evaluator {
+    model: Model,
     program: Program,
     batch: usize,
     classes: usize,
+    /// The first image of the last run whose logits were not all finite.
+    non_finite: Option<HostTensor>,
 }
 
 impl Evaluator {
@@ -44,7 +49,8 @@ impl Evaluator {
         dtype: DType,
     ) -> Result<Self> {
         let graph = model.build(Mode::Infer, batch, shape, classes, BuildOptions::default())?;
-        Ok(Self { program: Program::compile(&graph, device, dtype, None)?, batch, classes })
+        let program = Program::compile(&graph, device, dtype, None)?;
+        Ok(Self { model: model.clone(), program, batch, classes, non_finite: None })
     }
 
     /// Takes parameters and buffers; fails where they are not the network's.
@@ -59,17 +65,33 @@ impl Evaluator {
             let problem = format!("{} in the network, {} in the data", self.classes, data.classes());
             return Err(Error::invalid("classes", problem));
         }
-        let (mut loss, mut correct) = (0.0, 0);
+        let (mut loss, mut correct, mut non_finite) = (0.0, 0, 0);
+        self.non_finite = None;
         for batch in Loader::test(data, self.batch)?.in_order() {
             self.program.set_input("input", &batch.input)?;
             self.program.run()?;
             let logits: Vec<f64> = self.program.output("logits")?.to_real();
-            for (row, &label) in logits.chunks_exact(self.classes).zip(&batch.labels).take(batch.valid) {
+            let rows = logits.chunks_exact(self.classes).zip(&batch.labels).take(batch.valid).enumerate();
+            for (i, (row, &label)) in rows {
                 loss += cross_entropy(row, label as usize);
-                correct += usize::from(first_largest(row) == Some(label as usize));
+                if row.iter().all(|v| v.is_finite()) {
+                    correct += usize::from(first_largest(row) == Some(label as usize));
+                } else {
+                    non_finite += 1;
+                    self.non_finite.get_or_insert_with(|| batch.image(i));
+                }
             }
         }
-        Ok(Evaluation { loss: loss / data.len() as f64, correct, images: data.len() })
+        Ok(Evaluation { loss: loss / data.len() as f64, correct, images: data.len(), non_finite })
+    }
+
+    /// For the weights `state`, where the numbers stop being finite for the first image whose logits were not in the last
+    /// run: see [`Model::first_non_finite`]. `None` where there was no such image.
+    pub fn first_non_finite(&self, state: &StateDict) -> Result<Option<String>> {
+        match &self.non_finite {
+            Some(image) => self.model.first_non_finite(state, image, self.program.dtype()),
+            None => Ok(None),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Training: learning-rate schedules, the steps of a run, evaluation, checkpoints that resume to the same bits.
 
+mod batches;
 pub mod checkpoint;
 mod evaluate;
 mod metrics;

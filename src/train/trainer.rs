@@ -1,8 +1,8 @@
 //! The steps of a run.
 
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use super::batches::Batches;
 use super::checkpoint::{Checkpoint, Sums};
 use super::evaluate::{Evaluation, Evaluator};
 use super::metrics::{Metrics, Progress};
@@ -11,13 +11,10 @@ use super::settings::Settings;
 use crate::data::{Batch, Loader, Splits};
 use crate::device::Device;
 use crate::graph::{Mode, Program};
-use crate::models::{self, BuildOptions};
+use crate::models::{self, BuildOptions, Model};
 use crate::ops::loss_scale;
 use crate::tensor::StateDict;
 use crate::{Error, Result};
-
-/// Batches made ahead of the steps that use them.
-const AHEAD: usize = 3;
 
 /// Follows a run. An error ends the run and is returned from it.
 pub trait Observer {
@@ -39,6 +36,7 @@ pub trait Observer {
 pub struct Trainer<'a> {
     settings: Settings,
     splits: &'a Splits,
+    model: Model,
     loader: Loader<'a>,
     length: Length,
     parameter_count: usize,
@@ -115,7 +113,7 @@ impl<'a> Trainer<'a> {
         let evaluator = Evaluator::new(&model, train.shape(), train.classes(), settings.batch, device, settings.dtype)?;
         let length = Length { epochs: settings.epochs, steps: loader.steps() };
         let sums = Sums::default();
-        Ok((Self { settings, splits, loader, length, parameter_count, program, evaluator, step: 0, sums }, state))
+        Ok((Self { settings, splits, model, loader, length, parameter_count, program, evaluator, step: 0, sums }, state))
     }
 
     /// What decides the run.
@@ -143,8 +141,15 @@ impl<'a> Trainer<'a> {
         ((self.step - self.sums.steps) / self.length.steps) as u32
     }
 
-    /// The run at this moment.
+    /// The run at this moment. Fails with [`Error::Diverged`] where a number of it is not finite: such a network is not to
+    /// replace one that is.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
+        let (state, velocity) = (self.program.state()?, self.program.velocity()?);
+        for (kind, tensors) in [("tensor", &state), ("velocity", &velocity)] {
+            if let Some((name, _)) = tensors.iter().find(|(_, tensor)| tensor.first_non_finite().is_some()) {
+                return Err(self.diverged(format!("{kind} `{name}` is not finite"), &state));
+            }
+        }
         Ok(Checkpoint {
             settings: self.settings.clone(),
             classes: self.splits.train.classes(),
@@ -153,8 +158,8 @@ impl<'a> Trainer<'a> {
             step: self.step,
             epoch: self.epoch(),
             sums: self.sums,
-            state: self.program.state()?,
-            velocity: self.program.velocity()?,
+            state,
+            velocity,
             loss_scale: self.program.loss_scale()?,
         })
     }
@@ -168,25 +173,46 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// How the network does on the test images at this moment.
+    /// How the network does on the test images at this moment. Fails with [`Error::Diverged`] where a logit is not finite.
     pub fn evaluate(&mut self) -> Result<Evaluation> {
-        self.evaluator.load(&self.program.state()?)?;
-        self.evaluator.run(&self.splits.test)
+        let state = self.program.state()?;
+        self.evaluator.load(&state)?;
+        let found = self.evaluator.run(&self.splits.test)?;
+        if found.non_finite > 0 {
+            let what = format!("the logits of {} of {} test images are not finite", found.non_finite, found.images);
+            let layer = self.evaluator.first_non_finite(&state).ok().flatten();
+            return Err(Error::Diverged { what, step: self.step, learning_rate: self.last_rate(), layer });
+        }
+        Ok(found)
     }
 
-    /// Goes on to the end of the epoch, and evaluates. `observer` hears of the steps only.
+    /// The error of a network, now `state`, with a number that is not finite.
+    fn diverged(&self, what: String, state: &StateDict) -> Error {
+        let image = Loader::test(&self.splits.test, 1).ok().and_then(|loader| loader.in_order().next());
+        let layer = image.and_then(|image| {
+            // The error is told without the layer where none can be found.
+            self.model.first_non_finite(state, &image.input, self.settings.dtype).ok().flatten()
+        });
+        Error::Diverged { what, step: self.step, learning_rate: self.last_rate(), layer }
+    }
+
+    /// The learning rate of the last step.
+    fn last_rate(&self) -> f64 {
+        self.rate(self.step.saturating_sub(1))
+    }
+
+    /// Goes on to the end of the epoch, and evaluates. `observer` hears of the steps only. Fails with [`Error::Diverged`]
+    /// where a loss or a logit is not finite.
     pub fn run_epoch(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
         let start = Instant::now();
         let (epoch, first) = (self.epoch(), self.sums.steps);
         let loader = self.loader.clone();
-        let (send, receive) = mpsc::sync_channel(AHEAD);
+        let order = loader.order(epoch);
+        let batch = |step| loader.batch(&order, epoch, step);
         let training = std::thread::scope(|scope| {
-            scope.spawn(move || {
-                let order = loader.order(epoch);
-                // The receiver goes away where a step fails: then no more batches are wanted.
-                (first..loader.steps()).try_for_each(|step| send.send(loader.batch(&order, epoch, step)))
-            });
-            self.steps(&receive, observer)
+            // The batches go away with the last step, however it ends.
+            let mut batches = Batches::new(scope, first..loader.steps(), &batch);
+            self.steps(&mut || batches.next(), observer)
         })?;
         self.check_loss_scale()?;
         let test = self.evaluate()?;
@@ -198,7 +224,7 @@ impl<'a> Trainer<'a> {
             train_accuracy: correct / (steps * self.settings.batch) as f64,
             test_loss: test.loss,
             test_accuracy: test.accuracy(),
-            learning_rate: self.rate(self.step - 1),
+            learning_rate: self.last_rate(),
             images_per_second: images / training.as_secs_f64(),
             seconds: start.elapsed().as_secs_f64(),
         })
@@ -207,7 +233,7 @@ impl<'a> Trainer<'a> {
     /// Takes a step on each of `batches`; returns the time that they took, the observer's not counted.
     ///
     /// While the device works at a step, the next batch is made, rounded and copied to where the step does not read.
-    fn steps(&mut self, batches: &mpsc::Receiver<Batch>, observer: &mut dyn Observer) -> Result<Duration> {
+    fn steps(&mut self, batches: &mut dyn FnMut() -> Option<Batch>, observer: &mut dyn Observer) -> Result<Duration> {
         let mut time = Duration::ZERO;
         let mut start = Instant::now();
         let first = self.sums.steps;
@@ -218,12 +244,10 @@ impl<'a> Trainer<'a> {
             self.program.run()?;
             ready = self.feed(batches)?;
             let [loss, correct] = self.results()?;
-            if !loss.is_finite() {
-                let problem =
-                    format!("became {loss} in step {} at learning rate {rate}; try a lower one", self.step + 1);
-                return Err(Error::invalid("loss", problem));
-            }
             self.step += 1;
+            if !loss.is_finite() {
+                return Err(self.diverged(format!("the loss became {loss}"), &self.program.state()?));
+            }
             self.sums =
                 Sums { loss: self.sums.loss + loss, correct: self.sums.correct + correct, steps: self.sums.steps + 1 };
             time += start.elapsed();
@@ -245,8 +269,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Makes the next batch the input of the next step; false where there is none.
-    fn feed(&mut self, batches: &mpsc::Receiver<Batch>) -> Result<bool> {
-        let Ok(batch) = batches.recv() else { return Ok(false) };
+    fn feed(&mut self, batches: &mut dyn FnMut() -> Option<Batch>) -> Result<bool> {
+        let Some(batch) = batches() else { return Ok(false) };
         self.program.set_input("input", &batch.input)?;
         self.program.set_labels(&batch.labels)?;
         Ok(true)

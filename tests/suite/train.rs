@@ -227,12 +227,117 @@ fn impossible_runs_are_refused() {
     assert!(start(|s| s.model = "resnet9_cifar".into()).contains("unknown model `resnet9_cifar`"));
 }
 
+/// Ends a run in one of its steps.
+enum Ending {
+    Error(usize),
+    Panic(usize),
+    Never,
+}
+
+impl Observer for Ending {
+    fn step(&mut self, _: &Progress, trainer: &Trainer<'_>) -> residuum::Result<()> {
+        match self {
+            Self::Error(step) if *step == trainer.step() => {
+                Err(residuum::Error::invalid("observer", format!("ends step {step}")))
+            }
+            Self::Panic(step) if *step == trainer.step() => panic!("the observer panics in step {step}"),
+            _ => Ok(()),
+        }
+    }
+
+    fn epoch(&mut self, _: &Metrics, _: &Trainer<'_>) -> residuum::Result<()> {
+        Ok(())
+    }
+}
+
+/// How a run of 32 steps an epoch ends, in words. Fails where it does not within a minute: an epoch takes a second, and the
+/// thread that makes its batches must not wait for a step that never comes.
+fn ending(change: fn(&mut Settings), mut observer: Ending) -> String {
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut settings = Settings { batch: 5, epochs: 1, schedule: "constant".parse().unwrap(), ..settings() };
+        change(&mut settings);
+        let mut trainer = Trainer::new(settings, &FEW, &Device::cpu()).unwrap();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| trainer.run(&mut observer)));
+        send.send(match outcome {
+            Ok(result) => message(result),
+            Err(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_default(),
+        })
+    });
+    receive.recv_timeout(std::time::Duration::from_secs(60)).expect("the run ends")
+}
+
 #[test]
-fn a_run_that_diverges_says_so() {
-    let settings = Settings { learning_rate: 1e30, schedule: "constant".parse().unwrap(), ..settings() };
+fn a_run_that_fails_in_any_step_ends_at_once() {
+    for step in [1, 2, 27, 28, 29, 31, 32] {
+        assert_eq!(ending(|_| (), Ending::Error(step)), format!("observer: ends step {step}"));
+        assert_eq!(ending(|_| (), Ending::Panic(step)), format!("the observer panics in step {step}"));
+    }
+    // The loss of the second step, or of a later one, is not finite.
+    let text = ending(|s| s.learning_rate = 1e30, Ending::Never);
+    assert!(text.starts_with("the loss became ") && text.contains(" at step "), "{text}");
+    assert!(text.contains("learning rate 1e30 (the first layer"), "{text}");
+}
+
+#[test]
+fn a_network_that_is_not_finite_becomes_no_checkpoint() {
+    // One step: its loss is sound, what it leaves is not.
+    let settings = Settings {
+        learning_rate: 1e20,
+        schedule: "constant".parse().unwrap(),
+        batch: 160,
+        epochs: 1,
+        ..settings()
+    };
+    let mut trainer = Trainer::new(settings.clone(), &FEW, &Device::cpu()).unwrap();
+    let mut record = Record::default();
+    let text = message(trainer.run(&mut record));
+    assert!(text.starts_with("the logits of 50 of 50 test images are not finite at step 1, learning rate 1"), "{text}");
+    assert!(text.contains("(the first layer whose output is not finite: "), "{text}");
+    assert_eq!((record.checkpoints.len(), record.metrics.len()), (1, 0), "one in the step, none of the epoch");
+
+    // A rate that f32 does not hold leaves infinities behind in the first step.
+    let settings = Settings { learning_rate: 1e300, ..settings };
     let mut trainer = Trainer::new(settings, &FEW, &Device::cpu()).unwrap();
-    let text = message(trainer.run(&mut Record::default()));
-    assert!(text.starts_with("loss: became ") && text.contains("at learning rate"), "{text}");
+    let mut record = Record::default();
+    let text = message(trainer.run(&mut record));
+    assert!(text.contains(" is not finite at step 1, learning rate 1e300") && text.contains("first layer"), "{text}");
+    assert_eq!(record.checkpoints.len(), 0);
+}
+
+#[test]
+fn the_first_layer_that_is_not_finite_is_named() {
+    let model = models::find("resnet8_cifar").unwrap();
+    let state = run(&Settings { epochs: 1, ..settings() }).checkpoints.pop().unwrap().state;
+    let image = HostTensor::f32([1, 1, 8, 8], (0..64).map(|i| i as f32 / 32.0 - 1.0).collect());
+    let blamed = |tensor: &str, value: f32, dtype| {
+        let mut state = state.clone();
+        let HostData::F32(values) = &mut state.get_mut(tensor).unwrap().data else { panic!("f32") };
+        values[0] = value;
+        model.first_non_finite(&state, &image, dtype).unwrap()
+    };
+    assert_eq!(blamed("conv1.weight", 1.0, DType::F32), None);
+    assert_eq!(blamed("conv1.weight", f32::NAN, DType::F32).as_deref(), Some("conv1"));
+    assert_eq!(blamed("layer2.0.bn1.bias", f32::INFINITY, DType::F32).as_deref(), Some("layer2.0.bn1"));
+    assert_eq!(blamed("fc.bias", f32::NAN, DType::F64).as_deref(), Some("fc"));
+    assert_eq!(blamed("layer1.0.bn2.bias", 1e5, DType::F32), None);
+    assert_eq!(blamed("layer1.0.bn2.bias", 1e5, DType::F16).as_deref(), Some("layer1.0.bn2"), "more than f16 holds");
+}
+
+#[test]
+fn an_evaluation_counts_images_whose_logits_are_not_finite() {
+    let mut state = run(&Settings { epochs: 1, ..settings() }).checkpoints.pop().unwrap().state;
+    let model = models::find("resnet8_cifar").unwrap();
+    let mut evaluator = Evaluator::new(&model, [1, 8, 8], 10, 7, &Device::cpu(), DType::F32).unwrap();
+    evaluator.load(&state).unwrap();
+    assert_eq!(evaluator.run(&FEW.test).unwrap().non_finite, 0);
+    assert_eq!(evaluator.first_non_finite(&state).unwrap(), None);
+    let HostData::F32(bias) = &mut state.get_mut("fc.bias").unwrap().data else { panic!("f32") };
+    bias[3] = f32::INFINITY;
+    evaluator.load(&state).unwrap();
+    let found = evaluator.run(&FEW.test).unwrap();
+    assert_eq!((found.non_finite, found.correct, found.images), (50, 0, 50));
+    assert_eq!(evaluator.first_non_finite(&state).unwrap().as_deref(), Some("fc"));
 }
 
 /// The last block's gradients are more than f16 holds at any scale, while its outputs and the loss are in range.
