@@ -66,6 +66,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         note("warning", &format!("{}: {text}", args.checkpoint.display()));
     }
     let found = evaluator.run(&data)?;
+    if found.non_finite > 0 {
+        let layer = evaluator.first_non_finite(&checkpoint.state)?;
+        let (path, count) = (args.checkpoint.display(), format!("{} of {}", found.non_finite, found.images));
+        let first =
+            layer.map_or(String::new(), |layer| format!("; the first layer whose output is not finite: {layer}"));
+        note("warning", &format!("{path}: the logits of {count} images are not finite{first}"));
+    }
     if args.json {
         return print(
             &serde_json::json!({

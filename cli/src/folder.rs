@@ -1,60 +1,95 @@
-//! The folder of a run: its checkpoint, its metrics, its curves.
+//! The folder of a run: its checkpoint, its metrics, its curves. While a run is in it no other is.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use residuum::models::weights::write_atomically;
 use residuum::train::{Metrics, Settings};
 use residuum::Error;
-use serde_json::Value;
 
 use crate::curves;
-use crate::failure::Failure;
+use crate::failure::{note, Failure};
+use crate::metrics::{line, History};
 
 /// Where runs lie that are not told where.
 const RUNS: &str = "runs";
 
-/// The folder of a run.
+/// The file whose lock a run holds. The system gives the lock back when the process ends, however it does.
+const LOCK: &str = ".lock";
+
+/// The folder of a run, which is this process's until it is dropped. What holds nothing then goes away.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
+    _lock: File,
+}
+
+/// What a process leaves behind where it ends without dropping its folder.
+#[derive(Debug)]
+struct Held {
+    path: PathBuf,
+    /// The folders that were made for it, the outermost first.
+    made: Vec<PathBuf>,
+}
+
+static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
+
+/// Why a folder cannot be had.
+enum Refusal {
+    /// Another process is in it.
+    Taken(String),
+    Io(io::Error),
 }
 
 impl Folder {
-    /// The folder at `path`, which need not exist.
-    pub fn at(path: PathBuf) -> Self {
-        Self { path }
+    /// The folder at `path`, which is made where it does not exist. Fails where another run is in it.
+    pub fn claim(path: PathBuf) -> Result<Self, Failure> {
+        let mut made = Vec::new();
+        make(&path, &mut made).map_err(|e| Error::io(&path, &e))?;
+        Self::hold(path.clone(), made).map_err(|refusal| match refusal {
+            Refusal::Taken(by) => Failure::Work(format!(
+                "{}: another run{by} is in it; let it end, or take another --out",
+                path.display()
+            )),
+            Refusal::Io(e) => Error::io(path.join(LOCK), &e).into(),
+        })
     }
 
     /// A folder of its own for a new run of `settings`: `runs/MODEL-DATA-seedSEED`, or with `-2`, `-3`, ... after it.
-    pub fn fresh(settings: &Settings) -> Self {
-        let mut number = 1;
+    pub fn fresh(settings: &Settings) -> Result<Self, Failure> {
+        let mut number = newest(settings).map_or(1, |newest| newest + 1);
         loop {
-            let folder = Self::numbered(settings, number);
-            if !folder.holds_run() {
-                return folder;
+            let path = numbered(settings, number);
+            let mut made = Vec::new();
+            make(Path::new(RUNS), &mut made).map_err(|e| Error::io(RUNS, &e))?;
+            match fs::create_dir(&path) {
+                Ok(()) => made.push(path.clone()),
+                // A run that started at the same moment has it.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    number += 1;
+                    continue;
+                }
+                Err(e) => return Err(Error::io(path, &e).into()),
             }
-            number += 1;
+            match Self::hold(path.clone(), made) {
+                Ok(folder) => return Ok(folder),
+                Err(Refusal::Taken(_)) => number += 1,
+                Err(Refusal::Io(e)) => return Err(Error::io(path.join(LOCK), &e).into()),
+            }
         }
     }
 
-    /// The last folder that [`Folder::fresh`] gave for `settings`.
-    pub fn latest(settings: &Settings) -> Self {
-        let mut number = 1;
-        while Self::numbered(settings, number + 1).holds_run() {
-            number += 1;
-        }
-        Self::numbered(settings, number)
+    /// The last folder that [`Folder::fresh`] gave for `settings`, whatever its run left in it.
+    pub fn latest(settings: &Settings) -> Result<Self, Failure> {
+        Self::claim(numbered(settings, newest(settings).unwrap_or(1)))
     }
 
-    fn numbered(settings: &Settings, number: usize) -> Self {
-        let data = settings.data.split(':').next().unwrap_or_default();
-        let mut name = format!("{}-{data}-seed{}", settings.model, settings.seed);
-        if number > 1 {
-            name.push_str(&format!("-{number}"));
-        }
-        Self::at(Path::new(RUNS).join(name))
+    fn hold(path: PathBuf, made: Vec<PathBuf>) -> Result<Self, Refusal> {
+        let lock = lock(&path.join(LOCK))?;
+        held().push(Held { path: path.clone(), made });
+        Ok(Self { path, _lock: lock })
     }
 
     /// The folder itself.
@@ -76,29 +111,23 @@ impl Folder {
         self.checkpoint().exists() || self.metrics().exists()
     }
 
-    /// Makes the folder.
-    pub fn create(&self) -> Result<(), Failure> {
-        fs::create_dir_all(&self.path).map_err(|e| Error::io(&self.path, &e).into())
-    }
-
-    /// Brings the metrics to what they were after `epochs` epochs, and returns them: lines of later epochs, which a run
-    /// wrote that was killed before its next checkpoint, are dropped, as is a line that was not written to its end.
+    /// Brings the metrics to what they were after `epochs` epochs, and returns them: see [`History::read`]. Warns where
+    /// they are not whole.
     pub fn rewind(&self, epochs: u32) -> Result<Vec<Metrics>, Failure> {
         let path = self.metrics();
-        let text = match fs::read(&path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        let content = match fs::read(&path) {
+            Ok(content) => content,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(Error::io(path, &e).into()),
         };
-        let lines: Vec<_> = text
-            .lines()
-            .map_while(|line| parse(line).filter(|m| m.epoch <= epochs).map(|metrics| (line, metrics)))
-            .collect();
-        let kept: String = lines.iter().map(|(line, _)| format!("{line}\n")).collect();
-        if kept != text {
-            write_atomically(&path, |out| out.write_all(kept.as_bytes()))?;
+        let History { epochs, kept, problem } = History::read(&content, epochs);
+        if kept != content {
+            write_atomically(&path, |out| out.write_all(&kept))?;
         }
-        Ok(lines.into_iter().map(|(_, metrics)| metrics).collect())
+        if let Some(problem) = problem {
+            note("warning", &format!("{}: {problem}; the checkpoint is whole, and the run goes on", path.display()));
+        }
+        Ok(epochs)
     }
 
     /// Adds an epoch's line to the metrics.
@@ -124,86 +153,141 @@ impl Folder {
     }
 }
 
-/// An epoch as a JSON object; what is not finite is null.
-fn line(m: &Metrics) -> String {
-    let number = |v: f64| if v.is_finite() { v.to_string() } else { "null".into() };
-    let fields = [
-        ("train_loss", m.train_loss),
-        ("train_accuracy", m.train_accuracy),
-        ("test_loss", m.test_loss),
-        ("test_accuracy", m.test_accuracy),
-        ("learning_rate", m.learning_rate),
-        ("images_per_second", m.images_per_second),
-        ("seconds", m.seconds),
-    ];
-    let fields = fields.map(|(name, value)| format!("\"{name}\":{}", number(value)));
-    format!("{{\"epoch\":{},{}}}", m.epoch, fields.join(","))
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let mut held = held();
+        if let Some(at) = held.iter().position(|held| held.path == self.path) {
+            held.swap_remove(at).release();
+        }
+    }
 }
 
-/// What [`line()`] wrote; `None` for anything else.
-fn parse(line: &str) -> Option<Metrics> {
-    let value: Value = serde_json::from_str(line).ok()?;
-    let number = |name: &str| match value.get(name)? {
-        Value::Null => Some(f64::NAN),
-        found => found.as_f64(),
+/// Gives all folders back, for a process that is about to end without dropping them.
+pub fn release() {
+    held().drain(..).for_each(Held::release);
+}
+
+impl Held {
+    /// Takes the lock's file away, which is still locked, and the folders that were made and hold nothing.
+    fn release(self) {
+        // Where they cannot be removed nothing is lost: a lock that nobody holds refuses nobody.
+        let _ = fs::remove_file(self.path.join(LOCK));
+        for folder in self.made.iter().rev() {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+fn held() -> std::sync::MutexGuard<'static, Vec<Held>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn numbered(settings: &Settings, number: u32) -> PathBuf {
+    let base = base(settings);
+    Path::new(RUNS).join(if number > 1 { format!("{base}-{number}") } else { base })
+}
+
+fn base(settings: &Settings) -> String {
+    let data = settings.data.split(':').next().unwrap_or_default();
+    format!("{}-{data}-seed{}", settings.model, settings.seed)
+}
+
+/// The largest number of a folder for `settings`.
+fn newest(settings: &Settings) -> Option<u32> {
+    let base = base(settings);
+    let number = |name: &str| match name.strip_prefix(&base)? {
+        "" => Some(1),
+        rest => rest.strip_prefix('-')?.parse().ok().filter(|&number| number > 1),
     };
-    Some(Metrics {
-        epoch: value.get("epoch")?.as_u64()?.try_into().ok()?,
-        train_loss: number("train_loss")?,
-        train_accuracy: number("train_accuracy")?,
-        test_loss: number("test_loss")?,
-        test_accuracy: number("test_accuracy")?,
-        learning_rate: number("learning_rate")?,
-        images_per_second: number("images_per_second")?,
-        seconds: number("seconds")?,
-    })
+    let names = fs::read_dir(RUNS).ok()?.flatten();
+    names.filter_map(|entry| number(entry.file_name().to_str()?)).max()
+}
+
+/// Makes the folder `path` with all that it lies in, and adds what was made to `made`.
+fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
+    if path.is_dir() || path == Path::new("") {
+        return Ok(());
+    }
+    if let Some(outer) = path.parent() {
+        make(outer, made)?;
+    }
+    match fs::create_dir(path) {
+        Ok(()) => made.push(path.into()),
+        // Another process was faster.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(e) => return Err(e),
+    }
+    Ok(())
+}
+
+/// The lock at `path`, with the number of this process in it for others to read.
+fn lock(path: &Path) -> Result<File, Refusal> {
+    loop {
+        let open = File::options().create(true).truncate(false).read(true).write(true).open(path);
+        let mut file = open.map_err(Refusal::Io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                // The number is for people only.
+                let _ = file.read_to_string(&mut owner);
+                let by = if owner.is_empty() { String::new() } else { format!(" (process {})", owner.trim()) };
+                return Err(Refusal::Taken(by));
+            }
+            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+                note("warning", &format!("{}: this file system has no locks: keep other runs away", path.display()));
+            }
+            Err(TryLockError::Error(e)) => return Err(Refusal::Io(e)),
+        }
+        // Whoever held it before has removed it: the next one locks another file of that name.
+        if !is_at(&file, path) {
+            continue;
+        }
+        let written =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+        return written.map(|()| file).map_err(Refusal::Io);
+    }
+}
+
+/// Whether `file` is what lies at `path`.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |metadata: io::Result<fs::Metadata>| metadata.map(|m| (m.dev(), m.ino())).ok();
+    identity(file.metadata()) == identity(fs::metadata(path))
+}
+
+/// Whether `file` is what lies at `path`: a file that is open cannot be removed here.
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> bool {
+    true
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn metrics(epoch: u32) -> Metrics {
-        Metrics {
-            epoch,
-            train_loss: 0.1 + 0.2,
-            train_accuracy: 0.75,
-            test_loss: 1e-7,
-            test_accuracy: 1.0,
-            learning_rate: 4e-7,
-            images_per_second: 3456.7,
-            seconds: 0.4,
-        }
-    }
-
     #[test]
-    fn a_line_and_back() {
-        let text = line(&metrics(3));
-        assert!(text.starts_with("{\"epoch\":3,\"train_loss\":0.30000000000000004,"), "{text}");
-        assert_eq!(parse(&text), Some(metrics(3)));
-        let nan = Metrics { test_loss: f64::NAN, ..metrics(1) };
-        assert!(line(&nan).contains("\"test_loss\":null"));
-        assert!(parse(&line(&nan)).is_some_and(|m| m.test_loss.is_nan()));
-        for len in 0..text.len() {
-            assert_eq!(parse(&text[..len]), None);
-        }
-    }
-
-    #[test]
-    fn rewinding_drops_later_epochs_and_torn_lines() {
+    fn a_folder_is_one_runs_and_what_is_empty_goes_away() {
         let temporary = tempfile::tempdir().unwrap();
-        let folder = Folder::at(temporary.path().to_path_buf());
-        assert_eq!(folder.rewind(0).unwrap(), []);
-        for epoch in 1..=3 {
-            folder.append(&metrics(epoch)).unwrap();
-        }
-        let whole = fs::read_to_string(folder.metrics()).unwrap();
-        assert_eq!(folder.rewind(3).unwrap().len(), 3);
-        assert_eq!(fs::read_to_string(folder.metrics()).unwrap(), whole);
-        fs::write(folder.metrics(), format!("{whole}{{\"epoch\":4,\"tra")).unwrap();
-        assert_eq!(folder.rewind(4).unwrap().len(), 3);
-        assert_eq!(fs::read_to_string(folder.metrics()).unwrap(), whole);
-        assert_eq!(folder.rewind(1).unwrap(), [metrics(1)]);
-        assert_eq!(fs::read_to_string(folder.metrics()).unwrap().lines().count(), 1);
+        let path = temporary.path().join("a/b");
+        let folder = Folder::claim(path.clone()).unwrap();
+        let Err(Failure::Work(cause)) = Folder::claim(path.clone()) else { panic!("two runs in one folder") };
+        let expected =
+            format!("another run (process {}) is in it; let it end, or take another --out", std::process::id());
+        assert_eq!(cause, format!("{}: {expected}", path.display()));
+        drop(folder);
+        assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0, "nothing was left");
+
+        let folder = Folder::claim(path.clone()).unwrap();
+        fs::write(folder.metrics(), "").unwrap();
+        drop(folder);
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "the metrics stay");
+        fs::write(path.join(LOCK), "a killed run's").unwrap();
+        drop(Folder::claim(path.clone()).unwrap());
+        assert!(!path.join(LOCK).exists());
+        fs::write(temporary.path().join("file"), "").unwrap();
+        assert!(Folder::claim(temporary.path().join("file")).is_err());
+        assert!(Folder::claim(temporary.path().join("file/inside")).is_err());
     }
 }

@@ -9,6 +9,8 @@ mod failure;
 mod folder;
 mod gpus;
 mod infer;
+mod interrupt;
+mod metrics;
 mod models;
 mod plan;
 mod progress;

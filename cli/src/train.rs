@@ -9,9 +9,10 @@ use residuum::tensor::DType;
 use residuum::train::{Checkpoint, Metrics, Observer, Progress, Schedule, Settings, Trainer};
 
 use crate::device::{self, Choice};
-use crate::failure::{print, Failure};
+use crate::failure::{note, print, Failure};
 use crate::folder::Folder;
 use crate::infer::within;
+use crate::interrupt;
 use crate::models::grouped;
 use crate::progress::Display;
 
@@ -145,11 +146,12 @@ const REDRAW: Duration = Duration::from_secs(5);
 /// Runs the command.
 pub fn run(args: Args) -> Result<(), Failure> {
     let settings = args.settings()?;
+    interrupt::install();
     let folder = match (&args.out, args.resume) {
-        (Some(path), _) => Folder::at(path.clone()),
+        (Some(path), _) => Folder::claim(path.clone()),
         (None, true) => Folder::latest(&settings),
         (None, false) => Folder::fresh(&settings),
-    };
+    }?;
     if !args.resume && folder.holds_run() {
         let path = folder.path().display();
         return Err(Failure::Work(format!("--out {path}: a run is there already; --resume goes on with it")));
@@ -164,24 +166,35 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Some(checkpoint) => Trainer::resume(checkpoint, &splits, &device).map_err(|e| within(&path, e))?,
         None => Trainer::new(settings, &splits, &device)?,
     };
-    folder.create()?;
     let history = folder.rewind(trainer.epoch())?;
-    let mut session =
-        Session { folder, history, every: args.checkpoint_every, display: Display::new(), drawn: Instant::now() };
+    let mut session = Session {
+        folder,
+        history,
+        last: None,
+        every: args.checkpoint_every,
+        display: Display::new(),
+        drawn: Instant::now(),
+        undrawn: None,
+    };
     session.introduce(&args, &trainer, &splits, device.kind());
     let outcome = trainer.run(&mut session);
     session.display.finish();
     outcome?;
-    session.conclude(&trainer)
+    session.conclude(&mut trainer)
 }
 
 /// What a run leaves behind and shows.
 struct Session {
     folder: Folder,
+    /// The epochs whose metrics are known.
     history: Vec<Metrics>,
+    /// The last epoch that this process ran.
+    last: Option<Metrics>,
     every: Option<usize>,
     display: Display,
     drawn: Instant,
+    /// Why the curves could not be drawn, once that has been said.
+    undrawn: Option<String>,
 }
 
 impl Session {
@@ -205,22 +218,35 @@ impl Session {
         }
     }
 
-    fn draw(&self, settings: &Settings) -> residuum::Result<()> {
+    /// Draws the curves. A run does not end where they cannot be drawn: that is said once for each cause.
+    fn draw(&mut self, settings: &Settings) {
         let title = format!("{} on {}, seed {}", settings.model, settings.data, settings.seed);
-        self.folder.draw(&title, &self.history)
+        let problem = self.folder.draw(&title, &self.history).err().map(|e| e.to_string());
+        if let Some(problem) = problem.as_ref().filter(|problem| self.undrawn.as_ref() != Some(problem)) {
+            note("warning", &format!("the curves are not drawn: {problem}"));
+        }
+        self.undrawn = problem;
+        self.drawn = Instant::now();
     }
 
-    fn conclude(&self, trainer: &Trainer<'_>) -> Result<(), Failure> {
-        self.draw(trainer.settings())?;
-        let folder = self.folder.path().display();
-        let files = "checkpoint.safetensors, metrics.jsonl, curves.png, curves.svg";
-        match self.history.last() {
-            Some(m) => {
-                let accuracy = 100.0 * m.test_accuracy;
-                print(&format!("test accuracy {accuracy:.2} %, loss {:.4}; {folder}: {files}", m.test_loss))
-            }
-            None => print(&format!("nothing left to do; {folder}")),
+    fn conclude(&mut self, trainer: &mut Trainer<'_>) -> Result<(), Failure> {
+        let whole = self.history.len() == trainer.epoch() as usize;
+        // Curves that an earlier run drew are not replaced by some of their points.
+        if whole || self.last.is_some() {
+            self.draw(trainer.settings());
         }
+        // What is told is what this process has measured: a file may tell of another network.
+        let (accuracy, loss) = match self.last {
+            Some(m) => (m.test_accuracy, m.test_loss),
+            None => {
+                let found = trainer.evaluate()?;
+                (found.accuracy(), found.loss)
+            }
+        };
+        let curves = if self.undrawn.is_some() { "" } else { ", curves.png, curves.svg" };
+        let folder = self.folder.path().display();
+        let files = format!("checkpoint.safetensors, metrics.jsonl{curves}");
+        print(&format!("test accuracy {:.2} %, loss {loss:.4}; {folder}: {files}", 100.0 * accuracy))
     }
 }
 
@@ -240,10 +266,10 @@ impl Observer for Session {
         self.folder.append(metrics)?;
         trainer.checkpoint()?.write(self.folder.checkpoint())?;
         self.history.push(*metrics);
+        self.last = Some(*metrics);
         self.display.epoch(metrics, trainer.settings().epochs);
         if self.drawn.elapsed() > REDRAW {
-            self.draw(trainer.settings())?;
-            self.drawn = Instant::now();
+            self.draw(trainer.settings());
         }
         Ok(())
     }

@@ -113,7 +113,10 @@ impl<'a> Trainer<'a> {
         let evaluator = Evaluator::new(&model, train.shape(), train.classes(), settings.batch, device, settings.dtype)?;
         let length = Length { epochs: settings.epochs, steps: loader.steps() };
         let sums = Sums::default();
-        Ok((Self { settings, splits, model, loader, length, parameter_count, program, evaluator, step: 0, sums }, state))
+        Ok((
+            Self { settings, splits, model, loader, length, parameter_count, program, evaluator, step: 0, sums },
+            state,
+        ))
     }
 
     /// What decides the run.

@@ -282,13 +282,8 @@ fn a_run_that_fails_in_any_step_ends_at_once() {
 #[test]
 fn a_network_that_is_not_finite_becomes_no_checkpoint() {
     // One step: its loss is sound, what it leaves is not.
-    let settings = Settings {
-        learning_rate: 1e20,
-        schedule: "constant".parse().unwrap(),
-        batch: 160,
-        epochs: 1,
-        ..settings()
-    };
+    let settings =
+        Settings { learning_rate: 1e20, schedule: "constant".parse().unwrap(), batch: 160, epochs: 1, ..settings() };
     let mut trainer = Trainer::new(settings.clone(), &FEW, &Device::cpu()).unwrap();
     let mut record = Record::default();
     let text = message(trainer.run(&mut record));

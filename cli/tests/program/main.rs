@@ -6,6 +6,7 @@ mod arguments;
 mod check;
 mod data;
 mod plan;
+mod runs;
 mod step;
 mod train;
 mod weights;

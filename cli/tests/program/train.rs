@@ -15,7 +15,7 @@ use crate::{bad, cause, folder, good, names, program, run};
 const SHORT: &str = "train --model resnet8_cifar --epochs 3 --batch 128 --device cpu --out out";
 
 /// The lines of `metrics.jsonl` in `run`, without what the clock decides.
-fn timeless(run: &Path) -> Vec<Value> {
+pub fn timeless(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let strip = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap();

@@ -1,0 +1,172 @@
+//! The lines of `metrics.jsonl`: an epoch each.
+
+use std::collections::BTreeMap;
+
+use residuum::train::Metrics;
+use serde_json::Value;
+
+/// An epoch as a JSON object; what is not finite is null.
+pub fn line(m: &Metrics) -> String {
+    let number = |v: f64| if v.is_finite() { v.to_string() } else { "null".into() };
+    let fields = [
+        ("train_loss", m.train_loss),
+        ("train_accuracy", m.train_accuracy),
+        ("test_loss", m.test_loss),
+        ("test_accuracy", m.test_accuracy),
+        ("learning_rate", m.learning_rate),
+        ("images_per_second", m.images_per_second),
+        ("seconds", m.seconds),
+    ];
+    let fields = fields.map(|(name, value)| format!("\"{name}\":{}", number(value)));
+    format!("{{\"epoch\":{},{}}}", m.epoch, fields.join(","))
+}
+
+/// What [`line()`] wrote; `None` for anything else, an accuracy beyond 0..=1 included.
+pub fn parse(line: &str) -> Option<Metrics> {
+    let value: Value = serde_json::from_str(line).ok()?;
+    let number = |name: &str| match value.get(name)? {
+        Value::Null => Some(f64::NAN),
+        found => found.as_f64(),
+    };
+    let share = |name: &str| number(name).filter(|v| v.is_nan() || (0.0..=1.0).contains(v));
+    Some(Metrics {
+        epoch: value.get("epoch")?.as_u64().filter(|&epoch| epoch > 0)?.try_into().ok()?,
+        train_loss: number("train_loss")?,
+        train_accuracy: share("train_accuracy")?,
+        test_loss: number("test_loss")?,
+        test_accuracy: share("test_accuracy")?,
+        learning_rate: number("learning_rate")?,
+        images_per_second: number("images_per_second")?,
+        seconds: number("seconds")?,
+    })
+}
+
+/// What a file of metrics tells of the epochs that a run has done.
+#[derive(Debug, Default)]
+pub struct History {
+    /// The epochs that it tells of, in order.
+    pub epochs: Vec<Metrics>,
+    /// The lines that stay.
+    pub kept: Vec<u8>,
+    /// What it should tell and does not, in words.
+    pub problem: Option<String>,
+}
+
+impl History {
+    /// Reads `content`, the file of a run that has done `epochs` epochs. The lines of later epochs, which a run wrote that
+    /// was killed before its next checkpoint, do not stay, nor does a last line that was not written to its end. All else
+    /// stays as it is.
+    pub fn read(content: &[u8], epochs: u32) -> Self {
+        let (mut found, mut kept) = (BTreeMap::new(), Vec::with_capacity(content.len()));
+        let (mut unreadable, mut twice) = (Vec::new(), Vec::new());
+        for (i, bytes) in content.split_inclusive(|&b| b == b'\n').enumerate() {
+            let text = String::from_utf8_lossy(bytes);
+            let text = text.trim_start_matches('\u{feff}').trim();
+            match parse(text) {
+                Some(metrics) if metrics.epoch > epochs => continue,
+                Some(metrics) => twice.extend(found.insert(metrics.epoch, metrics).map(|old| old.epoch)),
+                // Torn: its run was killed while it wrote.
+                None if !bytes.ends_with(b"\n") => continue,
+                None => unreadable.extend((!text.is_empty()).then_some(i as u32 + 1)),
+            }
+            kept.extend_from_slice(bytes);
+            if !bytes.ends_with(b"\n") {
+                kept.push(b'\n');
+            }
+        }
+        let missing: Vec<u32> = (1..=epochs).filter(|epoch| !found.contains_key(epoch)).collect();
+        let problems: Vec<String> = [
+            ("no line of", "epoch", missing),
+            ("two lines of", "epoch", twice),
+            ("not an epoch's:", "line", unreadable),
+        ]
+        .into_iter()
+        .filter(|(.., numbers)| !numbers.is_empty())
+        .map(|(what, unit, numbers)| format!("{what} {}", ranges(unit, numbers)))
+        .collect();
+        let problem = (!problems.is_empty()).then(|| problems.join(", "));
+        Self { epochs: found.into_values().collect(), kept, problem }
+    }
+}
+
+/// `epoch 3`, or `epochs 1, 3 to 5`.
+fn ranges(unit: &str, mut numbers: Vec<u32>) -> String {
+    numbers.sort_unstable();
+    numbers.dedup();
+    let plural = if numbers.len() > 1 { "s" } else { "" };
+    let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [one] => one.to_string(),
+        [first, .., last] => format!("{first} to {last}"),
+        [] => String::new(),
+    });
+    format!("{unit}{plural} {}", runs.collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics(epoch: u32) -> Metrics {
+        Metrics {
+            epoch,
+            train_loss: 0.1 + 0.2,
+            train_accuracy: 0.75,
+            test_loss: 1e-7,
+            test_accuracy: 1.0,
+            learning_rate: 4e-7,
+            images_per_second: 3456.7,
+            seconds: 0.4,
+        }
+    }
+
+    #[test]
+    fn a_line_and_back() {
+        let text = line(&metrics(3));
+        assert!(text.starts_with("{\"epoch\":3,\"train_loss\":0.30000000000000004,"), "{text}");
+        assert_eq!(parse(&text), Some(metrics(3)));
+        let nan = Metrics { test_loss: f64::NAN, ..metrics(1) };
+        assert!(line(&nan).contains("\"test_loss\":null"));
+        assert!(parse(&line(&nan)).is_some_and(|m| m.test_loss.is_nan()));
+        for len in 0..text.len() {
+            assert_eq!(parse(&text[..len]), None);
+        }
+        for (good, bad) in [("\"epoch\":3", "\"epoch\":0"), ("\"test_accuracy\":1", "\"test_accuracy\":1.01")] {
+            assert!(text.contains(good) && parse(&text.replace(good, bad)).is_none(), "{bad}");
+        }
+    }
+
+    /// The epochs that are told, the content that stays, and the problem.
+    fn read(content: &str, epochs: u32) -> (Vec<u32>, String, String) {
+        let History { epochs, kept, problem } = History::read(content.as_bytes(), epochs);
+        (epochs.iter().map(|m| m.epoch).collect(), String::from_utf8(kept).unwrap(), problem.unwrap_or_default())
+    }
+
+    #[test]
+    fn later_epochs_and_torn_lines_go() {
+        let lines =
+            |epochs: std::ops::RangeInclusive<u32>| epochs.map(|e| line(&metrics(e)) + "\n").collect::<String>();
+        let whole = lines(1..=3);
+        assert_eq!(read("", 0), (vec![], "".into(), "".into()));
+        assert_eq!(read(&whole, 3), (vec![1, 2, 3], whole.clone(), "".into()));
+        assert_eq!(read(&whole, 1), (vec![1], lines(1..=1), "".into()));
+        assert_eq!(read(&format!("{whole}{{\"epoch\":4,\"tra"), 3), (vec![1, 2, 3], whole.clone(), "".into()));
+        assert_eq!(read(whole.trim_end(), 3), (vec![1, 2, 3], whole.clone(), "".into()), "a line end that was cut off");
+        let foreign = format!("\u{feff}{}\r\n\n", whole.replace('\n', "\r\n").trim_end());
+        assert_eq!(read(&foreign, 3), (vec![1, 2, 3], foreign.clone(), "".into()));
+    }
+
+    #[test]
+    fn what_is_missing_is_told_and_what_is_good_stays() {
+        let l = |epoch| line(&metrics(epoch)) + "\n";
+        let damaged = format!("{}garbage\n{}{}", l(1), l(3), l(4));
+        let problem = "no line of epoch 2, not an epoch's: line 2";
+        assert_eq!(read(&damaged, 4), (vec![1, 3, 4], damaged.clone(), problem.into()));
+        assert_eq!(read("", 4).2, "no line of epochs 1 to 4");
+        let mixed = l(1) + &l(1) + &l(3) + &l(2) + &l(7);
+        let kept = l(1) + &l(1) + &l(3) + &l(2);
+        assert_eq!(read(&mixed, 6), (vec![1, 2, 3], kept, "no line of epochs 4 to 6, two lines of epoch 1".into()));
+        let History { epochs, kept, problem } = History::read(b"\xff\xfe\x00\n", 1);
+        assert_eq!((epochs.len(), &kept[..]), (0, &b"\xff\xfe\x00\n"[..]));
+        assert_eq!(problem.unwrap(), "no line of epoch 1, not an epoch's: line 1");
+    }
+}
