@@ -32,6 +32,8 @@ struct Held {
     path: PathBuf,
     /// The folders that were made for it, the outermost first.
     made: Vec<PathBuf>,
+    /// Whether the lock is this process's.
+    locked: bool,
 }
 
 static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
@@ -87,9 +89,16 @@ impl Folder {
     }
 
     fn hold(path: PathBuf, made: Vec<PathBuf>) -> Result<Self, Refusal> {
-        let lock = lock(&path.join(LOCK))?;
-        held().push(Held { path: path.clone(), made });
-        Ok(Self { path, _lock: lock })
+        held().push(Held { path: path.clone(), made, locked: false });
+        let lock = lock(&path.join(LOCK));
+        let mut held = held();
+        if let Some(at) = held.iter().rposition(|held| held.path == path && !held.locked) {
+            match &lock {
+                Ok(_) => held[at].locked = true,
+                Err(_) => held.swap_remove(at).release(),
+            }
+        }
+        Ok(Self { path, _lock: lock? })
     }
 
     /// The folder itself.
@@ -106,9 +115,17 @@ impl Folder {
         self.path.join("metrics.jsonl")
     }
 
-    /// Whether a run has left something here.
-    pub fn holds_run(&self) -> bool {
-        self.checkpoint().exists() || self.metrics().exists()
+    /// Whether a run has left a checkpoint here. Fails where that cannot be told: a checkpoint that cannot be seen is not
+    /// to be taken for none.
+    pub fn has_checkpoint(&self) -> Result<bool, Failure> {
+        let path = self.checkpoint();
+        path.try_exists().map_err(|e| Error::io(path, &e).into())
+    }
+
+    /// Whether a run has left something here; fails where that cannot be told.
+    pub fn holds_run(&self) -> Result<bool, Failure> {
+        let path = self.metrics();
+        Ok(self.has_checkpoint()? || path.try_exists().map_err(|e| Error::io(path, &e))?)
     }
 
     /// Brings the metrics to what they were after `epochs` epochs, and returns them: see [`History::read`]. Warns where
@@ -156,7 +173,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let mut held = held();
-        if let Some(at) = held.iter().position(|held| held.path == self.path) {
+        if let Some(at) = held.iter().position(|held| held.path == self.path && held.locked) {
             held.swap_remove(at).release();
         }
     }
@@ -171,7 +188,9 @@ impl Held {
     /// Takes the lock's file away, which is still locked, and the folders that were made and hold nothing.
     fn release(self) {
         // Where they cannot be removed nothing is lost: a lock that nobody holds refuses nobody.
-        let _ = fs::remove_file(self.path.join(LOCK));
+        if self.locked {
+            let _ = fs::remove_file(self.path.join(LOCK));
+        }
         for folder in self.made.iter().rev() {
             let _ = fs::remove_dir(folder);
         }
@@ -223,8 +242,11 @@ fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
 /// The lock at `path`, with the number of this process in it for others to read.
 fn lock(path: &Path) -> Result<File, Refusal> {
     loop {
-        let open = File::options().create(true).truncate(false).read(true).write(true).open(path);
-        let mut file = open.map_err(Refusal::Io)?;
+        let open = |new: bool| File::options().create(true).create_new(new).read(true).write(true).open(path);
+        let (mut file, new) = match open(true) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => (open(false).map_err(Refusal::Io)?, false),
+            file => (file.map_err(Refusal::Io)?, true),
+        };
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -237,15 +259,22 @@ fn lock(path: &Path) -> Result<File, Refusal> {
             Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
                 note("warning", &format!("{}: this file system has no locks: keep other runs away", path.display()));
             }
-            Err(TryLockError::Error(e)) => return Err(Refusal::Io(e)),
+            Err(TryLockError::Error(e)) => {
+                if new {
+                    // Nobody can have locked it.
+                    let _ = fs::remove_file(path);
+                }
+                return Err(Refusal::Io(e));
+            }
         }
         // Whoever held it before has removed it: the next one locks another file of that name.
         if !is_at(&file, path) {
             continue;
         }
-        let written =
-            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
-        return written.map(|()| file).map_err(Refusal::Io);
+        // The number is for people only.
+        let number = format!("{}\n", std::process::id());
+        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(number.as_bytes()));
+        return Ok(file);
     }
 }
 

@@ -152,12 +152,13 @@ pub fn run(args: Args) -> Result<(), Failure> {
         (None, true) => Folder::latest(&settings),
         (None, false) => Folder::fresh(&settings),
     }?;
-    if !args.resume && folder.holds_run() {
+    if !args.resume && folder.holds_run()? {
         let path = folder.path().display();
         return Err(Failure::Work(format!("--out {path}: a run is there already; --resume goes on with it")));
     }
     let path = folder.checkpoint();
-    let checkpoint = (args.resume && path.exists()).then(|| args.resumed(&path)).transpose()?;
+    let goes_on = args.resume && folder.has_checkpoint()?;
+    let checkpoint = goes_on.then(|| args.resumed(&path)).transpose()?;
     let settings = checkpoint.as_ref().map_or(settings, |c| c.settings.clone());
     let source: Source = settings.data.parse().map_err(|e| within(&path, e))?;
     let splits = source.read()?;

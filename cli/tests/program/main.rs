@@ -5,6 +5,7 @@
 mod arguments;
 mod check;
 mod data;
+mod faults;
 mod plan;
 mod runs;
 mod step;

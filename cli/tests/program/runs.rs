@@ -18,7 +18,7 @@ fn start(folder: &Path, arguments: &str) -> Child {
 }
 
 /// What `child` does. Fails where it has not ended after a minute.
-fn end(mut child: Child) -> Output {
+pub fn end(mut child: Child) -> Output {
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if start.elapsed() > Duration::from_secs(60) {
