@@ -98,7 +98,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An [`Error::Invalid`].
     pub fn invalid(what: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Invalid { what: what.into(), problem: problem.into() }
+        Self::Invalid { what: line(what.into()), problem: line(problem.into()) }
     }
 
     /// An [`Error::Unsupported`].
@@ -113,7 +113,7 @@ impl Error {
 
     /// An [`Error::File`] of `path`.
     pub fn file(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
-        Self::File { path: path.into(), problem: problem.into() }
+        Self::File { path: path.into(), problem: line(problem.into()) }
     }
 }
 
@@ -121,10 +121,45 @@ fn first_layer(layer: &Option<String>) -> String {
     layer.as_ref().map_or(String::new(), |layer| format!(" (the first layer whose output is not finite: {layer})"))
 }
 
+/// Bytes of a text that an error repeats at most, from its start and from its end.
+const SHOWN: usize = 600;
+
+/// `text` as one line of a sensible length, whatever a file put into it: control characters are escaped, the middle of a
+/// long text is left out.
+pub(crate) fn line(text: String) -> String {
+    let text = match text.chars().any(char::is_control) {
+        true => {
+            text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+        }
+        false => text,
+    };
+    if text.len() <= 2 * SHOWN {
+        return text;
+    }
+    let near = |at: usize| (at..text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len());
+    format!("{} ... {}", &text[..near(SHOWN)], &text[near(text.len() - SHOWN)..])
+}
+
 fn suggestion(nearest: &[String]) -> String {
     if nearest.is_empty() {
         String::new()
     } else {
         format!("; did you mean {}?", nearest.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_file_holds_its_error_is_one_short_line() {
+        let name = format!("a\nb\u{1b}[2J{}", "\u{e9}".repeat(100_000));
+        for error in [Error::invalid(format!("tensor `{name}`"), "missing"), Error::file("w", format!("`{name}`"))] {
+            let text = error.to_string();
+            assert!(text.len() < 2000 && !text.chars().any(char::is_control), "{text}");
+            assert!(text.contains("a\\nb\\u{1b}[2J"), "{text}");
+        }
+        assert_eq!(Error::file("w", "quotes \" and \u{e9} stay").to_string(), "w: quotes \" and \u{e9} stay");
     }
 }
