@@ -1,13 +1,14 @@
 //! State dicts in safetensors files: what torch saves loads here, and the other way round.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
 
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
+pub use crate::files::write_atomically;
 use crate::graph::{Graph, StateReport};
 use crate::tensor::{HostData, HostTensor, StateDict};
 use crate::{Error, Result};
@@ -179,45 +180,6 @@ fn quoted(text: &str) -> String {
     out
 }
 
-/// Writes a file all or nothing: into `.NAME.tmp` beside it, which then takes its name, both on disk when this
-/// returns. Where `content` or the system fails, a file that was there before is untouched. Links are followed; what is
-/// no file (a pipe, a device) is written to as it is.
-pub fn write_atomically(path: impl AsRef<Path>, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let path = path.as_ref();
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    if fs::metadata(&target).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
-        let written = File::options().write(true).open(&target).and_then(|mut file| content(&mut file));
-        return written.map_err(|e| Error::io(path, &e));
-    }
-    let name = target.file_name().ok_or_else(|| Error::file(path, "not the name of a file"))?;
-    let folder = match target.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let temporary: PathBuf = folder.join(format!(".{}.tmp", name.to_string_lossy()));
-    let result = (|| {
-        let file = File::create(&temporary)?;
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        content(&mut out)?;
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temporary, &target)?;
-        sync_folder(folder)
-    })();
-    result.map_err(|e: io::Error| {
-        // Nothing more can be done where the removal fails too: the first error is the one to tell.
-        let _ = fs::remove_file(&temporary);
-        Error::io(path, &e)
-    })
-}
-
-/// Puts the folder's entries on disk, where the system has such a thing.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,21 +197,6 @@ mod tests {
         ]);
         let text = "quote \" backslash \\ line \n bell \u{7} \u{e9} \u{1f600}";
         (state, Metadata::from([("a".into(), text.into()), ("b".into(), String::new())]))
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn links_are_followed_and_devices_stay() {
-        let folder = folder();
-        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
-        fs::write(&file, "old").unwrap();
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        write_atomically(&link, |out| out.write_all(b"new")).unwrap();
-        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!(fs::read(&file).unwrap(), b"new");
-
-        write_atomically("/dev/null", |out| out.write_all(b"gone")).unwrap();
-        assert!(!fs::metadata("/dev/null").unwrap().is_file());
     }
 
     /// A file of one tensor `x`, with its own header.
@@ -353,22 +300,5 @@ mod tests {
         let found = read(&path).unwrap();
         check(&path, &graph, &found).unwrap();
         assert_eq!(found, state);
-    }
-
-    #[test]
-    fn a_failed_write_leaves_the_old_file() {
-        let folder = folder();
-        let path = folder.path().join("checkpoint.safetensors");
-        write_atomically(&path, |out| out.write_all(b"old")).unwrap();
-        let full = |out: &mut dyn Write| {
-            out.write_all(&[0; 1 << 21])?;
-            Err(io::Error::from(io::ErrorKind::StorageFull))
-        };
-        let text = write_atomically(&path, full).unwrap_err().to_string();
-        assert!(text.starts_with(&path.display().to_string()), "{text}");
-        assert_eq!(fs::read(&path).unwrap(), b"old");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
-        let nowhere = folder.path().join("missing/checkpoint.safetensors");
-        assert!(write_atomically(&nowhere, |_| Ok(())).is_err());
     }
 }

@@ -95,14 +95,15 @@ fn assert_none(wrong: Vec<String>) {
 
 /// Each layer, and those that it may use besides itself.
 const LAYERS: &[(&str, &[&str])] = &[
+    ("files", &[]),
     ("tensor", &[]),
     ("device", &["tensor"]),
     ("ops", &["tensor", "device"]),
     ("graph", &["tensor", "device", "ops"]),
-    ("models", &["tensor", "device", "ops", "graph"]),
-    ("data", &["tensor", "device", "ops", "graph"]),
-    ("train", &["tensor", "device", "ops", "graph", "models", "data"]),
-    ("study", &["tensor", "device", "ops", "graph", "models", "data", "train"]),
+    ("models", &["files", "tensor", "device", "ops", "graph"]),
+    ("data", &["files", "tensor", "device", "ops", "graph"]),
+    ("train", &["files", "tensor", "device", "ops", "graph", "models", "data"]),
+    ("study", &["files", "tensor", "device", "ops", "graph", "models", "data", "train"]),
 ];
 
 #[test]
