@@ -1,6 +1,6 @@
 //! State dicts: torch's names and layouts on one side, the library's layouts on the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Graph;
 use crate::tensor::{layout, HostData, HostTensor, Shape, StateDict, TensorType};
@@ -18,7 +18,8 @@ const COUNTER: &str = "num_batches_tracked";
 
 impl Graph {
     /// Checks that `state` holds exactly the graph's parameters and buffers in torch's shapes. `num_batches_tracked`
-    /// may be absent, as in old files. Fails on the first missing, surplus or wrongly shaped tensor, naming it.
+    /// may be absent, as in old files, or of any type and of shape `[]` or `[1]`. Fails on the first missing, surplus or
+    /// wrongly shaped tensor, naming it.
     pub fn check_state(&self, state: &StateDict) -> Result<StateReport> {
         let mut wanted: BTreeMap<&str, &Shape> = BTreeMap::new();
         wanted.extend(self.parameters.iter().map(|p| (p.name.as_str(), &p.shape)));
@@ -36,11 +37,15 @@ impl Graph {
                 return Err(Error::Shape { what: format!("tensor `{name}`"), expected, found });
             }
         }
-        let counters = self.counters();
-        for name in state.keys().filter(|n| !wanted.contains_key(n.as_str())) {
+        let counters: BTreeSet<_> = self.counters().into_iter().collect();
+        for (name, tensor) in state.iter().filter(|(name, _)| !wanted.contains_key(name.as_str())) {
             if !counters.contains(name) {
                 let problem = format!("not a tensor of this network, which has {}", wanted.len());
                 return Err(Error::invalid(format!("tensor `{name}`"), problem));
+            }
+            if tensor.len() != 1 {
+                let (expected, found) = (Shape::default(), tensor.shape.clone());
+                return Err(Error::Shape { what: format!("tensor `{name}`"), expected, found });
             }
         }
         let bad = state.iter().filter_map(|(name, t)| Some((name.clone(), t.first_non_finite()?)));
@@ -57,7 +62,12 @@ impl Graph {
 /// The step counter in `state`: all batch norms of a network run together, so one number stands for all.
 pub(super) fn counter(state: &StateDict) -> i64 {
     let counters = state.iter().filter(|(name, _)| name.ends_with(COUNTER));
-    counters.filter_map(|(_, t)| t.to_real::<f64>().first().map(|&v| v as i64)).max().unwrap_or(0)
+    let first = |tensor: &HostTensor| match &tensor.data {
+        HostData::I64(v) => v.first().copied(),
+        HostData::F32(v) => v.first().map(|&v| v as i64),
+        HostData::F64(v) => v.first().map(|&v| v as i64),
+    };
+    counters.filter_map(|(_, tensor)| first(tensor)).max().unwrap_or(0)
 }
 
 /// The elements of torch's `tensor` in the order of the library's `ty`.

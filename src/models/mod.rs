@@ -16,7 +16,10 @@ use std::sync::LazyLock;
 
 use crate::graph::{Builder, Graph, Interpreter, Mode, ValueId};
 use crate::tensor::{DType, HostTensor, Real, StateDict};
-use crate::{Error, Result};
+use crate::{error, Error, Result};
+
+/// Bytes of the longest name to which near ones are suggested.
+const LONGEST: usize = 200;
 
 /// What a model's source states of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +127,9 @@ pub fn all() -> &'static [Model] {
 pub fn find(name: &str) -> Result<Model> {
     Model::new(name).ok_or_else(|| {
         let names = table::ROWS.iter().map(|row| row.name);
-        Error::Unknown { kind: "model", name: name.into(), nearest: nearest(name, names) }
+        // The work grows with the length, and no long name is near to any.
+        let nearest = if name.len() <= LONGEST { nearest(name, names) } else { Vec::new() };
+        Error::Unknown { kind: "model", name: error::line(name.into()), nearest }
     })
 }
 
@@ -227,10 +232,36 @@ impl Model {
         }
     }
 
+    /// Takes a prefix off the names of `state`, such as `module.` or `_orig_mod.`, and returns it: the one that ends in a
+    /// dot, stands before every name and leaves this network's. `None`, and nothing is changed, where there is none.
+    pub fn strip_prefix(&self, state: &mut StateDict) -> Option<String> {
+        let stem = format!("{}.weight", self.network.architecture().stem());
+        // The names are sorted: what the first and the last have in common all have.
+        let (first, last) = (state.keys().next()?, state.keys().next_back()?);
+        let common = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
+        let mut prefixes = state.keys().filter_map(|name| name.strip_suffix(&stem)).filter(|p| p.ends_with('.'));
+        let prefix = prefixes.find(|prefix| prefix.len() <= common && first.starts_with(prefix))?.to_string();
+        *state = std::mem::take(state).into_iter().map(|(name, t)| (name[prefix.len()..].to_string(), t)).collect();
+        Some(prefix)
+    }
+
+    /// Whether `other` is the same network, perhaps under another name: the same tensors and the same function.
+    pub fn is_same_network(&self, other: &Self) -> bool {
+        self.network == other.network
+    }
+
     fn extent_of(&self, state: &StateDict, layer: &str, axis: usize) -> Result<usize> {
         let name = format!("{layer}.weight");
         let tensor = state.get(&name).ok_or_else(|| {
-            Error::invalid(format!("tensor `{name}`"), format!("missing from the weights of {}", self.name))
+            // Under a prefix that not all names have.
+            let longer = state.keys().find(|other| other.strip_suffix(&name).is_some_and(|p| p.ends_with('.')));
+            let other = longer.and_then(|longer| {
+                let prefix = &longer[..longer.len() - name.len()];
+                let other = state.keys().find(|other| !other.starts_with(prefix))?;
+                Some(format!("; there is `{longer}`, but not every name begins with `{prefix}`: `{other}`"))
+            });
+            let problem = format!("missing from the weights of {}{}", self.name, other.unwrap_or_default());
+            Error::invalid(format!("tensor `{name}`"), problem)
         })?;
         tensor.shape.dims().get(axis).copied().filter(|&extent| extent > 0).ok_or_else(|| {
             Error::invalid(format!("tensor `{name}`"), format!("shape {}, not that of {}", tensor.shape, self.name))
@@ -279,6 +310,39 @@ mod tests {
         let error = find("resnet20_cifr").unwrap_err().to_string();
         assert!(error.starts_with("unknown model `resnet20_cifr`; did you mean resnet20_cifar, "), "{error}");
         assert_eq!(find("zzzzzzzz").unwrap_err().to_string(), "unknown model `zzzzzzzz`");
+    }
+
+    #[test]
+    fn a_prefix_of_all_names_is_taken_off_and_no_other() {
+        let model = find("resnet8_cifar").unwrap();
+        let graph = model.build(Mode::Infer, 1, [3, 8, 8], 10, BuildOptions::default()).unwrap();
+        let state = model.initialise(&graph, 1);
+        let under =
+            |prefix: &str| -> StateDict { state.iter().map(|(n, t)| (format!("{prefix}{n}"), t.clone())).collect() };
+        for prefix in ["module.", "_orig_mod.", "module._orig_mod.", "net.backbone.0.", "layer1.0."] {
+            let mut found = under(prefix);
+            assert_eq!(model.strip_prefix(&mut found).as_deref(), Some(prefix));
+            assert_eq!(found, state);
+        }
+        for (prefix, extra) in
+            [("", None), ("module_", None), ("module.", Some("n_averaged")), ("a.", Some("b.fc.bias"))]
+        {
+            let mut given = under(prefix);
+            given.extend(extra.map(|name| (name.to_string(), crate::tensor::HostTensor::i64([], vec![1]))));
+            let before = given.clone();
+            assert_eq!(model.strip_prefix(&mut given), None);
+            assert_eq!(given, before, "{prefix}");
+        }
+        let mut averaged = under("module.");
+        averaged.insert("n_averaged".into(), crate::tensor::HostTensor::i64([], vec![1]));
+        let text = model.classes_of(&averaged).unwrap_err().to_string();
+        assert!(text.contains("`module.fc.weight`, but not every name begins with `module.`: `n_averaged`"), "{text}");
+    }
+
+    #[test]
+    fn long_names_are_no_work() {
+        let error = find(&"resnet50\n".repeat(100_000)).unwrap_err().to_string();
+        assert!(error.len() < 2000 && !error.contains('\n'), "{} bytes", error.len());
     }
 
     #[test]

@@ -67,6 +67,12 @@ impl Checkpoint {
         Self::from_parts(tensors, &metadata).map_err(|e| Error::file(path, e.to_string()))
     }
 
+    /// [`Checkpoint::read`] of a file's content.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let (tensors, metadata) = weights::from_bytes(bytes)?;
+        Self::from_parts(tensors, &metadata)
+    }
+
     fn metadata(&self) -> Metadata {
         let mut metadata = self.settings.to_metadata();
         let list = |values: &[f32]| values.iter().map(f32::to_string).collect::<Vec<_>>().join(",");

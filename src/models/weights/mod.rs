@@ -1,12 +1,14 @@
 //! State dicts in safetensors files: what torch saves loads here, and the other way round.
 
+mod header;
+
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use safetensors::{Dtype, SafeTensors};
 
 pub use crate::files::write_atomically;
 use crate::graph::{Graph, StateReport};
@@ -16,9 +18,13 @@ use crate::{Error, Result};
 /// Named strings that a file carries beside its tensors.
 pub type Metadata = BTreeMap<String, String>;
 
-/// Reads the tensors of a safetensors file: F32, F64 and I64 as they are, F16 and BF16 widened to f32. The names of
-/// torchvision's old DenseNet files (`denselayer1.norm.1.weight`) are brought to today's (`denselayer1.norm1.weight`).
-/// Fails where the file cannot be read, is not whole, or holds a tensor of another type.
+/// Bytes from the start of a file by which it is recognised.
+const HEAD: u64 = 1 << 16;
+
+/// Reads the tensors of a safetensors file: F32, F64 and I64 as they are, F16 and BF16 widened to f32, other integers to
+/// i64. The names of torchvision's old DenseNet files (`denselayer1.norm.1.weight`) are brought to today's
+/// (`denselayer1.norm1.weight`). Fails where the file cannot be read, is not whole, is of another format, which the error
+/// names with what to do, holds a name twice or a tensor of another type.
 pub fn read(path: impl AsRef<Path>) -> Result<StateDict> {
     Ok(read_with_metadata(path)?.0)
 }
@@ -26,74 +32,85 @@ pub fn read(path: impl AsRef<Path>) -> Result<StateDict> {
 /// [`read`], with the strings that the file carries.
 pub fn read_with_metadata(path: impl AsRef<Path>) -> Result<(StateDict, Metadata)> {
     let path = path.as_ref();
-    let bytes = fs::read(path).map_err(|e| Error::io(path, &e))?;
-    let bad = |problem: String| Error::file(path, problem);
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(describe(&bytes, &e)))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(describe(&bytes, &e)))?;
+    let bytes = content(path)?;
+    parse(&bytes).map_err(|problem| Error::file(path, problem))
+}
+
+/// [`read_with_metadata`] of a file's content.
+pub fn from_bytes(bytes: &[u8]) -> Result<(StateDict, Metadata)> {
+    parse(bytes).map_err(|problem| Error::invalid("weights", problem))
+}
+
+/// The content of the file, of which no more is read than its head where that is not a safetensors file's.
+fn content(path: &Path) -> Result<Vec<u8>> {
+    let failed = |e: io::Error| Error::io(path, &e);
+    let mut file = File::open(path).map_err(failed)?;
+    if file.metadata().is_ok_and(|m| m.is_dir()) {
+        let inside = path.join("checkpoint.safetensors");
+        let hint = if inside.is_file() { format!("; it holds {}", inside.display()) } else { String::new() };
+        return Err(Error::file(path, format!("a folder, expected a safetensors file{hint}")));
+    }
+    let mut bytes = Vec::new();
+    Read::by_ref(&mut file).take(HEAD).read_to_end(&mut bytes).map_err(failed)?;
+    if let Some(problem) = header::refuse(&bytes) {
+        return Err(Error::file(path, problem));
+    }
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+fn parse(bytes: &[u8]) -> Result<(StateDict, Metadata), String> {
+    if let Some(problem) = header::refuse(&bytes[..bytes.len().min(HEAD as usize)]) {
+        return Err(problem);
+    }
+    if let Some(twice) = header::duplicate(bytes) {
+        return Err(format!("{twice} is there twice"));
+    }
+    let (_, head) = SafeTensors::read_metadata(bytes).map_err(|e| header::describe(bytes, &e))?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(|e| header::describe(bytes, &e))?;
     let mut state = StateDict::new();
     for (name, view) in tensors.iter() {
-        let data = elements(view.dtype(), view.data()).ok_or_else(|| {
-            bad(format!("tensor `{name}`: {} data, expected F32, F64, F16, BF16 or I64", view.dtype()))
-        })?;
+        let data = elements(view.dtype(), view.data()).map_err(|problem| format!("tensor `{name}`: {problem}"))?;
         let tensor = HostTensor { shape: view.shape().into(), data };
         let name = modern_name(name);
         if state.insert(name.clone(), tensor).is_some() {
-            return Err(bad(format!("tensor `{name}` is there twice, under its old and its new name")));
+            return Err(format!("tensor `{name}` is there twice, under its old and its new name"));
         }
     }
-    Ok((state, header.metadata().clone().unwrap_or_default().into_iter().collect()))
+    Ok((state, head.metadata().clone().unwrap_or_default().into_iter().collect()))
 }
 
-/// The tensor's elements, `None` for a type that no network here has.
-fn elements(dtype: Dtype, bytes: &[u8]) -> Option<HostData> {
-    fn each<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
-        bytes.as_chunks::<N>().0.iter().map(|&b| f(b)).collect()
+/// The tensor's elements; fails for a type that no network here has.
+fn elements(dtype: Dtype, bytes: &[u8]) -> Result<HostData, String> {
+    fn each<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Result<Vec<T>, String> {
+        let elements = bytes.as_chunks::<N>().0;
+        let mut values = Vec::new();
+        let wanted = elements.len().saturating_mul(size_of::<T>());
+        values.try_reserve_exact(elements.len()).map_err(|_| format!("no memory for its {wanted} bytes"))?;
+        values.extend(elements.iter().map(|&b| f(b)));
+        Ok(values)
     }
-    Some(match dtype {
-        Dtype::F32 => HostData::F32(each(bytes, f32::from_le_bytes)),
-        Dtype::F64 => HostData::F64(each(bytes, f64::from_le_bytes)),
-        Dtype::F16 => HostData::F32(each(bytes, |b| f16::from_le_bytes(b).to_f32())),
-        Dtype::BF16 => HostData::F32(each(bytes, |b| bf16::from_le_bytes(b).to_f32())),
-        Dtype::I64 => HostData::I64(each(bytes, i64::from_le_bytes)),
-        _ => return None,
-    })
-}
-
-/// What is wrong with a file that the format's reader refuses.
-fn describe(bytes: &[u8], error: &SafeTensorError) -> String {
-    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return format!("{} bytes, too short for a safetensors file", bytes.len());
-    };
-    let length = u64::from_le_bytes(*length);
-    match error {
-        SafeTensorError::InvalidHeaderLength | SafeTensorError::HeaderTooLarge => format!(
-            "truncated or not a safetensors file: a header of {length} bytes is announced, {} bytes follow",
-            rest.len()
-        ),
-        SafeTensorError::MetadataIncompleteBuffer => {
-            let (header, data) = rest.split_at(rest.len().min(length as usize));
-            match (data.len(), end_of_data(header)) {
-                (found, Some(end)) if found < end => {
-                    format!("truncated: {found} bytes of tensor data, the header describes {end}")
-                }
-                (found, end) => format!(
-                    "{found} bytes of tensor data, the header describes {}",
-                    end.map_or("another number".into(), |end| end.to_string())
-                ),
+    Ok(match dtype {
+        Dtype::F32 => HostData::F32(each(bytes, f32::from_le_bytes)?),
+        Dtype::F64 => HostData::F64(each(bytes, f64::from_le_bytes)?),
+        Dtype::F16 => HostData::F32(each(bytes, |b| f16::from_le_bytes(b).to_f32())?),
+        Dtype::BF16 => HostData::F32(each(bytes, |b| bf16::from_le_bytes(b).to_f32())?),
+        Dtype::I8 => HostData::I64(each(bytes, |b| i8::from_le_bytes(b).into())?),
+        Dtype::I16 => HostData::I64(each(bytes, |b| i16::from_le_bytes(b).into())?),
+        Dtype::I32 => HostData::I64(each(bytes, |b| i32::from_le_bytes(b).into())?),
+        Dtype::I64 => HostData::I64(each(bytes, i64::from_le_bytes)?),
+        Dtype::U8 => HostData::I64(each(bytes, |b| u8::from_le_bytes(b).into())?),
+        Dtype::U16 => HostData::I64(each(bytes, |b| u16::from_le_bytes(b).into())?),
+        Dtype::U32 => HostData::I64(each(bytes, |b| u32::from_le_bytes(b).into())?),
+        Dtype::U64 => {
+            let values = each(bytes, u64::from_le_bytes)?;
+            if let Some(value) = values.iter().find(|&&v| i64::try_from(v).is_err()) {
+                return Err(format!("U64 data with {value}, expected at most {}", i64::MAX));
             }
+            HostData::I64(values.into_iter().map(|v| v as i64).collect())
         }
-        _ => format!("not a safetensors file: {error}"),
-    }
-}
-
-/// The largest end of a tensor that the header states.
-fn end_of_data(header: &[u8]) -> Option<usize> {
-    let text = std::str::from_utf8(header).ok()?;
-    let ends = text.split("\"data_offsets\"").skip(1).filter_map(|rest| {
-        let (offsets, _) = rest.split_once(']')?;
-        offsets.rsplit_once(',')?.1.trim().parse().ok()
-    });
-    ends.max()
+        _ => return Err(format!("{dtype} data, expected F32, F64, F16, BF16 or integers")),
+    })
 }
 
 /// Torchvision's name of today for a name of an old DenseNet file; other names stay.
@@ -182,6 +199,8 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn folder() -> tempfile::TempDir {
@@ -251,19 +270,98 @@ mod tests {
     #[test]
     fn files_that_are_not_whole_are_refused_in_one_line() {
         let whole = crafted("F32", "[3]", &[0; 12]);
-        assert_eq!(refusal(&[]), "0 bytes, too short for a safetensors file");
+        assert_eq!(refusal(&[]), "an empty file, not a safetensors file: download or write it again");
+        assert_eq!(refusal(&[9, 0, 0]), "3 bytes, too short for a safetensors file");
         assert_eq!(refusal(&whole[..whole.len() - 1]), "truncated: 11 bytes of tensor data, the header describes 12");
         assert_eq!(refusal(&[&whole[..], &[0]].concat()), "13 bytes of tensor data, the header describes 12");
         let text = refusal(&whole[..40]);
         assert!(text.starts_with("truncated or not a safetensors file: a header of "), "{text}");
-        assert!(refusal(b"PK\x03\x04 a zip archive, as torch.save writes").starts_with("truncated or not"));
         assert!(refusal(&crafted("F32", "[4]", &[0; 12])).starts_with("not a safetensors file: "));
-        assert_eq!(refusal(&crafted("U8", "[1]", &[0])), "tensor `x`: U8 data, expected F32, F64, F16, BF16 or I64");
+        let text = refusal(&crafted("BOOL", "[1]", &[0]));
+        assert_eq!(text, "tensor `x`: BOOL data, expected F32, F64, F16, BF16 or integers");
         for cut in 0..whole.len() {
             refusal(&whole[..cut]);
         }
         let missing = read("/nonexistent/w.safetensors").unwrap_err().to_string();
         assert!(missing.starts_with("/nonexistent/w.safetensors: No such file"), "{missing}");
+    }
+
+    #[test]
+    fn integers_of_any_width_are_widened() {
+        for (dtype, bytes, value) in [
+            ("I8", &[0xff][..], -1),
+            ("I16", &[0xfe, 0xff], -2),
+            ("I32", &[0, 0, 0, 0x80], i64::from(i32::MIN)),
+            ("I64", &[7, 0, 0, 0, 0, 0, 0, 0], 7),
+            ("U8", &[0xff], 255),
+            ("U16", &[0xff, 0xff], 65_535),
+            ("U32", &[0xff; 4], i64::from(u32::MAX)),
+            ("U64", &[9, 0, 0, 0, 0, 0, 0, 0], 9),
+        ] {
+            let (state, _) = from_bytes(&crafted(dtype, "[1]", bytes)).unwrap();
+            assert_eq!(state["x"], HostTensor::i64([1], vec![value]), "{dtype}");
+        }
+        let text = refusal(&crafted("U64", "[1]", &[0xff; 8]));
+        assert!(text.starts_with("tensor `x`: U64 data with 18446744073709551615, expected at most"), "{text}");
+    }
+
+    #[test]
+    fn other_formats_are_named_with_the_way_out() {
+        let zip = |name: &str| [b"PK\x03\x04\x14\0\0\0", [0; 22].as_slice(), name.as_bytes(), &[0; 99]].concat();
+        for (bytes, parts) in [
+            (
+                &zip("resnet50/data.pkl")[..],
+                ["torch.save", "{k: v.contiguous() for k, v in model.state_dict().items()}"],
+            ),
+            (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", ["pickle", "safetensors.torch.save_file("]),
+            (&zip("input.npy"), [".npz", "safetensors.numpy.save_file("]),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", ["a git-lfs pointer", "git lfs pull"]),
+            (b"<!doctype html><title>404", ["a web page", "download the file itself"]),
+            (b"{\"message\": \"Not found\"}", ["a JSON text", "download"]),
+            (b"\x1f\x8b\x08\0\0\0\0\0\0\x03...", ["a gzip file", "gunzip"]),
+            (b"GGUF\x03\0\0\0\0", ["a GGUF file", "convert it"]),
+            (&[0; 100], ["not a safetensors file", "header"]),
+        ] {
+            let text = refusal(bytes);
+            for part in parts.iter().chain(&["not a safetensors file"]) {
+                assert!(text.contains(part), "`{part}` in {text}");
+            }
+            let direct = from_bytes(bytes).unwrap_err().to_string();
+            assert_eq!(direct, format!("weights: {text}"));
+        }
+        let folder = folder();
+        fs::write(folder.path().join("checkpoint.safetensors"), "").unwrap();
+        let text = read(folder.path()).unwrap_err().to_string();
+        assert!(text.contains("a folder, expected a safetensors file; it holds "), "{text}");
+        if Path::new("/dev/zero").exists() {
+            assert!(read("/dev/zero").unwrap_err().to_string().contains("not a safetensors file"), "it has no end");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_there_twice_is_refused() {
+        let tensor = |offsets: &str| format!("{{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":{offsets}}}");
+        let (first, second) = (tensor("[0,4]"), tensor("[4,8]"));
+        for (header, expected) in [
+            (format!("{{\"x\":{first},\"x\":{second}}}"), "tensor `x` is there twice"),
+            (format!("{{\"x\":{first},\"\\u0078\":{first}}}"), "tensor `x` is there twice"),
+            (format!("{{\"a.b\":{first},\"c\":{second},\"a.b\":{first}}}"), "tensor `a.b` is there twice"),
+            (
+                format!("{{\"__metadata__\":{{\"model\":\"a\",\"model\":\"b\"}},\"x\":{first}}}"),
+                "metadata `model` is there twice",
+            ),
+        ] {
+            // Whether or not the data is that of either of the two.
+            for len in [4, 8] {
+                let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8][..len]].concat();
+                assert_eq!(refusal(&bytes), expected, "{header}");
+            }
+        }
+        let twice = format!("{{\"x\":{{\"dtype\":\"F32\",{}}}", &first[1..]);
+        assert!(refusal(&[&(twice.len() as u64).to_le_bytes()[..], twice.as_bytes(), &[0; 4]].concat())
+            .contains("duplicate field `dtype`"));
+        let null = format!("{{\"__metadata__\":null,\"x\":{first}}}");
+        assert!(from_bytes(&[&(null.len() as u64).to_le_bytes()[..], null.as_bytes(), &[0; 4]].concat()).is_ok());
     }
 
     #[test]

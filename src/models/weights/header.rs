@@ -1,0 +1,144 @@
+//! The header of a safetensors file: what the format's reader lets through, and what is wrong where it refuses.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use safetensors::SafeTensorError;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::files::Format;
+
+/// The longest header that the format allows.
+const MOST_HEADER: u64 = 100_000_000;
+/// The entry beside the tensors.
+const METADATA: &str = "__metadata__";
+
+/// How a state dict is saved so that it can be read here.
+const FROM_TORCH: &str = "save it anew from Python with safetensors.torch.save_file({k: v.contiguous() for k, v in \
+                          model.state_dict().items()}, \"model.safetensors\")";
+const FROM_NUMPY: &str =
+    "save it anew from Python with safetensors.numpy.save_file({\"input\": array}, \"input.safetensors\")";
+
+/// Why a file that begins with `head`, the whole of it if it is short, is no safetensors file; `None` where it may be one.
+pub fn refuse(head: &[u8]) -> Option<String> {
+    let length = head.first_chunk::<8>().map(|length| u64::from_le_bytes(*length));
+    let opens = head.get(8).is_none_or(|first| *first == b'{' || first.is_ascii_whitespace());
+    let plausible = length.is_some_and(|length| length <= MOST_HEADER) && opens;
+    if plausible && head.len() > 8 {
+        return None;
+    }
+    match Format::of(head) {
+        Some(format) => {
+            let way = match format {
+                Format::TorchZip | Format::Pickle => FROM_TORCH,
+                Format::Npy | Format::Npz => FROM_NUMPY,
+                _ => format.unpack().unwrap_or("convert it to safetensors, with torchvision's names"),
+            };
+            Some(format!("{format}, not a safetensors file: {way}"))
+        }
+        None if plausible || length.is_none() => None,
+        None => Some("not a safetensors file: it does not begin with the length of a header and the header".into()),
+    }
+}
+
+/// The first name that stands twice in the header of `bytes`: the format's reader takes it and keeps the last. `None` also
+/// where there is no header, which that reader refuses.
+pub fn duplicate(bytes: &[u8]) -> Option<String> {
+    let (length, rest) = bytes.split_first_chunk::<8>()?;
+    let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    serde_json::from_slice::<Names>(header).ok()?.0
+}
+
+/// An object whose values are the tensors, and the duplicate that was found in it.
+struct Names(Option<String>);
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(NamesVisitor { inner: false }).map(Self)
+    }
+}
+
+/// An object of strings.
+struct Strings(Option<String>);
+
+impl<'de> Deserialize<'de> for Strings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NamesVisitor { inner: true }).map(Self)
+    }
+}
+
+/// Finds the first key that comes twice.
+struct NamesVisitor {
+    /// Whether this is the object of the metadata, and not the header itself.
+    inner: bool,
+}
+
+impl<'de> Visitor<'de> for NamesVisitor {
+    type Value = Option<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut seen, mut twice) = (BTreeSet::new(), None);
+        while let Some(key) = map.next_key::<String>()? {
+            let within = match self.inner || key != METADATA {
+                true => map.next_value::<IgnoredAny>().map(|_| None)?,
+                false => map.next_value::<Strings>()?.0,
+            };
+            twice = twice.or(within);
+            if twice.is_none() && seen.contains(&key) {
+                twice = Some(match self.inner {
+                    true => format!("metadata `{key}`"),
+                    false => format!("tensor `{key}`"),
+                });
+            }
+            seen.insert(key);
+        }
+        Ok(twice)
+    }
+
+    /// `null`, which stands for no metadata.
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+}
+
+/// What is wrong with a file that the format's reader refuses.
+pub fn describe(bytes: &[u8], error: &SafeTensorError) -> String {
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return format!("{} bytes, too short for a safetensors file", bytes.len());
+    };
+    let length = u64::from_le_bytes(*length);
+    match error {
+        SafeTensorError::InvalidHeaderLength | SafeTensorError::HeaderTooLarge => format!(
+            "truncated or not a safetensors file: a header of {length} bytes is announced, {} bytes follow",
+            rest.len()
+        ),
+        SafeTensorError::MetadataIncompleteBuffer => {
+            let (header, data) = rest.split_at(rest.len().min(length as usize));
+            match (data.len(), end_of_data(header)) {
+                (found, Some(end)) if found < end => {
+                    format!("truncated: {found} bytes of tensor data, the header describes {end}")
+                }
+                (found, end) => format!(
+                    "{found} bytes of tensor data, the header describes {}",
+                    end.map_or("another number".into(), |end| end.to_string())
+                ),
+            }
+        }
+        _ => format!("not a safetensors file: {error}"),
+    }
+}
+
+/// The largest end of a tensor that the header states.
+fn end_of_data(header: &[u8]) -> Option<usize> {
+    let text = std::str::from_utf8(header).ok()?;
+    let ends = text.split("\"data_offsets\"").skip(1).filter_map(|rest| {
+        let (offsets, _) = rest.split_once(']')?;
+        offsets.rsplit_once(',')?.1.trim().parse().ok()
+    });
+    ends.max()
+}
