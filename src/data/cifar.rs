@@ -3,12 +3,15 @@
 
 use std::path::Path;
 
-use super::bytes;
+use super::bytes::{self, Layout};
 use super::dataset::{Dataset, Images, Normalize, Splits};
 use crate::{Error, Result};
 
 /// Pixels of an image: 3 x 32 x 32.
 const PIXELS: usize = 3072;
+/// Where the other versions are.
+const PYTHON: &str = "the Python version of the set, take the binary version";
+const MATLAB: &str = "the MATLAB version of the set, take the binary version";
 const ORIGIN: &str = "the binary version of the set, from https://www.cs.toronto.edu/~kriz/cifar.html";
 
 /// Which of the two sets.
@@ -72,15 +75,53 @@ impl Kind {
             Self::Cifar100 => "cifar-100-binary",
         }
     }
+
+    /// What betrays the set's other versions and its archives.
+    fn others(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Cifar10 => &[
+                ("cifar-10-batches-py", PYTHON),
+                ("batches.meta", PYTHON),
+                ("data_batch_1", PYTHON),
+                ("cifar-10-batches-mat", MATLAB),
+                ("data_batch_1.mat", MATLAB),
+                ("cifar-10-binary.tar.gz", "the archive, unpack it with `tar xzf cifar-10-binary.tar.gz`"),
+                ("cifar-10-binary.tar", "the archive, unpack it with `tar xf cifar-10-binary.tar`"),
+                ("cifar-10-python.tar.gz", PYTHON),
+                ("cifar-10-matlab.tar.gz", MATLAB),
+                ("cifar-100-binary", "CIFAR-100, which --data cifar100:DIR reads"),
+            ],
+            Self::Cifar100 => &[
+                ("cifar-100-python", PYTHON),
+                ("train", PYTHON),
+                ("cifar-100-matlab", MATLAB),
+                ("train.mat", MATLAB),
+                ("cifar-100-binary.tar.gz", "the archive, unpack it with `tar xzf cifar-100-binary.tar.gz`"),
+                ("cifar-100-binary.tar", "the archive, unpack it with `tar xf cifar-100-binary.tar`"),
+                ("cifar-100-python.tar.gz", PYTHON),
+                ("cifar-100-matlab.tar.gz", MATLAB),
+                ("cifar-10-batches-bin", "CIFAR-10, which --data cifar10:DIR reads"),
+                ("data_batch_1.bin", "CIFAR-10, which --data cifar10:DIR reads"),
+            ],
+        }
+    }
 }
 
-/// The published training and test images in `folder`, or in the archive's own folder inside it.
+/// The published training and test images: in `folder`, in the archive's own folder inside it, or in the nearest one
+/// around it.
 pub fn read(folder: &Path, kind: Kind) -> Result<Splits> {
-    let [train, test] = kind.files().map(|files| {
+    let files = kind.files();
+    let names = |name: &str| vec![name.to_string(), format!("{name}.gz")];
+    let all: Vec<_> = files.iter().copied().flatten().map(|(name, _)| names(name)).collect();
+    let folders = &[kind.folder()];
+    let layout = Layout { files: &all, folders, beside: folders, others: kind.others(), origin: ORIGIN };
+    let folder = layout.locate(folder)?;
+    let [train, test] = files.map(|files| {
         let (mut images, mut labels) = (Vec::new(), Vec::new());
         for &(name, count) in files {
-            let path = bytes::find(folder, &[kind.folder()], &[name], ORIGIN)?;
-            append(&path, &bytes::read(&path)?, kind, count, &mut images, &mut labels)?;
+            let path = layout.file(&folder, &names(name))?;
+            let content = bytes::read(&path)?;
+            append(&content, kind, count, &mut images, &mut labels).map_err(|e| Error::file(path, e))?;
         }
         Dataset::new(Images::U8(images), labels, kind.classes(), [3, 32, 32], kind.normalize())
     });
@@ -89,32 +130,33 @@ pub fn read(folder: &Path, kind: Kind) -> Result<Splits> {
 
 /// The images of one file in CIFAR's form that holds exactly `count` of them.
 pub fn read_file(path: &Path, kind: Kind, count: usize) -> Result<Dataset> {
-    let (mut images, mut labels) = (Vec::new(), Vec::new());
-    append(path, &bytes::read(path)?, kind, count, &mut images, &mut labels)?;
-    Dataset::new(Images::U8(images), labels, kind.classes(), [3, 32, 32], kind.normalize())
+    parse(&bytes::read(path)?, kind, count).map_err(|problem| Error::file(path, problem))?
 }
 
-fn append(
-    path: &Path,
-    content: &[u8],
-    kind: Kind,
-    count: usize,
-    images: &mut Vec<u8>,
-    labels: &mut Vec<i32>,
-) -> Result<()> {
+/// [`read_file`] of a file's content.
+pub fn from_bytes(content: &[u8], kind: Kind, count: usize) -> Result<Dataset> {
+    parse(content, kind, count).map_err(|problem| Error::invalid("CIFAR records", problem))?
+}
+
+fn parse(content: &[u8], kind: Kind, count: usize) -> Result<Result<Dataset>, String> {
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
+    append(content, kind, count, &mut images, &mut labels)?;
+    Ok(Dataset::new(Images::U8(images), labels, kind.classes(), [3, 32, 32], kind.normalize()))
+}
+
+fn append(content: &[u8], kind: Kind, count: usize, images: &mut Vec<u8>, labels: &mut Vec<i32>) -> Result<(), String> {
     let record = kind.record();
-    if content.len() != count * record {
-        let problem = format!("{} bytes, expected {} ({count} records of {record})", content.len(), count * record);
-        return Err(Error::file(path, problem));
+    if count.checked_mul(record) != Some(content.len()) {
+        let expected = count.checked_mul(record).map_or("more than memory holds".into(), |bytes| bytes.to_string());
+        let problem = format!("{} bytes, expected {expected} ({count} records of {record})", content.len());
+        return Err(bytes::explain(problem, content));
     }
     for (i, bytes) in content.chunks_exact(record).enumerate() {
         let (head, pixels) = bytes.split_at(record - PIXELS);
         let ranges: &[usize] = if head.len() == 1 { &[10] } else { &[20, 100] };
         for (at, (&label, &classes)) in head.iter().zip(ranges).enumerate() {
             if usize::from(label) >= classes {
-                let problem =
-                    format!("label {label} of image {i} at offset {}, expected 0..{classes}", i * record + at);
-                return Err(Error::file(path, problem));
+                return Err(format!("label {label} of image {i} at offset {}, expected 0..{classes}", i * record + at));
             }
         }
         labels.push(i32::from(head[head.len() - 1]));

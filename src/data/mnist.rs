@@ -5,80 +5,129 @@
 //! labels: 0x00000801, count (u32 each), then count bytes
 //! ```
 //!
-//! From <https://ossci-datasets.s3.amazonaws.com/mnist/> (Y. LeCun, C. Cortes, C. Burges), unpacked with gunzip.
+//! From <https://ossci-datasets.s3.amazonaws.com/mnist/> (Y. LeCun, C. Cortes, C. Burges), compressed or unpacked.
 
 use std::path::Path;
 
-use super::bytes;
+use super::bytes::{self, Layout};
 use super::dataset::{Dataset, Images, Normalize, Splits};
 use crate::{Error, Result};
 
 const CLASSES: usize = 10;
-const ORIGIN: &str = "from https://ossci-datasets.s3.amazonaws.com/mnist, unpacked with gunzip";
+const ORIGIN: &str = "from https://ossci-datasets.s3.amazonaws.com/mnist, compressed or unpacked";
+/// Where torchvision leaves MNIST below its root. The sets of the same form lie beside it; they are found where they are
+/// the only one.
+const FOLDERS: &[&str] = &["MNIST/raw", "raw"];
+const OTHERS: &[(&str, &str)] = &[
+    ("training.pt", "torchvision's processed form of the set, take the files of its folder raw"),
+    ("processed", "torchvision's processed form of the set, take the files of its folder raw"),
+    ("mnist.npz", "the set as Keras keeps it, take the IDX files"),
+    ("mnist.pkl.gz", "a Python pickle of the set, take the IDX files"),
+    ("mnist_train.csv", "a table of the set, take the IDX files"),
+];
 
 /// The mean and the deviation of MNIST's training pixels, of 255.
 pub fn normalize() -> Normalize {
     Normalize { white: 255.0, mean: vec![0.1307], deviation: vec![0.3081] }
 }
 
-/// The training and the test images in `folder`, or in its sub-folders `MNIST/raw` and `raw`.
+/// The names that the file of `kind` and of rank `rank` may have in the split `name`.
+fn names(name: &str, kind: &str, rank: usize) -> Vec<String> {
+    let plain = ["-idx", ".idx"].map(|idx| format!("{name}-{kind}{idx}{rank}-ubyte"));
+    let packed = plain.each_ref().map(|name| format!("{name}.gz"));
+    plain.into_iter().chain(packed).collect()
+}
+
+/// The training and the test images, compressed or not: in `folder`, in torchvision's folders `MNIST/raw` or `raw` inside
+/// it, or in the nearest one around it.
 pub fn read(folder: &Path) -> Result<Splits> {
-    let split = |name: &str| {
-        let find = |kind: &str, rank: usize| {
-            let names = [format!("{name}-{kind}-idx{rank}-ubyte"), format!("{name}-{kind}.idx{rank}-ubyte")];
-            bytes::find(folder, &["MNIST/raw", "raw"], &[&names[0], &names[1]], ORIGIN)
-        };
-        read_files(&find("images", 3)?, &find("labels", 1)?)
-    };
-    let splits = Splits { train: split("train")?, test: split("t10k")? };
+    let kinds = [("images", 3), ("labels", 1)];
+    let files = ["train", "t10k"].map(|name| kinds.map(|(kind, rank)| names(name, kind, rank)));
+    let all = files.concat();
+    let layout = Layout { files: &all, folders: FOLDERS, beside: &["raw"], others: OTHERS, origin: ORIGIN };
+    let found = layout.locate(folder)?;
+    let [train, test] = files.map(|[images, labels]| {
+        let (images, labels) = (layout.file(&found, &images)?, layout.file(&found, &labels)?);
+        read_files(&images, &labels)
+    });
+    let splits = Splits { train: train?, test: test? };
     if splits.train.shape() != splits.test.shape() {
         let problem =
             format!("test images of {:?}, training images of {:?}", splits.test.shape(), splits.train.shape());
-        return Err(Error::file(folder, problem));
+        return Err(Error::file(found, problem));
     }
     Ok(splits)
 }
 
-/// The images of one IDX file with the labels of another.
+/// The images of one IDX file with the labels of another; either may be compressed with gzip.
 pub fn read_files(images: &Path, labels: &Path) -> Result<Dataset> {
-    let content = bytes::read(labels)?;
-    let ([count], values) = parse(labels, &content, "labels")?;
+    let (pixels, values) = (bytes::read(images)?, bytes::read(labels)?);
+    let named = |problem: Problem| match problem {
+        Problem::Images(text) => Error::file(images, text),
+        Problem::Labels(text) => Error::file(labels, text),
+        Problem::Counts(found, count) => {
+            let expected = format!("as many as {} holds labels", labels.display());
+            Error::file(images, format!("{found} images, expected {count}, {expected}"))
+        }
+    };
+    join(&pixels, &values).map_err(named)?
+}
+
+/// [`read_files`] of two files' contents, not compressed.
+pub fn from_bytes(images: &[u8], labels: &[u8]) -> Result<Dataset> {
+    let named = |problem: Problem| match problem {
+        Problem::Images(text) => Error::invalid("IDX images", text),
+        Problem::Labels(text) => Error::invalid("IDX labels", text),
+        Problem::Counts(found, count) => {
+            Error::invalid("IDX images", format!("{found}, expected {count}, as many as labels"))
+        }
+    };
+    join(images, labels).map_err(named)?
+}
+
+/// What is wrong, and in which of the two files.
+enum Problem {
+    Images(String),
+    Labels(String),
+    /// The numbers of images and of labels.
+    Counts(usize, usize),
+}
+
+fn join(images: &[u8], labels: &[u8]) -> Result<Result<Dataset>, Problem> {
+    let ([count], values) = parse(labels, "labels").map_err(Problem::Labels)?;
     if let Some(i) = values.iter().position(|&label| usize::from(label) >= CLASSES) {
         let problem = format!("label {} of image {i} at offset {}, expected 0..{CLASSES}", values[i], 8 + i);
-        return Err(Error::file(labels, problem));
+        return Err(Problem::Labels(problem));
     }
-    let content = bytes::read(images)?;
-    let ([found, h, w], pixels) = parse(images, &content, "images")?;
+    let ([found, h, w], pixels) = parse(images, "images").map_err(Problem::Images)?;
     if found != count {
-        let problem = format!("{found} images, expected {count}, as many as {} holds labels", labels.display());
-        return Err(Error::file(images, problem));
+        return Err(Problem::Counts(found, count));
     }
-    if h * w == 0 {
-        return Err(Error::file(images, format!("images of {h} x {w} pixels, expected at least one")));
+    if found * h * w == 0 {
+        return Err(Problem::Images(format!("{found} images of {h} x {w} pixels, expected at least one of each")));
     }
     let labels = values.iter().map(|&label| i32::from(label)).collect();
-    Dataset::new(Images::U8(pixels.to_vec()), labels, CLASSES, [1, h, w], normalize())
+    Ok(Dataset::new(Images::U8(pixels.to_vec()), labels, CLASSES, [1, h, w], normalize()))
 }
 
 /// The extents and the bytes of an IDX file of `RANK` dimensions.
-fn parse<'a, const RANK: usize>(path: &Path, content: &'a [u8], what: &str) -> Result<([usize; RANK], &'a [u8])> {
+fn parse<'a, const RANK: usize>(content: &'a [u8], what: &str) -> Result<([usize; RANK], &'a [u8]), String> {
     let header = 4 + 4 * RANK;
     if content.len() < header {
         let problem = format!("{} bytes, expected at least the {header} of the header of IDX {what}", content.len());
-        return Err(Error::file(path, problem));
+        return Err(bytes::explain(problem, content));
     }
     let word = |i: usize| u32::from_be_bytes([content[i], content[i + 1], content[i + 2], content[i + 3]]);
     let magic = 0x800 + RANK as u32;
     if word(0) != magic {
         let problem = format!("begins with {:#010x}, expected {magic:#010x} (IDX {what})", word(0));
-        return Err(Error::file(path, problem));
+        return Err(bytes::explain(problem, content));
     }
     let dims: [usize; RANK] = std::array::from_fn(|i| word(4 + 4 * i) as usize);
     let expected = dims.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).and_then(|n| n.checked_add(header));
     if expected != Some(content.len()) {
         let expected = expected.map_or("more than memory holds".into(), |n| n.to_string());
-        let problem = format!("{} bytes, expected {expected} (a header of {header}, then {dims:?})", content.len());
-        return Err(Error::file(path, problem));
+        return Err(format!("{} bytes, expected {expected} (a header of {header}, then {dims:?})", content.len()));
     }
     Ok((dims, &content[header..]))
 }

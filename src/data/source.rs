@@ -9,7 +9,8 @@ use super::dataset::Splits;
 use super::{cifar, digits, mnist};
 use crate::{Error, Result};
 
-/// An image set by name: `digits`, `cifar10:DIR`, `cifar100:DIR` or `mnist:DIR`.
+/// An image set by name: `digits`, `cifar10:DIR`, `cifar100:DIR` or `mnist:DIR`; `~` at the start of DIR is the home
+/// folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The digits inside the library.
@@ -56,14 +57,24 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self> {
         match text.split_once(':') {
             None if text == "digits" => Ok(Self::Digits),
-            Some(("cifar10", folder)) if !folder.is_empty() => Ok(Self::Cifar(cifar::Kind::Cifar10, folder.into())),
-            Some(("cifar100", folder)) if !folder.is_empty() => Ok(Self::Cifar(cifar::Kind::Cifar100, folder.into())),
-            Some(("mnist", folder)) if !folder.is_empty() => Ok(Self::Mnist(folder.into())),
+            Some(("cifar10", folder)) if !folder.is_empty() => Ok(Self::Cifar(cifar::Kind::Cifar10, expand(folder))),
+            Some(("cifar100", folder)) if !folder.is_empty() => Ok(Self::Cifar(cifar::Kind::Cifar100, expand(folder))),
+            Some(("mnist", folder)) if !folder.is_empty() => Ok(Self::Mnist(expand(folder))),
             _ => Err(Error::invalid(
                 "data",
                 format!("`{text}`, expected digits, cifar10:DIR, cifar100:DIR or mnist:DIR"),
             )),
         }
+    }
+}
+
+/// The folder that `text` names. The shell expands a `~` at the start of a word only, and not behind the colon: here it is
+/// the home folder. `~user` stays.
+fn expand(text: &str) -> PathBuf {
+    let home = || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    match text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+        Some(rest) => home().map_or_else(|| text.into(), |home| home.join(rest.trim_start_matches('/'))),
+        None => text.into(),
     }
 }
 

@@ -259,9 +259,9 @@ fn mnist_errors_name_the_file_and_what_was_expected() {
     write(folder.path(), "labels", &idx(0x801, &[0], 0..0));
     write(folder.path(), "images", &idx(0x803, &[u32::MAX; 3], 0..8));
     assert!(message(mnist::read_files(&images, &labels)).contains("expected more than memory holds"));
-    write(folder.path(), "train-images-idx3-ubyte.gz", &[]);
-    let packed = message(mnist::read(folder.path()));
-    assert!(packed.contains(".gz: compressed, expected train-images-idx3-ubyte: unpack it with gunzip"), "{packed}");
+    write(folder.path(), "images", b"<!DOCTYPE html><title>Not found");
+    let page = message(mnist::read_files(&images, &labels));
+    assert!(page.contains("it is a web page (HTML): download the file itself"), "{page}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod plan;
 #[cfg(feature = "cuda")]
 mod planted;
 mod random;
+mod sets;
 mod sim;
 mod sweep;
 mod tidy;
