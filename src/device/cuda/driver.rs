@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use cudarc::driver::{result, sys};
 
 use super::conditional::Api;
+use super::errors::{self, describe};
 
 /// The names of the driver library, in the order in which cudarc tries them.
 const NAMES: &[&str] = if cfg!(windows) { &["cuda.dll", "nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
@@ -63,6 +64,9 @@ const SYMBOLS: &[&str] = &[
 
 /// `cuEventElapsedTime`: writes the milliseconds between two events.
 pub(crate) type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+
+/// `cuInit`, whose answer may be a number that cudarc's type does not have.
+type Init = unsafe extern "C" fn(u32) -> u32;
 
 /// A driver that can be called.
 #[derive(Clone, Copy, Debug)]
@@ -143,19 +147,22 @@ fn load() -> Result<Driver, String> {
     // SAFETY: the symbol has this type in every driver.
     let elapsed = unsafe { library.get::<Elapsed>(b"cuEventElapsedTime") }.map(|symbol| *symbol);
     let elapsed = elapsed.map_err(|e| format!("the CUDA driver cannot be used: {e}"))?;
+    // SAFETY: the symbol has this type in every driver: the answer is an `int` there.
+    let init = unsafe { library.get::<Init>(b"cuInit") }.map(|symbol| *symbol);
+    let init = init.map_err(|e| format!("the CUDA driver cannot be used: {e}"))?;
+    // SAFETY: the library is a driver, and stays open from here on.
+    unsafe { errors::remember(&library) };
     let conditional = Api::find(&library);
     // cudarc opens it again; it must not be closed in between, nor while its functions are kept.
     std::mem::forget(library);
 
     let mut version = 0;
-    result::init().map_err(|e| format!("the CUDA driver does not start: {}", describe(e)))?;
+    // SAFETY: the call takes no flags and may be made at any time.
+    match unsafe { init(0) } {
+        0 => {}
+        error => return Err(format!("the CUDA driver does not start: {}", errors::describe_number(error))),
+    }
     // SAFETY: the call writes one integer.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(describe)?;
     Ok(Driver { version, elapsed, conditional })
-}
-
-/// The driver's name and text for an error; needs a driver that has been loaded.
-pub(crate) fn describe(error: result::DriverError) -> String {
-    let text = |c: Result<&std::ffi::CStr, _>| c.map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
-    format!("{} ({}): {}", text(error.error_name()), error.0 as u32, text(error.error_string()))
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::result::DriverError;
 
-use super::driver::describe;
+use super::errors::describe;
 use crate::device::Launch;
 use crate::{Error, Result};
 

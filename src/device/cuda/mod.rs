@@ -6,6 +6,7 @@
 mod conditional;
 mod context;
 pub(crate) mod driver;
+mod errors;
 mod event;
 mod faults;
 mod graph;

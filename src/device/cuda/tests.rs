@@ -4,6 +4,7 @@
 //! pretended driver first on the library path.
 
 mod gates;
+mod start;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -127,12 +128,6 @@ impl Mock {
 type Case = (&'static str, &'static [(&'static str, &'static str)], fn());
 
 const CASES: &[Case] = &[
-    ("no_gpu", &[("MOCK_DEVICES", "0")], no_gpu),
-    ("a_driver_that_does_not_start", &[("MOCK_INIT", "34")], does_not_start),
-    ("an_old_gpu", &[("MOCK_CAPABILITY", "75")], old_gpu),
-    ("machine_code_of_a_newer_major_release", &[("MOCK_VERSION", "11080")], newer_kernels),
-    ("ptx_of_a_newer_release", &[("MOCK_VERSION", "12010"), ("MOCK_CAPABILITY", "100")], newer_kernels),
-    ("machine_code_of_a_newer_minor_release", &[("MOCK_VERSION", "12010")], || drop(backend().expect("a device"))),
     ("copies_and_launches_keep_their_order", &[], order),
     ("copies_and_launches_keep_their_order_without_pools", &[("MOCK_POOLS", "0")], order),
     ("long_copies_go_in_pieces", &[], pieces),
@@ -173,7 +168,7 @@ fn every_case_on_the_pretended_driver() {
         return;
     }
     let Some(folder) = build_mock(&[]) else { return };
-    for (name, settings, _) in CASES.iter().chain(gates::CASES) {
+    for (name, settings, _) in CASES.iter().chain(start::CASES).chain(gates::CASES) {
         run_child(&folder, name, settings);
     }
     let plain = build_mock(&["-DMOCK_PLAIN"]).expect("it was built before");
@@ -186,9 +181,15 @@ fn every_case_on_the_pretended_driver() {
 #[test]
 fn child() {
     let Ok(case) = std::env::var(CASE) else { return };
-    match CASES.iter().chain(gates::CASES).chain([&gates::ON_PLAIN]).find(|(name, ..)| *name == case) {
+    match CASES
+        .iter()
+        .chain(start::CASES)
+        .chain(gates::CASES)
+        .chain([&gates::ON_PLAIN])
+        .find(|(name, ..)| *name == case)
+    {
         Some((.., run)) => run(),
-        None => old_driver(),
+        None => start::old_driver(),
     }
     println!("case {case} done");
 }
@@ -234,43 +235,6 @@ fn build_mock(flags: &[&str]) -> Option<PathBuf> {
         assert!(built.expect("the compiler runs").success());
     }
     Some(folder)
-}
-
-fn refused() -> String {
-    backend().expect_err("no device").to_string()
-}
-
-fn no_gpu() {
-    assert_eq!(refused(), "cuda device: there is no device 0, the driver shows 0");
-    let findings = crate::device::doctor::report();
-    assert!(findings.iter().any(|f| f.topic == "device" && f.remedy.is_some()), "{findings:?}");
-}
-
-fn does_not_start() {
-    assert!(refused().contains("does not start: CUDA_ERROR_MOCK (34)"), "{}", refused());
-    crate::device::doctor::report();
-}
-
-fn old_gpu() {
-    assert!(
-        refused().contains("compute capability 7.5, the kernels are for sm_80, sm_90a, compute_80"),
-        "{}",
-        refused()
-    );
-}
-
-fn newer_kernels() {
-    crate::device::doctor::report();
-    assert!(
-        refused().contains("cannot load what nvcc 12.2.140 made for Mock 0: install a newer driver"),
-        "{}",
-        refused()
-    );
-}
-
-fn old_driver() {
-    assert!(refused().contains("too old (it has no cuGetErrorString)"), "{}", refused());
-    crate::device::doctor::report();
 }
 
 fn order() {

@@ -1,0 +1,117 @@
+//! The driver's errors by number: its own words where it has any, else those of `cuda.h`.
+
+use std::ffi::{c_char, CStr};
+use std::sync::OnceLock;
+
+use cudarc::driver::result::DriverError;
+
+/// `cuGetErrorName` and `cuGetErrorString`, which take any number here: cudarc's type has those of one `cuda.h` only.
+type Text = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
+
+/// The functions of the driver that was loaded.
+static TEXTS: OnceLock<[Text; 2]> = OnceLock::new();
+
+/// Errors that a driver may lack words for (a stub has none, an old driver none for later errors), with what they mean.
+const KNOWN: &[(u32, &str, &str)] = &[
+    (1, "CUDA_ERROR_INVALID_VALUE", "an argument is not allowed"),
+    (2, "CUDA_ERROR_OUT_OF_MEMORY", "no memory is left"),
+    (3, "CUDA_ERROR_NOT_INITIALIZED", "the driver was not initialized"),
+    (4, "CUDA_ERROR_DEINITIALIZED", "the driver is shutting down"),
+    (
+        34,
+        "CUDA_ERROR_STUB_LIBRARY",
+        "the library that was loaded is the toolkit's stub of the driver, which runs nothing; install NVIDIA's driver, or \
+         take the folder `stubs` out of LD_LIBRARY_PATH",
+    ),
+    (35, "CUDA_ERROR_INSUFFICIENT_DRIVER", "the driver is older than the CUDA runtime needs; install a newer one"),
+    (46, "CUDA_ERROR_DEVICE_UNAVAILABLE", "the device is busy, or its compute mode allows no further process"),
+    (100, "CUDA_ERROR_NO_DEVICE", "there is no GPU that CUDA can use; CUDA_VISIBLE_DEVICES may hide it"),
+    (101, "CUDA_ERROR_INVALID_DEVICE", "there is no device of that number"),
+    (102, "CUDA_ERROR_DEVICE_NOT_LICENSED", "the device has no licence for compute work"),
+    (200, "CUDA_ERROR_INVALID_IMAGE", "the kernels' image is not valid"),
+    (201, "CUDA_ERROR_INVALID_CONTEXT", "the context is not valid"),
+    (209, "CUDA_ERROR_NO_BINARY_FOR_GPU", "there is no kernel image for this GPU"),
+    (214, "CUDA_ERROR_ECC_UNCORRECTABLE", "an uncorrectable memory error was found; the GPU needs a reset"),
+    (218, "CUDA_ERROR_INVALID_PTX", "the kernels' PTX is not valid"),
+    (220, "CUDA_ERROR_NVLINK_UNCORRECTABLE", "an uncorrectable NVLink error was found"),
+    (221, "CUDA_ERROR_JIT_COMPILER_NOT_FOUND", "the driver's compiler of PTX is missing"),
+    (222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the kernels' PTX is newer than the driver; install a newer driver"),
+    (223, "CUDA_ERROR_JIT_COMPILATION_DISABLED", "compiling PTX is switched off"),
+    (226, "CUDA_ERROR_CONTAINED", "an error was contained on the device; its work is lost"),
+    (304, "CUDA_ERROR_OPERATING_SYSTEM", "a call of the operating system failed"),
+    (500, "CUDA_ERROR_NOT_FOUND", "there is nothing of that name"),
+    (700, "CUDA_ERROR_ILLEGAL_ADDRESS", "a kernel used memory that is not there"),
+    (701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "a launch asks for more than the device has"),
+    (702, "CUDA_ERROR_LAUNCH_TIMEOUT", "a kernel ran for too long"),
+    (709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "the context was destroyed"),
+    (714, "CUDA_ERROR_HARDWARE_STACK_ERROR", "a kernel's stack was corrupted"),
+    (715, "CUDA_ERROR_ILLEGAL_INSTRUCTION", "a kernel met an illegal instruction"),
+    (716, "CUDA_ERROR_MISALIGNED_ADDRESS", "a kernel used an address that is not aligned"),
+    (717, "CUDA_ERROR_INVALID_ADDRESS_SPACE", "a kernel used an address of another space"),
+    (718, "CUDA_ERROR_INVALID_PC", "a kernel's program counter left its program"),
+    (719, "CUDA_ERROR_LAUNCH_FAILED", "a kernel failed"),
+    (800, "CUDA_ERROR_NOT_PERMITTED", "the call is not permitted"),
+    (801, "CUDA_ERROR_NOT_SUPPORTED", "the call is not supported on this system"),
+    (802, "CUDA_ERROR_SYSTEM_NOT_READY", "the system is not ready; on machines with NVSwitch, start nvidia-fabricmanager"),
+    (
+        803,
+        "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+        "the driver in the kernel and the library libcuda are of different releases; restart the machine, or in a container \
+         take the compatibility library out of LD_LIBRARY_PATH",
+    ),
+    (
+        804,
+        "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
+        "the compatibility library was loaded, and this GPU does not support it; take it out of LD_LIBRARY_PATH",
+    ),
+    (805, "CUDA_ERROR_MPS_CONNECTION_FAILED", "the MPS server does not answer"),
+    (999, "CUDA_ERROR_UNKNOWN", "the driver tells no more; `dmesg` may, and a restart of the machine often helps"),
+];
+
+/// Keeps the functions of `library` for [`describe`].
+///
+/// # Safety
+/// `library` is a CUDA driver that is never closed.
+pub(super) unsafe fn remember(library: &libloading::Library) {
+    let find = |name: &[u8]| {
+        // SAFETY: the symbols have this type in every driver: the error is an `int` there.
+        unsafe { library.get::<Text>(name) }.ok().map(|symbol| *symbol)
+    };
+    if let (Some(name), Some(string)) = (find(b"cuGetErrorName"), find(b"cuGetErrorString")) {
+        TEXTS.get_or_init(|| [name, string]);
+    }
+}
+
+/// Name, number and meaning of an error.
+pub(crate) fn describe(error: DriverError) -> String {
+    describe_number(error.0 as u32)
+}
+
+/// [`describe`] of any number, also of one that no `cuda.h` of today has.
+pub(super) fn describe_number(number: u32) -> String {
+    let [name, text] = match TEXTS.get() {
+        Some(functions) => functions.map(|function| own_words(function, number)),
+        None => [None, None],
+    };
+    let known = KNOWN.iter().find(|(known, ..)| *known == number);
+    let name = name.or_else(|| known.map(|(_, name, _)| name.to_string()));
+    let text = text.or_else(|| known.map(|(.., text)| text.to_string()));
+    match (name, text) {
+        (Some(name), Some(text)) => format!("{name} ({number}): {text}"),
+        (Some(name), None) => format!("{name} ({number})"),
+        (None, text) => {
+            let unknown = "an error that neither this driver nor this library knows; `cuda.h` of a newer CUDA may";
+            format!("CUDA error {number}: {}", text.unwrap_or_else(|| unknown.into()))
+        }
+    }
+}
+
+/// What the driver says of error `number`, if anything.
+fn own_words(function: Text, number: u32) -> Option<String> {
+    let mut text = std::ptr::null();
+    // SAFETY: the function writes one pointer, to a text that stays, or to nothing.
+    let found = unsafe { function(number, &mut text) } == 0 && !text.is_null();
+    // SAFETY: the driver's texts end in a zero.
+    let text = found.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_string());
+    text.filter(|text| !text.is_empty())
+}

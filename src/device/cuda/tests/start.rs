@@ -1,0 +1,75 @@
+//! A driver or a device that does not start.
+
+use super::*;
+
+pub(super) const CASES: &[Case] = &[
+    ("no_gpu", &[("MOCK_DEVICES", "0")], no_gpu),
+    ("a_driver_that_does_not_start", &[("MOCK_INIT", "34")], does_not_start),
+    ("a_stub_of_the_driver", &[("MOCK_INIT", "34"), ("MOCK_TEXTS", "34")], stub),
+    ("an_error_without_words", &[("MOCK_INIT", "803"), ("MOCK_TEXTS", "0")], wordless),
+    ("an_error_of_a_later_driver", &[("MOCK_INIT", "4711"), ("MOCK_TEXTS", "1")], unknown_number),
+    ("an_old_gpu", &[("MOCK_CAPABILITY", "75")], old_gpu),
+    ("machine_code_of_a_newer_major_release", &[("MOCK_VERSION", "11080")], newer_kernels),
+    ("ptx_of_a_newer_release", &[("MOCK_VERSION", "12010"), ("MOCK_CAPABILITY", "100")], newer_kernels),
+    ("machine_code_of_a_newer_minor_release", &[("MOCK_VERSION", "12010")], || drop(backend().expect("a device"))),
+];
+
+fn refused() -> String {
+    backend().expect_err("no device").to_string()
+}
+
+fn no_gpu() {
+    assert_eq!(refused(), "cuda device: there is no device 0, the driver shows 0");
+    let findings = crate::device::doctor::report();
+    assert!(findings.iter().any(|f| f.topic == "device" && f.remedy.is_some()), "{findings:?}");
+}
+
+fn does_not_start() {
+    assert!(refused().contains("does not start: CUDA_ERROR_MOCK (34)"), "{}", refused());
+    crate::device::doctor::report();
+}
+
+fn stub() {
+    let text = refused();
+    assert!(
+        text.contains("does not start: CUDA_ERROR_STUB_LIBRARY (34): ") && text.contains("LD_LIBRARY_PATH"),
+        "{text}"
+    );
+    let report: Vec<String> = crate::device::doctor::report().iter().map(ToString::to_string).collect();
+    assert!(report.iter().any(|line| line.contains("CUDA_ERROR_STUB_LIBRARY (34)")), "{report:?}");
+}
+
+fn wordless() {
+    let text = refused();
+    assert!(
+        text.contains("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803): ") && text.contains("different releases"),
+        "{text}"
+    );
+}
+
+fn unknown_number() {
+    let text = refused();
+    assert!(text.contains("does not start: CUDA error 4711: an error that neither this driver nor"), "{text}");
+}
+
+fn old_gpu() {
+    assert!(
+        refused().contains("compute capability 7.5, the kernels are for sm_80, sm_90a, compute_80"),
+        "{}",
+        refused()
+    );
+}
+
+fn newer_kernels() {
+    crate::device::doctor::report();
+    assert!(
+        refused().contains("cannot load what nvcc 12.2.140 made for Mock 0: install a newer driver"),
+        "{}",
+        refused()
+    );
+}
+
+pub(super) fn old_driver() {
+    assert!(refused().contains("too old (it has no cuGetErrorString)"), "{}", refused());
+    crate::device::doctor::report();
+}
