@@ -21,14 +21,15 @@ pub struct Nvcc {
     pub version: String,
 }
 
-/// The first nvcc of `RESIDUUM_NVCC`, `NVCC`, `PATH`, `CUDA_HOME`, `CUDA_PATH` and the active Python's packages; `None`
-/// where there is none, or where `RESIDUUM_NVCC` is `none`. Fails where `RESIDUUM_NVCC` names a program that does not run.
+/// The first nvcc of `RESIDUUM_NVCC`, `NVCC`, `PATH`, `CUDA_HOME`, `CUDA_PATH`, the active Python's packages and the
+/// toolkit's usual places: `/usr/local/cuda`, the newest `/usr/local/cuda-*`, `/opt/cuda`. `None` where there is none, or
+/// where `RESIDUUM_NVCC` is `none`. Fails where `RESIDUUM_NVCC` names a program that does not run.
 pub fn find() -> Result<Option<Nvcc>, String> {
-    find_with(&|name| std::env::var_os(name))
+    find_with(&|name| std::env::var_os(name), Path::new("/"))
 }
 
-/// [`find`] where `variable` tells the variables.
-pub fn find_with(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Option<Nvcc>, String> {
+/// [`find`] where `variable` tells the variables, and toolkits are installed below `root`.
+pub fn find_with(variable: &dyn Fn(&str) -> Option<OsString>, root: &Path) -> Result<Option<Nvcc>, String> {
     let variable = |name: &str| variable(name).filter(|v| !v.is_empty());
     if let Some(asked) = variable("RESIDUUM_NVCC") {
         if asked == OsStr::new("none") {
@@ -36,11 +37,11 @@ pub fn find_with(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Option<N
         }
         return probe(Path::new(&asked)).map(Some).map_err(|problem| format!("RESIDUUM_NVCC: {problem}"));
     }
-    Ok(candidates(&variable).iter().filter(|path| path.is_file()).find_map(|path| probe(path).ok()))
+    Ok(candidates(&variable, root).iter().filter(|path| path.is_file()).find_map(|path| probe(path).ok()))
 }
 
 /// Where nvcc may be, best first.
-fn candidates(var: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+fn candidates(var: &dyn Fn(&str) -> Option<OsString>, root: &Path) -> Vec<PathBuf> {
     let program = format!("nvcc{}", std::env::consts::EXE_SUFFIX);
     let path: Vec<PathBuf> = var("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
 
@@ -56,6 +57,22 @@ fn candidates(var: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     found.extend(
         prefixes.iter().flat_map(|prefix| site_packages(prefix)).flat_map(|s| wheels(&s)).map(|w| w.join(&program)),
     );
+    found.extend(toolkits(root).iter().map(|toolkit| toolkit.join("bin").join(&program)));
+    found
+}
+
+/// Where NVIDIA's installers and distributions put the toolkit: the chosen one, then the newest first.
+fn toolkits(root: &Path) -> Vec<PathBuf> {
+    let local = root.join("usr").join("local");
+    let release = |folder: &PathBuf| -> Option<Vec<u32>> {
+        let name = folder.file_name()?.to_str()?;
+        name.strip_prefix("cuda-")?.split('.').map(|part| part.parse().ok()).collect()
+    };
+    let mut numbered = children(&local, "cuda-");
+    numbered.sort_by_key(|folder| std::cmp::Reverse(release(folder)));
+    let mut found = vec![local.join("cuda")];
+    found.extend(numbered);
+    found.push(root.join("opt").join("cuda"));
     found
 }
 

@@ -189,6 +189,7 @@ fn nvcc_is_looked_for_in_a_fixed_order() {
         ("CUDA_HOME", "home", "home/bin/nvcc"),
         ("CUDA_PATH", "toolkit", "toolkit/bin/nvcc"),
         ("VIRTUAL_ENV", "venv", "venv/lib/python3.12/site-packages/nvidia/cu13/bin/nvcc"),
+        ("", "", "root/usr/local/cuda/bin/nvcc"),
     ];
     for (i, (.., program)) in places.iter().enumerate() {
         pretend_nvcc(&at(program), &format!("{}.0.1", i + 1));
@@ -200,12 +201,15 @@ fn nvcc_is_looked_for_in_a_fixed_order() {
             let place = places[first..].iter().find(|(variable, ..)| *variable == name);
             place.map(|(_, value, _)| at(value).into_os_string())
         };
-        let found = nvcc::find_with(&variable).expect("a search").map(|nvcc| nvcc.version);
-        assert_eq!(found, (first < places.len()).then(|| format!("{}.0.1", first + 1)));
+        let found = nvcc::find_with(&variable, &at("root")).expect("a search").map(|nvcc| nvcc.version);
+        // The usual places need no variable.
+        assert_eq!(found, Some(format!("{}.0.1", first.min(places.len() - 1) + 1)));
     }
+    let nowhere = at("nowhere");
+    assert!(nvcc::find_with(&|_| None, &nowhere).expect("a search").is_none());
     let set = |value: &'static str| move |name: &str| (name == "RESIDUUM_NVCC").then(|| value.into());
-    assert!(nvcc::find_with(&set("none")).expect("switched off").is_none());
-    assert!(nvcc::find_with(&set("/nowhere/nvcc")).expect_err("asked for").contains("/nowhere/nvcc"));
+    assert!(nvcc::find_with(&set("none"), &at("root")).expect("switched off").is_none());
+    assert!(nvcc::find_with(&set("/nowhere/nvcc"), &at("root")).expect_err("asked for").contains("/nowhere/nvcc"));
     // Something that is no compiler is passed over.
     std::fs::write(at("path/nvcc"), "#!/bin/sh\nexit 1\n").expect("a file");
     let variable = |name: &str| match name {
@@ -213,5 +217,23 @@ fn nvcc_is_looked_for_in_a_fixed_order() {
         "CUDA_HOME" => Some(at("home").into_os_string()),
         _ => None,
     };
-    assert_eq!(nvcc::find_with(&variable).expect("a search").map(|nvcc| nvcc.version).as_deref(), Some("4.0.1"));
+    let found = nvcc::find_with(&variable, &nowhere).expect("a search");
+    assert_eq!(found.map(|nvcc| nvcc.version).as_deref(), Some("4.0.1"));
+}
+
+#[cfg(unix)]
+#[test]
+fn nvcc_is_found_where_toolkits_are_installed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // The newest by number, not by letter; the one that is chosen before all; another distribution's last.
+    let places = ["usr/local/cuda", "usr/local/cuda-13.10", "usr/local/cuda-13.9", "usr/local/cuda-12.4", "opt/cuda"];
+    for (i, place) in places.iter().enumerate() {
+        pretend_nvcc(&folder.path().join(place).join("bin/nvcc"), &format!("{}.0.1", i + 1));
+    }
+    std::fs::create_dir_all(folder.path().join("usr/local/cuda-99.0/lib64")).expect("a folder without nvcc");
+    for (i, place) in places.iter().enumerate() {
+        let found = nvcc::find_with(&|_| None, folder.path()).expect("a search").map(|nvcc| nvcc.version);
+        assert_eq!(found, Some(format!("{}.0.1", i + 1)));
+        std::fs::remove_dir_all(folder.path().join(place)).expect("a folder");
+    }
 }
