@@ -5,15 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use residuum::device::{Backend, Device, Target, View};
-use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass, Spec};
+use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass};
 use residuum::ops::{Arg, HostIo, HostMut, HostOp, HostRef, Io, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
 use crate::device::{training_dtype, Choice};
 use crate::failure::{print, Failure};
-
-/// Images in a problem: more than one, so that a mistake across images shows.
-const BATCH: usize = 2;
+use crate::problems::{self, Problem};
+use crate::text;
 
 /// Checks the kernels of an op on a list of problems, exactly
 ///
@@ -68,25 +67,13 @@ impl Passes {
     }
 }
 
-/// A row of the table.
-struct Problem {
-    name: String,
-    spec: Spec,
-    output: [usize; 2],
-    macs: u64,
-}
-
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let Op::Conv2d = args.op;
-    let device = args.device.open()?;
     let problems = read(args)?;
-    let limit = args.max_macs.unwrap_or(u64::MAX);
-    let cases: Vec<(&Problem, Pass)> = problems
-        .iter()
-        .filter(|p| p.macs <= limit)
-        .flat_map(|p| args.pass.list().into_iter().map(move |pass| (p, pass)))
-        .collect();
+    let device = args.device.open()?;
+    let cases: Vec<(&Problem, Pass)> =
+        problems.iter().flat_map(|p| args.pass.list().into_iter().map(move |pass| (p, pass))).collect();
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -116,41 +103,18 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
+/// The problems that were asked for, of which there is at least one.
 fn read(args: &Args) -> Result<Vec<Problem>, Failure> {
-    let path = args.problems.display();
-    let text = std::fs::read_to_string(&args.problems).map_err(|e| Failure::Work(format!("{path}: {e}")))?;
-    let mut lines = text.lines().enumerate();
-    let header: Vec<&str> = lines.next().map(|(_, line)| line.split('\t').collect()).unwrap_or_default();
-    lines
-        .filter(|(_, line)| !line.is_empty())
-        .map(|(i, line)| parse(&header, line).map_err(|e| Failure::Work(format!("{path}: line {}: {e}", i + 1))))
-        .collect()
-}
-
-fn parse(header: &[&str], line: &str) -> Result<Problem, String> {
-    let fields: Vec<&str> = line.split('\t').collect();
-    let text = |column: &str| {
-        let at = header.iter().position(|&h| h == column).ok_or_else(|| format!("no column `{column}`"))?;
-        fields.get(at).copied().ok_or_else(|| format!("no value for `{column}`"))
-    };
-    let number = |column: &str| -> Result<usize, String> {
-        let value = text(column)?;
-        value.parse().map_err(|_| format!("`{value}` for `{column}`, expected a whole number"))
-    };
-    let spec = Spec {
-        n: BATCH,
-        h: number("ih")?,
-        w: number("iw")?,
-        c: number("ic")?,
-        k: number("oc")?,
-        kernel: [number("kh")?, number("kw")?],
-        stride: [number("stride_h")?, number("stride_w")?],
-        padding: [number("pad_h")?, number("pad_w")?],
-        dilation: [number("dilation_h")?, number("dilation_w")?],
-        groups: number("groups")?,
-    };
-    let output = [number("oh")?, number("ow")?];
-    Ok(Problem { name: text("name")?.into(), spec, output, macs: number("macs_per_image")? as u64 })
+    let failed = |cause: String| Failure::Work(format!("{}: {cause}", args.problems.display()));
+    let mut problems = problems::parse(&text::read(&args.problems)?).map_err(failed)?;
+    let (all, limit) = (problems.len(), args.max_macs.unwrap_or(u64::MAX));
+    problems.retain(|problem| problem.macs <= limit);
+    match problems.is_empty() {
+        true => {
+            Err(failed(format!("none of its {all} problems has at most {limit} multiply-adds an image (--max-macs)")))
+        }
+        false => Ok(problems),
+    }
 }
 
 fn pass_name(pass: Pass) -> &'static str {

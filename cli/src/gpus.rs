@@ -6,6 +6,7 @@ use residuum::device::{Arch, Gpu};
 use serde_json::Value;
 
 use crate::failure::Failure;
+use crate::text;
 
 /// The GPU called `name`, or the first; those of the file come before those that are known.
 pub fn choose(name: Option<&str>, file: Option<&Path>) -> Result<Gpu, Failure> {
@@ -35,8 +36,7 @@ pub fn line(gpu: &Gpu) -> String {
 
 fn read(path: &Path) -> Result<Vec<Gpu>, Failure> {
     let wrong = |cause: String| Failure::Work(format!("{}: {cause}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-    let value: Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    let value: Value = serde_json::from_str(&text::read(path)?).map_err(|e| wrong(e.to_string()))?;
     let rows = value.as_array().ok_or_else(|| wrong("expected a JSON array of GPUs".into()))?;
     rows.iter().enumerate().map(|(i, row)| parse(row).map_err(|e| wrong(format!("GPU {i}: {e}")))).collect()
 }

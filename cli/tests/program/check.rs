@@ -13,6 +13,11 @@ const SOUND: [&str; 3] = [
     "large\t1\t64\t64\t14\t14\t14\t14\t3\t3\t1\t1\t1\t1\t1\t1\t7225344",
 ];
 
+/// A table of one small problem.
+pub fn table() -> String {
+    format!("{HEADER}\n{}\n", SOUND[1])
+}
+
 #[test]
 fn sound_problems_pass_on_every_device_in_every_type() {
     let folder = folder();
@@ -49,4 +54,36 @@ fn a_table_that_cannot_be_read_is_named() {
     let cause = bad(folder.path(), "check conv2d --problems p.tsv", 1);
     assert_eq!(cause, "p.tsv: line 2: `x` for `oc`, expected a whole number");
     bad(folder.path(), "check pool --problems p.tsv", 2);
+}
+
+#[test]
+fn a_check_of_nothing_is_a_failure() {
+    let folder = folder();
+    let refused = |text: &str, options: &str| {
+        fs::write(folder.path().join("p.tsv"), text).unwrap();
+        bad(folder.path(), &format!("check conv2d --problems p.tsv {options}"), 1)
+    };
+    let cause = refused("", "");
+    assert!(cause.starts_with("p.tsv: no line in it, expected a table with tabs whose first line names"), "{cause}");
+    let cause = refused(&SOUND.join("\n"), "");
+    assert!(cause.starts_with("p.tsv: no column `name`, expected a table with tabs"), "{cause}");
+    assert!(refused("plain text\n", "").starts_with("p.tsv: no column `name`"));
+    assert_eq!(refused(&format!("{HEADER}\n\n"), ""), "p.tsv: no problem behind the line of column names");
+    let cause = refused(&format!("{HEADER}\n{}\n", SOUND.join("\n")), "--max-macs 10");
+    assert_eq!(cause, "p.tsv: none of its 3 problems has at most 10 multiply-adds an image (--max-macs)");
+}
+
+#[test]
+fn tables_of_other_systems_are_read() {
+    let folder = folder();
+    let lines = [&[HEADER], &SOUND[..2]].concat();
+    for text in [format!("\u{feff}{}\r\n\r\n", lines.join("\r\n")), format!("\n{}\n\n \n", lines.join("\n\n"))] {
+        fs::write(folder.path().join("p.tsv"), text).unwrap();
+        let out = good(folder.path(), "check conv2d --problems p.tsv --pass fwd");
+        assert_eq!(out, "2 passed, 0 failed\n");
+    }
+    let wide: Vec<u8> = lines.join("\n").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(folder.path().join("p.tsv"), [&[0xff, 0xfe][..], &wide].concat()).unwrap();
+    let cause = bad(folder.path(), "check conv2d --problems p.tsv", 1);
+    assert_eq!(cause, "p.tsv: a text in UTF-16, expected a text in UTF-8");
 }

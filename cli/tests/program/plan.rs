@@ -106,6 +106,9 @@ fn a_gpu_of_ones_own_bounds_the_time() {
     let slow_cores = totals("--dtype f16 --gpus gpus.json --gpu MINE");
     let expected = slow_cores["flops"].as_f64().unwrap() * 2.0;
     assert!((seconds(&slow_cores) - expected).abs() < 1e-6 * expected);
+    let text = fs::read_to_string(folder.path().join("gpus.json")).unwrap();
+    fs::write(folder.path().join("gpus.json"), format!("\u{feff}\r\n{}\r\n\r\n", text.replace(',', ",\r\n"))).unwrap();
+    assert_eq!(totals("--dtype f16 --gpus gpus.json --gpu MINE"), slow_cores, "as an editor elsewhere leaves it");
     let known = totals("--dtype f16 --gpus gpus.json --gpu h200");
     assert_eq!(known, totals("--dtype f16"), "those that are known stay");
     for (file, cause) in [

@@ -1,0 +1,174 @@
+//! Tables of convolutions: a line of column names, then a problem a line, with tabs between the cells.
+
+use residuum::ops::conv2d::Spec;
+
+/// Images in a problem: more than one, so that a mistake across images shows.
+const BATCH: usize = 2;
+
+/// The columns, in any order; a table may have others.
+const COLUMNS: [&str; 17] = [
+    "name",
+    "groups",
+    "ic",
+    "oc",
+    "ih",
+    "iw",
+    "oh",
+    "ow",
+    "kh",
+    "kw",
+    "stride_h",
+    "stride_w",
+    "pad_h",
+    "pad_w",
+    "dilation_h",
+    "dilation_w",
+    "macs_per_image",
+];
+
+/// A row of the table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// What it is called in reports.
+    pub name: String,
+    /// The convolution.
+    pub spec: Spec,
+    /// The height and width of its output, as the table says.
+    pub output: [usize; 2],
+    /// Multiply-adds of an image, as the table says.
+    pub macs: u64,
+}
+
+/// The problems of the table `text`, of which there is at least one. A byte-order mark, line ends of two characters and
+/// empty lines are passed over. Fails where the first line does not name the columns, or a row is not what they say.
+pub fn parse(text: &str) -> Result<Vec<Problem>, String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let (_, first) = lines.next().ok_or_else(|| format!("no line in it, expected {}", expected()))?;
+    let header = Header::new(first)?;
+    let problems: Vec<Problem> = lines
+        .map(|(i, line)| header.problem(line).map_err(|e| format!("line {}: {e}", i + 1)))
+        .collect::<Result<_, _>>()?;
+    match problems.is_empty() {
+        true => Err("no problem behind the line of column names".into()),
+        false => Ok(problems),
+    }
+}
+
+fn expected() -> String {
+    format!("a table with tabs whose first line names the columns {}", COLUMNS.join(" "))
+}
+
+fn cells(line: &str) -> Vec<&str> {
+    line.trim_end().split('\t').map(str::trim).collect()
+}
+
+/// Where each of [`COLUMNS`] stands.
+struct Header {
+    places: [usize; COLUMNS.len()],
+    len: usize,
+}
+
+impl Header {
+    fn new(line: &str) -> Result<Self, String> {
+        let names = cells(line);
+        let mut places = [0; COLUMNS.len()];
+        for (place, column) in places.iter_mut().zip(COLUMNS) {
+            let mut found = (0..names.len()).filter(|&i| names[i] == column);
+            *place = found.next().ok_or_else(|| format!("no column `{column}`, expected {}", expected()))?;
+            if found.next().is_some() {
+                return Err(format!("the column `{column}` is there twice"));
+            }
+        }
+        Ok(Self { places, len: names.len() })
+    }
+
+    fn problem(&self, line: &str) -> Result<Problem, String> {
+        let cells = cells(line);
+        if cells.len() > self.len {
+            return Err(format!("{} cells, but {} columns", cells.len(), self.len));
+        }
+        let text = |column: &str| {
+            let place = COLUMNS.iter().position(|c| *c == column).map(|i| self.places[i]);
+            let cell = place.and_then(|place| cells.get(place)).filter(|cell| !cell.is_empty());
+            cell.copied().ok_or_else(|| format!("no value for `{column}`"))
+        };
+        let number = |column: &str| -> Result<usize, String> {
+            let value = text(column)?;
+            value.parse().map_err(|_| format!("`{value}` for `{column}`, expected a whole number"))
+        };
+        let spec = Spec {
+            n: BATCH,
+            h: number("ih")?,
+            w: number("iw")?,
+            c: number("ic")?,
+            k: number("oc")?,
+            kernel: [number("kh")?, number("kw")?],
+            stride: [number("stride_h")?, number("stride_w")?],
+            padding: [number("pad_h")?, number("pad_w")?],
+            dilation: [number("dilation_h")?, number("dilation_w")?],
+            groups: number("groups")?,
+        };
+        let output = [number("oh")?, number("ow")?];
+        Ok(Problem { name: text("name")?.into(), spec, output, macs: number("macs_per_image")? as u64 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROW: &str = "plain\t1\t8\t16\t9\t7\t9\t7\t3\t3\t1\t1\t1\t1\t1\t1\t72576";
+
+    fn table(rows: &[&str], end: &str) -> String {
+        std::iter::once(COLUMNS.join("\t").as_str()).chain(rows.iter().copied()).map(|l| format!("{l}{end}")).collect()
+    }
+
+    #[test]
+    fn tables_as_editors_and_spreadsheets_leave_them_are_read() {
+        let plain = parse(&table(&[ROW, ROW], "\n")).unwrap();
+        assert_eq!(plain.len(), 2);
+        assert_eq!((plain[0].name.as_str(), plain[0].spec.c, plain[0].spec.k, plain[0].macs), ("plain", 8, 16, 72_576));
+        for text in [
+            table(&[ROW, ROW], "\r\n"),
+            format!("\u{feff}{}", table(&[ROW, ROW], "\n")),
+            format!("\u{feff}{}\r\n \r\n", table(&[ROW, "", ROW], "\r\n")),
+            format!("\n\n{}", table(&[ROW, ROW], "\n\n")),
+            table(&[ROW, ROW], "\t\n"),
+            table(&[ROW, &ROW.replace('\t', " \t ")], "\n").trim_end().to_string(),
+        ] {
+            assert_eq!(parse(&text).unwrap(), plain, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn columns_may_come_in_any_order_with_others_between() {
+        let turn = |line: &str| format!("note\t{}", line.split('\t').rev().collect::<Vec<_>>().join("\t"));
+        let text = format!("{}\n{}\n", turn(&COLUMNS.join("\t")), turn(ROW));
+        assert_eq!(parse(&text).unwrap(), parse(&table(&[ROW], "\n")).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_table_of_problems_is_refused() {
+        for (text, expected) in [
+            (String::new(), "no line in it, expected a table with tabs whose first line names the columns name groups"),
+            (" \n\r\n".into(), "no line in it"),
+            (table(&[], "\n"), "no problem behind the line of column names"),
+            (table(&["", " "], "\r\n"), "no problem behind"),
+            (format!("{ROW}\n{ROW}\n"), "no column `name`, expected a table with tabs"),
+            (table(&[ROW], "\n").replace('\t', ","), "no column `name`"),
+            (table(&[ROW], "\n").replace("groups", "Groups"), "no column `groups`"),
+            (table(&[ROW], "\n").replace("ow\t", "oh\t"), "the column `oh` is there twice"),
+            (table(&[ROW, &ROW.replace("16", "x")], "\n"), "line 3: `x` for `oc`, expected a whole number"),
+            (table(&[&ROW.replace("16", "-1")], "\n"), "line 2: `-1` for `oc`"),
+            (table(&[&ROW.replace("\t72576", "")], "\n"), "line 2: no value for `macs_per_image`"),
+            (table(&[&ROW.replace("\t16\t", "\t\t")], "\n"), "line 2: no value for `oc`"),
+            (table(&[&format!("{ROW}\t9")], "\n"), "line 2: 18 cells, but 17 columns"),
+        ] {
+            let found = parse(&text).unwrap_err();
+            let at =
+                if expected.contains("twice") { found.contains("is there twice") } else { found.contains(expected) };
+            assert!(at && !found.contains('\n'), "{text:?}: {found}");
+        }
+    }
+}
