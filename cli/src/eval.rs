@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use residuum::data::Source;
-use residuum::models;
+use residuum::models::{self, Model};
 use residuum::tensor::DType;
 use residuum::train::{Checkpoint, Evaluator};
 
 use crate::device::{self, Choice};
 use crate::failure::{note, print, Failure};
+use crate::identity;
 use crate::infer::within;
 
 /// Evaluates a checkpoint on the test images of a data set
@@ -21,6 +22,9 @@ pub struct Args {
     /// The checkpoint of a run
     #[arg(long, value_name = "FILE")]
     checkpoint: PathBuf,
+    /// The network that it should be of; another is refused [default: the one that the checkpoint names]
+    #[arg(long, value_name = "NAME", value_parser = crate::models::parse)]
+    model: Option<Model>,
     /// The data set: digits, cifar10:DIR, cifar100:DIR or mnist:DIR [default: the one that it was trained on]
     #[arg(long)]
     data: Option<Source>,
@@ -41,6 +45,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let checkpoint = Checkpoint::read(&args.checkpoint)?;
+    identity::check(&args.checkpoint, &checkpoint.settings.model, args.model.as_ref())?;
     let source = match &args.data {
         Some(source) => source.clone(),
         None => checkpoint.settings.data.parse().map_err(|e| within(&args.checkpoint, e))?,

@@ -40,16 +40,31 @@ impl From<residuum::Error> for Failure {
 /// Prints `kind: text` as one line on standard error.
 pub fn note(kind: &str, text: &str) {
     // Nothing is left to be done where standard error is closed.
-    let _ = writeln!(std::io::stderr(), "{kind}: {}", text.replace('\n', " "));
+    let _ = writeln!(std::io::stderr(), "{kind}: {}", plain(text));
+}
+
+/// `text` as one line that leaves a terminal as it is, whatever names it repeats.
+fn plain(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' => " ".into(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(shown).collect()
 }
 
 /// Prints `text` and a line end on standard output.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|e| match e.kind() {
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(unprinted)
+}
+
+/// Standard output failed with `error`.
+fn unprinted(error: std::io::Error) -> Failure {
+    match error.kind() {
         std::io::ErrorKind::BrokenPipe => Failure::Closed,
-        _ => Failure::Work(format!("standard output: {e}")),
-    })
+        _ => Failure::Work(format!("standard output: {error}")),
+    }
 }
 
 /// Prints help or the version as asked, or what is wrong with the arguments in one line; the exit code.
@@ -57,9 +72,11 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // Where nobody reads the help there is nothing to be done.
-            let _ = error.print();
-            ExitCode::from(error.exit_code() as u8)
+            match error.print().and_then(|()| std::io::stdout().flush()) {
+                // What is missing is said on standard error, and nobody reads that.
+                Err(e) if !error.use_stderr() => unprinted(e).report(),
+                _ => ExitCode::from(error.exit_code() as u8),
+            }
         }
         _ => Failure::Arguments(one_line(&error.render().to_string())).report(),
     }
@@ -77,6 +94,11 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_leaves_the_terminal_as_it_is() {
+        assert_eq!(plain("a\nb \u{1b}[2J\r\u{e9}"), "a b \\u{1b}[2J\\r\u{e9}");
+    }
 
     #[test]
     fn claps_messages_become_one_line() {

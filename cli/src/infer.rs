@@ -9,6 +9,8 @@ use residuum::train::checkpoint::without_optimizer;
 
 use crate::device::{self, Choice};
 use crate::failure::{note, Failure};
+use crate::identity;
+use crate::signals::clean_up_when_interrupted;
 
 /// Images that run at once: more than that go in several parts.
 const PART: usize = 64;
@@ -21,10 +23,14 @@ const PART: usize = 64;
 #[command(after_help = "Examples:
   residuum infer --model resnet50 --weights resnet50.safetensors --input x.safetensors \\
       --output y.safetensors
-  residuum infer --model resnet20_cifar --weights runs/mine/checkpoint.safetensors \\
-      --input x.safetensors --output y.safetensors --dtype bf16 --device cuda
+  residuum infer --weights runs/mine/checkpoint.safetensors --input x.safetensors \\
+      --output y.safetensors --dtype bf16 --device cuda
 
-Any torchvision state dict works: safetensors.torch.save_file(model.state_dict(), \"resnet50.safetensors\").")]
+Any torchvision state dict works, under its own names or all of them behind one prefix (module.):
+  safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()},
+                              \"resnet50.safetensors\")
+A checkpoint knows its network: another --model of the same shapes is refused, as is the network
+with and without stochastic depth, whose branches inference weights by their chances.")]
 pub struct Args {
     #[command(flatten)]
     pub network: Network,
@@ -36,9 +42,9 @@ pub struct Args {
 /// A network, its weights and its input.
 #[derive(Debug, clap::Args)]
 pub struct Network {
-    /// The network, as `residuum models` lists them
+    /// The network, as `residuum models` lists them [default: the one that the weights file names]
     #[arg(long, value_name = "NAME", value_parser = crate::models::parse)]
-    pub model: Model,
+    pub model: Option<Model>,
     /// The weights: a state dict under torchvision's names, or a checkpoint of `residuum train`
     #[arg(long, value_name = "FILE")]
     pub weights: PathBuf,
@@ -54,14 +60,20 @@ pub struct Network {
 }
 
 impl Network {
-    /// The weights, without what is an optimizer's.
-    pub fn read_weights(&self) -> Result<StateDict, Failure> {
-        Ok(without_optimizer(weights::read(&self.weights)?))
+    /// The network and its weights, without what is an optimizer's.
+    pub fn read_weights(&self) -> Result<(Model, StateDict), Failure> {
+        let (tensors, metadata) = weights::read_with_metadata(&self.weights)?;
+        let model = identity::model(&self.weights, &metadata, self.model.as_ref())?;
+        let mut state = without_optimizer(tensors);
+        if let Some(prefix) = model.strip_prefix(&mut state) {
+            note("note", &format!("{}: all names begin with `{prefix}`, which is left out", self.weights.display()));
+        }
+        Ok((model, state))
     }
 
     /// The number of classes of `state`, which was read from the weights file.
-    pub fn classes(&self, state: &StateDict) -> Result<usize, Failure> {
-        self.model.classes_of(state).map_err(|e| within(&self.weights, e))
+    pub fn classes(&self, model: &Model, state: &StateDict) -> Result<usize, Failure> {
+        model.classes_of(state).map_err(|e| within(&self.weights, e))
     }
 
     /// Fails where `state`, which was read from the weights file, is not `graph`'s; says where it is not finite.
@@ -90,8 +102,8 @@ impl Network {
     }
 
     /// Fails where the images do not have the channels that `state` expects.
-    pub fn check_channels(&self, state: &StateDict, found: usize) -> Result<(), Failure> {
-        let expected = self.model.channels_of(state).map_err(|e| within(&self.weights, e))?;
+    pub fn check_channels(&self, model: &Model, state: &StateDict, found: usize) -> Result<(), Failure> {
+        let expected = model.channels_of(state).map_err(|e| within(&self.weights, e))?;
         if found != expected {
             let problem = format!("{found} channels, expected {expected} as in {}", self.weights.display());
             return Err(wrong(&self.input, "input", &problem));
@@ -122,12 +134,12 @@ pub fn within(path: &Path, error: residuum::Error) -> Failure {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let network = &args.network;
-    let state = network.read_weights()?;
-    let classes = network.classes(&state)?;
+    let (model, state) = network.read_weights()?;
+    let classes = network.classes(&model, &state)?;
     let (input, n, shape) = network.take_input(&mut weights::read(&network.input)?)?;
-    network.check_channels(&state, shape[0])?;
+    network.check_channels(&model, &state, shape[0])?;
     let part = n.min(PART);
-    let graph = network.model.build(Mode::Infer, part, shape, classes, BuildOptions::default())?;
+    let graph = model.build(Mode::Infer, part, shape, classes, BuildOptions::default())?;
     network.check(&graph, &state)?;
     let device = network.device.open()?;
     let mut program = Program::compile(&graph, &device, network.dtype, None)?;
@@ -144,6 +156,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         DType::F64 => HostTensor::f64([n, classes], logits),
         _ => HostTensor::f32([n, classes], logits.into_iter().map(|v| v as f32).collect()),
     };
+    clean_up_when_interrupted();
     Ok(weights::write(&args.output, &StateDict::from([("logits".into(), logits)]), &Default::default())?)
 }
 

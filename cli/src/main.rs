@@ -8,13 +8,17 @@ mod eval;
 mod failure;
 mod folder;
 mod gpus;
+mod identity;
 mod infer;
 mod interrupt;
 mod metrics;
 mod models;
 mod plan;
+mod problems;
 mod progress;
+mod signals;
 mod step;
+mod text;
 mod train;
 
 use std::process::ExitCode;
@@ -52,6 +56,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    signals::keep_failing_writes();
     let outcome = match Program::try_parse() {
         Err(error) => return failure::usage(&error),
         Ok(Program { command }) => match command {

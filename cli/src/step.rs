@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use residuum::graph::{Mode, Program};
-use residuum::models::{weights, BuildOptions};
+use residuum::models::{weights, BuildOptions, Model};
 use residuum::tensor::{HostData, HostTensor, StateDict};
 use residuum::train::grad_scale;
 
 use crate::failure::Failure;
 use crate::infer::{take, wrong, Network};
+use crate::signals::clean_up_when_interrupted;
 
 /// Runs one forward and backward pass in training mode, to check a network against PyTorch
 ///
@@ -36,22 +37,31 @@ pub struct Args {
     stochastic: Option<u64>,
 }
 
+impl Args {
+    /// Fails where gates are asked for that `model` has not.
+    fn check_stochastic(&self, model: &Model) -> Result<(), Failure> {
+        if self.stochastic.is_none() || model.is_stochastic() {
+            return Ok(());
+        }
+        let name = model.name();
+        let cause = format!("--stochastic: {name} has no stochastic depth; take {name}_survival05 or leave it out");
+        Err(Failure::Arguments(cause))
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let network = &args.network;
-    if args.stochastic.is_some() && !network.model.is_stochastic() {
-        let name = network.model.name();
-        let cause = format!("--stochastic: {name} has no stochastic depth; take {name}_survival05 or leave it out");
-        return Err(Failure::Arguments(cause));
-    }
-    let state = network.read_weights()?;
-    let classes = network.classes(&state)?;
+    network.model.as_ref().map_or(Ok(()), |model| args.check_stochastic(model))?;
+    let (model, state) = network.read_weights()?;
+    args.check_stochastic(&model)?;
+    let classes = network.classes(&model, &state)?;
     let mut tensors = weights::read(&network.input)?;
     let (input, n, shape) = network.take_input(&mut tensors)?;
-    network.check_channels(&state, shape[0])?;
+    network.check_channels(&model, &state, shape[0])?;
     let labels = labels(args, take(&network.input, &mut tensors, "labels")?, n, classes)?;
     let options = BuildOptions { loss: true, smoothing: 0.0, grad_scale: grad_scale(network.dtype) };
-    let mut graph = network.model.build(Mode::Train, n, shape, classes, options)?;
+    let mut graph = model.build(Mode::Train, n, shape, classes, options)?;
     graph.differentiate()?;
     network.check(&graph, &state)?;
     let device = network.device.open()?;
@@ -72,6 +82,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let gates: Vec<i64> = program.gates()?.into_iter().map(i64::from).collect();
         results.insert("gates".into(), HostTensor::i64([gates.len()], gates));
     }
+    clean_up_when_interrupted();
     Ok(weights::write(&args.output, &results, &Default::default())?)
 }
 

@@ -12,14 +12,14 @@ const INFER: &str = "infer --model resnet8_cifar --weights w --input x --output 
 const STEP: &str = "step --model resnet8_cifar --weights w --input x --output y";
 
 /// New weights of a network for grey images and 5 classes.
-fn state() -> StateDict {
+pub fn state() -> StateDict {
     let model = models::find("resnet8_cifar").unwrap();
     let graph = model.build(Mode::Infer, 1, [1, 8, 8], 5, BuildOptions::default()).unwrap();
     model.initialise(&graph, 1)
 }
 
 /// `n` images of 1x8x8 with labels.
-fn images(n: usize) -> StateDict {
+pub fn images(n: usize) -> StateDict {
     let pixels = (0..n * 64).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
     let labels = (0..n as i64).map(|i| i % 5).collect();
     StateDict::from([
@@ -28,7 +28,7 @@ fn images(n: usize) -> StateDict {
     ])
 }
 
-fn write(folder: &Path, name: &str, tensors: &StateDict) {
+pub fn write(folder: &Path, name: &str, tensors: &StateDict) {
     weights::write(folder.join(name), tensors, &Default::default()).unwrap();
 }
 

@@ -1,0 +1,47 @@
+//! Which network a file's weights are of.
+
+use std::path::Path;
+
+use residuum::models::weights::Metadata;
+use residuum::models::{self, Model};
+
+use crate::failure::Failure;
+
+/// The network of the file at `path` with the strings `metadata`: the one that it names, which must be `asked` if that is
+/// given, or `asked` where it names none.
+pub fn model(path: &Path, metadata: &Metadata, asked: Option<&Model>) -> Result<Model, Failure> {
+    let file = path.display();
+    let Some(name) = metadata.get("model") else {
+        return asked.cloned().ok_or_else(|| {
+            let cause = format!("--model: {file} names no network, expected one that `residuum models` lists");
+            Failure::Arguments(cause)
+        });
+    };
+    let known = models::find(name);
+    match (asked, known) {
+        (None, known) => known.map_err(|e| Failure::Work(format!("{file}: {e}; --model NAME says what it is"))),
+        (Some(asked), Ok(known)) if asked.is_same_network(&known) => Ok(asked.clone()),
+        // Other programs call other things a model.
+        (Some(asked), Err(_)) if !metadata.get("library").is_some_and(|l| l.starts_with("residuum ")) => {
+            Ok(asked.clone())
+        }
+        (Some(asked), _) => Err(contradiction(path, name, asked)),
+    }
+}
+
+/// Fails where `asked` is given and is not the network `name` of the checkpoint at `path`.
+pub fn check(path: &Path, name: &str, asked: Option<&Model>) -> Result<(), Failure> {
+    match asked {
+        Some(asked) if !models::find(name).is_ok_and(|known| known.is_same_network(asked)) => {
+            Err(contradiction(path, name, asked))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn contradiction(path: &Path, name: &str, asked: &Model) -> Failure {
+    let (file, asked) = (path.display(), asked.name());
+    Failure::Work(format!(
+        "{file}: weights of {name}, but --model says {asked}; without --model they are run as what they are"
+    ))
+}

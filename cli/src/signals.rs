@@ -1,0 +1,43 @@
+//! Signals that would end the program without a word, or with temporary files left behind.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Once};
+
+use residuum::files::remove_temporaries;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::iterator::Signals;
+
+/// Makes a write beyond the limit of a file's size (`ulimit -f`) fail like any other, where the system would end the
+/// program.
+pub fn keep_failing_writes() {
+    // Only a system without this signal refuses, and it has no need.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+}
+
+/// From now on an interrupt (Ctrl-C, `kill`) removes the temporary files that are being written, and then ends the
+/// program as it would have.
+pub fn clean_up_when_interrupted() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let wait = || {
+            // A signal that whoever started the program ignores stays ignored.
+            let Ok(mut signals) = Signals::new([SIGINT, SIGTERM].into_iter().filter(|s| !is_ignored(*s))) else {
+                return;
+            };
+            if let Some(signal) = signals.forever().next() {
+                remove_temporaries();
+                // Where this fails the program goes on, and its write fails.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        };
+        // Where the system gives no thread, an interrupt ends the program as ever.
+        let _ = std::thread::Builder::new().name("signals".into()).spawn(wait);
+    });
+}
+
+/// Whether this process ignores `signal`, as far as the system tells.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
