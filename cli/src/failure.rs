@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::signals;
+
 /// Why a command ended early.
 #[derive(Debug)]
 pub enum Failure {
@@ -17,6 +19,7 @@ pub enum Failure {
 impl Failure {
     /// Prints the cause; the exit code.
     pub fn report(self) -> ExitCode {
+        signals::give_way();
         match self {
             Self::Arguments(cause) => {
                 note("error", &cause);

@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use residuum::models::weights::write_atomically;
+use residuum::files::{sweep, write_atomically};
 use residuum::train::{Metrics, Settings};
 use residuum::Error;
 
@@ -98,7 +98,10 @@ impl Folder {
                 Err(_) => held.swap_remove(at).release(),
             }
         }
-        Ok(Self { path, _lock: lock? })
+        let lock = lock?;
+        // What killed runs were writing. What cannot be removed is in nobody's way.
+        let _ = sweep(&path);
+        Ok(Self { path, _lock: lock })
     }
 
     /// The folder itself.

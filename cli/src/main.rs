@@ -10,7 +10,6 @@ mod folder;
 mod gpus;
 mod identity;
 mod infer;
-mod interrupt;
 mod metrics;
 mod models;
 mod plan;

@@ -1,11 +1,15 @@
 //! Signals that would end the program without a word, or with temporary files left behind.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use residuum::files::remove_temporaries;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
+
+use crate::failure::note;
+use crate::folder;
 
 /// Makes a write beyond the limit of a file's size (`ulimit -f`) fail like any other, where the system would end the
 /// program.
@@ -14,8 +18,18 @@ pub fn keep_failing_writes() {
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
-/// From now on an interrupt (Ctrl-C, `kill`) removes the temporary files that are being written, and then ends the
-/// program as it would have.
+/// Whether an interrupt is ending the program.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Lets an interrupt that is under way end the program: what fails meanwhile fails because of it.
+pub fn give_way() {
+    if ENDING.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// From now on an interrupt (Ctrl-C, `kill`) removes the temporary files that are being written, gives the run's folder
+/// back, and then ends the program as it would have: at once, whatever it is at.
 pub fn clean_up_when_interrupted() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -25,8 +39,11 @@ pub fn clean_up_when_interrupted() {
                 return;
             };
             if let Some(signal) = signals.forever().next() {
+                ENDING.store(true, Ordering::SeqCst);
                 remove_temporaries();
-                // Where this fails the program goes on, and its write fails.
+                folder::release();
+                note("error", "interrupted");
+                // Where this fails the program goes on, and its next write fails.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
         };

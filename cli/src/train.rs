@@ -12,9 +12,9 @@ use crate::device::{self, Choice};
 use crate::failure::{note, print, Failure};
 use crate::folder::Folder;
 use crate::infer::within;
-use crate::interrupt;
 use crate::models::grouped;
 use crate::progress::Display;
+use crate::signals::clean_up_when_interrupted;
 
 /// Trains a network; with no options, resnet20_cifar on handwritten digits
 ///
@@ -146,7 +146,7 @@ const REDRAW: Duration = Duration::from_secs(5);
 /// Runs the command.
 pub fn run(args: Args) -> Result<(), Failure> {
     let settings = args.settings()?;
-    interrupt::install();
+    clean_up_when_interrupted();
     let folder = match (&args.out, args.resume) {
         (Some(path), _) => Folder::claim(path.clone()),
         (None, true) => Folder::latest(&settings),

@@ -101,7 +101,7 @@ fn a_run_survives_any_fault_of_any_call() {
     let calls = calls(folder.path(), &layer, TRAIN);
     assert!(calls.len() > 40 && calls.iter().any(|c| c == "rename") && calls.iter().any(|c| c == "fsync"), "{calls:?}");
     let whole = folder.path().join("out");
-    let kinds = ["once", "on", "kill", "short"];
+    let kinds = ["once", "on", "int", "kill", "short"];
     let trials: Vec<_> = (0..calls.len() * kinds.len())
         .map(|i| (i / kinds.len(), kinds[i % kinds.len()]))
         .filter(|(at, kind)| long || kinds[at % kinds.len()] == *kind)

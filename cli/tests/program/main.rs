@@ -7,7 +7,6 @@ mod check;
 mod data;
 mod faults;
 mod files;
-mod fuzz;
 mod identity;
 mod plan;
 mod runs;
