@@ -69,7 +69,9 @@ fn parse(bytes: &[u8]) -> Result<(StateDict, Metadata), String> {
     let (_, head) = SafeTensors::read_metadata(bytes).map_err(|e| header::describe(bytes, &e))?;
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| header::describe(bytes, &e))?;
     let mut state = StateDict::new();
-    for (name, view) in tensors.iter() {
+    // By name, so that of two faults always the same one is told.
+    let views: BTreeMap<&str, _> = tensors.iter().collect();
+    for (name, view) in views {
         let data = elements(view.dtype(), view.data()).map_err(|problem| format!("tensor `{name}`: {problem}"))?;
         let tensor = HostTensor { shape: view.shape().into(), data };
         let name = modern_name(name);
