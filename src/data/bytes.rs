@@ -72,12 +72,12 @@ impl Layout<'_> {
 
     /// The file of `folder` that has one of `names`; fails where none is there.
     pub fn file(&self, folder: &Path, names: &[String]) -> Result<PathBuf> {
-        let found = names.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+        let found = names.iter().find_map(|name| existing(folder, name));
         found.ok_or_else(|| Error::file(folder.join(&names[0]), format!("no such file ({})", self.origin)))
     }
 
     fn is_in(&self, folder: &Path) -> bool {
-        self.files.iter().flatten().any(|name| folder.join(name).is_file())
+        self.files.iter().flatten().any(|name| existing(folder, name).is_some())
     }
 
     /// What `path` itself, or something in it, betrays, as the end of an error.
@@ -89,6 +89,12 @@ impl Layout<'_> {
             Some(format!("; {} is {other}", found.display()))
         })
     }
+}
+
+/// The file `name` in `folder`, or in a folder of its own name there, as some archives unpack.
+fn existing(folder: &Path, name: &str) -> Option<PathBuf> {
+    let path = folder.join(name);
+    [path.clone(), path.join(name)].into_iter().find(|path| path.is_file())
 }
 
 /// The folders in `folder`, in the order of their names.

@@ -76,6 +76,20 @@ fn mnist_is_read_as_torchvision_and_browsers_leave_it() {
 }
 
 #[test]
+fn a_file_may_lie_in_a_folder_of_its_own_name() {
+    let root = folder();
+    idx_set(&root.path().join("flat"), 5, '-', "");
+    for entry in std::fs::read_dir(root.path().join("flat")).unwrap() {
+        let (path, name) = (entry.as_ref().unwrap().path(), entry.unwrap().file_name());
+        let inner = root.path().join("set").join(&name);
+        std::fs::create_dir_all(&inner).unwrap();
+        std::fs::rename(path, inner.join(name)).unwrap();
+    }
+    assert_eq!(images(&root.path().join("set")), 5);
+    assert_eq!(images(root.path()), 5);
+}
+
+#[test]
 fn compressed_files_are_known_by_their_bytes() {
     let root = folder();
     idx_set(root.path(), 3, '-', ".gz");
