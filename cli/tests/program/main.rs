@@ -7,6 +7,7 @@ mod check;
 mod data;
 mod faults;
 mod files;
+mod fuzz;
 mod identity;
 mod plan;
 mod runs;
