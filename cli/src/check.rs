@@ -135,6 +135,7 @@ fn check(problem: &Problem, pass: Pass, device: &Device, dtype: DType) -> Result
     let node = Node { conv, pass };
     let (types, result) = (node.inputs(), node.outputs().remove(0));
     let magnitude = magnitude(&node, &result, dtype)?;
+    room(types.iter().chain([&result]))?;
     let inputs: Vec<Vec<f64>> = types.iter().enumerate().map(|(i, ty)| integers(ty, i as u64, magnitude)).collect();
     let exact = reference(&node, &inputs, &result);
     let stored = if result.elem == Elem::Real { dtype } else { DType::F32 };
@@ -157,6 +158,14 @@ fn magnitude(node: &Node, result: &TensorType, dtype: DType) -> Result<i64, Stri
         0 => Err(format!("sums of {terms} products are not exact in f32")),
         magnitude => Ok(magnitude),
     }
+}
+
+/// Fails where the host has no memory for tensors of `types`, twice in f64.
+fn room<'a>(types: impl Iterator<Item = &'a TensorType>) -> Result<(), String> {
+    let bytes =
+        types.map(|ty| 16.0 * ty.shape.dims().iter().map(|&extent| extent as f64).product::<f64>()).sum::<f64>();
+    let reserved = Vec::<u8>::new().try_reserve_exact(bytes as usize);
+    reserved.map_err(|_| format!("no memory for {bytes} bytes of tensors"))
 }
 
 /// Whole numbers of -magnitude..=magnitude, different for every input.

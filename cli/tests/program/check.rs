@@ -87,3 +87,14 @@ fn tables_of_other_systems_are_read() {
     let cause = bad(folder.path(), "check conv2d --problems p.tsv", 1);
     assert_eq!(cause, "p.tsv: a text in UTF-16, expected a text in UTF-8");
 }
+
+#[test]
+fn a_problem_beyond_all_memory_fails_by_name() {
+    let folder = folder();
+    let huge = "huge\t1\t64\t64\t9000000\t9000000\t9000000\t9000000\t1\t1\t1\t1\t0\t0\t1\t1\t1";
+    fs::write(folder.path().join("p.tsv"), format!("{HEADER}\n{huge}\n{}\n", SOUND[1])).unwrap();
+    let output = run(folder.path(), "check conv2d --problems p.tsv --pass fwd");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{lines}");
+    assert!(lines.starts_with("huge fwd f32: ") && lines.ends_with("\n1 passed, 1 failed\n"), "{lines}");
+}
