@@ -10,7 +10,7 @@ use residuum::train::{Checkpoint, Evaluator};
 use crate::device::{self, Choice};
 use crate::failure::{note, print, Failure};
 use crate::identity;
-use crate::infer::within;
+use crate::infer::{warn_not_finite, within};
 
 /// Evaluates a checkpoint on the test images of a data set
 #[derive(Debug, clap::Args)]
@@ -73,10 +73,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let found = evaluator.run(&data)?;
     if found.non_finite > 0 {
         let layer = evaluator.first_non_finite(&checkpoint.state)?;
-        let (path, count) = (args.checkpoint.display(), format!("{} of {}", found.non_finite, found.images));
-        let first =
-            layer.map_or(String::new(), |layer| format!("; the first layer whose output is not finite: {layer}"));
-        note("warning", &format!("{path}: the logits of {count} images are not finite{first}"));
+        warn_not_finite(&args.checkpoint, found.non_finite, found.images, layer);
     }
     if args.json {
         return print(

@@ -112,6 +112,12 @@ impl Network {
     }
 }
 
+/// Warns that the logits of `count` of `images` images are not finite with the weights at `path`, from `layer` on.
+pub fn warn_not_finite(path: &Path, count: usize, images: usize, layer: Option<String>) {
+    let first = layer.map_or(String::new(), |layer| format!(" (the first layer whose output is not finite: {layer})"));
+    note("warning", &format!("{}: the logits of {count} of {images} images are not finite{first}", path.display()));
+}
+
 /// Takes a tensor out of those that were read from `path`.
 pub fn take(path: &Path, tensors: &mut StateDict, name: &str) -> Result<HostTensor, Failure> {
     tensors.remove(name).ok_or_else(|| {
@@ -151,6 +157,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         program.set_input("input", &window(&input, first * image, rows * image, part, shape))?;
         program.run()?;
         logits.extend_from_slice(&program.output("logits")?.to_real::<f64>()[..rows * classes]);
+    }
+    let lost: Vec<usize> = (0..n).filter(|i| !logits[i * classes..][..classes].iter().all(|v| v.is_finite())).collect();
+    if let Some(&first) = lost.first() {
+        let layer = model.first_non_finite(&state, &window(&input, first * image, image, 1, shape), network.dtype)?;
+        warn_not_finite(&network.weights, lost.len(), n, layer);
     }
     let logits = match network.dtype {
         DType::F64 => HostTensor::f64([n, classes], logits),

@@ -7,7 +7,7 @@ use residuum::models::{weights, BuildOptions, Model};
 use residuum::tensor::{HostData, HostTensor, StateDict};
 use residuum::train::grad_scale;
 
-use crate::failure::Failure;
+use crate::failure::{note, Failure};
 use crate::infer::{take, wrong, Network};
 use crate::signals::clean_up_when_interrupted;
 
@@ -74,6 +74,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     program.run()?;
     let loss = HostTensor { shape: Vec::new().into(), ..program.output("loss")? };
+    if loss.first_non_finite().is_some() {
+        note("warning", &format!("{}: the loss is {}", network.weights.display(), loss.to_real::<f64>()[0]));
+    }
     let mut results = StateDict::from([("loss".into(), loss), ("logits".into(), program.output("logits")?)]);
     results.extend(program.gradients()?.into_iter().map(|(name, v)| (format!("grad.{name}"), v)));
     let buffers = program.state()?.into_iter().filter(|(name, _)| graph.buffers().iter().any(|b| b.name == *name));

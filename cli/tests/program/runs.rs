@@ -5,6 +5,9 @@ use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use residuum::tensor::HostTensor;
+use residuum::train::Checkpoint;
+
 use crate::train::timeless;
 use crate::{cause, folder, good, names, program, run};
 
@@ -71,6 +74,23 @@ fn a_destroyed_network_does_not_replace_a_checkpoint() {
     assert!(said.starts_with("the logits of 360 of 360 test images are not finite at step 1, "), "{said}");
     assert!(said.contains("learning rate 1e20 (the first layer whose output is not finite: "), "{said}");
     assert_eq!(names(folder.path()), [""; 0]);
+}
+
+#[test]
+fn an_evaluation_of_a_destroyed_network_says_so() {
+    let folder = folder();
+    good(folder.path(), "train --model resnet8_cifar --epochs 1 --batch 512 --out out");
+    let path = folder.path().join("out/checkpoint.safetensors");
+    let mut checkpoint = Checkpoint::read(&path).unwrap();
+    let weight = checkpoint.state.get_mut("layer2.0.conv2.weight").unwrap();
+    *weight = HostTensor::f32(weight.shape.clone(), vec![3e38; weight.len()]);
+    checkpoint.write(&path).unwrap();
+    let output = run(folder.path(), "eval --checkpoint out/checkpoint.safetensors");
+    assert!(output.status.success());
+    let expected =
+        "warning: out/checkpoint.safetensors: the logits of 360 of 360 images are not finite (the first layer \
+                    whose output is not finite: layer2.0.conv2)\n";
+    assert_eq!(stderr(&output), expected);
 }
 
 #[test]

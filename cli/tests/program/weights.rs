@@ -99,7 +99,16 @@ fn a_nan_in_the_weights_is_accepted_and_reported() {
         let output = run(folder.path(), command);
         assert!(output.status.success());
         let errors = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(errors, "warning: w: tensor `layer2.0.bn1.weight` is NaN or infinite at element 3\n");
+        let (first, then) = errors.split_once('\n').unwrap();
+        assert_eq!(first, "warning: w: tensor `layer2.0.bn1.weight` is NaN or infinite at element 3");
+        let expected = match command {
+            INFER => {
+                "warning: w: the logits of 2 of 2 images are not finite (the first layer whose output is not finite: \
+                 layer2.0.bn1)\n"
+            }
+            _ => "warning: w: the loss is NaN\n",
+        };
+        assert_eq!(then, expected);
     }
 }
 
