@@ -113,14 +113,15 @@ fn layers(c: &mut Criterion) {
 fn step(c: &mut Criterion) {
     let mut network: Vec<Bound> = network().into_iter().map(Bound::new).collect();
     let parameters = 272_000;
-    let sgd = sgd::Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4, grad_scale: 1.0 };
+    let sgd = sgd::Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4 };
     let sgd = sgd::Sgd::new(sgd).expect("an optimizer");
     let (mut param, grad, mut velocity) = (vec![1.0f32; parameters], vec![0.1; parameters], vec![0.0; parameters]);
     // Inside the pool, where a program runs: work that is started from outside it waits for a thread to wake.
     let pool = rayon::ThreadPoolBuilder::new().build().expect("a thread pool");
     let mut run = || {
         network.iter_mut().for_each(Bound::run);
-        sgd::step(&sgd, 0.1, false, parameters, &mut param, &grad, &mut velocity);
+        let state = sgd::StepState { lr: 0.1, grad_scale: 1.0, first: false };
+        sgd::step(&sgd, state, parameters, &mut param, &grad, &mut velocity);
     };
     c.bench_function("step", |b| pool.install(|| b.iter(&mut run)));
 }

@@ -3,7 +3,7 @@
 //! `cargo run --release --example 03_own_network`
 
 use residuum::device::Device;
-use residuum::graph::{Builder, ConvOptions, Mode, Program};
+use residuum::graph::{Builder, ConvOptions, LossOptions, Mode, Program};
 use residuum::models::init;
 use residuum::ops::pool::{Kind, Window};
 use residuum::ops::sgd::{Sgd, Spec};
@@ -22,11 +22,11 @@ fn main() -> residuum::Result<()> {
     let x = b.relu(x)?;
     let x = b.pool(x, Window::Adaptive([1, 1]), Kind::Average { count_padding: false })?;
     let logits = b.linear("fc", x, 2)?;
-    b.loss(logits, 0.0, 1.0)?;
+    b.loss(logits, LossOptions::default())?;
     let mut graph = b.finish();
     graph.differentiate()?;
 
-    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4, grad_scale: 1.0 };
+    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4 };
     let mut program = Program::compile(&graph, &Device::best(), DType::F32, Some(Sgd::new(spec)?))?;
     program.load(&init::initialise(&graph, &init::Scheme::RESIDUAL, 0))?;
     program.set_learning_rate(0.05)?;

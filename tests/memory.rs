@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 
 use residuum::device::Device;
-use residuum::graph::{Builder, ConvOptions, Graph, Mode, Program};
+use residuum::graph::{Builder, ConvOptions, Graph, LossOptions, Mode, Program};
 use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostTensor};
 
@@ -53,14 +53,14 @@ fn network(n: usize, size: usize, layers: usize) -> residuum::Result<Graph> {
         x = b.relu(x)?;
     }
     let logits = b.linear("fc", x, 10)?;
-    b.loss(logits, 0.0, 1.0)?;
+    b.loss(logits, LossOptions::default())?;
     let mut graph = b.finish();
     graph.differentiate()?;
     Ok(graph)
 }
 
 fn optimizer() -> Sgd {
-    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: false, weight_decay: 0.0, grad_scale: 1.0 };
+    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
     Sgd::new(spec).expect("a sound optimizer")
 }
 

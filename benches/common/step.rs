@@ -13,8 +13,7 @@ use residuum::train::grad_scale;
 use residuum::{Error, Result};
 
 /// As the usual recipes have them; the rate is small, so that random labels do not lead to infinities.
-const SGD: sgd::Spec =
-    sgd::Spec { momentum: 0.9, dampening: 0.0, nesterov: false, weight_decay: 1e-4, grad_scale: 1.0 };
+const SGD: sgd::Spec = sgd::Spec { momentum: 0.9, dampening: 0.0, nesterov: false, weight_decay: 1e-4 };
 const LEARNING_RATE: f64 = 0.01;
 const SEED: u64 = 0;
 
@@ -63,7 +62,7 @@ impl Step {
         let mut graph = model.build(work.mode, work.batch, model.input(), model.classes(), options)?;
         let optimizer = if training {
             graph.differentiate()?;
-            Some(sgd::Sgd::new(sgd::Spec { grad_scale: scale, ..SGD })?)
+            Some(sgd::Sgd::new(SGD)?)
         } else {
             None
         };

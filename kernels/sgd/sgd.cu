@@ -1,13 +1,14 @@
 // Stochastic gradient descent over all parameters of a program in one launch; torch's convention.
 //   g = grad / scale + decay param              decay only below decay_end
-//   v = momentum v + keep g                     the first step: v = g;  keep = 1 - dampening
+//   v = momentum v + keep g                     the first step and `plain`: v = g;  keep = 1 - dampening
 //   param -= lr (nesterov ? g + momentum v : v)
 //   shadow = param rounded to S, the type that the matrix products read; absent where that is f32
 // param, grad, velocity, shadow: `len` elements, a multiple of 4, 16-byte aligned (shadow 8). control: the learning rate
 // and 1 at the first step else 0, in device memory so that a captured step can be replayed with other values. With a
 // loss scale (kernels/loss_scale) its state decides instead whether this is the first step, and whether there is one at
 // all, and what else the gradients are divided by.
-// Grid: ceil(len / 1024) blocks of 256 threads, 4 elements each; no shared memory. At the first step v is not used.
+// Grid: ceil(len / 1024) blocks of 256 threads, 4 elements each; no shared memory. At the first step v is not used, without
+// momentum never.
 // Per element: 8 FLOPs, 20 bytes, and 2 for a 16-bit shadow.
 #include "common/vec.cuh"
 
@@ -21,7 +22,7 @@ struct Sgd {
   const float* loss_scale;  // the state of kernels/loss_scale/loss_scale.cu; may be null
   i64 len, decay_end;
   float momentum, keep, decay, scale;
-  u32 nesterov, unused;
+  u32 nesterov, plain;  // plain: there is no momentum
 };
 static_assert(sizeof(Sgd<float>) == 88, "as in src/ops/sgd/launch.rs");
 
@@ -36,7 +37,7 @@ __device__ __forceinline__ void sgd_step(const Sgd<S>& p) {
   if (at >= p.len) return;
   const float lr = p.control[0];
   if (p.loss_scale && p.loss_scale[SKIP] != 0.0f) return;
-  const bool first = (p.loss_scale ? p.loss_scale[FIRST] : p.control[1]) != 0.0f;
+  const bool first = p.plain || (p.loss_scale ? p.loss_scale[FIRST] : p.control[1]) != 0.0f;
   const float scale = p.loss_scale ? p.scale * p.loss_scale[USED] : p.scale;
   Vec<float, PER_THREAD> param = load<float, PER_THREAD>(p.param + at), velocity = load<float, PER_THREAD>(p.velocity + at);
   const Vec<float, PER_THREAD> grad = load<float, PER_THREAD>(p.grad + at);

@@ -217,7 +217,7 @@ impl Graph {
 mod tests {
     use super::*;
     use crate::graph::fuse::{fuse, Runner};
-    use crate::graph::ConvOptions;
+    use crate::graph::{ConvOptions, LossOptions};
     use crate::ops::norm::{self, Epilogue};
     use crate::ops::norm_conv::{self, Pass};
     use crate::ops::pool::{Kind, Window};
@@ -241,7 +241,7 @@ mod tests {
             }
             let x = b.pool(x, Window::Adaptive([1; 2]), Kind::Average { count_padding: false })?;
             let logits = b.linear("fc", x, 3)?;
-            b.loss(logits, 0.0, 1.0).map(drop)
+            b.loss(logits, LossOptions::default()).map(drop)
         };
         let mut b = Builder::new(Mode::Train);
         build(&mut b).expect("a network");

@@ -33,6 +33,23 @@ impl Default for ConvOptions {
     }
 }
 
+/// What a loss is, besides its logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossOptions {
+    /// The share of the target that is spread evenly over all classes, in 0..1.
+    pub smoothing: f64,
+    /// What gradients are multiplied by on their way, so that f16 holds them. Whoever uses them divides by it again: the
+    /// optimizer of a program, [`Program::gradients`](super::Program::gradients), the interpreter.
+    pub grad_scale: f64,
+}
+
+impl Default for LossOptions {
+    /// No smoothing; a scale of 1.
+    fn default() -> Self {
+        Self { smoothing: 0.0, grad_scale: 1.0 }
+    }
+}
+
 /// Builds a [`Graph`] layer by layer. Names are torch's: layer `conv1` has the parameter `conv1.weight`.
 #[derive(Debug)]
 pub struct Builder {
@@ -181,8 +198,8 @@ impl Builder {
     }
 
     /// The softmax cross-entropy of `logits` against the input `labels`, which it adds, as the outputs `loss` and
-    /// `correct`. Gradients are multiplied by `grad_scale` on the way and divided by it where they are used.
-    pub fn loss(&mut self, logits: ValueId, smoothing: f64, grad_scale: f64) -> Result<ValueId> {
+    /// `correct`. Fails where the graph has one already, and on options that no loss can have.
+    pub fn loss(&mut self, logits: ValueId, options: LossOptions) -> Result<ValueId> {
         if self.graph.loss.is_some() {
             return Err(Error::invalid("loss", "the graph has one already"));
         }
@@ -190,6 +207,7 @@ impl Builder {
         if (h, w) != (1, 1) {
             return Err(Error::invalid("loss", format!("logits of {h}x{w} pixels, expected one")));
         }
+        let LossOptions { smoothing, grad_scale } = options;
         let spec = cross_entropy::Spec { n, classes, smoothing, grad_scale };
         let loss = cross_entropy::CrossEntropy::new(spec)?;
         let labels = self.add_input("labels", TensorType::index([n]));

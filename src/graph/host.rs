@@ -6,7 +6,8 @@ use super::memory::{Flat, GateSlots, Plan};
 use super::program::Executor;
 use crate::device::cpu::{Arena, Slot};
 use crate::ops::loss_scale::{self, State};
-use crate::ops::{gate, sgd, HostIo, HostMut, Op, Write};
+use crate::ops::sgd::{self, StepState};
+use crate::ops::{gate, HostIo, HostMut, Op, Write};
 use crate::tensor::{DType, Elem, HostData, HostTensor, Real};
 use crate::Result;
 
@@ -31,6 +32,7 @@ pub(super) struct HostProgram<T> {
     flat: Flat,
     gates: GateSlots,
     optimizer: Option<sgd::Sgd>,
+    grad_scale: f64,
     marker: std::marker::PhantomData<T>,
 }
 
@@ -65,6 +67,7 @@ impl<T: Real> HostProgram<T> {
             flat: plan.flat.clone(),
             gates: plan.gates.clone(),
             optimizer,
+            grad_scale: fused.graph.grad_scale,
             marker: std::marker::PhantomData,
         }
     }
@@ -118,28 +121,29 @@ impl<T: Real> HostProgram<T> {
         }
     }
 
-    /// Moves the loss scale, where there is one: the optimizer that divides by what this run used, and whether the step
-    /// is the first; `None` where the step is skipped.
-    fn decide(&mut self, optimizer: sgd::Sgd) -> Option<(sgd::Sgd, Option<bool>)> {
+    /// What the step is, after moving the loss scale where there is one; `None` where the step is skipped.
+    fn decide(&mut self) -> Option<StepState> {
+        let control = self.arena.read::<T>(&self.flat.control);
+        let [lr, first] = [0, 1].map(|i| control.real()[i].to_f64());
+        let step = StepState { lr, grad_scale: self.grad_scale, first: first != 0.0 };
         if self.flat.loss_scale.len == 0 {
-            return Some((optimizer, None));
+            return Some(step);
         }
         let (reads, mut writes) = self.arena.slices::<T>(&[self.flat.grad], &[self.flat.loss_scale]);
         let memory = writes[0].real();
         let state = State::from_memory(memory).decide(loss_scale::is_finite(reads[0].real()));
         memory.iter_mut().zip(state.to_memory()).for_each(|(place, v)| *place = T::from_f64(v));
-        (!state.skip).then(|| (optimizer.scaled(state.used), Some(state.first)))
+        (!state.skip).then_some(StepState { grad_scale: step.grad_scale * state.used, first: state.first, ..step })
     }
 
     fn optimize(&mut self) {
         let Some(optimizer) = self.optimizer else { return };
-        let Flat { param, grad, velocity, shadow, control, .. } = self.flat;
-        let Some((optimizer, scaled_first)) = self.decide(optimizer) else { return };
-        let (reads, mut writes) = self.arena.slices::<T>(&[grad, control], &[param, velocity, shadow]);
+        let Flat { param, grad, velocity, shadow, .. } = self.flat;
+        let Some(state) = self.decide() else { return };
+        let (reads, mut writes) = self.arena.slices::<T>(&[grad], &[param, velocity, shadow]);
         let [param, velocity, shadow] = &mut writes[..] else { unreachable!("three tensors were asked for") };
-        let (lr, first) = (reads[1].real()[0].to_f64(), scaled_first.unwrap_or(reads[1].real()[1] != T::ZERO));
         let param = param.real();
-        sgd::step(&optimizer, lr, first, param.len(), param, reads[0].real(), velocity.real());
+        sgd::step(&optimizer, state, param.len(), param, reads[0].real(), velocity.real());
         for (copy, &master) in shadow.real().iter_mut().zip(param.iter()) {
             *copy = self.dtype.round(master);
         }

@@ -153,14 +153,14 @@ impl<'g, T: Real> Interpreter<'g, T> {
     /// The gradients of the loss with respect to every parameter, by name, in torch's layout; zeros where the branch was
     /// dropped; empty where the graph has not been differentiated.
     pub fn gradients(&self) -> StateDict {
-        let scale = T::from_f64(1.0 / self.graph.grad_scale);
+        let scale = T::from_f64(self.graph.grad_scale);
         let writers = self.graph.writer_gates();
         let with_grad = self.graph.parameters.iter().filter_map(|p| Some((p, p.grad?)));
         with_grad
             .map(|(p, grad)| {
                 let Content::Real(v) = &self.contents[grad.index()] else { panic!("gradients are numbers") };
                 let dropped = writers[grad.index()].is_some_and(|gate| self.is_closed(gate));
-                let unscaled: Vec<T> = v.iter().map(|&g| if dropped { T::ZERO } else { g * scale }).collect();
+                let unscaled: Vec<T> = v.iter().map(|&g| if dropped { T::ZERO } else { g / scale }).collect();
                 (p.name.clone(), to_torch(host_data(&unscaled), self.graph.ty(grad), &p.shape))
             })
             .collect()

@@ -181,6 +181,7 @@ impl Binder<'_> {
             shadow: shadow.as_ref(),
             control: &self.view(control)?,
             loss_scale: loss_scale.as_ref(),
+            grad_scale: self.fused.graph.grad_scale,
             len: *len,
             decay_end: *len,
         };

@@ -19,7 +19,7 @@ mod saved;
 mod state;
 
 pub use branch::{Branch, Runs};
-pub use build::{Builder, ConvOptions};
+pub use build::{Builder, ConvOptions, LossOptions};
 pub use interpreter::Interpreter;
 pub use memory::Plan;
 pub use program::{Program, Step};

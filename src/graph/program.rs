@@ -82,7 +82,7 @@ pub struct Program {
 
 impl Program {
     /// Fuses `graph`, plans its memory and binds it to `device`, storing activations and weights in `dtype`. With an
-    /// optimizer, every run ends with a step of it.
+    /// optimizer, every run ends with a step of it, which divides the gradients by the scale of the graph's loss.
     ///
     /// Fails where the device cannot compute in `dtype` or has not enough memory, and where an optimizer is given for a
     /// graph that has not been differentiated. In f16 a program with an optimizer has a moving loss scale beside the
@@ -144,10 +144,10 @@ impl Program {
         Ok(state)
     }
 
-    /// The optimizer's velocities by parameter name, in torch's layout; empty without an optimizer or before its first
-    /// step.
+    /// The optimizer's velocities by parameter name, in torch's layout; empty without an optimizer, without momentum and
+    /// before the first step.
     pub fn velocity(&self) -> Result<StateDict> {
-        if self.optimizer.is_none() || self.is_fresh()? {
+        if !self.optimizer.is_some_and(|sgd| sgd.has_velocity()) || self.is_fresh()? {
             return Ok(StateDict::new());
         }
         let read = |(i, p): (usize, &super::Parameter)| -> Result<(String, HostTensor)> {
@@ -288,14 +288,14 @@ impl Program {
     /// graph has not been differentiated.
     pub fn gradients(&self) -> Result<StateDict> {
         let used = self.loss_scale_state()?.map_or(1.0, |state| state.used);
-        let scale = 1.0 / (self.graph.grad_scale * used);
+        let scale = self.graph.grad_scale * used;
         let mut gradients = StateDict::new();
         for p in &self.graph.parameters {
             let Some(grad) = p.grad else { continue };
             let mut data = self.executor.read(&self.slot(grad)?)?;
             match &mut data {
-                HostData::F32(v) => v.iter_mut().for_each(|g| *g *= scale as f32),
-                HostData::F64(v) => v.iter_mut().for_each(|g| *g *= scale),
+                HostData::F32(v) => v.iter_mut().for_each(|g| *g = (f64::from(*g) / scale) as f32),
+                HostData::F64(v) => v.iter_mut().for_each(|g| *g /= scale),
                 HostData::I64(_) => {}
             }
             gradients.insert(p.name.clone(), to_torch(data, self.graph.ty(grad), &p.shape));

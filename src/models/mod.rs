@@ -14,7 +14,7 @@ pub mod weights;
 
 use std::sync::LazyLock;
 
-use crate::graph::{Builder, Graph, Interpreter, Mode, ValueId};
+use crate::graph::{Builder, Graph, Interpreter, LossOptions, Mode, ValueId};
 use crate::tensor::{DType, HostTensor, Real, StateDict};
 use crate::{error, Error, Result};
 
@@ -49,7 +49,7 @@ pub struct BuildOptions {
     pub loss: bool,
     /// The loss's label smoothing, in 0..1.
     pub smoothing: f64,
-    /// What gradients are multiplied by on their way: a loss scale for f16.
+    /// What gradients are multiplied by on their way: a loss scale for f16, see [`LossOptions`].
     pub grad_scale: f64,
 }
 
@@ -190,7 +190,8 @@ impl Model {
         let logits = self.network.architecture().layers(&mut b, x, classes)?;
         b.output("logits", logits);
         if options.loss {
-            b.loss(logits, options.smoothing, options.grad_scale)?;
+            let BuildOptions { smoothing, grad_scale, .. } = options;
+            b.loss(logits, LossOptions { smoothing, grad_scale })?;
         }
         Ok(b.finish())
     }

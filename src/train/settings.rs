@@ -81,7 +81,6 @@ impl Settings {
             dampening: 0.0,
             nesterov: self.momentum > 0.0,
             weight_decay: self.weight_decay,
-            grad_scale: 1.0,
         })
     }
 

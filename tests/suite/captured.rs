@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use residuum::device::sim::SimOptions;
 use residuum::device::{Arch, Backend, Device, Launch, Memory};
-use residuum::graph::{Builder, ConvOptions, Graph, Mode, Program};
+use residuum::graph::{Builder, ConvOptions, Graph, LossOptions, Mode, Program};
 use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostTensor, StateDict};
 use residuum::Result;
@@ -55,7 +55,7 @@ fn network(size: usize) -> Graph {
     let x = b.batch_norm("bn", x, 1e-5).unwrap();
     let x = b.relu(x).unwrap();
     let logits = b.linear("fc", x, CLASSES).unwrap();
-    b.loss(logits, 0.1, 1.0).unwrap();
+    b.loss(logits, LossOptions { smoothing: 0.1, ..Default::default() }).unwrap();
     let mut graph = b.finish();
     graph.differentiate().unwrap();
     graph
@@ -77,7 +77,7 @@ fn droppable(size: usize) -> Graph {
         x = b.relu(y).unwrap();
     }
     let logits = b.linear("fc", x, CLASSES).unwrap();
-    b.loss(logits, 0.1, 1.0).unwrap();
+    b.loss(logits, LossOptions { smoothing: 0.1, ..Default::default() }).unwrap();
     let mut graph = b.finish();
     graph.differentiate().unwrap();
     graph
@@ -101,7 +101,7 @@ fn batch(i: usize, size: usize) -> (HostTensor, Vec<i32>) {
 }
 
 fn compile(graph: &Graph, backend: &Arc<dyn Backend>, dtype: DType) -> Program {
-    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-3, grad_scale: 1.0 };
+    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-3 };
     let device = Device::Kernels(backend.clone());
     Program::compile(graph, &device, dtype, Some(Sgd::new(spec).unwrap())).unwrap()
 }
@@ -204,7 +204,7 @@ fn a_run_reads_what_was_set_last() {
     let graph = network(4);
     for backend in simulator().into_iter().chain(machine::gpu("inputs in two places")) {
         let device = Device::Kernels(backend.clone());
-        let spec = Spec { momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0, grad_scale: 1.0 };
+        let spec = Spec { momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
         let two = Program::compile(&graph, &device, DType::F32, Some(Sgd::new(spec).unwrap())).unwrap();
         // Without an optimizer every input has one place.
         let one = Program::compile(&graph, &device, DType::F32, None).unwrap();

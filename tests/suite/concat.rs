@@ -2,7 +2,7 @@
 //! reference executor gives, which copies everything.
 
 use residuum::device::{sim::SimOptions, Device};
-use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, Mode, Program, ValueId};
+use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mode, Program, ValueId};
 use residuum::ops::pool::{Kind, Window};
 use residuum::tensor::{DType, HostTensor, StateDict};
 
@@ -63,7 +63,7 @@ fn network(random: &mut Random) -> residuum::Result<Graph> {
     let x = b.pool(x, Window::Adaptive([1; 2]), Kind::Average { count_padding: false })?;
     let logits = b.linear("fc", x, 2)?;
     b.output("logits", logits);
-    b.loss(logits, 0.0, 1.0)?;
+    b.loss(logits, LossOptions::default())?;
     let mut graph = b.finish();
     graph.differentiate()?;
     Ok(graph)

@@ -7,7 +7,7 @@ mod watched;
 use std::collections::BTreeMap;
 
 use residuum::device::Device;
-use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, Mode, Program, ValueId};
+use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mode, Program, ValueId};
 use residuum::models::{self, BuildOptions};
 use residuum::ops::gate::{draw, thresholds};
 use residuum::ops::pool::{Kind, Window};
@@ -80,7 +80,7 @@ fn network(mode: Mode, branches: &Branches) -> Graph {
         let x = b.pool(x, Window::Adaptive([1, 1]), Kind::Average { count_padding: false })?;
         let logits = b.linear("fc", x, CLASSES)?;
         b.output("logits", logits);
-        b.loss(logits, 0.1, 1.0)?;
+        b.loss(logits, LossOptions { smoothing: 0.1, ..Default::default() })?;
         Ok(())
     };
     build(&mut b).unwrap();
@@ -280,7 +280,7 @@ fn fusion_leaves_a_pass_for_each_block_end_alone() {
 fn momentum_and_decay_move_a_dropped_block() {
     let graph = network(Mode::Train, &Branches::Droppable);
     let state = state(&graph);
-    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: false, weight_decay: 0.125, grad_scale: 1.0 };
+    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: false, weight_decay: 0.125 };
     for device in machine::devices("steps with dropped blocks") {
         let (dtype, bound) = if device.kind() == "cpu" { (DType::F64, 1e-14) } else { (DType::F32, 1e-6) };
         let mut program = compile(&graph, &device, dtype, &state, Some(Sgd::new(spec).unwrap()));

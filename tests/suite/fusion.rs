@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use residuum::device::sim::SimOptions;
 use residuum::device::{Arch, Device};
-use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, Mode, Program, Runs};
+use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mode, Program, Runs};
 use residuum::models::{self, BuildOptions};
 use residuum::ops::pool::{Kind, Window};
 use residuum::tensor::{DType, HostTensor, StateDict};
@@ -147,7 +147,7 @@ fn batch_norms_after_a_bias_are_in_pieces() {
         }
         x = b.pool(x, Window::Adaptive([1; 2]), Kind::Average { count_padding: false })?;
         let logits = b.linear("fc", x, 10)?;
-        b.loss(logits, 0.0, 1.0)?;
+        b.loss(logits, LossOptions::default())?;
         Ok(())
     };
     build(&mut b).unwrap();

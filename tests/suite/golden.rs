@@ -164,7 +164,6 @@ impl Golden {
                 dampening: 0.0,
                 nesterov: false,
                 weight_decay: number(&sgd["weight_decay"]),
-                grad_scale: 1.0,
             })
             .unwrap(),
             sgd_losses: std::array::from_fn(|i| number(&json["sgd_losses"][i])),

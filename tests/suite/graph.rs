@@ -1,11 +1,12 @@
 //! Graphs: programs against the interpreter, gradients against differences, state dicts, memory.
 
 use residuum::device::Device;
-use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, Mode, Program};
+use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mode, Program};
 use residuum::ops::pool::{Kind, Window};
 use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 
+use crate::machine::devices;
 use crate::random::Random;
 
 const BATCH: usize = 3;
@@ -49,7 +50,7 @@ fn network(mode: Mode) -> Graph {
         let x = b.pool(x, Window::Adaptive([2, 1]), Kind::Average { count_padding: false })?;
         let logits = b.linear("fc", x, CLASSES)?;
         b.output("logits", logits);
-        b.loss(logits, 0.1, 1.0)?;
+        b.loss(logits, LossOptions { smoothing: 0.1, ..Default::default() })?;
         Ok(())
     };
     build(&mut b).expect("a sound network");
@@ -236,7 +237,7 @@ fn nested_blocks() -> Graph {
         let z = b.pool(z, Window::Adaptive([1, 1]), Kind::Average { count_padding: false })?;
         let logits = b.linear("fc", z, CLASSES)?;
         b.output("logits", logits);
-        b.loss(logits, 0.0, 1.0)?;
+        b.loss(logits, LossOptions::default())?;
         Ok(())
     };
     build(&mut b).expect("a sound network");
@@ -259,7 +260,7 @@ fn sums_of_sums_of_gradients_are_not_read_while_they_grow() {
 fn an_optimizer_follows_the_gradient() {
     let graph = differentiated();
     let (start, x) = (state(&graph, 10), input(11));
-    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-2, grad_scale: 1.0 };
+    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-2 };
     let sgd = Sgd::new(spec).expect("a sound optimizer");
     let mut program = Program::compile(&graph, &Device::cpu(), DType::F64, Some(sgd)).expect("a program");
     program.load(&start).expect("a sound state");
@@ -287,6 +288,103 @@ fn an_optimizer_follows_the_gradient() {
         let d = distance(&state[name], &expected[name]);
         assert!(d <= 1e-10, "{name}: {d:e}");
     }
+}
+
+/// A loss of one linear layer whose gradients are multiplied by `grad_scale` on their way.
+fn scaled(grad_scale: f64) -> Graph {
+    let mut b = Builder::new(Mode::Train);
+    let x = b.input("input", [BATCH, 11, 9, 3]);
+    let logits = b.linear("fc", x, CLASSES).expect("a layer");
+    b.loss(logits, LossOptions { smoothing: 0.1, grad_scale }).expect("a loss");
+    let mut graph = b.finish();
+    graph.differentiate().expect("a loss");
+    graph
+}
+
+#[test]
+fn the_optimizer_divides_by_the_scale_of_the_loss() {
+    let (x, spec) = (input(31), Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-2 });
+    let run = |grad_scale: f64, device: &Device, dtype: DType| {
+        let graph = scaled(grad_scale);
+        let sgd = Sgd::new(spec).expect("a sound optimizer");
+        let mut program = Program::compile(&graph, device, dtype, Some(sgd)).expect("a program");
+        program.load(&state(&graph, 30)).expect("a sound state");
+        program.set_learning_rate(0.1).expect("a rate");
+        program.set_input("input", &x).expect("the input");
+        program.set_labels(&LABELS).expect("labels");
+        (0..3).for_each(|_| program.run().expect("a run"));
+        [
+            program.state().expect("state"),
+            program.gradients().expect("gradients"),
+            program.velocity().expect("velocity"),
+        ]
+    };
+    for device in devices("the optimizer's scale") {
+        let cpu = matches!(device, Device::Cpu);
+        let types = [(DType::F64, 1e-12), (DType::F32, 1e-6)];
+        for (dtype, bound) in types.into_iter().filter(|(dtype, _)| cpu || *dtype != DType::F64) {
+            let expected = run(1.0, &device, dtype);
+            for scale in [256.0, 0.125, 1000.0] {
+                for (found, expected) in run(scale, &device, dtype).iter().zip(&expected) {
+                    assert_same(found, expected, bound);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn without_momentum_there_are_no_velocities() {
+    let graph = scaled(1.0);
+    for device in devices("velocities") {
+        for dtype in [DType::F32, DType::F16] {
+            let program = |momentum| {
+                let spec = Spec { momentum, dampening: 0.5, nesterov: false, weight_decay: 0.0 };
+                let sgd = Sgd::new(spec).expect("a sound optimizer");
+                let mut program = Program::compile(&graph, &device, dtype, Some(sgd)).expect("a program");
+                program.load(&state(&graph, 32)).expect("a sound state");
+                program.set_learning_rate(0.5).expect("a rate");
+                program.set_input("input", &input(33)).expect("the input");
+                program.set_labels(&LABELS).expect("labels");
+                program.run().expect("a run");
+                program
+            };
+            let (mut plain, mut heavy) = (program(0.0), program(0.5));
+            let label = format!("{dtype} on {}", device.kind());
+            assert!(plain.velocity().expect("velocity").is_empty(), "{label}: velocities that no step reads");
+            let velocity = heavy.velocity().expect("velocity");
+            assert!(!velocity.is_empty(), "{label}");
+            // What an older checkpoint holds changes nothing; an empty one starts anew.
+            let mut other = program(0.0);
+            other.load_velocity(&velocity).expect("velocities");
+            plain.load_velocity(&plain.velocity().expect("none")).expect("none");
+            plain.run().expect("a run");
+            other.run().expect("a run");
+            assert_eq!(plain.state().expect("state"), other.state().expect("state"), "{label}");
+            heavy.load_velocity(&plain.velocity().expect("none")).expect("none");
+            heavy.run().expect("a run");
+            let gradients = heavy.gradients().expect("gradients");
+            assert_same(&heavy.velocity().expect("velocity"), &gradients, 1e-6);
+        }
+    }
+}
+
+#[test]
+fn losses_that_cannot_be_are_refused_by_name() {
+    let refused = |smoothing, grad_scale| {
+        let mut b = Builder::new(Mode::Train);
+        let x = b.input("input", [BATCH, 1, 1, CLASSES]);
+        b.loss(x, LossOptions { smoothing, grad_scale }).map_err(|e| e.to_string())
+    };
+    for scale in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e39, 1e-40] {
+        let message = refused(0.1, scale).expect_err("refused");
+        assert!(message.contains("gradient scale") && message.contains("expected a number from"), "{message}");
+    }
+    for smoothing in [1.0, -0.1, f64::NAN, 2.0] {
+        let message = refused(smoothing, 1.0).expect_err("refused");
+        assert!(message.contains("smoothing") && message.contains("expected at least 0, less than 1"), "{message}");
+    }
+    assert!(refused(0.0, 1.0).is_ok() && refused(0.5, 3.4e38).is_ok() && refused(0.5, 1.2e-38).is_ok());
 }
 
 #[test]

@@ -552,16 +552,17 @@ fn sgd_steps_as_torch_does() {
     let (lr, decay_end, len) = (0.5, 40_000, 70_001);
     let mut random = Random::new("sgd");
     let (start, grad) = (random.normals(len, 0.0, 1.0), random.normals(len, 0.0, 4.0));
-    for (nesterov, momentum, dampening) in [(true, 0.9, 0.0), (false, 0.9, 0.1), (false, 0.0, 0.0)] {
-        let spec = sgd::Spec { momentum, dampening, nesterov, weight_decay: 0.25, grad_scale: 4.0 };
+    for (nesterov, momentum, dampening) in [(true, 0.9, 0.0), (false, 0.9, 0.1), (false, 0.0, 0.0), (false, 0.0, 0.5)] {
+        let spec = sgd::Spec { momentum, dampening, nesterov, weight_decay: 0.25 };
         let optimizer = sgd::Sgd::new(spec).expect("an optimizer");
         let (mut param, mut velocity) = (start.clone(), vec![f64::NAN; len]);
         let (mut p, mut v) = (start.clone(), vec![0.0; len]);
         for first in [true, false, false] {
-            sgd::step(&optimizer, lr, first, decay_end, &mut param, &grad, &mut velocity);
+            let state = sgd::StepState { lr, grad_scale: 4.0, first };
+            sgd::step(&optimizer, state, decay_end, &mut param, &grad, &mut velocity);
             for i in 0..len {
                 let g = grad[i] / 4.0 + if i < decay_end { 0.25 * p[i] } else { 0.0 };
-                v[i] = if first { g } else { momentum * v[i] + (1.0 - dampening) * g };
+                v[i] = if first || momentum == 0.0 { g } else { momentum * v[i] + (1.0 - dampening) * g };
                 p[i] -= lr * if nesterov { g + momentum * v[i] } else { v[i] };
             }
         }

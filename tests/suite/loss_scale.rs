@@ -1,7 +1,7 @@
 //! Training programs in f16: the loss scale that moves by itself, on every device.
 
 use residuum::device::Device;
-use residuum::graph::{Builder, Graph, Mode, Program};
+use residuum::graph::{Builder, Graph, LossOptions, Mode, Program};
 use residuum::models::{self, BuildOptions};
 use residuum::ops::loss_scale::{LossScale, INTERVAL};
 use residuum::ops::sgd::{Sgd, Spec};
@@ -17,14 +17,14 @@ fn layers(n: usize, widths: &[usize]) -> Graph {
     for (i, &width) in widths[1..].iter().enumerate() {
         x = b.linear(&format!("fc{i}"), x, width).unwrap();
     }
-    b.loss(x, 0.0, 1.0).unwrap();
+    b.loss(x, LossOptions::default()).unwrap();
     let mut graph = b.finish();
     graph.differentiate().unwrap();
     graph
 }
 
 fn program(graph: &Graph, device: &Device, dtype: DType) -> Program {
-    let spec = Spec { momentum: 0.5, dampening: 0.0, nesterov: false, weight_decay: 0.0, grad_scale: 1.0 };
+    let spec = Spec { momentum: 0.5, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
     Program::compile(graph, device, dtype, Some(Sgd::new(spec).unwrap())).unwrap()
 }
 

@@ -391,7 +391,7 @@ fn the_bounds_of_networks_notice_a_wrong_weight() {
 #[test]
 fn training_goes_the_same_way_on_every_device() {
     let name = "resnet8_cifar";
-    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4, grad_scale: 1.0 };
+    let spec = Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4 };
     let graph = training_graph(name, 8, 8, DType::F32);
     let state = initial(name, &graph);
     let data: Vec<_> = (0..3).map(|i| batch(&format!("batch {i}"), 8, 8)).collect();

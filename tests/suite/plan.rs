@@ -1,7 +1,7 @@
 //! Programs on a blueprint: the launches and the memory of a run, without one.
 
 use residuum::device::{Arch, Device};
-use residuum::graph::{Builder, Graph, Mode, Program, Runs};
+use residuum::graph::{Builder, Graph, LossOptions, Mode, Program, Runs};
 use residuum::models::{self, BuildOptions};
 use residuum::tensor::DType;
 use residuum::train::Settings;
@@ -48,7 +48,7 @@ fn what_the_backward_pass_reads_is_saved_once() {
     let hidden = b.linear("first", x, 16).unwrap();
     let active = b.relu(hidden).unwrap();
     let logits = b.linear("second", active, 10).unwrap();
-    b.loss(logits, 0.0, 1.0).unwrap();
+    b.loss(logits, LossOptions::default()).unwrap();
     let mut graph = b.finish();
     let saved = |graph: &Graph| {
         let program = Program::compile(graph, &Device::blueprint(Arch::Sm90), DType::BF16, None).unwrap();

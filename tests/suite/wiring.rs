@@ -6,7 +6,7 @@ mod random;
 
 use residuum::device::sim::{Copies, Schedule, SimOptions};
 use residuum::device::{Arch, Device};
-use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, Mode, ParameterKind, Program, ValueId};
+use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mode, ParameterKind, Program, ValueId};
 use residuum::ops::pool::{Kind, Window};
 use residuum::tensor::{DType, HostTensor, Shape, StateDict};
 use residuum::Result;
@@ -35,7 +35,7 @@ impl Case {
     /// The graph that `b` holds, whose logits are `logits`, on data that `seed` decides.
     fn new(mut b: Builder, logits: ValueId, mut outputs: Vec<String>, seed: &str) -> Result<Self> {
         b.output("logits", logits);
-        b.loss(logits, 0.1, 1.0)?;
+        b.loss(logits, LossOptions { smoothing: 0.1, ..Default::default() })?;
         outputs.extend(["logits".into(), "loss".into()]);
         let mut graph = b.finish();
         if graph.mode() == Mode::Train {

@@ -133,7 +133,7 @@ impl<'g> Placer<'g> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Builder, ConvOptions, Mode};
+    use crate::graph::{Builder, ConvOptions, LossOptions, Mode};
     use crate::ops::pool::{Kind, Window};
 
     fn conv(b: &mut Builder, name: &str, x: ValueId, k: usize) -> ValueId {
@@ -144,7 +144,7 @@ mod tests {
     fn differentiated(mut b: Builder, x: ValueId) -> Graph {
         let x = b.pool(x, Window::Adaptive([1; 2]), Kind::Average { count_padding: false }).unwrap();
         let logits = b.linear("fc", x, 3).unwrap();
-        b.loss(logits, 0.0, 1.0).unwrap();
+        b.loss(logits, LossOptions::default()).unwrap();
         let mut graph = b.finish();
         graph.differentiate().unwrap();
         graph

@@ -120,7 +120,7 @@ fn node(op: Op, inputs: Vec<ValueId>, output: ValueId) -> Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Builder, ConvOptions, Mode};
+    use crate::graph::{Builder, ConvOptions, LossOptions, Mode};
     use crate::ops::pool::Window;
 
     /// A 3x3 convolution, then `conv` and a pooling, whose result and `seen` the loss reads.
@@ -134,7 +134,7 @@ mod tests {
         if seen {
             b.output("z", z);
         }
-        b.loss(logits, 0.0, 1.0).unwrap();
+        b.loss(logits, LossOptions::default()).unwrap();
         b.finish()
     }
 

@@ -38,16 +38,18 @@ pub struct CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// Checks `spec`: at least one image and class, smoothing in 0..1, a positive finite scale.
+    /// Checks `spec`: at least one image and class, smoothing in 0..1, a positive scale that f32 holds with all its digits.
     pub fn new(spec: Spec) -> Result<Self> {
         if spec.n == 0 || spec.classes == 0 {
             return Err(Error::invalid("cross_entropy", format!("{} images of {} classes", spec.n, spec.classes)));
         }
-        if !((0.0..1.0).contains(&spec.smoothing) && spec.grad_scale > 0.0 && spec.grad_scale.is_finite()) {
-            return Err(Error::invalid(
-                "cross_entropy",
-                format!("smoothing {} (expected 0..1) and scale {}", spec.smoothing, spec.grad_scale),
-            ));
+        if !(0.0..1.0).contains(&spec.smoothing) {
+            let problem = format!("{}, expected at least 0, less than 1", spec.smoothing);
+            return Err(Error::invalid("smoothing", problem));
+        }
+        if !(f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&spec.grad_scale) {
+            let problem = format!("{:e}, expected a number from 1.2e-38 to 3.4e38", spec.grad_scale);
+            return Err(Error::invalid("gradient scale", problem));
         }
         Ok(Self { spec })
     }

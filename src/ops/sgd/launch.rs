@@ -26,7 +26,7 @@ struct Params {
     decay: f32,
     scale: f32,
     nesterov: u32,
-    unused: u32,
+    plain: u32,
 }
 
 static STEP: [Kernel; 3] = entries::<Params>(["sgd_step_f32", "sgd_step_f16", "sgd_step_bf16"], 0);
@@ -49,6 +49,8 @@ pub struct Buffers<'a> {
     /// The state of [`loss_scale`](crate::ops::loss_scale), where the program has one: it decides whether the step is
     /// skipped, whether it is the first in place of `control`, and what else the gradients are divided by.
     pub loss_scale: Option<&'a View>,
+    /// What the gradients were multiplied by besides.
+    pub grad_scale: f64,
     /// Elements; a multiple of 4.
     pub len: usize,
     /// The elements below this index decay.
@@ -61,7 +63,7 @@ pub struct Buffers<'a> {
 /// If a buffer has no room for `len` elements or for the state, `len` is 0 or no multiple of 4, a buffer is not aligned to 16 bytes, or
 /// there is a shadow in a program whose type is not f16 or bf16.
 pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
-    let Buffers { param, grad, velocity, shadow, control, loss_scale, len, decay_end } = *buffers;
+    let Buffers { param, grad, velocity, shadow, control, loss_scale, grad_scale, len, decay_end } = *buffers;
     assert!(len > 0 && len.is_multiple_of(PER_THREAD), "sgd: {len} elements, expected a multiple of 4");
     let fits = |view: &View, bytes: usize| view.bytes() >= bytes && view.address().is_multiple_of(16);
     assert!([param, grad, velocity].iter().all(|v| fits(v, len * 4)), "sgd: a buffer of less than {len} elements");
@@ -83,13 +85,14 @@ pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
         control: control.address(),
         loss_scale: loss_scale.map_or(0, View::address),
         len: len as i64,
-        decay_end: decay_end as i64,
+        // 0 times an infinite parameter is no number.
+        decay_end: if spec.weight_decay > 0.0 { decay_end as i64 } else { 0 },
         momentum: spec.momentum as f32,
         keep: (1.0 - spec.dampening) as f32,
         decay: spec.weight_decay as f32,
-        scale: spec.grad_scale as f32,
+        scale: grad_scale as f32,
         nesterov: spec.nesterov.into(),
-        unused: 0,
+        plain: (!sgd.has_velocity()).into(),
     };
     let n = len as u64;
     let cost = Cost { flops: 8 * n, bytes_read: 12 * n + 8, bytes_written: (8 + 2 * u64::from(shadow.is_some())) * n };

@@ -8,16 +8,19 @@ use crate::tensor::Real;
 /// The elements of a parallel run.
 const RUN: usize = 1 << 15;
 
-/// One step on the host: updates `param` and `velocity`. The elements below `decay_end` decay; `first` at the first step.
-pub fn step<T: Real>(
-    sgd: &Sgd,
-    lr: f64,
-    first: bool,
-    decay_end: usize,
-    param: &mut [T],
-    grad: &[T],
-    velocity: &mut [T],
-) {
+/// What changes from step to step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepState {
+    /// The learning rate.
+    pub lr: f64,
+    /// What the gradients were multiplied by, positive and finite.
+    pub grad_scale: f64,
+    /// Whether this is the first step: the velocity is not read.
+    pub first: bool,
+}
+
+/// One step on the host: updates `param` and `velocity`. The elements below `decay_end` decay.
+pub fn step<T: Real>(sgd: &Sgd, state: StepState, decay_end: usize, param: &mut [T], grad: &[T], velocity: &mut [T]) {
     let decay_end = decay_end.min(param.len());
     let (decaying, free) = param.split_at_mut(decay_end);
     let (decaying_velocity, free_velocity) = velocity.split_at_mut(decay_end);
@@ -25,23 +28,24 @@ pub fn step<T: Real>(
     for (param, velocity, start) in halves {
         let weight_decay = if start < decay_end { sgd.spec.weight_decay } else { 0.0 };
         let spec = Spec { weight_decay, ..sgd.spec };
+        let state = StepState { first: state.first || !sgd.has_velocity(), ..state };
         let lanes = split(param, RUN).into_iter().zip(split(velocity, RUN)).collect();
         in_lanes(lanes, |i, (param, velocity): (&mut [T], &mut [T])| {
-            vectorized(|| run(&spec, lr, first, param, &grad[start + i * RUN..], velocity));
+            vectorized(|| run(&spec, state, param, &grad[start + i * RUN..], velocity));
         });
     }
 }
 
 #[inline(always)]
-fn run<T: Real>(spec: &Spec, lr: f64, first: bool, param: &mut [T], grad: &[T], velocity: &mut [T]) {
+fn run<T: Real>(spec: &Spec, state: StepState, param: &mut [T], grad: &[T], velocity: &mut [T]) {
     let [momentum, keep, decay, scale, lr] =
-        [spec.momentum, 1.0 - spec.dampening, spec.weight_decay, spec.grad_scale, lr].map(T::from_f64);
+        [spec.momentum, 1.0 - spec.dampening, spec.weight_decay, state.grad_scale, state.lr].map(T::from_f64);
     for ((p, &grad), v) in param.iter_mut().zip(grad).zip(velocity) {
         let mut g = grad / scale;
         if spec.weight_decay > 0.0 {
             g += decay * *p;
         }
-        *v = if first { g } else { momentum * *v + keep * g };
+        *v = if state.first { g } else { momentum * *v + keep * g };
         *p -= lr * if spec.nesterov { g + momentum * *v } else { *v };
     }
 }

@@ -122,7 +122,7 @@ fn step(machine: &Machine, scale: State, lr_and_first: [f64; 2]) -> residuum::Re
     let shadow = View::whole(machine.backend.allocate(2 * LEN)?);
     shadow.write(&vec![0; 2 * LEN])?;
     let (control, state) = (view(machine, &lr_and_first)?, view(machine, &scale.to_memory())?);
-    let spec = sgd::Spec { momentum: 0.5, dampening: 0.0, nesterov: false, weight_decay: 0.0, grad_scale: 2.0 };
+    let spec = sgd::Spec { momentum: 0.5, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
     let buffers = sgd::Buffers {
         param: &param,
         grad: &grad,
@@ -130,6 +130,7 @@ fn step(machine: &Machine, scale: State, lr_and_first: [f64; 2]) -> residuum::Re
         shadow: Some(&shadow),
         control: &control,
         loss_scale: Some(&state),
+        grad_scale: 2.0,
         len: LEN,
         decay_end: LEN,
     };

@@ -1,18 +1,17 @@
 //! The optimizer's step on the kernels: exact in whole numbers and powers of two, else bounded.
 
 use residuum::device::{Target, View};
-use residuum::ops::sgd::{launch, step, Buffers, Sgd, Spec};
+use residuum::ops::sgd::{launch, step, Buffers, Sgd, Spec, StepState};
 use residuum::tensor::{DType, Elem};
 
 use crate::bounds;
-use crate::cases::sgd::{SIZES, SPECS, USUAL};
+use crate::cases::sgd::{SIZES, SPECS, TORCH, USUAL};
 use crate::harness::{decode, encode, machines, Data, Machine, Random, Sweep, DTYPES};
 
 /// What a step starts from.
 struct Start {
     spec: Spec,
-    lr: f64,
-    first: bool,
+    state: StepState,
     decay_end: usize,
     param: Vec<f64>,
     grad: Vec<f64>,
@@ -41,8 +40,8 @@ fn run(start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> 
     };
     let [param, grad] = [upload(&start.param)?, upload(&start.grad)?];
     // At the first step the velocity has not been written.
-    let velocity = if start.first { upload(&vec![f64::NAN; len])? } else { upload(&start.velocity)? };
-    let control = upload(&[start.lr, f64::from(u8::from(start.first))])?;
+    let velocity = if start.state.first { upload(&vec![f64::NAN; len])? } else { upload(&start.velocity)? };
+    let control = upload(&[start.state.lr, f64::from(u8::from(start.state.first))])?;
     let shadow = match dtype {
         DType::F32 => None,
         _ => Some(View::whole(backend.allocate(len * dtype.bytes())?)),
@@ -54,6 +53,7 @@ fn run(start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> 
         shadow: shadow.as_ref(),
         control: &control,
         loss_scale: None,
+        grad_scale: start.state.grad_scale,
         len,
         decay_end: start.decay_end,
     };
@@ -72,7 +72,7 @@ fn run(start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> 
 fn expected(start: &Start) -> [Vec<f64>; 2] {
     let (mut param, mut velocity) = (start.param.clone(), start.velocity.clone());
     let sgd = Sgd::new(start.spec).unwrap();
-    step(&sgd, start.lr, start.first, start.decay_end, &mut param, &start.grad, &mut velocity);
+    step(&sgd, start.state, start.decay_end, &mut param, &start.grad, &mut velocity);
     [param, velocity]
 }
 
@@ -85,7 +85,7 @@ fn check(name: &str, start: &Start, bound: impl Fn(f64) -> f64) {
             let label = format!("sgd {name} {dtype} on {}", machine.label);
             let end = run(start, dtype, machine).unwrap_or_else(|e| panic!("{label}: {e}"));
             for i in 0..param.len() {
-                let gradient = start.grad[i].abs() / start.spec.grad_scale + start.param[i].abs();
+                let gradient = start.grad[i].abs() / start.state.grad_scale + start.param[i].abs();
                 let magnitude = gradient + start.velocity[i].abs() + velocity[i].abs();
                 for (what, found, want) in [("param", &end.param, &param), ("velocity", &end.velocity, &velocity)] {
                     let off = (found[i] - want[i]).abs();
@@ -106,8 +106,9 @@ fn check(name: &str, start: &Start, bound: impl Fn(f64) -> f64) {
 
 fn start(spec: Spec, [len, decay_end]: [usize; 2], first: bool, draw: impl Fn(&mut Random) -> Vec<f64>) -> Start {
     let mut random = Random::new(&format!("sgd {spec:?} {len} {decay_end} {first}"));
+    let state = StepState { lr: 0.125, grad_scale: 4.0, first };
     let [param, grad, velocity] = [0; 3].map(|_| draw(&mut random));
-    Start { spec, lr: 0.125, first, decay_end, param, grad, velocity }
+    Start { spec, state, decay_end, param, grad, velocity }
 }
 
 #[test]
@@ -127,7 +128,7 @@ fn bounded() {
     for first in [false, true] {
         let draw = |r: &mut Random| r.normals(1028, 0.0, 1.0).iter().map(|&v| DType::F32.round(v)).collect();
         let mut start = start(USUAL, [1028, 512], first, draw);
-        start.lr = DType::F32.round(0.1);
+        start.state.lr = DType::F32.round(0.1);
         check(&format!("usual first {first}"), &start, bounds::step);
     }
 }
@@ -143,4 +144,68 @@ fn a_lost_decay_is_found() {
     let [param, _] = expected(&right);
     let magnitude = right.grad[7].abs() + right.param[7].abs() + 2.0 * right.velocity[7].abs() + 1.0;
     assert!((end.param[7] - param[7]).abs() > bounds::step(magnitude));
+}
+
+fn spec_of([momentum, dampening, weight_decay, _]: [f64; 4], nesterov: bool) -> Spec {
+    Spec { momentum, dampening, nesterov, weight_decay }
+}
+
+/// Each row of torch's table on the host, in `T`, from a velocity that was never written.
+fn host_follows_torch<T: residuum::tensor::Real>(bound: f64) {
+    for &(numbers, nesterov, expected) in TORCH {
+        let sgd = Sgd::new(spec_of(numbers, nesterov)).unwrap();
+        let (mut param, mut velocity) = ([T::ONE], [T::from_f64(f64::NAN)]);
+        for ((grad, expected), first) in [1.0, -0.5, 2.0].into_iter().zip(expected).zip([true, false, false]) {
+            let state = StepState { lr: numbers[3], grad_scale: 1.0, first };
+            step(&sgd, state, 1, &mut param, &[T::from_f64(grad)], &mut velocity);
+            let off = (param[0].to_f64() - expected).abs();
+            assert!(off <= bound, "{numbers:?} nesterov {nesterov}: {}, torch {expected}", param[0].to_f64());
+        }
+    }
+}
+
+#[test]
+fn the_host_follows_torch() {
+    host_follows_torch::<f64>(1e-12);
+    host_follows_torch::<f32>(3e-7);
+}
+
+#[test]
+fn kernels_follow_torch() {
+    for machine in machines(Sweep::Quick) {
+        for &(numbers, nesterov, expected) in TORCH {
+            let spec = spec_of(numbers, nesterov);
+            let (mut param, mut velocity) = (vec![1.0; 4], vec![f64::NAN; 4]);
+            for ((grad, expected), first) in [1.0, -0.5, 2.0].into_iter().zip(expected).zip([true, false, false]) {
+                let (state, grad) = (StepState { lr: numbers[3], grad_scale: 1.0, first }, vec![grad; 4]);
+                let start = Start { spec, state, decay_end: 4, param, grad, velocity };
+                let end = run(&start, DType::F32, machine).unwrap();
+                let off = end.param.iter().map(|p| (p - expected).abs()).fold(0.0, f64::max);
+                let label = format!("{numbers:?} nesterov {nesterov} on {}", machine.label);
+                assert!(off <= 3e-7, "{label}: {:?}, torch {expected}", end.param);
+                (param, velocity) = (end.param, end.velocity);
+            }
+        }
+    }
+}
+
+/// Without momentum the velocity is not read, and without decay the parameter is not: neither 0 times infinity nor NaN.
+#[test]
+fn what_has_no_weight_is_not_read() {
+    let (spec, len) = (Spec { dampening: 0.5, ..SPECS[0] }, 4);
+    let lost = vec![f64::NAN, f64::INFINITY, 1.0, -1.0];
+    let start = Start {
+        spec,
+        state: StepState { lr: 0.125, grad_scale: 1.0, first: false },
+        decay_end: len,
+        param: vec![1.0, 1.0, f64::INFINITY, 2.0],
+        grad: vec![1.0; len],
+        velocity: lost.clone(),
+    };
+    let after = vec![0.875, 0.875, f64::INFINITY, 1.875];
+    assert_eq!(expected(&start), [after.clone(), vec![1.0; len]]);
+    for machine in machines(Sweep::Quick) {
+        let end = run(&start, DType::F32, machine).unwrap();
+        assert_eq!((end.param, end.velocity), (after.clone(), vec![1.0; len]), "{}", machine.label);
+    }
 }

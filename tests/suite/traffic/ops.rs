@@ -170,7 +170,7 @@ fn losses_cost_what_they_touch() {
 #[test]
 fn an_optimizer_step_costs_what_it_touches() {
     let Some(backend) = backend() else { return };
-    let spec = sgd::Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4, grad_scale: 1.0 };
+    let spec = sgd::Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4 };
     let sgd = sgd::Sgd::new(spec).unwrap();
     let len = 5000;
     let flat = |elem| bind(&*backend, &TensorType { shape: [len].into(), elem }, DType::BF16, Write::Overwrite).view;
@@ -180,6 +180,7 @@ fn an_optimizer_step_costs_what_it_touches() {
     for shadow in [None, Some(&shadow)] {
         let buffers = sgd::Buffers {
             loss_scale: None,
+            grad_scale: 1.0,
             param: &param,
             grad: &grad,
             velocity: &velocity,
