@@ -1,11 +1,13 @@
 // Applies a batch norm, or folds it for the convolution before it.
 //   apply  y = gamma (x - mean) invstd + beta, optionally max(y, 0); at inference invstd = 1 / sqrt(running_var + eps)
-//   fold   scale = share gamma / sqrt(running_var + eps),  shift = share beta + (bias - running_mean) scale
+//   fold   scale = share gamma / sqrt(running_var + eps),  shift = share beta + (bias - running_mean) scale, see
+//          norm/line.cuh
 // x, y: rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; the rest f32, dense.
 // The mean is subtracted before scaling: with a single scale and shift a mean far from 0 would cost the precision of y.
 // Grid: apply strips.blocks_per_row * ceil(rows / rows_per_block) blocks, fold ceil(C / 256); 256 threads each, no
 // shared memory. Apply: 3 FLOPs (4 with the ReLU) and 2 sizeof(T) bytes per element.
 #include "common/strips.cuh"
+#include "norm/line.cuh"
 
 template <typename T>
 struct Apply {
@@ -66,10 +68,11 @@ __device__ __forceinline__ void apply(const Apply<T>& p) {
 __device__ __forceinline__ void fold(const Fold& p) {
   const u32 c = blockIdx.x * STRIP_THREADS + threadIdx.x;
   if (c >= p.channels) return;
-  const float scale = p.share * p.gamma[c] / sqrtf(p.var[c] + p.eps);
+  const float deviation = sqrtf(p.var[c] + p.eps);
   const float bias = p.bias ? p.bias[c] : 0.0f;
-  p.scale[c] = scale;
-  p.shift[c] = fmaf(bias - p.mean[c], scale, p.share * p.beta[c]);
+  const Line line = line_through(p.mean[c] - bias, deviation, p.share * p.beta[c], p.share * p.gamma[c] / deviation);
+  p.scale[c] = line.scale;
+  p.shift[c] = line.shift;
 }
 
 KERNEL(batch_norm_apply_f32, Apply<float>, STRIP_THREADS, 3, apply<float>)

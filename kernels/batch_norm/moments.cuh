@@ -20,6 +20,11 @@ struct Moments {
   __device__ __forceinline__ void take(Moments& other) {
     const float total = count() + other.count();
     if (other.count() == 0.0f) return;
+    // 0 times the square of a large mean may be no number.
+    if (count() == 0.0f) {
+      *this = other;
+      return;
+    }
     const float share = other.count() / total;
 #pragma unroll
     for (int j = 0; j < V; ++j) {

@@ -1,10 +1,11 @@
 // What lies between the statistics of a batch norm and its consumers, a thread a channel.
-//   affine        scale = gamma / sqrt(var + eps),  shift = beta - mean scale
+//   affine        scale = gamma / sqrt(var + eps),  shift = beta - mean scale, see norm/line.cuh
 //                 running_mean = keep running_mean + momentum mean,  running_var the same with var m / (m - 1)
 //   coefficients  dbeta = dy_sum,  dgamma = invstd dyx_sum,  a = gamma invstd,  b = -a invstd dgamma / m,
 //                 c = -a dbeta / m - b mean;  b and c stored or added;  dbias = sum dy = a dy_sum + m (b mean + c)
-// All tensors [C], f32. Grid: ceil(C / 256) blocks of 256 threads, no shared memory. 10 FLOPs a channel; 40 bytes each.
-#include "common/kernel.cuh"
+// All tensors [C], f32. Grid: ceil(C / 256) blocks of 256 threads, no shared memory. 10 FLOPs a channel, up to
+// 400 where the mean is many deviations; 40 bytes each.
+#include "norm/line.cuh"
 
 constexpr u32 THREADS = 256;
 
@@ -45,9 +46,10 @@ static_assert(sizeof(Coefficients) == 112, "as in src/ops/norm/launch.rs");
 __device__ __forceinline__ void affine(const Affine& p) {
   const u32 c = blockIdx.x * THREADS + threadIdx.x;
   if (c >= p.channels) return;
-  const float mean = p.mean[c], var = p.var[c], scale = p.gamma[c] / sqrtf(var + p.eps);
-  p.scale[c] = scale;
-  p.shift[c] = fmaf(-mean, scale, p.beta[c]);
+  const float mean = p.mean[c], var = p.var[c], deviation = sqrtf(var + p.eps);
+  const Line line = line_through(mean, deviation, p.beta[c], p.gamma[c] / deviation);
+  p.scale[c] = line.scale;
+  p.shift[c] = line.shift;
   p.running_mean[c] = fmaf(p.momentum, mean, p.keep * p.running_mean[c]);
   p.running_var[c] = fmaf(p.momentum, var * p.unbiased, p.keep * p.running_var[c]);
 }

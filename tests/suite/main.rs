@@ -8,6 +8,7 @@ mod captured;
 #[path = "../cases/mod.rs"]
 mod cases;
 mod concat;
+mod constant;
 mod data;
 mod depth;
 mod fusion;

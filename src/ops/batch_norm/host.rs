@@ -1,12 +1,13 @@
 //! The op on the CPU, in passes over whole vectors.
 //!
-//! The statistics are taken block by block in two passes, the mean and then the squares about it, and blocks and parts
-//! are merged as Chan, Golub and LeVeque (1979) do: a mean far larger than the deviation costs no digits. Parts are
-//! merged in f64.
+//! The statistics are taken block by block in two passes, a mean by differences from the block's first pixel and then sum
+//! and squares about it, and blocks and parts are merged in f64 as Chan, Golub and LeVeque (1979) do: a mean far larger
+//! than the deviation costs no digits. So a channel that is the same number everywhere has exactly this mean and the
+//! variance 0, and y is exactly beta.
 
 use super::{Node, Pass};
 use crate::device::cpu::vectorized;
-use crate::ops::parallel::{add, in_lanes, repeat, split, Cut};
+use crate::ops::parallel::{in_lanes, repeat, split, Cut};
 use crate::ops::{HostIo, Write};
 use crate::tensor::Real;
 
@@ -39,9 +40,9 @@ fn cut(node: &Node) -> Cut {
     Cut::new(node.bn.count() * c, c)
 }
 
-/// A part's mean and squares, and the wide rows of a block.
+/// A part's mean, the part of it that `T` does not hold, the squares, and the wide rows of a block.
 fn train_each(cut: &Cut) -> usize {
-    2 * cut.c + 3 * cut.wide
+    3 * cut.c + 3 * cut.wide
 }
 
 fn train<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
@@ -51,6 +52,8 @@ fn train<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
     let (parts, wide) = scratch.split_at_mut(cut.parts * train_each(&cut));
     cut.for_each(parts, train_each(&cut), |i, scratch| moments(&cut, &x[cut.range(i, x.len())], scratch));
     let (m, eps, momentum) = (node.bn.count() as f64, node.bn.spec.eps, node.bn.spec.momentum);
+    let (scale, rest) = wide.split_at_mut(cut.wide);
+    let (center, shift) = rest.split_at_mut(cut.wide);
     for k in 0..cut.c {
         let (mu, squares) = merged(&cut, parts, x.len(), k);
         mean[k] = T::from_f64(mu);
@@ -58,10 +61,14 @@ fn train<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
         let moved = |old: T, new: f64| T::from_f64((1.0 - momentum) * old.to_f64() + momentum * new);
         running_mean[k] = moved(running_mean[k], mu);
         running_var[k] = moved(running_var[k], squares / (m - 1.0));
-        wide[k] = gamma[k] * invstd[k];
+        (scale[k], center[k], shift[k]) = (gamma[k] * invstd[k], mean[k], beta[k]);
+        // What rounding the mean took away counts where the deviation is no larger.
+        let lost = (mu - mean[k].to_f64()) * scale[k].to_f64();
+        if lost.is_finite() {
+            shift[k] -= T::from_f64(lost);
+        }
     }
-    let affine = Affine::new(&cut, mean, beta, wide);
-    affine.apply(&cut, relu, x, y);
+    Affine::new(&cut, wide).apply(&cut, relu, x, y);
 }
 
 fn infer<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
@@ -71,76 +78,114 @@ fn infer<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
     let ([y], wide) = io.split();
     for k in 0..cut.c {
         wide[k] = gamma[k] / (running_var[k] + eps).sqrt();
+        wide[cut.wide + k] = running_mean[k];
+        wide[2 * cut.wide + k] = beta[k];
     }
-    Affine::new(&cut, running_mean, beta, wide).apply(&cut, relu, x, y);
+    Affine::new(&cut, wide).apply(&cut, relu, x, y);
 }
 
-/// Mean and sum of squares about it of each channel of a part, into the first 2 C elements of `scratch`.
+/// Mean, in two numbers, and sum of squares about it of each channel of a part, into the first 3 C elements of `scratch`.
 fn moments<T: Real>(cut: &Cut, x: &[T], scratch: &mut [T]) {
-    let (moments, rows) = scratch.split_at_mut(2 * cut.c);
-    let (mean, squares) = moments.split_at_mut(cut.c);
-    let (mu, rows) = rows.split_at_mut(cut.wide);
+    let (moments, rows) = scratch.split_at_mut(3 * cut.c);
+    let (origin, rows) = rows.split_at_mut(cut.wide);
     let (sum, about) = rows.split_at_mut(cut.wide);
-    mean.fill(T::ZERO);
-    squares.fill(T::ZERO);
+    moments.fill(T::ZERO);
     let mut count = 0;
     for block in x.chunks(BLOCK.next_multiple_of(cut.wide)) {
         let m = block.len() / cut.c;
+        repeat(&block[..cut.c], origin);
         sum.fill(T::ZERO);
-        block.chunks(cut.wide).for_each(|row| add(sum, row));
+        for row in block.chunks(cut.wide) {
+            sum.iter_mut().zip(row).zip(&*origin).for_each(|((sum, &x), &origin)| *sum += x - origin);
+        }
         cut.fold(sum);
         let share = T::from_f64(1.0 / m as f64);
-        sum[..cut.c].iter_mut().for_each(|s| *s *= share);
-        repeat(&sum[..cut.c], mu);
+        for k in 0..cut.c {
+            sum[k] = origin[k] + sum[k] * share;
+        }
+        let center = &mut *origin;
+        repeat(&sum[..cut.c], center);
+        sum.fill(T::ZERO);
         about.fill(T::ZERO);
         for row in block.chunks(cut.wide) {
-            for ((about, &x), &mu) in about.iter_mut().zip(row).zip(&*mu) {
-                *about += (x - mu) * (x - mu);
+            let sums = sum.iter_mut().zip(about.iter_mut());
+            for (((sum, about), &x), &center) in sums.zip(row).zip(&*center) {
+                let off = x - center;
+                *sum += off;
+                *about += off * off;
             }
         }
+        cut.fold(sum);
         cut.fold(about);
-        let total = count + m;
-        let (weight, both) = (m as f64 / total as f64, count as f64 * m as f64 / total as f64);
-        let (weight, both) = (T::from_f64(weight), T::from_f64(both));
         for k in 0..cut.c {
-            let delta = mu[k] - mean[k];
-            mean[k] += delta * weight;
-            squares[k] += about[k] + delta * delta * both;
+            let mut all = Moments::read(cut, moments, k, count);
+            // The center is the mean but for what rounding took from it.
+            let rest = sum[k].to_f64() / m as f64;
+            let squares = about[k].to_f64() - rest * rest * m as f64;
+            let squares = if squares < 0.0 { 0.0 } else { squares };
+            all.take(&Moments { count: m as f64, mean: center[k].to_f64() + rest, squares });
+            moments[k] = T::from_f64(all.mean);
+            moments[cut.c + k] = T::from_f64(all.mean - moments[k].to_f64());
+            moments[2 * cut.c + k] = T::from_f64(all.squares);
         }
-        count = total;
+        count += m;
     }
 }
 
 /// Mean and sum of squares of channel `k` over all parts.
 fn merged<T: Real>(cut: &Cut, parts: &[T], len: usize, k: usize) -> (f64, f64) {
-    let (mut mean, mut squares, mut count) = (0.0, 0.0, 0.0);
+    let mut all = Moments { count: 0.0, mean: 0.0, squares: 0.0 };
     for (i, part) in parts.chunks_exact(train_each(cut)).enumerate() {
-        let m = (cut.range(i, len).len() / cut.c) as f64;
-        let delta = part[k].to_f64() - mean;
-        mean += delta * m / (count + m);
-        squares += part[cut.c + k].to_f64() + delta * delta * count * m / (count + m);
-        count += m;
+        all.take(&Moments::read(cut, part, k, cut.range(i, len).len() / cut.c));
     }
-    (mean, squares)
+    (all.mean, all.squares)
 }
 
-/// `y = (x - mean) scale + beta`, each as a wide row.
+/// Of one channel: elements, their mean, the sum of squares about it.
+struct Moments {
+    count: f64,
+    mean: f64,
+    squares: f64,
+}
+
+impl Moments {
+    /// Those of channel `k`, as [`moments`] leaves them.
+    fn read<T: Real>(cut: &Cut, from: &[T], k: usize, count: usize) -> Self {
+        let [mean, rest, squares] = [0, 1, 2].map(|i| from[i * cut.c + k].to_f64());
+        Self { count: count as f64, mean: mean + rest, squares }
+    }
+
+    /// Adds elements. The first are taken as they are: 0 times the square of a large mean may be no number.
+    fn take(&mut self, other: &Self) {
+        let count = self.count + other.count;
+        if self.count == 0.0 {
+            (self.mean, self.squares) = (other.mean, other.squares);
+        } else {
+            let (delta, share) = (other.mean - self.mean, other.count / count);
+            self.mean += delta * share;
+            self.squares += other.squares + delta * delta * (self.count * share);
+        }
+        self.count = count;
+    }
+}
+
+/// `y = (x - mean) scale + shift`, each as a wide row.
 struct Affine<'a, T> {
-    mean: &'a [T],
     scale: &'a [T],
-    beta: &'a [T],
+    mean: &'a [T],
+    shift: &'a [T],
 }
 
 impl<'a, T: Real> Affine<'a, T> {
-    /// In `scratch`, whose first C elements are the scale.
-    fn new(cut: &Cut, mean: &[T], beta: &[T], scratch: &'a mut [T]) -> Self {
-        let (wide_scale, rest) = scratch.split_at_mut(cut.wide);
-        let (wide_mean, wide_beta) = rest.split_at_mut(cut.wide);
-        let (scale, more) = wide_scale.split_at_mut(cut.c);
-        repeat(scale, more);
-        repeat(mean, wide_mean);
-        repeat(beta, wide_beta);
-        Self { mean: wide_mean, scale: wide_scale, beta: wide_beta }
+    /// Of three rows that begin with C scales, means and shifts.
+    fn new(cut: &Cut, rows: &'a mut [T]) -> Self {
+        for row in rows.chunks_exact_mut(cut.wide) {
+            let (first, more) = row.split_at_mut(cut.c);
+            repeat(first, more);
+        }
+        let (scale, rest) = rows.split_at(cut.wide);
+        let (mean, shift) = rest.split_at(cut.wide);
+        Self { scale, mean, shift }
     }
 
     fn apply(&self, cut: &Cut, relu: bool, x: &[T], y: &mut [T]) {
@@ -155,9 +200,9 @@ impl<'a, T: Real> Affine<'a, T> {
     #[inline(always)]
     fn rows(&self, cut: &Cut, x: &[T], y: &mut [T], then: impl Fn(T) -> T) {
         for (x, y) in x.chunks(cut.wide).zip(y.chunks_mut(cut.wide)) {
-            let channels = self.mean.iter().zip(self.scale).zip(self.beta);
-            for ((y, &x), ((&mean, &scale), &beta)) in y.iter_mut().zip(x).zip(channels) {
-                *y = then((x - mean) * scale + beta);
+            let channels = self.mean.iter().zip(self.scale).zip(self.shift);
+            for ((y, &x), ((&mean, &scale), &shift)) in y.iter_mut().zip(x).zip(channels) {
+                *y = then((x - mean) * scale + shift);
             }
         }
     }

@@ -19,6 +19,7 @@ mod reference;
 
 pub(crate) use launch::KERNELS;
 pub(super) use launch::{band_moments, band_strips};
+pub(super) use reference::mean_of;
 
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};

@@ -34,7 +34,7 @@ impl Node {
         let (eps, momentum) = (self.bn.spec().eps, self.bn.spec().momentum);
         for k in 0..c {
             let channel = || x.iter().skip(k).step_by(c).map(|v| v.to_f64());
-            let mu = channel().sum::<f64>() / m;
+            let mu = mean_of(channel, m);
             let squares: f64 = channel().map(|v| (v - mu) * (v - mu)).sum();
             let (biased, unbiased) = (squares / m, squares / (m - 1.0));
             mean[k] = T::from_f64(mu);
@@ -64,11 +64,13 @@ impl Node {
     fn fold<T: Real>(&self, bias: bool, share: f64, io: &mut HostIo<'_, T>) {
         let [gamma, beta, running_mean, running_var] = [0, 1, 2, 3].map(|i| io.inputs[i].real());
         let bias = bias.then(|| io.inputs[4].real());
-        let (eps, share) = (T::from_f64(self.bn.spec().eps), T::from_f64(share));
+        let eps = self.bn.spec().eps;
         let [scale, shift] = io.reals();
         for k in 0..scale.len() {
-            scale[k] = share * gamma[k] / (running_var[k] + eps).sqrt();
-            shift[k] = share * beta[k] + (bias.map_or(T::ZERO, |b| b[k]) - running_mean[k]) * scale[k];
+            // In f64, so that the shift is rounded once.
+            let [gamma, beta, mean, var] = [gamma, beta, running_mean, running_var].map(|v| v[k].to_f64());
+            scale[k] = T::from_f64(share * gamma / (var + eps).sqrt());
+            shift[k] = T::from_f64(share * beta + (bias.map_or(0.0, |b| b[k].to_f64()) - mean) * scale[k].to_f64());
         }
     }
 
@@ -89,6 +91,28 @@ impl Node {
             *dx = gamma[k] * invstd[k] * (counted(i) - dbeta[k] / m - xhat(i) * dgamma[k] / m);
         }
     }
+}
+
+/// The mean of `m` elements, corrected by the mean of their differences from it: exact where all are the same. An infinite
+/// one gives an infinite mean.
+pub(in crate::ops) fn mean_of<I: Iterator<Item = f64>>(channel: impl Fn() -> I, m: f64) -> f64 {
+    let mean = compensated(channel()) / m;
+    let corrected = mean + compensated(channel().map(|v| v - mean)) / m;
+    if corrected.is_finite() {
+        corrected
+    } else {
+        channel().sum::<f64>() / m
+    }
+}
+
+/// The sum with what each addition rounds away added at the end (Neumaier, 1974): a mean near 0 keeps its digits.
+fn compensated(terms: impl Iterator<Item = f64>) -> f64 {
+    let (sum, lost) = terms.fold((0.0, 0.0), |(sum, lost), v: f64| {
+        let next: f64 = sum + v;
+        let (large, small) = if f64::abs(sum) >= v.abs() { (sum, v) } else { (v, sum) };
+        (next, lost + ((large - next) + small))
+    });
+    sum + lost
 }
 
 fn rectified<T: Real>(relu: bool, v: T) -> T {

@@ -1,6 +1,7 @@
 //! The pieces in plain loops. Sums over a channel run in f64, whatever `T` is.
 
 use super::{sign_bytes, Epilogue, Node, Pass};
+use crate::ops::batch_norm::mean_of;
 use crate::ops::{HostIo, HostMut, HostOp, HostRef, Write};
 use crate::tensor::Real;
 
@@ -29,7 +30,7 @@ impl Node {
         let (c, m) = (self.bn.spec().x[3], self.bn.count() as f64);
         for k in 0..c {
             let channel = || y.iter().skip(k).step_by(c).map(|v| v.to_f64());
-            let mu = channel().sum::<f64>() / m;
+            let mu = mean_of(channel, m);
             mean[k] = T::from_f64(mu);
             var[k] = T::from_f64(channel().map(|v| (v - mu) * (v - mu)).sum::<f64>() / m);
         }

@@ -3,6 +3,7 @@
 //! Unlike others it knows `accumulate`: what bwd_x does after the addition is not a sum.
 
 use super::{Node, Pass};
+use crate::ops::batch_norm::mean_of;
 use crate::ops::norm::{sign_bytes, Correction, Epilogue, Prologue};
 use crate::ops::{block_end, conv2d};
 use crate::ops::{HostIo, HostMut, HostOp, HostRef, Write};
@@ -129,16 +130,13 @@ fn corrected<T: Real>(
 
 /// The mean and the biased variance of each channel of y.
 fn measure<T: Real>(y: &[T], mean: &mut [T], var: &mut [T]) {
-    let (channels, count) = (mean.len(), T::from_usize(y.len() / mean.len()));
-    mean.fill(T::ZERO);
-    var.fill(T::ZERO);
-    y.iter().enumerate().for_each(|(i, &y)| mean[i % channels] += y);
-    mean.iter_mut().for_each(|m| *m = *m / count);
-    for (i, &y) in y.iter().enumerate() {
-        let d = y - mean[i % channels];
-        var[i % channels] += d * d;
+    let (channels, count) = (mean.len(), (y.len() / mean.len()) as f64);
+    for k in 0..channels {
+        let channel = || y.iter().skip(k).step_by(channels).map(|v| v.to_f64());
+        let mu = mean_of(channel, count);
+        mean[k] = T::from_f64(mu);
+        var[k] = T::from_f64(channel().map(|v| (v - mu) * (v - mu)).sum::<f64>() / count);
     }
-    var.iter_mut().for_each(|v| *v = *v / count);
 }
 
 /// What the epilogue does to `dx`; `outputs` are dx and its sums.
