@@ -5,7 +5,7 @@
 //! fusion makes of it, which leave a closed one out, and what a branch adds to a gradient outside comes after what is
 //! there without it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{Builder, Graph, Mode, Node, Origin, ValueId};
 use crate::ops::{join, Behind, Op, Write};
@@ -177,13 +177,12 @@ impl Graph {
     /// They follow one another.
     pub(super) fn branch_parameters(&self) -> Vec<std::ops::Range<usize>> {
         let writers = self.writer_gates();
-        let gates: Vec<_> = self.parameters.iter().map(|p| p.grad.and_then(|g| writers[g.index()])).collect();
-        let range = |gate: ValueId| {
-            let is_own = |&g: &Option<ValueId>| g == Some(gate);
-            let first = gates.iter().position(is_own).unwrap_or(0);
-            first..gates.iter().rposition(is_own).map_or(first, |last| last + 1)
-        };
-        self.gates().into_iter().map(range).collect()
+        let mut ranges: HashMap<ValueId, std::ops::Range<usize>> = HashMap::new();
+        for (i, p) in self.parameters.iter().enumerate() {
+            let Some(gate) = p.grad.and_then(|g| writers[g.index()]) else { continue };
+            ranges.entry(gate).or_insert(i..i).end = i + 1;
+        }
+        self.gates().into_iter().map(|gate| ranges.remove(&gate).unwrap_or(0..0)).collect()
     }
 
     /// Fails where something could read a value of a branch that was skipped: what the builder, the differentiation and

@@ -8,9 +8,14 @@ pub(super) fn in_place(graph: &mut Graph) {
     let mut alias: Vec<ValueId> = (0..graph.values.len()).map(|i| ValueId(i as u32)).collect();
     let mut last_read = vec![0; graph.values.len()];
     let mut written_by = vec![None; graph.values.len()];
+    // The nodes, but for those that are removed, that read each value or what was added in its place.
+    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); graph.values.len()];
     let uses = count_uses(graph);
     for (i, node) in graph.nodes.iter().enumerate() {
-        node.inputs.iter().for_each(|v| last_read[v.index()] = i);
+        for v in &node.inputs {
+            last_read[v.index()] = i;
+            readers[v.index()].push(i);
+        }
         node.outputs.iter().for_each(|v| written_by[v.index()] = Some(i));
     }
     graph.outputs.iter().for_each(|(_, v)| last_read[v.index()] = usize::MAX);
@@ -29,8 +34,8 @@ pub(super) fn in_place(graph: &mut Graph) {
             let Some(j) = output.filter(|j| graph.nodes[by].op.operator().accumulates().contains(j)) else { continue };
             let fits = at < by && last_read[a.index()] <= i && uses[b.index()] == 1;
             // From the op that would add to it on, nobody reads `a`; that op itself least of all.
-            let reads_a = |k: usize| graph.nodes[k].inputs.iter().any(|&v| alias[v.index()] == a);
-            let quiet = (by..i).all(|k| removed[k] || !reads_a(k));
+            let first = readers[a.index()].partition_point(|&k| k < by);
+            let quiet = readers[a.index()][first..].iter().all(|&k| k >= i);
             // It is added whenever it is computed.
             let together = graph.nodes[by].gate == gate;
             if !fits || !quiet || !together || graph.nodes[by].writes[j] != Write::Overwrite {
@@ -40,6 +45,12 @@ pub(super) fn in_place(graph: &mut Graph) {
             graph.nodes[by].outputs[j] = a;
             graph.nodes[by].writes[j] = Write::Accumulate;
             alias[c.index()] = a;
+            let more = std::mem::take(&mut readers[c.index()]);
+            let readers = &mut readers[a.index()];
+            while readers.last() == Some(&i) {
+                readers.pop();
+            }
+            readers.extend(more);
             last_read[a.index()] = last_read[c.index()];
             written_by[a.index()] = Some(by);
             removed[i] = true;

@@ -107,7 +107,11 @@ impl<'g> Placer<'g> {
                 }
             }
         }
-        (0..self.parent.len()).map(|i| self.resolve(ValueId(i as u32))).collect()
+        let mut resolved = vec![None; self.parent.len()];
+        for i in 0..self.parent.len() {
+            self.resolve(ValueId(i as u32), &mut resolved);
+        }
+        resolved
     }
 
     /// Whether `part` can be a slice of `whole`, of which it is a part in node `i`.
@@ -121,12 +125,19 @@ impl<'g> Placer<'g> {
         self.parent[part.index()].is_none() && owned && !p.dense && quiet
     }
 
-    fn resolve(&self, value: ValueId) -> Option<View> {
-        let (mut root, mut channel) = self.parent[value.index()]?;
-        while let Some((whole, at)) = self.parent[root.index()] {
-            (root, channel) = (whole, channel + at);
+    /// Resolves `value` and the wholes that it is in.
+    fn resolve(&self, value: ValueId, resolved: &mut [Option<View>]) {
+        let mut chain = Vec::new();
+        let mut at = value;
+        while let (None, Some((whole, channel))) = (resolved[at.index()], self.parent[at.index()]) {
+            chain.push((at, channel));
+            at = whole;
         }
-        Some(View { root, channel })
+        let mut place = resolved[at.index()].unwrap_or(View { root: at, channel: 0 });
+        for (part, channel) in chain.into_iter().rev() {
+            place.channel += channel;
+            resolved[part.index()] = Some(place);
+        }
     }
 }
 

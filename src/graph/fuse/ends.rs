@@ -16,12 +16,14 @@ pub(super) fn load(fused: &mut Fused) {
     let ends: Vec<(usize, usize)> =
         (0..fused.graph.nodes.len()).filter_map(|i| Some((i, taker(&fused.graph, &index, i)?))).collect();
     // The convolution reads nothing else that is computed, so it can run where the end did.
+    let mut gone = vec![false; fused.graph.nodes.len()];
     for &(end, conv) in &ends {
         let joined = join(&fused.graph.nodes[end], &fused.graph.nodes[conv]);
         fused.graph.nodes[end] = joined;
+        gone[conv] = true;
     }
-    let mut at = 0..;
-    fused.graph.nodes.retain(|_| at.next().is_none_or(|i| ends.iter().all(|&(_, conv)| conv != i)));
+    let mut gone = gone.into_iter();
+    fused.graph.nodes.retain(|_| !gone.next().unwrap_or(false));
 }
 
 /// The first convolution that can take the end of a block of node `i`, if there is one.

@@ -1,5 +1,7 @@
 //! Who reads and who writes each value of a graph.
 
+use std::collections::HashMap;
+
 use super::View;
 use crate::graph::{Graph, ValueId};
 
@@ -9,8 +11,10 @@ pub(super) struct Index {
     writers: Vec<Vec<usize>>,
     outputs: Vec<bool>,
     views: Vec<Option<View>>,
-    /// Whether other values are slices of it.
-    is_root: Vec<bool>,
+    /// The slices of each value that has any.
+    slices: HashMap<ValueId, Vec<ValueId>>,
+    /// The first node that writes each value with slices, or one of these.
+    begun: HashMap<ValueId, usize>,
 }
 
 impl Index {
@@ -21,14 +25,21 @@ impl Index {
             writers: vec![Vec::new(); count],
             outputs: vec![false; count],
             views: views.to_vec(),
-            is_root: vec![false; count],
+            slices: HashMap::new(),
+            begun: HashMap::new(),
         };
         for (i, node) in graph.nodes.iter().enumerate() {
             node.inputs.iter().enumerate().for_each(|(at, v)| index.readers[v.index()].push((i, at)));
             node.outputs.iter().for_each(|v| index.writers[v.index()].push(i));
         }
         graph.outputs.iter().for_each(|(_, v)| index.outputs[v.index()] = true);
-        views.iter().flatten().for_each(|view| index.is_root[view.root.index()] = true);
+        for (i, view) in views.iter().enumerate() {
+            if let Some(view) = view {
+                index.slices.entry(view.root).or_default().push(ValueId(i as u32));
+            }
+        }
+        let first = |&root: &ValueId| Some((root, index.family(root).filter_map(|v| index.first_writer(v)).min()?));
+        index.begun = index.slices.keys().filter_map(first).collect();
         index
     }
 
@@ -40,6 +51,10 @@ impl Index {
     /// The nodes that write `v` or add to it.
     pub fn writers(&self, v: ValueId) -> &[usize] {
         &self.writers[v.index()]
+    }
+
+    fn first_writer(&self, v: ValueId) -> Option<usize> {
+        self.writers(v).first().copied()
     }
 
     /// The last node before `before` that writes `v`.
@@ -61,7 +76,8 @@ impl Index {
 
     /// Whether a node before `before` writes something that lies where `v` does.
     pub fn has_begun(&self, v: ValueId, before: usize) -> bool {
-        self.family(self.place(v).root).any(|other| self.last_writer(other, before).is_some())
+        let root = self.place(v).root;
+        self.begun.get(&root).copied().or_else(|| self.first_writer(root)).is_some_and(|first| first < before)
     }
 
     /// Whether `v` can be read after a run.
@@ -71,7 +87,7 @@ impl Index {
 
     /// Whether `v` has memory of its own and nobody else's is in it.
     pub fn is_alone(&self, v: ValueId) -> bool {
-        self.views[v.index()].is_none() && !self.is_root[v.index()]
+        self.views[v.index()].is_none() && !self.slices.contains_key(&v)
     }
 
     /// Where `v` lies: itself where it has memory of its own.
@@ -79,8 +95,10 @@ impl Index {
         self.views[v.index()].unwrap_or(View { root: v, channel: 0 })
     }
 
-    /// All values that lie in `root`'s memory, itself included.
+    /// All values that lie in `root`'s memory, itself included, in the order in which they were made.
     pub fn family(&self, root: ValueId) -> impl Iterator<Item = ValueId> + '_ {
-        (0..self.views.len()).map(|i| ValueId(i as u32)).filter(move |&v| self.place(v).root == root)
+        let slices = self.slices.get(&root).map_or(&[][..], Vec::as_slice);
+        let (before, behind) = slices.split_at(slices.partition_point(|&v| v < root));
+        before.iter().copied().chain([root]).chain(behind.iter().copied())
     }
 }

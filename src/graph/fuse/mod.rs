@@ -62,6 +62,8 @@ struct Fuser {
     uses: Vec<usize>,
     /// The node that writes each value.
     producer: HashMap<ValueId, usize>,
+    /// The backward node of each training batch norm, by the mean that both share.
+    norm_backward: HashMap<ValueId, usize>,
     /// The stored value behind each pending one.
     stored: HashMap<ValueId, ValueId>,
     /// For each stored value, the pending value that replaces it and its transform.
@@ -107,9 +109,20 @@ impl Fuser {
     fn new(graph: Graph) -> Self {
         let producer =
             graph.nodes.iter().enumerate().flat_map(|(i, n)| n.outputs.iter().map(move |&o| (o, i))).collect();
-        let removed = vec![false; graph.nodes.len()];
-        let uses = count_uses(&graph);
-        Self { graph, uses, producer, stored: HashMap::new(), pending: HashMap::new(), removed, prepare: Vec::new() }
+        let is_bwd = |n: &Node| {
+            matches!(n.op, Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd { relu: false }, .. }))
+        };
+        let backward = graph.nodes.iter().enumerate().rev().filter(|(_, n)| is_bwd(n));
+        Self {
+            norm_backward: backward.map(|(i, n)| (n.inputs[3], i)).collect(),
+            uses: count_uses(&graph),
+            removed: vec![false; graph.nodes.len()],
+            graph,
+            producer,
+            stored: HashMap::new(),
+            pending: HashMap::new(),
+            prepare: Vec::new(),
+        }
     }
 
     /// The stored value behind `v` and what is pending on it, where `v` has a single reader and a convolution whose
@@ -190,7 +203,7 @@ impl Fuser {
         let pending = self.stored.get(&branch).and_then(|stored| self.pending.get(stored)).map(|&(_, p)| p);
         // A ReLU commutes with the share, which is not negative.
         let Some(Pending { scale_shift: Some((scale, _)), residual: None, .. }) = pending else { return };
-        let fold = self.prepare.iter_mut().find(|n| n.outputs[0] == scale).map(|n| &mut n.op);
+        let fold = self.prepare.iter_mut().rfind(|n| n.outputs[0] == scale).map(|n| &mut n.op);
         let Some(Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Fold { share: folded, .. }, .. })) = fold
         else {
             return;
@@ -241,12 +254,7 @@ impl Fuser {
     /// own backward op. True also where there is no backward pass.
     fn mask_norm_backward(&mut self, p: usize, y: ValueId) -> bool {
         let mean = self.graph.nodes[p].outputs[1];
-        let is_bwd = |n: &Node| {
-            let norm =
-                matches!(n.op, Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd { relu: false }, .. }));
-            norm && n.inputs[3] == mean
-        };
-        let Some(bwd) = self.graph.nodes.iter().position(is_bwd) else {
+        let Some(&bwd) = self.norm_backward.get(&mean) else {
             return self.uses[mean.index()] == 0;
         };
         let dy = self.graph.nodes[bwd].inputs[0];

@@ -15,7 +15,7 @@ mod place;
 mod rewrite;
 mod shared;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::index::Index;
 use super::{Fused, View};
@@ -91,9 +91,63 @@ struct Pending {
     c: ValueId,
 }
 
-/// Norms by their forward node, ends by their addition.
-type Norms = BTreeMap<usize, Norm>;
+/// Ends by their addition.
 type Ends = BTreeMap<usize, End>;
+
+/// The batch norms that are taken to pieces, by their forward node.
+#[derive(Default)]
+struct Norms {
+    all: BTreeMap<usize, Norm>,
+    by_backward: HashMap<usize, usize>,
+    by_activation: HashMap<ValueId, usize>,
+    /// An end of a block may leave one gradient for two of them.
+    by_gradient: HashMap<ValueId, Vec<usize>>,
+}
+
+impl Norms {
+    fn insert(&mut self, key: usize, norm: Norm) {
+        self.by_backward.insert(norm.bwd, key);
+        self.by_activation.insert(norm.z, key);
+        self.by_gradient.entry(norm.dz).or_default().push(key);
+        self.all.insert(key, norm);
+    }
+
+    fn remove(&mut self, key: usize) -> Option<Norm> {
+        let norm = self.all.remove(&key)?;
+        self.by_backward.remove(&norm.bwd);
+        self.by_activation.remove(&norm.z);
+        self.by_gradient.entry(norm.dz).or_default().retain(|&other| other != key);
+        Some(norm)
+    }
+
+    fn get(&self, key: usize) -> Option<&Norm> {
+        self.all.get(&key)
+    }
+
+    /// The one whose backward node is `bwd`, with its key.
+    fn of_backward(&self, bwd: usize) -> Option<(usize, &Norm)> {
+        let &key = self.by_backward.get(&bwd)?;
+        Some((key, &self.all[&key]))
+    }
+
+    /// The key of the one whose activation is `z`.
+    fn of_activation(&self, z: ValueId) -> Option<usize> {
+        self.by_activation.get(&z).copied()
+    }
+
+    /// Those whose activation's gradient is `dz`.
+    fn of_gradient(&self, dz: ValueId) -> impl Iterator<Item = &Norm> {
+        self.by_gradient.get(&dz).into_iter().flatten().map(|key| &self.all[key])
+    }
+}
+
+impl std::ops::Index<usize> for Norms {
+    type Output = Norm;
+
+    fn index(&self, key: usize) -> &Norm {
+        &self.all[&key]
+    }
+}
 
 /// What is decided about a graph before it is rewritten.
 struct Plan {
@@ -110,7 +164,7 @@ struct Plan {
 pub(super) fn split(fused: &mut Fused) {
     let index = Index::new(&fused.graph, &fused.views);
     let mut plan =
-        Plan { index, norms: Norms::new(), ends: Ends::new(), moments: BTreeMap::new(), pending: BTreeMap::new() };
+        Plan { index, norms: Norms::default(), ends: Ends::new(), moments: BTreeMap::new(), pending: BTreeMap::new() };
     shared::find(fused, &mut plan);
     for i in 0..fused.graph.nodes.len() {
         let found = plan.find_own(&mut fused.graph, i).or_else(|| plan.find_sum(&mut fused.graph, i));
@@ -171,7 +225,7 @@ impl Plan {
                 .readers(dy)
                 .iter()
                 .all(|&r| is_gradient_of(graph, shape, r) || bias.is_some_and(|(node, _)| node == r.0));
-        if !plain || !alone || !private || !corrected || self.norms.contains_key(&i) {
+        if !plain || !alone || !private || !corrected || self.norms.get(i).is_some() {
             return None;
         }
         let mut number = || graph.add_value(bn.per_channel(), Origin::Node);
@@ -187,7 +241,7 @@ impl Plan {
         let &[writer] = index.writers(y) else { return None };
         let alone = index.is_alone(y) && index.is_alone(dy) && graph.nodes[writer].outputs[0] == y;
         // One batch norm's moments are enough.
-        let first = !self.norms.contains_key(&i) && !self.moments.contains_key(&writer);
+        let first = !self.norms.get(i).is_some() && !self.moments.contains_key(&writer);
         if !alone || !first || graph.ty(y).shape.dims().len() != 4 {
             return None;
         }
@@ -222,7 +276,7 @@ impl Plan {
         for i in 0..graph.nodes.len() {
             let Some(BlockEnd { relu, gate }) = as_end(&graph.nodes[i].op) else { continue };
             let operands = [graph.nodes[i].inputs[0], graph.nodes[i].inputs[1]];
-            let mut norms = operands.map(|v| self.norms.iter().find(|(_, n)| n.z == v).map(|(&key, _)| key));
+            let mut norms = operands.map(|v| self.norms.of_activation(v));
             if let (false, [Some(_), Some(second)]) = (relu, norms) {
                 // The gradient's epilogue takes the sums of one.
                 self.keep_whole(second);
@@ -249,7 +303,7 @@ impl Plan {
         let (bwd, [n, h, w, c]) = (self.find_relu(graph, y)?, graph.ty(y).shape.nhwc()?);
         let ds = graph.nodes[bwd].outputs[0];
         let is_masked = |key: &usize| {
-            let n = &self.norms[key];
+            let n = &self.norms[*key];
             let stored = n.dz == ds && self.index.last_writer(ds, n.bwd) == Some(bwd);
             // The convolutions read it where the batch norms' backward passes did.
             !n.relu && n.a.is_some() && stored && self.index.keeps(ds, n.bwd, n.dy)
@@ -266,8 +320,11 @@ impl Plan {
     }
 
     fn keep_whole(&mut self, key: usize) {
-        if let Some(norm) = self.norms.remove(&key) {
-            self.moments.retain(|_, m| *m != [norm.mean, norm.var]);
+        let Some(norm) = self.norms.remove(key) else { return };
+        for writer in self.index.writers(norm.y) {
+            if self.moments.get(writer) == Some(&[norm.mean, norm.var]) {
+                self.moments.remove(writer);
+            }
         }
     }
 

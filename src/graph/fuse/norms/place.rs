@@ -32,7 +32,7 @@ pub(super) fn gradients(graph: &mut Graph, plan: Plan) -> Placed {
         removed: HashSet::new(),
         alias: HashMap::new(),
     };
-    placed.removed.extend(placed.plan.norms.values().filter_map(|n| Some(n.bias?.0)));
+    placed.removed.extend(placed.plan.norms.all.values().filter_map(|n| Some(n.bias?.0)));
     placed.ends(graph);
     placed.norms(graph);
     placed
@@ -42,10 +42,10 @@ impl Placed {
     fn ends(&mut self, graph: &mut Graph) {
         let ends: Vec<Signs> = self.plan.ends.values().filter_map(|e| e.signs.clone()).collect();
         for Signs { bits, bwd, norms: keys, gate } in ends {
-            let bn = self.plan.norms[&keys[0]].bn;
+            let bn = self.plan.norms[keys[0]].bn;
             let sums = numbers(graph, &bn, 1 + keys.len());
             let mut operands = vec![bits];
-            keys.iter().for_each(|k| operands.extend([self.plan.norms[k].y, self.plan.norms[k].mean]));
+            keys.iter().for_each(|k| operands.extend([self.plan.norms[*k].y, self.plan.norms[*k].mean]));
             operands.extend(gate);
             let epilogue = Epilogue::Signs { norms: keys.len(), gated: gate.is_some() };
             let tail = Tail { epilogue, operands, sums: sums.clone(), store: None };
@@ -66,11 +66,11 @@ impl Placed {
 
     /// The same for each batch norm that is not at the end of a block with a ReLU.
     fn norms(&mut self, graph: &mut Graph) {
-        for key in self.plan.norms.keys().copied().collect::<Vec<_>>() {
+        for key in self.plan.norms.all.keys().copied().collect::<Vec<_>>() {
             if self.sums.contains_key(&key) {
                 continue;
             }
-            let Norm { bn, relu, bwd, y, dy, dz, mean, scale, shift, a, settles, .. } = self.plan.norms[&key];
+            let Norm { bn, relu, bwd, y, dy, dz, mean, scale, shift, a, settles, .. } = self.plan.norms[key];
             let sums = numbers(graph, &bn, 2);
             let shared = a.is_none();
             let epilogue = Epilogue::Affine { relu, scaled: shared };
@@ -109,14 +109,14 @@ impl Placed {
     /// while it loads it.
     fn is_touched(&self, v: ValueId, first: usize, last: usize) -> bool {
         let index = &self.plan.index;
-        let left = self.plan.norms.values().filter(|n| n.a.is_some() && n.dz == v).map(|n| n.dy);
+        let left = self.plan.norms.of_gradient(v).filter(|n| n.a.is_some()).map(|n| n.dy);
         let readers = left.chain([v]).flat_map(|read| index.readers(read)).map(|&(reader, _)| reader);
         readers.chain(index.writers(v).iter().copied()).any(|i| (first..last).contains(&i))
     }
 
     /// The gradient of the input of the batch norm `key` is pending, `g` is stored.
     fn correct(&mut self, key: usize, g: ValueId) {
-        let Norm { y, dy, a, b, c, .. } = self.plan.norms[&key];
+        let Norm { y, dy, a, b, c, .. } = self.plan.norms[key];
         self.plan.pending.insert(dy, Pending { g, y, a, b, c });
     }
 

@@ -1,5 +1,7 @@
 //! The rewrite itself: node by node, as was decided.
 
+use std::collections::HashMap;
+
 use super::place::Placed;
 use super::{as_end, BlockEnd, Norm, Pending};
 use crate::graph::{Graph, Node, Origin, ValueId};
@@ -18,7 +20,7 @@ pub(super) fn rewrite(graph: &mut Graph, mut placed: Placed) {
             rewritten.push(pass);
         }
         if !placed.removed.contains(&i) {
-            let in_pieces = placed.plan.norms.values().any(|n| n.bwd == i);
+            let in_pieces = placed.plan.norms.of_backward(i).is_some();
             let node = if in_pieces { node } else { load_shared(graph, &placed, node, &mut rewritten) };
             rewritten.push(placed.rewritten(graph, i, node));
             rewritten.extend(placed.moments(graph, i, &rewritten[rewritten.len() - 1]));
@@ -26,13 +28,23 @@ pub(super) fn rewrite(graph: &mut Graph, mut placed: Placed) {
         }
     }
     for node in &mut rewritten {
-        for v in node.inputs.iter_mut().chain(&mut node.outputs) {
-            while let Some(&place) = placed.alias.get(v) {
-                *v = place;
-            }
-        }
+        node.inputs.iter_mut().chain(&mut node.outputs).for_each(|v| *v = last_place(&mut placed.alias, *v));
     }
     graph.nodes = rewritten;
+}
+
+/// Where `v` lies in the end. The gradients of a stage's blocks may all lie in one place, each in that of the next, so
+/// what was found is noted for those on the way.
+fn last_place(alias: &mut HashMap<ValueId, ValueId>, v: ValueId) -> ValueId {
+    let mut last = v;
+    while let Some(&place) = alias.get(&last) {
+        last = place;
+    }
+    let mut at = v;
+    while let Some(place) = alias.get_mut(&at).filter(|place| **place != last) {
+        at = std::mem::replace(place, last);
+    }
+    last
 }
 
 /// Whether `node` corrects its first input while it loads.
@@ -70,7 +82,7 @@ impl Placed {
 
     /// The batch norm whose pending activation is `z`.
     fn activation(&self, z: ValueId) -> Option<Norm> {
-        self.plan.norms.values().find(|n| n.z == z).copied()
+        self.plan.norms.of_activation(z).map(|key| self.plan.norms[key])
     }
 
     /// A convolution next to batch norms in pieces.
@@ -129,7 +141,7 @@ impl Placed {
 
     /// In place of a batch norm: its scale and shift.
     fn affine(&self, i: usize, node: Node) -> Node {
-        let Some(n) = self.plan.norms.get(&i) else { return node };
+        let Some(n) = self.plan.norms.get(i) else { return node };
         let op = Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Affine });
         let inputs = vec![node.inputs[1], node.inputs[2], n.mean, n.var];
         overwrite(op, inputs, vec![n.scale, n.shift, node.outputs[3], node.outputs[4]], node.gate)
@@ -137,8 +149,8 @@ impl Placed {
 
     /// In place of its backward pass: the gradients of gamma and beta and what consumers of dy need.
     fn coefficients(&self, i: usize, node: Node) -> Node {
-        let Some((key, n)) = self.plan.norms.iter().find(|(_, n)| n.bwd == i) else { return node };
-        let [dy_sum, dyx_sum] = self.sums[key];
+        let Some((key, n)) = self.plan.norms.of_backward(i) else { return node };
+        let [dy_sum, dyx_sum] = self.sums[&key];
         let lazy = n.a.is_none();
         let op = Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Coefficients { lazy, bias: n.bias.is_some() } });
         let mut outputs = vec![node.outputs[1], node.outputs[2]];
@@ -152,7 +164,7 @@ impl Placed {
 
     /// The pass that corrects the gradient of a sum where it lies, behind the coefficients of node `i`.
     fn settled(&self, graph: &Graph, i: usize, gate: Option<ValueId>) -> Option<Node> {
-        let n = self.plan.norms.values().find(|n| n.bwd == i && n.settles)?;
+        let (_, n) = self.plan.norms.of_backward(i).filter(|(_, n)| n.settles)?;
         let node = corrected(graph.ty(n.dy).shape.nhwc()?);
         Some(overwrite(node, vec![n.dy, n.y, n.b, n.c], vec![n.dy], gate))
     }
@@ -184,7 +196,7 @@ impl Placed {
         else {
             return node;
         };
-        let norms = end.norms.map(|key| key.map(|key| self.plan.norms[&key]));
+        let norms = end.norms.map(|key| key.map(|key| self.plan.norms[key]));
         let mut inputs: Vec<ValueId> = (0..2).map(|at| norms[at].map_or(node.inputs[at], |n| n.y)).collect();
         norms.iter().flatten().for_each(|n| inputs.extend([n.scale, n.shift]));
         inputs.extend(gate.map(|at| node.inputs[at]));
