@@ -72,6 +72,16 @@ pub enum Error {
         /// The first layer whose output is not finite, where there is one.
         layer: Option<String>,
     },
+    /// The host or the device has no memory left for something of a program's or a tensor's size. Nothing else is wrong:
+    /// with a smaller batch, or where memory was freed, the same works.
+    #[error("out of memory: {what}{}", needs(*.bytes))]
+    OutOfMemory {
+        /// For what, and on which device.
+        what: String,
+        /// How many bytes were wanted, the largest number there is where they are more than that; `None` where a driver
+        /// does not say.
+        bytes: Option<usize>,
+    },
     /// No usable device of that kind: the reason and the remedy.
     #[error("{device} device: {reason}")]
     NoDevice {
@@ -99,6 +109,11 @@ impl Error {
     /// An [`Error::Invalid`].
     pub fn invalid(what: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Invalid { what: line(what.into()), problem: line(problem.into()) }
+    }
+
+    /// An [`Error::OutOfMemory`].
+    pub fn out_of_memory(what: impl Into<String>, bytes: usize) -> Self {
+        Self::OutOfMemory { what: what.into(), bytes: Some(bytes) }
     }
 
     /// An [`Error::Unsupported`].
@@ -138,6 +153,14 @@ pub(crate) fn line(text: String) -> String {
     }
     let near = |at: usize| (at..text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len());
     format!("{} ... {}", &text[..near(SHOWN)], &text[near(text.len() - SHOWN)..])
+}
+
+fn needs(bytes: Option<usize>) -> String {
+    match bytes {
+        Some(usize::MAX) => format!(" needs {} bytes or more", usize::MAX),
+        Some(bytes) => format!(" needs {bytes} bytes"),
+        None => String::new(),
+    }
 }
 
 fn suggestion(nearest: &[String]) -> String {

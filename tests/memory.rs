@@ -1,5 +1,5 @@
 //! The memory that a program takes is what its plan says, and a step leaves none behind. In a binary of its own, because it
-//! counts every allocation, on the host and on a GPU.
+//! counts every allocation, on the host and on a GPU, and lets one of them fail.
 
 #[allow(dead_code)] // the rest is for the suite
 #[path = "suite/machine.rs"]
@@ -7,22 +7,39 @@ mod machine;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use residuum::device::Device;
+use residuum::device::{Arch, Backend, Device, Launch, Memory};
 use residuum::graph::{Builder, ConvOptions, Graph, LossOptions, Mode, Program};
 use residuum::ops::sgd::{Sgd, Spec};
-use residuum::tensor::{DType, HostTensor};
+use residuum::tensor::{DType, HostTensor, StateDict};
+use residuum::{Error, Result};
 
-/// Counts the bytes in use and the most that ever were.
+/// Counts the bytes in use and the most that ever were, and fails where it is told to.
 struct Counting;
+
+/// What a large allocation is, of which one may fail. Lists of ops, launches and names are smaller in the networks here;
+/// Rust ends the process where one of them fails. Tensors and arenas are larger.
+const LARGE: usize = 32 << 10;
+
+/// How many large allocations there still are until one fails; 0 where none does.
+static UNTIL_FAILURE: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether this large allocation fails.
+fn fails() -> bool {
+    let next = |left: usize| left.checked_sub(1);
+    UNTIL_FAILURE.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) == Ok(1)
+}
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes to the system's allocator unchanged.
+// SAFETY: every call goes to the system's allocator unchanged, or answers that there is no memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.size() >= LARGE && fails() {
+            return std::ptr::null_mut();
+        }
         let now = IN_USE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         PEAK.fetch_max(now, Ordering::Relaxed);
         // SAFETY: the caller's promise.
@@ -43,7 +60,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 static ALLOCATOR: Counting = Counting;
 
 /// `layers` convolutions with batch norm on `n` images of `size`x`size`x16.
-fn network(n: usize, size: usize, layers: usize) -> residuum::Result<Graph> {
+fn network(n: usize, size: usize, layers: usize) -> Result<Graph> {
     let mut b = Builder::new(Mode::Train);
     let conv = ConvOptions { k: 16, kernel: [3; 2], padding: [1; 2], ..Default::default() };
     let mut x = b.input("input", [n, size, size, 16]);
@@ -128,5 +145,204 @@ fn a_thousand_steps_keep_the_memory_flat() {
         assert!(free_bytes(&device) >= free, "{free:?} bytes were free after 50 steps, now {:?}", free_bytes(&device));
         let grown = least.windows(2).skip(1).filter(|pair| pair[1] >= pair[0] + 100).count();
         assert!(grown <= FIRST_TIMES, "bytes in use on {}: {least:?}", device.kind());
+    }
+}
+
+/// Everything that a step of `graph` from `state` on leaves, by name. On the CPU `run` itself is not watched: the library
+/// allocates nothing of a tensor's size there, but the `gemm` crate packs matrices, for as much as the caches hold, and
+/// cannot do without.
+fn step(graph: &Graph, device: &Device, state: &StateDict, image: &HostTensor, labels: &[i32]) -> Result<StateDict> {
+    let mut program = Program::compile(graph, device, DType::F32, Some(optimizer()))?;
+    program.load(state)?;
+    program.set_input("input", image)?;
+    program.set_labels(labels)?;
+    program.set_learning_rate(0.1)?;
+    let left = match device {
+        Device::Cpu => UNTIL_FAILURE.swap(0, Ordering::Relaxed),
+        Device::Kernels(_) => UNTIL_FAILURE.load(Ordering::Relaxed),
+    };
+    program.run()?;
+    if let Device::Cpu = device {
+        UNTIL_FAILURE.store(left, Ordering::Relaxed);
+    }
+    let mut all = program.state()?;
+    all.insert("loss".into(), program.output("loss")?);
+    all.extend(program.gradients()?.into_iter().map(|(name, v)| (format!("gradient of {name}"), v)));
+    all.extend(program.velocity()?.into_iter().map(|(name, v)| (format!("velocity of {name}"), v)));
+    Ok(all)
+}
+
+/// A network whose every weight, input and activation is large, what it starts from, and a batch.
+fn large_tensors() -> (Graph, StateDict, HostTensor, Vec<i32>) {
+    const IMAGES: usize = 4;
+    let mut b = Builder::new(Mode::Train);
+    let conv = ConvOptions { k: 32, kernel: [3; 2], padding: [1; 2], ..Default::default() };
+    let build = |b: &mut Builder| -> Result<()> {
+        let mut x = b.input("input", [IMAGES, 16, 16, 32]);
+        x = b.conv2d("conv", x, conv)?;
+        x = b.batch_norm("bn", x, 1e-5)?;
+        x = b.relu(x)?;
+        let logits = b.linear("fc", x, 10)?;
+        b.loss(logits, LossOptions::default()).map(drop)
+    };
+    build(&mut b).expect("a sound network");
+    let mut graph = b.finish();
+    graph.differentiate().expect("a loss");
+    let number = |i: usize| (i * 37 % 101) as f32 / 101.0 - 0.5;
+    let tensor = |shape: &[usize]| HostTensor::f32(shape, (0..shape.iter().product()).map(number).collect());
+    let parameters = graph.parameters().iter().map(|p| (p.name.clone(), tensor(p.shape.dims())));
+    let buffers = graph.buffers().iter().map(|b| (b.name.clone(), HostTensor::f32(b.shape.clone(), vec![1.0; 32])));
+    let state = parameters.chain(buffers).collect();
+    (graph, state, tensor(&[IMAGES, 32, 16, 16]), vec![3, 1, 4, 1])
+}
+
+/// One allocation after the other fails: each time a typed error that says how much was wanted, after which nothing is
+/// held and the next attempt gives the same bits.
+#[test]
+fn an_allocation_that_fails_is_an_error_and_leaves_nothing() {
+    let _alone = ALONE.lock().expect("the other tests ended well");
+    let (graph, state, image, labels) = large_tensors();
+    let mut devices = machine::devices("failing allocations on a GPU");
+    devices.retain(|device| device.kind() != "cuda");
+    for device in devices {
+        let work = || step(&graph, &device, &state, &image, &labels);
+        // Threads and, on each of them, the matrix library keep what they need for ever.
+        work().expect("memory");
+        rayon::broadcast(|_| work().expect("memory"));
+        let expected = work().expect("memory");
+        let before = IN_USE.load(Ordering::Relaxed);
+        let mut failures = 0;
+        loop {
+            UNTIL_FAILURE.store(failures + 1, Ordering::Relaxed);
+            let outcome = work();
+            let left = UNTIL_FAILURE.swap(0, Ordering::Relaxed);
+            match outcome {
+                Err(Error::OutOfMemory { bytes: Some(bytes), .. }) if left == 0 => {
+                    assert!(bytes >= LARGE, "failure {failures}: {bytes} bytes");
+                }
+                Ok(found) if left > 0 => {
+                    assert!(found == expected, "without a failure");
+                    break;
+                }
+                other => panic!("failure {failures} on {}: {other:?}", device.kind()),
+            }
+            // Threads keep a few bytes now and then.
+            let held = IN_USE.load(Ordering::Relaxed).saturating_sub(before);
+            assert!(held < LARGE / 8, "failure {failures} on {} leaves {held} bytes", device.kind());
+            assert!(work().expect("memory again") == expected, "after failure {failures} on {}", device.kind());
+            failures += 1;
+        }
+        assert!(failures > 10, "{failures} large allocations on {}", device.kind());
+    }
+}
+
+/// A device of which one allocation fails, and what is allocated on it.
+#[derive(Debug)]
+struct Failing {
+    inner: Arc<dyn Backend>,
+    until_failure: AtomicUsize,
+    live: Arc<()>,
+}
+
+/// Memory that is counted.
+#[derive(Debug)]
+struct Counted {
+    inner: Arc<dyn Memory>,
+    _live: Arc<()>,
+}
+
+impl Memory for Counted {
+    fn address(&self) -> u64 {
+        self.inner.address()
+    }
+
+    fn bytes(&self) -> usize {
+        self.inner.bytes()
+    }
+
+    fn write(&self, offset: usize, src: &[u8]) -> Result<()> {
+        self.inner.write(offset, src)
+    }
+
+    fn zero(&self, offset: usize, bytes: usize) -> Result<()> {
+        self.inner.zero(offset, bytes)
+    }
+
+    fn read(&self, offset: usize, dst: &mut [u8]) -> Result<()> {
+        self.inner.read(offset, dst)
+    }
+}
+
+impl Backend for Failing {
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn arch(&self) -> Arch {
+        self.inner.arch()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Arc<dyn Memory>> {
+        if self.until_failure.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) == Ok(1) {
+            return Err(Error::out_of_memory("the test's device", bytes));
+        }
+        Ok(Arc::new(Counted { inner: self.inner.allocate(bytes)?, _live: self.live.clone() }))
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        self.inner.launch(launch)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.inner.synchronize()
+    }
+}
+
+#[test]
+fn device_memory_that_fails_is_an_error_and_leaves_nothing() {
+    let _alone = ALONE.lock().expect("the other tests ended well");
+    let (graph, state, image, labels) = large_tensors();
+    for device in machine::devices("failing allocations on a GPU") {
+        let Device::Kernels(inner) = device else { continue };
+        let failing = Arc::new(Failing { inner, until_failure: AtomicUsize::new(0), live: Arc::new(()) });
+        let device = Device::Kernels(failing.clone());
+        let work = || step(&graph, &device, &state, &image, &labels);
+        let expected = work().expect("memory");
+        let mut failures = 0;
+        loop {
+            failing.until_failure.store(failures + 1, Ordering::Relaxed);
+            let outcome = work();
+            let left = failing.until_failure.swap(0, Ordering::Relaxed);
+            assert_eq!(Arc::strong_count(&failing.live), 1, "failure {failures} leaves device memory");
+            match outcome {
+                Err(Error::OutOfMemory { bytes: Some(_), .. }) if left == 0 => failures += 1,
+                Ok(found) if left > 0 => break assert!(found == expected, "without a failure"),
+                other => panic!("failure {failures}: {other:?}"),
+            }
+            assert!(work().expect("memory again") == expected, "after failure {failures}");
+        }
+        assert!(failures > 0, "a program has memory on its device");
+    }
+}
+
+/// More than any address space has, and more than can be counted.
+#[test]
+fn what_does_not_fit_is_a_typed_error_on_every_device() {
+    for channels in [1 << 20, 1 << 33, usize::MAX >> 8, usize::MAX] {
+        let mut b = Builder::new(Mode::Infer);
+        let x = b.input("input", [1 << 30, 1, 1, channels]);
+        let y = b.relu(x).expect("a sound network");
+        b.output("y", y);
+        let graph = b.finish();
+        for device in machine::devices("a program that does not fit, on a GPU") {
+            match Program::compile(&graph, &device, DType::F32, None) {
+                Err(Error::OutOfMemory { bytes: Some(bytes), .. }) => assert!(bytes >= 2 << 52, "{bytes} bytes"),
+                other => panic!("{channels} channels on {}: {other:?}", device.kind()),
+            }
+        }
     }
 }

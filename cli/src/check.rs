@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use residuum::device::{Backend, Device, Target, View};
+use residuum::device::{threads, Backend, Device, Target, View};
 use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass};
 use residuum::ops::{Arg, HostIo, HostMut, HostOp, HostRef, Io, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
@@ -75,19 +75,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let cases: Vec<(&Problem, Pass)> =
         problems.iter().flat_map(|p| args.pass.list().into_iter().map(move |pass| (p, pass))).collect();
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some((problem, pass)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(cause) = check(problem, *pass, &device, args.dtype) {
-                        let line = format!("{} {} {}: {cause}", problem.name, pass_name(*pass), args.dtype);
-                        if let Ok(mut failures) = failures.lock() {
-                            failures.push(line);
-                        }
-                    }
+    threads::together(|| {
+        while let Some((problem, pass)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(cause) = check(problem, *pass, &device, args.dtype) {
+                let line = format!("{} {} {}: {cause}", problem.name, pass_name(*pass), args.dtype);
+                if let Ok(mut failures) = failures.lock() {
+                    failures.push(line);
                 }
-            });
+            }
         }
     });
     let mut failures = failures.into_inner().map_err(|_| Failure::Work("a check panicked".into()))?;

@@ -23,6 +23,10 @@ mod train;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use residuum::device::ExitWhereMemoryEnds;
+
+#[global_allocator]
+static ALLOCATOR: ExitWhereMemoryEnds = ExitWhereMemoryEnds;
 
 /// Trains, evaluates, serves and inspects residual networks.
 #[derive(Debug, Parser)]

@@ -1,5 +1,6 @@
 //! `residuum step`.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use residuum::graph::{Mode, Program};
@@ -79,7 +80,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let mut results = StateDict::from([("loss".into(), loss), ("logits".into(), program.output("logits")?)]);
     results.extend(program.gradients()?.into_iter().map(|(name, v)| (format!("grad.{name}"), v)));
-    let buffers = program.state()?.into_iter().filter(|(name, _)| graph.buffers().iter().any(|b| b.name == *name));
+    let names: HashSet<&str> = graph.buffers().iter().map(|b| b.name.as_str()).collect();
+    let buffers = program.state()?.into_iter().filter(|(name, _)| names.contains(name.as_str()));
     results.extend(buffers.map(|(name, v)| (format!("running.{name}"), v)));
     if args.stochastic.is_some() {
         let gates: Vec<i64> = program.gates()?.into_iter().map(i64::from).collect();

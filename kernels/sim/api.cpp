@@ -6,6 +6,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 
 #include "engine.hpp"
@@ -143,7 +144,24 @@ std::string run(Device& device, const Job& launch, size_t params_bytes) {
   return error.empty() ? error : error + " [launch " + std::to_string(number) + "]";
 }
 
-char* copy_text(const std::string& text) { return text.empty() ? nullptr : strdup(text.c_str()); }
+// What is said where there is no memory, not even for a text.
+char no_memory[] = "out of memory: the simulator";
+
+char* copy_text(const std::string& text) {
+  if (text.empty()) return nullptr;
+  char* const copy = strdup(text.c_str());
+  return copy != nullptr ? copy : no_memory;
+}
+
+// The text of `work`, or that there was no memory for it: no exception leaves a C function.
+template <typename Work>
+char* text_of(const Work& work) {
+  try {
+    return copy_text(work());
+  } catch (const std::bad_alloc&) {
+    return no_memory;
+  }
+}
 
 }  // namespace
 
@@ -168,18 +186,27 @@ extern "C" {
 
 // nullptr, and a text to be freed with residuum_sim_free_text, where it fails.
 void* residuum_sim_new(const sim::Options* options, char** problem) {
-  *problem = sim::copy_text(sim::load_replacements());
-  if (*problem != nullptr) return nullptr;
-  auto* device = new sim::Device;
-  device->options = *options;
+  sim::Device* device = nullptr;
+  *problem = sim::text_of([&]() -> std::string {
+    const std::string& replacing = sim::load_replacements();
+    if (!replacing.empty()) return replacing;
+    device = new sim::Device;
+    device->options = *options;
+    return {};
+  });
   return device;
 }
 
 void residuum_sim_free(void* device) { delete static_cast<sim::Device*>(device); }
 
+// nullptr where there is no memory.
 void* residuum_sim_allocate(void* device, size_t bytes) {
   auto& d = *static_cast<sim::Device*>(device);
-  return d.memory.allocate(bytes, d.options.alignment);
+  try {
+    return d.memory.allocate(bytes, d.options.alignment);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
 }
 
 void residuum_sim_release(void* device, void* address) { static_cast<sim::Device*>(device)->memory.release(address); }
@@ -188,10 +215,12 @@ void residuum_sim_release(void* device, void* address) { static_cast<sim::Device
 char* residuum_sim_launch(void* device, const char* name, const void* params, size_t params_bytes, const float* gate,
                           uint32_t threads, const uint32_t* grid, uint32_t shared_bytes) {
   const sim::Job job{name, nullptr, params, gate, threads, {grid[0], grid[1], grid[2]}, shared_bytes};
-  return sim::copy_text(sim::run(*static_cast<sim::Device*>(device), job, params_bytes));
+  return sim::text_of([&] { return sim::run(*static_cast<sim::Device*>(device), job, params_bytes); });
 }
 
-void residuum_sim_free_text(char* text) { free(text); }
+void residuum_sim_free_text(char* text) {
+  if (text != sim::no_memory) free(text);
+}
 
 // Loads a shared object with kernels that tell of their accesses. nullptr, or what went wrong; to be freed with
 // residuum_sim_free_text.

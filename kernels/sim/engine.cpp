@@ -108,7 +108,7 @@ void Engine::start_blocks() {
   blocks_alive_ = 0;
   for (u32 i = 0; i < flight && next_block_ < total_blocks_; ++i) {
     if (blocks_[i].arena.begin() == nullptr && !blocks_[i].arena.reserve(options_.shared_limit)) {
-      error_ = "no memory for the shared memory of a block";
+      error_ = "out of memory: the shared memory of a simulated block";
       return;
     }
     blocks_[i].first_warp = i * warps;
@@ -191,7 +191,7 @@ void Engine::resume(Thread* next, Context* from) {
   if (next->state == Thread::State::fresh) {
     next->stack = stacks_.start(&next->context, fiber_main);
     if (next->stack == nullptr) {
-      error_ = "no memory for the stacks of the threads";
+      error_ = "out of memory: the stacks of simulated threads";
       if (from != &main_) switch_context(from, &main_);
       return;
     }

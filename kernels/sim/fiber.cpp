@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <new>
 
 namespace sim {
 
@@ -89,6 +90,15 @@ Stacks::~Stacks() {
 bool Stacks::grow() {
   void* slab = mmap(nullptr, SLAB * STRIDE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (slab == MAP_FAILED) return false;
+  // It is asked for on a fiber, which an exception cannot leave.
+  try {
+    slabs_.reserve(slabs_.size() + 1);
+    all_.reserve(all_.size() + SLAB);
+    free_.reserve(all_.size() + SLAB);
+  } catch (const std::bad_alloc&) {
+    munmap(slab, SLAB * STRIDE);
+    return false;
+  }
   slabs_.push_back(slab);
   for (size_t i = SLAB; i-- > 0;) {
     char* stack = static_cast<char*>(slab) + i * STRIDE + GUARD;

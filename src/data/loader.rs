@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::augment::{Augment, Draw};
 use super::dataset::{Dataset, Images};
 use super::stream::{Purpose, Stream};
+use crate::device::threads;
 use crate::tensor::{HostData, HostTensor};
 use crate::{Error, Result};
 
@@ -90,6 +91,7 @@ impl<'a> Loader<'a> {
     fn gather(&self, indices: &[u32], valid: usize, draw: impl Fn(u32) -> Draw + Sync) -> Batch {
         let [c, h, w] = self.data.shape();
         let mut pixels = vec![0.0; indices.len() * c * h * w];
+        threads::ensure();
         pixels.par_chunks_exact_mut(c * h * w).zip(indices).for_each(|(image, &index)| {
             self.image(index, draw(index), image);
         });

@@ -68,6 +68,10 @@ impl Memory for Reserved {
         Ok(())
     }
 
+    fn zero(&self, _offset: usize, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
     fn read(&self, _offset: usize, _dst: &mut [u8]) -> Result<()> {
         Err(refuse("reading memory"))
     }

@@ -2,10 +2,13 @@
 //!
 //! The rest of the CPU path is safe code; the few `unsafe` blocks that it needs are here.
 
-use std::alloc::{alloc_zeroed, dealloc, handle_alloc_error, Layout};
+mod product;
+
+use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::ptr::NonNull;
 
-use crate::tensor::{Elem, Real};
+use crate::tensor::{memory, Elem, Real};
+use crate::{Error, Result};
 
 /// A tensor on the host that is read.
 #[derive(Clone, Copy, Debug)]
@@ -118,17 +121,13 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Reserves `bytes` bytes.
-    ///
-    /// # Panics
-    /// Where the address space has no room for them.
-    pub fn new(bytes: usize) -> Self {
-        let Ok(layout) = Layout::from_size_align(bytes.max(1), 64) else {
-            panic!("an arena of {bytes} bytes");
-        };
+    /// Reserves `bytes` bytes; fails where the system has no memory for them.
+    pub fn new(bytes: usize) -> Result<Self> {
+        let refused = || Error::out_of_memory("a program on the CPU", bytes);
+        let layout = Layout::from_size_align(bytes.max(1), 64).map_err(|_| refused())?;
         // SAFETY: the size is not 0.
-        let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
-        Self { start, layout, bytes }
+        let start = memory::fallible(|| NonNull::new(unsafe { alloc_zeroed(layout) })).ok_or_else(refused)?;
+        Ok(Self { start, layout, bytes })
     }
 
     /// The number of bytes.
@@ -256,11 +255,16 @@ impl Matrix {
 /// # Panics
 /// Where the extents do not match, a matrix leaves its slice, `c` visits an element twice, or `T` is neither f32 nor
 /// f64.
+///
+/// Where the `gemm` crate would panic, plain loops do the same, with other roundings.
 pub fn gemm<T: Real>(c: (&mut [T], Matrix), a: (&[T], Matrix), b: (&[T], Matrix), accumulate: bool) {
     let ((c, cm), (a, am), (b, bm)) = (c, a, b);
     assert!(cm.rows == am.rows && cm.cols == bm.cols && am.cols == bm.rows, "product {cm:?} = {am:?} {bm:?}");
     assert!(cm.fits(c.len()) && am.fits(a.len()) && bm.fits(b.len()), "product {cm:?} = {am:?} {bm:?}: slices");
     assert!(cm.is_injective(), "product into {cm:?}");
+    if !product::crate_works() {
+        return product::product((c, cm), (a, am), (b, bm), accumulate);
+    }
     // SAFETY: all three matrices lie in their slices, c's elements are distinct, and the slices do not overlap, as c's
     // is exclusive.
     unsafe {
@@ -317,7 +321,7 @@ mod tests {
 
     #[test]
     fn an_arena_hands_out_disjoint_slices() {
-        let mut arena = Arena::new(256);
+        let mut arena = Arena::new(256).expect("memory");
         let (a, b) = (slot(0, 4, Elem::Real), slot(64, 4, Elem::Stat));
         let (labels, window) = (slot(128, 3, Elem::Index), slot(140, 5, Elem::Byte));
         arena.write::<f32>(&a).real().copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
@@ -337,7 +341,7 @@ mod tests {
 
     #[test]
     fn an_arena_refuses_what_would_alias() {
-        let mut arena = Arena::new(256);
+        let mut arena = Arena::new(256).expect("memory");
         let (a, b) = (slot(0, 4, Elem::Real), slot(12, 4, Elem::Real));
         assert!(panics(|| drop(arena.slices::<f32>(&[a], &[b]))), "read and written");
         assert!(panics(|| drop(arena.slices::<f32>(&[], &[a, b]))), "written twice");

@@ -33,6 +33,10 @@ impl Memory for Foreign {
         Err(self.refuse("writing"))
     }
 
+    fn zero(&self, _offset: usize, _bytes: usize) -> Result<()> {
+        Err(self.refuse("zeroing"))
+    }
+
     fn read(&self, _offset: usize, _dst: &mut [u8]) -> Result<()> {
         Err(self.refuse("reading"))
     }

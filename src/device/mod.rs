@@ -3,6 +3,7 @@
 //! A [`Device`] is the CPU, or a [`Backend`] that runs the library's kernels: a GPU (`cuda`) or the simulator (`sim`).
 //! Both take the same [`Launch`]es; nothing outside this folder names cudarc or the simulator.
 
+mod allocator;
 mod blueprint;
 pub mod conditions;
 pub mod cpu;
@@ -17,14 +18,17 @@ mod recording;
 mod select;
 mod side;
 pub mod sim;
+pub mod threads;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use self::allocator::ExitWhereMemoryEnds;
 pub use self::gpu::Gpu;
 pub use self::recording::{Recording, Replay};
 pub use self::side::SideQueue;
+use crate::tensor::memory::filled;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -140,6 +144,9 @@ pub trait Memory: fmt::Debug + Send + Sync {
     /// Copies `src` to `offset`, ordered after earlier launches.
     fn write(&self, offset: usize, src: &[u8]) -> Result<()>;
 
+    /// Sets the `bytes` bytes from `offset` on to 0, ordered after earlier launches. Takes no memory of that size.
+    fn zero(&self, offset: usize, bytes: usize) -> Result<()>;
+
     /// Copies from `offset` to `dst`, ordered after earlier launches, and waits for it.
     fn read(&self, offset: usize, dst: &mut [u8]) -> Result<()>;
 
@@ -200,7 +207,7 @@ impl View {
 
     /// Copies the whole view to the host.
     pub fn read(&self) -> Result<Vec<u8>> {
-        let mut dst = vec![0; self.bytes];
+        let mut dst = filled("a copy of device memory", 0, self.bytes)?;
         self.memory.read(self.offset, &mut dst)?;
         Ok(dst)
     }
@@ -240,7 +247,7 @@ pub struct Cost {
 impl Cost {
     /// Bytes read and written.
     pub fn bytes(&self) -> u64 {
-        self.bytes_read + self.bytes_written
+        self.bytes_read.saturating_add(self.bytes_written)
     }
 }
 
@@ -249,9 +256,9 @@ impl std::ops::Add for Cost {
 
     fn add(self, o: Self) -> Self {
         Self {
-            flops: self.flops + o.flops,
-            bytes_read: self.bytes_read + o.bytes_read,
-            bytes_written: self.bytes_written + o.bytes_written,
+            flops: self.flops.saturating_add(o.flops),
+            bytes_read: self.bytes_read.saturating_add(o.bytes_read),
+            bytes_written: self.bytes_written.saturating_add(o.bytes_written),
         }
     }
 }

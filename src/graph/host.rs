@@ -5,11 +5,12 @@ use super::interpreter::host_data;
 use super::memory::{Flat, GateSlots, Plan};
 use super::program::Executor;
 use crate::device::cpu::{Arena, Slot};
+use crate::device::threads;
 use crate::ops::loss_scale::{self, State};
 use crate::ops::sgd::{self, StepState};
-use crate::ops::{gate, HostIo, HostMut, Op, Write};
-use crate::tensor::{DType, Elem, HostData, HostTensor, Real};
-use crate::Result;
+use crate::ops::{gate, HostIo, HostMut, HostRef, Op, Write};
+use crate::tensor::{memory, DType, Elem, HostData, Real};
+use crate::{Error, Result};
 
 /// One op with its places in the arena.
 #[derive(Debug)]
@@ -38,11 +39,11 @@ pub(super) struct HostProgram<T> {
 
 /// Bytes of scratch memory that each node needs.
 pub(super) fn scratch_bytes<T: Real>(fused: &Fused) -> Vec<usize> {
-    fused.graph.nodes.iter().map(|n| n.op.host::<T>().host_scratch() * size_of::<T>()).collect()
+    fused.graph.nodes.iter().map(|n| n.op.host::<T>().host_scratch().saturating_mul(size_of::<T>())).collect()
 }
 
 impl<T: Real> HostProgram<T> {
-    pub fn new(fused: &Fused, plan: &Plan, dtype: DType, optimizer: Option<sgd::Sgd>) -> Self {
+    pub fn new(fused: &Fused, plan: &Plan, dtype: DType, optimizer: Option<sgd::Sgd>) -> Result<Self> {
         let place = |v: &super::ValueId| match plan.slots[v.index()] {
             Some(slot) => slot,
             None => unreachable!("every value that an op touches has a place"),
@@ -59,8 +60,8 @@ impl<T: Real> HostProgram<T> {
                 ..s
             }),
         });
-        Self {
-            arena: Arena::new(plan.arena_bytes),
+        Ok(Self {
+            arena: Arena::new(plan.arena_bytes)?,
             dtype,
             steps: steps.collect(),
             prepare: fused.prepare,
@@ -69,11 +70,12 @@ impl<T: Real> HostProgram<T> {
             optimizer,
             grad_scale: fused.graph.grad_scale,
             marker: std::marker::PhantomData,
-        }
+        })
     }
 
     /// Runs the steps on a thread of rayon's pool: what an op starts there needs no other thread to wake first.
     fn run_steps(&mut self, which: std::ops::Range<usize>) {
+        threads::ensure();
         rayon::scope(|_| self.run_steps_here(which));
     }
 
@@ -152,33 +154,28 @@ impl<T: Real> HostProgram<T> {
 
 impl<T: Real> Executor for HostProgram<T> {
     fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
-        let tensor = HostTensor { shape: [slot.len].into(), data: data.clone() };
-        match slot.elem {
-            Elem::Real => {
-                let dtype = self.dtype;
-                let rounded = tensor.to_real::<T>().into_iter().map(|v| dtype.round(v));
-                self.arena.write::<T>(slot).real().iter_mut().zip(rounded).for_each(|(a, b)| *a = b);
-            }
-            Elem::Stat => self.arena.write::<T>(slot).real().copy_from_slice(&tensor.to_real::<T>()),
-            Elem::Index => {
-                let labels = tensor.to_real::<f64>().into_iter().map(|v| v as i32);
-                self.arena.write::<T>(slot).index().iter_mut().zip(labels).for_each(|(a, b)| *a = b);
-            }
-            Elem::Byte => {
-                let bytes = tensor.to_real::<f64>().into_iter().map(|v| v as u8);
-                self.arena.write::<T>(slot).byte().iter_mut().zip(bytes).for_each(|(a, b)| *a = b);
-            }
+        if data.len() != slot.len {
+            let problem = format!("{} elements to a value of {}", data.len(), slot.len);
+            return Err(Error::invalid("write", problem));
+        }
+        let dtype = self.dtype;
+        match self.arena.write::<T>(slot) {
+            HostMut::Real(place) if slot.elem == Elem::Real => copy(data, place, |v| dtype.round(T::from_f64(v))),
+            HostMut::Real(place) => copy(data, place, T::from_f64),
+            HostMut::Index(place) => copy(data, place, |v| v as i32),
+            HostMut::Byte(place) => copy(data, place, |v| v as u8),
         }
         Ok(())
     }
 
     fn read(&self, slot: &Slot) -> Result<HostData> {
-        let content = self.arena.read::<T>(slot);
-        Ok(match slot.elem {
-            Elem::Real | Elem::Stat => host_data(content.real()),
-            Elem::Index => HostData::I64(content.index().iter().map(|&v| i64::from(v)).collect()),
-            Elem::Byte => HostData::I64(content.byte().iter().map(|&v| i64::from(v)).collect()),
-        })
+        match self.arena.read::<T>(slot) {
+            HostRef::Real(v) => host_data(v),
+            HostRef::Index(v) => Ok(HostData::I64(memory::collect("labels", v.iter().map(|&v| i64::from(v)))?)),
+            HostRef::Byte(v) => {
+                Ok(HostData::I64(memory::collect("window positions", v.iter().map(|&v| i64::from(v)))?))
+            }
+        }
     }
 
     fn prepare(&mut self) -> Result<()> {
@@ -192,4 +189,14 @@ impl<T: Real> Executor for HostProgram<T> {
         self.optimize();
         Ok(())
     }
+}
+
+/// Writes each element of `data` to its place.
+fn copy<U>(data: &HostData, to: &mut [U], element: impl Fn(f64) -> U) {
+    let mut places = to.iter_mut();
+    data.each(|v| {
+        if let Some(place) = places.next() {
+            *place = element(v);
+        }
+    });
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::device::cpu::Slot;
 use crate::device::{Memory, SideQueue};
+use crate::tensor::memory;
 use crate::Result;
 
 /// The two places of each input of a program, and whose turn it is.
@@ -60,7 +61,7 @@ impl Inputs {
         }
         let (old, new) = (self.turn, 1 - self.turn);
         for (places, _) in self.places.iter().zip(&self.fresh).filter(|(_, &fresh)| !fresh) {
-            let mut kept = vec![0; bytes(&places[old])];
+            let mut kept = memory::filled("an input that stays", 0, bytes(&places[old]))?;
             self.memory.read(places[old].offset, &mut kept)?;
             self.memory.write(places[new].offset, &kept)?;
         }

@@ -3,7 +3,7 @@
 use super::state::{counter, to_library, to_torch, torch_shape};
 use super::{Graph, Mode, Node, Origin, StateReport, ValueId};
 use crate::ops::{HostIo, HostMut, HostRef, Write};
-use crate::tensor::{DType, Elem, HostData, HostTensor, Real, StateDict, TensorType};
+use crate::tensor::{memory, DType, Elem, HostData, HostTensor, Real, StateDict, TensorType};
 use crate::{Error, Result};
 
 /// A value's content on the host.
@@ -15,7 +15,8 @@ enum Content<T> {
 }
 
 /// Runs a graph without fusion or memory plan, in `T`, rounding what is stored to a storage type: an independent path
-/// to the same numbers as a [`Program`](super::Program)'s.
+/// to the same numbers as a [`Program`](super::Program)'s. It holds every value at once, and panics or ends the process
+/// where there is no memory for that.
 #[derive(Debug)]
 pub struct Interpreter<'g, T: Real> {
     graph: &'g Graph,
@@ -48,7 +49,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
         let report = self.graph.check_state(state)?;
         let parameters = self.graph.parameters.iter().map(|p| (&p.name, p.value));
         for (name, value) in parameters.chain(self.graph.buffers.iter().map(|b| (&b.name, b.value))) {
-            self.fill(value, &to_library(&state[name], self.graph.ty(value)));
+            self.fill(value, &to_library(&state[name], self.graph.ty(value))?);
         }
         self.steps = counter(state);
         Ok(report)
@@ -65,7 +66,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
         if tensor.shape != expected {
             return Err(Error::Shape { what: format!("input `{name}`"), expected, found: tensor.shape.clone() });
         }
-        self.fill(value, &to_library(tensor, ty));
+        self.fill(value, &to_library(tensor, ty)?);
         Ok(())
     }
 
@@ -147,7 +148,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
     pub fn output(&self, name: &str) -> Result<HostTensor> {
         let value = find(&self.graph.outputs, "output", name)?;
         let ty = self.graph.ty(value);
-        Ok(to_torch(self.data(value), ty, &torch_shape(ty)))
+        to_torch(self.data(value), ty, &torch_shape(ty))
     }
 
     /// The gradients of the loss with respect to every parameter, by name, in torch's layout; zeros where the branch was
@@ -161,7 +162,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
                 let Content::Real(v) = &self.contents[grad.index()] else { panic!("gradients are numbers") };
                 let dropped = writers[grad.index()].is_some_and(|gate| self.is_closed(gate));
                 let unscaled: Vec<T> = v.iter().map(|&g| if dropped { T::ZERO } else { g / scale }).collect();
-                (p.name.clone(), to_torch(host_data(&unscaled), self.graph.ty(grad), &p.shape))
+                (p.name.clone(), held(to_torch(held(host_data(&unscaled)), self.graph.ty(grad), &p.shape)))
             })
             .collect()
     }
@@ -172,7 +173,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
         let buffers = self.graph.buffers.iter().map(|b| (&b.name, &b.shape, b.value));
         let mut state: StateDict = parameters
             .chain(buffers)
-            .map(|(name, shape, v)| (name.clone(), to_torch(self.data(v), self.graph.ty(v), shape)))
+            .map(|(name, shape, v)| (name.clone(), held(to_torch(self.data(v), self.graph.ty(v), shape))))
             .collect();
         let counters = self.graph.counters().into_iter();
         state.extend(counters.map(|name| (name, HostTensor::i64([], vec![self.steps]))));
@@ -208,7 +209,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
 
     fn data(&self, value: ValueId) -> HostData {
         match &self.contents[value.index()] {
-            Content::Real(v) => host_data(v),
+            Content::Real(v) => held(host_data(v)),
             Content::Index(v) => HostData::I64(v.iter().map(|&a| i64::from(a)).collect()),
             Content::Byte(v) => HostData::I64(v.iter().map(|&a| i64::from(a)).collect()),
         }
@@ -275,10 +276,17 @@ pub(super) fn find(named: &[(String, ValueId)], kind: &'static str, name: &str) 
 }
 
 /// `v` as f32 or f64 data, whichever `T` is.
-pub(super) fn host_data<T: Real>(v: &[T]) -> HostData {
-    if size_of::<T>() == 8 {
-        HostData::F64(v.iter().map(|a| a.to_f64()).collect())
+pub(super) fn host_data<T: Real>(v: &[T]) -> Result<HostData> {
+    let what = "a copy of a tensor";
+    Ok(if size_of::<T>() == 8 {
+        HostData::F64(memory::collect(what, v.iter().map(|a| a.to_f64()))?)
     } else {
-        HostData::F32(v.iter().map(|a| a.to_f64() as f32).collect())
-    }
+        HostData::F32(memory::collect(what, v.iter().map(|a| a.to_f64() as f32))?)
+    })
+}
+
+/// What was made. The reference executor, unlike programs, holds every value of a graph at once and promises no error
+/// where there is no memory for that.
+fn held<T>(made: Result<T>) -> T {
+    made.unwrap_or_else(|error| panic!("{error}"))
 }

@@ -10,7 +10,7 @@ use super::{Runs, ValueId};
 use crate::device::cpu::Slot;
 use crate::device::{Backend, Launch, Memory, Recording, Target, View};
 use crate::ops::{gate, loss_scale, sgd, Arg, Io, Write};
-use crate::tensor::{DType, Elem, HostData, HostTensor};
+use crate::tensor::{memory, DType, Elem, HostData};
 use crate::{Error, Result};
 
 /// The launches of a program, all bound to one arena on the device.
@@ -56,7 +56,7 @@ impl KernelProgram {
             steps.push(record(launches)?);
         }
         // Everything that lives on between runs starts as zeros.
-        arena.write(0, &vec![0; plan.state_bytes])?;
+        arena.zero(0, plan.state_bytes)?;
         let inputs = Inputs::new(&plan.inputs, &arena)?;
         Ok(Self { backend: backend.clone(), arena, dtype, prepare, steps, launched, inputs })
     }
@@ -67,7 +67,7 @@ impl KernelProgram {
 
     /// `data` as it lies in `slot`.
     fn encode(&self, slot: &Slot, data: &HostData) -> Result<Vec<u8>> {
-        let bytes = encode(slot.elem, self.dtype, data);
+        let bytes = encode(slot.elem, self.dtype, data)?;
         if bytes.len() != self.bytes(slot) {
             return Err(Error::invalid("write", format!("{} bytes to a value of {} elements", bytes.len(), slot.len)));
         }
@@ -202,9 +202,9 @@ impl Executor for KernelProgram {
 
     fn read(&self, slot: &Slot) -> Result<HostData> {
         let place = self.inputs.find(slot).map_or(*slot, |input| self.inputs.read_place(input));
-        let mut bytes = vec![0; self.bytes(slot)];
+        let mut bytes = memory::filled("a copy of a tensor", 0, self.bytes(slot))?;
         self.arena.read(place.offset, &mut bytes)?;
-        Ok(decode(slot.elem, self.dtype, &bytes))
+        decode(slot.elem, self.dtype, &bytes)
     }
 
     fn prepare(&mut self) -> Result<()> {
@@ -228,31 +228,34 @@ impl Executor for KernelProgram {
 }
 
 /// `data` as the device stores it.
-fn encode(elem: Elem, dtype: DType, data: &HostData) -> Vec<u8> {
-    let tensor = HostTensor { shape: [0].into(), data: data.clone() };
-    let halves = |bits: fn(f32) -> u16| -> Vec<u8> {
-        tensor.to_real::<f32>().into_iter().flat_map(|v| bits(v).to_le_bytes()).collect()
-    };
+fn encode(elem: Elem, dtype: DType, data: &HostData) -> Result<Vec<u8>> {
+    fn bytes<const N: usize>(data: &HostData, element: impl Fn(f64) -> [u8; N]) -> Result<Vec<u8>> {
+        let mut bytes = memory::room("a tensor as the device stores it", data.len() * N)?;
+        data.each(|v| bytes.extend_from_slice(&element(v)));
+        Ok(bytes)
+    }
     match (elem, dtype) {
-        (Elem::Real, DType::F16) => halves(|v| half::f16::from_f32(v).to_bits()),
-        (Elem::Real, DType::BF16) => halves(|v| half::bf16::from_f32(v).to_bits()),
-        (Elem::Real | Elem::Stat, _) => tensor.to_real::<f32>().into_iter().flat_map(f32::to_le_bytes).collect(),
-        (Elem::Index, _) => tensor.to_real::<f64>().into_iter().flat_map(|v| (v as i32).to_le_bytes()).collect(),
-        (Elem::Byte, _) => tensor.to_real::<f64>().into_iter().map(|v| v as u8).collect(),
+        (Elem::Real, DType::F16) => bytes(data, |v| half::f16::from_f32(v as f32).to_le_bytes()),
+        (Elem::Real, DType::BF16) => bytes(data, |v| half::bf16::from_f32(v as f32).to_le_bytes()),
+        (Elem::Real | Elem::Stat, _) => bytes(data, |v| (v as f32).to_le_bytes()),
+        (Elem::Index, _) => bytes(data, |v| (v as i32).to_le_bytes()),
+        (Elem::Byte, _) => bytes(data, |v| [v as u8]),
     }
 }
 
 /// What the device stores as `bytes`.
-fn decode(elem: Elem, dtype: DType, bytes: &[u8]) -> HostData {
-    let halves = |value: fn(u16) -> f32| -> HostData {
-        HostData::F32(bytes.chunks_exact(2).map(|b| value(u16::from_le_bytes([b[0], b[1]]))).collect())
+fn decode(elem: Elem, dtype: DType, bytes: &[u8]) -> Result<HostData> {
+    let what = "a copy of a tensor";
+    let halves = |value: fn(u16) -> f32| {
+        let halves = bytes.chunks_exact(2).map(|b| value(u16::from_le_bytes([b[0], b[1]])));
+        Ok(HostData::F32(memory::collect(what, halves)?))
     };
     let words = bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
     match (elem, dtype) {
         (Elem::Real, DType::F16) => halves(|b| half::f16::from_bits(b).to_f32()),
         (Elem::Real, DType::BF16) => halves(|b| half::bf16::from_bits(b).to_f32()),
-        (Elem::Real | Elem::Stat, _) => HostData::F32(words.map(f32::from_le_bytes).collect()),
-        (Elem::Index, _) => HostData::I64(words.map(|b| i64::from(i32::from_le_bytes(b))).collect()),
-        (Elem::Byte, _) => HostData::I64(bytes.iter().map(|&b| i64::from(b)).collect()),
+        (Elem::Real | Elem::Stat, _) => Ok(HostData::F32(memory::collect(what, words.map(f32::from_le_bytes))?)),
+        (Elem::Index, _) => Ok(HostData::I64(memory::collect(what, words.map(|b| i64::from(i32::from_le_bytes(b))))?)),
+        (Elem::Byte, _) => Ok(HostData::I64(memory::collect(what, bytes.iter().map(|&b| i64::from(b)))?)),
     }
 }

@@ -5,11 +5,13 @@
 //! program that kernels run every input has two places.
 
 use super::fuse::Fused;
+use super::pack::{pack, Lifetime};
 use super::saved::saved_activation_bytes;
 use super::{Graph, Origin, ValueId};
 use crate::device::cpu::Slot;
 use crate::ops::{gate, loss_scale};
 use crate::tensor::{DType, Elem, TensorType};
+use crate::{Error, Result};
 
 /// Every value and every flat tensor starts at a multiple of so many bytes.
 pub(super) const ALIGN: usize = 256;
@@ -115,11 +117,9 @@ pub(super) struct Flat {
     pub stat_bytes: usize,
 }
 
-/// A range of bytes that is in use while nodes `first..=last` run.
+/// A range of bytes that is in use while the nodes of its lifetime run.
 struct Block {
-    bytes: usize,
-    first: usize,
-    last: usize,
+    lifetime: Lifetime,
     target: Target,
 }
 
@@ -131,9 +131,10 @@ enum Target {
     Input(usize),
 }
 
-/// Plans the arena. `scratch_bytes` holds what each node needs.
-pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], optimizer: bool) -> Plan {
+/// Plans the arena. `scratch_bytes` holds what each node needs. Fails where no address space has room for it.
+pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], optimizer: bool) -> Result<Plan> {
     let graph = &fused.graph;
+    check_size(graph, storage, scratch_bytes)?;
     let mut end = 0;
     let flat = place_flat(graph, storage, optimizer, &mut end);
     let mut slots = vec![None; graph.values.len()];
@@ -143,11 +144,11 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
     let mut scratch = vec![None; graph.nodes.len()];
     let mut blocks = lifetimes(fused, storage, &slots, scratch_bytes);
     let mut second = if storage.kernels && optimizer { second_inputs(fused, &mut blocks) } else { Vec::new() };
-    let offsets = pack(&blocks);
+    let lifetimes: Vec<Lifetime> = blocks.iter().map(|b| b.lifetime).collect();
     let mut arena_bytes = state_bytes;
-    for (block, offset) in blocks.iter().zip(offsets) {
+    for (block, offset) in blocks.iter().zip(pack(&lifetimes)) {
         let offset = state_bytes + offset;
-        arena_bytes = arena_bytes.max(offset + block.bytes);
+        arena_bytes = arena_bytes.max(offset + block.lifetime.bytes);
         match block.target {
             Target::Value(v) => {
                 let ty = graph.ty(v);
@@ -162,7 +163,26 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
     place_views(fused, storage, &mut slots);
     let saved_activation_bytes = saved_activation_bytes(fused, storage);
     let arena_bytes = arena_bytes.max(ALIGN);
-    Plan { arena_bytes, state_bytes, saved_activation_bytes, slots, scratch, flat, gates, inputs }
+    Ok(Plan { arena_bytes, state_bytes, saved_activation_bytes, slots, scratch, flat, gates, inputs })
+}
+
+/// Fails where the bytes of all values and all scratch memory together, parameters counted once for each flat tensor and
+/// inputs for each place, could not be added up: behind this no sum overflows.
+fn check_size(graph: &Graph, storage: Storage, scratch_bytes: &[usize]) -> Result<()> {
+    let aligned = |bytes: u128| bytes.next_multiple_of(ALIGN as u128);
+    let value = |v: &super::Value| {
+        let len = v.ty.shape.dims().iter().fold(1u128, |len, &d| len.saturating_mul(d as u128));
+        let bytes = len.saturating_mul(storage.bytes(v.ty.elem) as u128).min(u128::from(u64::MAX));
+        // In the flat tensors f32 beside 16 bits, gradients, velocities and padding; an input has two places.
+        aligned(bytes) * if v.origin == Origin::Node { 1 } else { 8 }
+    };
+    let values: u128 = graph.values.iter().map(value).sum();
+    let total = values + scratch_bytes.iter().map(|&b| aligned(b as u128)).sum::<u128>();
+    if total > isize::MAX as u128 {
+        let bytes = usize::try_from(total).unwrap_or(usize::MAX);
+        return Err(Error::out_of_memory("a program", bytes));
+    }
+    Ok(())
 }
 
 /// Takes `len` elements at the end of the arena.
@@ -230,8 +250,7 @@ fn place_gates(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option
             slots[opposite.index()] = Some(part(closed, i, graph.ty(opposite), storage));
         }
     }
-    let ends: Vec<usize> = graph.parameters.iter().map(|p| p.shape.len().next_multiple_of(PARAMETER_ALIGN)).collect();
-    let at = |i: usize| ends[..i].iter().sum::<usize>() / gate::UNIT;
+    let at = |i: usize| flat.starts.get(i).map_or(flat.len, |start| start / storage.stat) / gate::UNIT;
     let pair = |own: std::ops::Range<usize>| [at(own.start), at(own.end)];
     let pairs = if differentiated { graph.branch_parameters().into_iter().map(pair).collect() } else { Vec::new() };
     GateSlots { values, closed, thresholds, control, ranges, pairs }
@@ -278,12 +297,10 @@ fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_by
         let (first, last) = (*s)?;
         let ty = &graph.values[i].ty;
         let bytes = (ty.shape.len() * storage.bytes(ty.elem)).next_multiple_of(ALIGN);
-        Some(Block { bytes, first, last, target: Target::Value(ValueId(i as u32)) })
+        Some(Block { lifetime: Lifetime { bytes, first, last }, target: Target::Value(ValueId(i as u32)) })
     });
     let scratch = scratch_bytes.iter().enumerate().filter(|&(_, &b)| b > 0).map(|(i, &b)| Block {
-        bytes: b.next_multiple_of(ALIGN),
-        first: i,
-        last: i,
+        lifetime: Lifetime { bytes: b.next_multiple_of(ALIGN), first: i, last: i },
         target: Target::Scratch(i),
     });
     values.chain(scratch).collect()
@@ -295,61 +312,12 @@ fn second_inputs(fused: &Fused, blocks: &mut Vec<Block>) -> Vec<Slot> {
     let mut slots = Vec::with_capacity(fused.graph.inputs.len());
     for (i, &(_, v)) in fused.graph.inputs.iter().enumerate() {
         let root = fused.root(v);
-        let Some(&Block { bytes, first, last, .. }) = blocks.iter().find(of(root)) else {
+        let Some(&Block { lifetime, .. }) = blocks.iter().find(of(root)) else {
             unreachable!("every input has a block");
         };
-        blocks.push(Block { bytes, first, last, target: Target::Input(i) });
+        blocks.push(Block { lifetime, target: Target::Input(i) });
         let ty = fused.graph.ty(root);
         slots.push(Slot { offset: 0, len: ty.shape.len(), elem: ty.elem });
     }
     slots
-}
-
-/// An offset for each block such that blocks in use at the same time do not overlap: largest first, each at the lowest
-/// place that is free during its whole lifetime.
-fn pack(blocks: &[Block]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..blocks.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), blocks[i].first, i));
-    let mut offsets = vec![0; blocks.len()];
-    let mut placed: Vec<usize> = Vec::with_capacity(blocks.len());
-    for i in order {
-        let mut offset = 0;
-        for &j in &placed {
-            let meets = blocks[j].first <= blocks[i].last && blocks[i].first <= blocks[j].last;
-            if !meets {
-                continue;
-            }
-            if offsets[j] >= offset + blocks[i].bytes {
-                break;
-            }
-            offset = offset.max(offsets[j] + blocks[j].bytes);
-        }
-        offsets[i] = offset;
-        let at = placed.partition_point(|&j| offsets[j] <= offset);
-        placed.insert(at, i);
-    }
-    offsets
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_that_meet_do_not_overlap() {
-        let spans = [(300, 0, 2), (100, 1, 1), (200, 2, 5), (300, 3, 4), (50, 0, 5), (100, 6, 6)];
-        let blocks: Vec<Block> = spans
-            .iter()
-            .map(|&(bytes, first, last)| Block { bytes, first, last, target: Target::Scratch(0) })
-            .collect();
-        let offsets = pack(&blocks);
-        for (i, a) in blocks.iter().enumerate() {
-            for (j, b) in blocks.iter().enumerate().take(i) {
-                let meet = a.first <= b.last && b.first <= a.last;
-                let overlap = offsets[i] < offsets[j] + b.bytes && offsets[j] < offsets[i] + a.bytes;
-                assert!(!(meet && overlap), "blocks {i} and {j} at {offsets:?}");
-            }
-        }
-        assert_eq!(offsets.iter().zip(&blocks).map(|(o, b)| o + b.bytes).max(), Some(550), "as tight as can be");
-    }
 }

@@ -14,6 +14,7 @@ mod interpreter;
 mod kernels;
 mod loss_scale;
 mod memory;
+mod pack;
 mod program;
 mod saved;
 mod state;

@@ -1,5 +1,6 @@
 //! A graph made ready to run on a device.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use super::fuse::{fuse, Fused, Runner, View};
@@ -14,7 +15,7 @@ use crate::device::{Cost, Device, Launch, Target};
 use crate::ops::gate;
 use crate::ops::loss_scale::{LossScale, State};
 use crate::ops::sgd::Sgd;
-use crate::tensor::{DType, Elem, HostData, HostTensor, Shape, StateDict};
+use crate::tensor::{memory, DType, Elem, HostData, HostTensor, Shape, StateDict};
 use crate::{Error, Result};
 
 /// A kernel launch of a program's run.
@@ -115,7 +116,7 @@ impl Program {
         let report = self.graph.check_state(state)?;
         for i in 0..self.graph.parameters.len() {
             let parameter = &self.graph.parameters[i];
-            let (value, data) = (parameter.value, to_library(&state[&parameter.name], self.graph.ty(parameter.value)));
+            let (value, data) = (parameter.value, to_library(&state[&parameter.name], self.graph.ty(parameter.value))?);
             let slot = self.slot(value)?;
             self.executor.write(&self.master(i)?, &data)?;
             self.executor.write(&slot, &data)?;
@@ -133,7 +134,7 @@ impl Program {
         let mut state = StateDict::new();
         for (i, p) in self.graph.parameters.iter().enumerate() {
             let data = self.executor.read(&self.master(i)?)?;
-            state.insert(p.name.clone(), to_torch(data, self.graph.ty(p.value), &p.shape));
+            state.insert(p.name.clone(), to_torch(data, self.graph.ty(p.value), &p.shape)?);
         }
         for buffer in &self.graph.buffers {
             let data = self.executor.read(&self.slot(buffer.value)?)?;
@@ -152,7 +153,7 @@ impl Program {
         }
         let read = |(i, p): (usize, &super::Parameter)| -> Result<(String, HostTensor)> {
             let data = self.executor.read(&self.part(&self.plan.flat.velocity, i)?)?;
-            Ok((p.name.clone(), to_torch(data, self.graph.ty(p.value), &p.shape)))
+            Ok((p.name.clone(), to_torch(data, self.graph.ty(p.value), &p.shape)?))
         };
         self.graph.parameters.iter().enumerate().map(read).collect()
     }
@@ -167,7 +168,8 @@ impl Program {
             return self.write_first(true);
         }
         let parameters = &self.graph.parameters;
-        if let Some(name) = velocity.keys().find(|&name| parameters.iter().all(|p| p.name != *name)) {
+        let names: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
+        if let Some(name) = velocity.keys().find(|&name| !names.contains(name.as_str())) {
             return Err(Error::invalid(format!("velocity `{name}`"), "not a parameter of this network"));
         }
         for i in 0..parameters.len() {
@@ -177,7 +179,7 @@ impl Program {
             if tensor.shape != p.shape {
                 return Err(Error::Shape { what, expected: p.shape.clone(), found: tensor.shape.clone() });
             }
-            let data = to_library(tensor, self.graph.ty(p.value));
+            let data = to_library(tensor, self.graph.ty(p.value))?;
             let slot = self.part(&self.plan.flat.velocity, i)?;
             self.executor.write(&slot, &data)?;
         }
@@ -196,11 +198,11 @@ impl Program {
         if tensor.shape != expected {
             return Err(Error::Shape { what: format!("input `{name}`"), expected, found: tensor.shape.clone() });
         }
-        let data = to_library(tensor, ty);
+        let data = to_library(tensor, ty)?;
         match self.views[value.index()] {
             Some(View { root, .. }) => {
                 let channels = |v: ValueId| self.graph.ty(v).shape.dims().last().copied().unwrap_or(1);
-                let padded = pad_channels(&data, channels(value), channels(root));
+                let padded = pad_channels(&data, channels(value), channels(root))?;
                 let slot = self.slot(root)?;
                 self.executor.feed(&slot, &padded)
             }
@@ -222,7 +224,7 @@ impl Program {
         if let Some(i) = labels.iter().position(|&l| l < 0 || l as usize >= classes) {
             return Err(Error::invalid("labels", format!("{} of image {i}, expected 0..{classes}", labels[i])));
         }
-        let data = HostData::I64(labels.iter().map(|&l| i64::from(l)).collect());
+        let data = HostData::I64(memory::collect("labels", labels.iter().map(|&l| i64::from(l)))?);
         let slot = self.slot(value)?;
         self.executor.feed(&slot, &data)
     }
@@ -281,7 +283,7 @@ impl Program {
     pub fn output(&self, name: &str) -> Result<HostTensor> {
         let value = find(&self.graph.outputs, "output", name)?;
         let ty = self.graph.ty(value);
-        Ok(to_torch(self.executor.read(&self.slot(value)?)?, ty, &torch_shape(ty)))
+        to_torch(self.executor.read(&self.slot(value)?)?, ty, &torch_shape(ty))
     }
 
     /// The gradients of the last run by parameter name, in torch's layout, the loss scale divided out; empty where the
@@ -298,7 +300,7 @@ impl Program {
                 HostData::F64(v) => v.iter_mut().for_each(|g| *g /= scale),
                 HostData::I64(_) => {}
             }
-            gradients.insert(p.name.clone(), to_torch(data, self.graph.ty(grad), &p.shape));
+            gradients.insert(p.name.clone(), to_torch(data, self.graph.ty(grad), &p.shape)?);
         }
         Ok(gradients)
     }
@@ -383,14 +385,14 @@ fn bind(fused: &Fused, device: &Device, dtype: DType, optimizer: Option<Sgd>) ->
     Ok(match (device, dtype) {
         (Device::Cpu, DType::F64) => {
             let scratch = host::scratch_bytes::<f64>(fused);
-            let plan = plan(fused, Storage::host(dtype, 8), &scratch, optimizer.is_some());
-            let executor = HostProgram::<f64>::new(fused, &plan, dtype, optimizer);
+            let plan = plan(fused, Storage::host(dtype, 8), &scratch, optimizer.is_some())?;
+            let executor = HostProgram::<f64>::new(fused, &plan, dtype, optimizer)?;
             (plan, Box::new(executor))
         }
         (Device::Cpu, _) => {
             let scratch = host::scratch_bytes::<f32>(fused);
-            let plan = plan(fused, Storage::host(dtype, 4), &scratch, optimizer.is_some());
-            let executor = HostProgram::<f32>::new(fused, &plan, dtype, optimizer);
+            let plan = plan(fused, Storage::host(dtype, 4), &scratch, optimizer.is_some())?;
+            let executor = HostProgram::<f32>::new(fused, &plan, dtype, optimizer)?;
             (plan, Box::new(executor))
         }
         (Device::Kernels(b), DType::F64) => {
@@ -398,7 +400,7 @@ fn bind(fused: &Fused, device: &Device, dtype: DType, optimizer: Option<Sgd>) ->
         }
         (Device::Kernels(backend), _) => {
             let scratch = kernels::scratch_bytes(fused, Target { arch: backend.arch(), dtype });
-            let plan = plan(fused, Storage::kernels(dtype), &scratch, optimizer.is_some());
+            let plan = plan(fused, Storage::kernels(dtype), &scratch, optimizer.is_some())?;
             let executor = KernelProgram::new(backend, fused, &plan, dtype, optimizer)?;
             (plan, Box::new(executor))
         }

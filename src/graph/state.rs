@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Graph;
-use crate::tensor::{layout, HostData, HostTensor, Shape, StateDict, TensorType};
+use crate::tensor::{layout, memory, HostData, HostTensor, Shape, StateDict, TensorType};
 use crate::{Error, Result};
 
 /// What was noticed while a state dict was loaded.
@@ -71,38 +71,41 @@ pub(super) fn counter(state: &StateDict) -> i64 {
 }
 
 /// The elements of torch's `tensor` in the order of the library's `ty`.
-pub(super) fn to_library(tensor: &HostTensor, ty: &TensorType) -> HostData {
-    let Some(dims) = spatial(ty) else { return tensor.data.clone() };
+pub(super) fn to_library(tensor: &HostTensor, ty: &TensorType) -> Result<HostData> {
+    let Some(dims) = spatial(ty) else { return tensor.data.copy() };
     let [n, h, w, c] = dims;
-    match &tensor.data {
-        HostData::F32(v) => HostData::F32(layout::nchw_to_nhwc(v, n, c, h, w)),
-        HostData::F64(v) => HostData::F64(layout::nchw_to_nhwc(v, n, c, h, w)),
-        HostData::I64(v) => HostData::I64(layout::nchw_to_nhwc(v, n, c, h, w)),
-    }
+    Ok(match &tensor.data {
+        HostData::F32(v) => HostData::F32(layout::nchw_to_nhwc(v, n, c, h, w)?),
+        HostData::F64(v) => HostData::F64(layout::nchw_to_nhwc(v, n, c, h, w)?),
+        HostData::I64(v) => HostData::I64(layout::nchw_to_nhwc(v, n, c, h, w)?),
+    })
 }
 
 /// Pixels of `from` channels with zeros behind them, up to `to`.
-pub(super) fn pad_channels(data: &HostData, from: usize, to: usize) -> HostData {
-    fn pad<T: Copy + Default>(v: &[T], from: usize, to: usize) -> Vec<T> {
-        let rest = std::iter::repeat_n(T::default(), to - from);
-        v.chunks_exact(from).flat_map(|pixel| pixel.iter().copied().chain(rest.clone())).collect()
+pub(super) fn pad_channels(data: &HostData, from: usize, to: usize) -> Result<HostData> {
+    fn pad<T: Copy + Default>(v: &[T], from: usize, to: usize) -> Result<Vec<T>> {
+        let mut padded = memory::filled("a padded input", T::default(), v.len() / from * to)?;
+        for (pixel, place) in v.chunks_exact(from).zip(padded.chunks_exact_mut(to)) {
+            place[..from].copy_from_slice(pixel);
+        }
+        Ok(padded)
     }
-    match data {
-        HostData::F32(v) => HostData::F32(pad(v, from, to)),
-        HostData::F64(v) => HostData::F64(pad(v, from, to)),
-        HostData::I64(v) => HostData::I64(pad(v, from, to)),
-    }
+    Ok(match data {
+        HostData::F32(v) => HostData::F32(pad(v, from, to)?),
+        HostData::F64(v) => HostData::F64(pad(v, from, to)?),
+        HostData::I64(v) => HostData::I64(pad(v, from, to)?),
+    })
 }
 
 /// A value of the library's `ty` as a tensor of torch's `shape`.
-pub(super) fn to_torch(data: HostData, ty: &TensorType, shape: &Shape) -> HostTensor {
+pub(super) fn to_torch(data: HostData, ty: &TensorType, shape: &Shape) -> Result<HostTensor> {
     let data = match (spatial(ty), data) {
         (None, data) => data,
-        (Some([n, h, w, c]), HostData::F32(v)) => HostData::F32(layout::nhwc_to_nchw(&v, n, h, w, c)),
-        (Some([n, h, w, c]), HostData::F64(v)) => HostData::F64(layout::nhwc_to_nchw(&v, n, h, w, c)),
-        (Some([n, h, w, c]), HostData::I64(v)) => HostData::I64(layout::nhwc_to_nchw(&v, n, h, w, c)),
+        (Some([n, h, w, c]), HostData::F32(v)) => HostData::F32(layout::nhwc_to_nchw(&v, n, h, w, c)?),
+        (Some([n, h, w, c]), HostData::F64(v)) => HostData::F64(layout::nhwc_to_nchw(&v, n, h, w, c)?),
+        (Some([n, h, w, c]), HostData::I64(v)) => HostData::I64(layout::nhwc_to_nchw(&v, n, h, w, c)?),
     };
-    HostTensor { shape: shape.clone(), data }
+    Ok(HostTensor { shape: shape.clone(), data })
 }
 
 /// The shape that torch gives a value of the library's type `ty`: NCHW for images.

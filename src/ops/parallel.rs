@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 
 use crate::device::cpu::vectorized;
+use crate::device::threads;
 use crate::tensor::Real;
 
 /// The least elements of a wide row.
@@ -89,6 +90,7 @@ pub(super) fn in_lanes<L: Send>(lanes: Vec<L>, f: impl Fn(usize, L) + Sync) {
     if lanes.len() == 1 {
         lanes.into_iter().for_each(|lane| f(0, lane));
     } else {
+        threads::ensure();
         lanes.into_par_iter().enumerate().for_each(|(i, lane)| f(i, lane));
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Real, Shape};
+use super::{memory, Real, Shape};
+use crate::Result;
 
 /// The elements of a [`HostTensor`].
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +14,38 @@ pub enum HostData {
     F64(Vec<f64>),
     /// Integers: labels and `num_batches_tracked`.
     I64(Vec<i64>),
+}
+
+impl HostData {
+    /// The number of elements.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::F64(v) => v.len(),
+            Self::I64(v) => v.len(),
+        }
+    }
+
+    /// Calls `f` with each element, in order.
+    pub(crate) fn each(&self, mut f: impl FnMut(f64)) {
+        match self {
+            Self::F32(v) => v.iter().for_each(|&a| f(f64::from(a))),
+            Self::F64(v) => v.iter().for_each(|&a| f(a)),
+            Self::I64(v) => v.iter().for_each(|&a| f(a as f64)),
+        }
+    }
+
+    /// The same data once more; fails where there is no memory for it.
+    pub(crate) fn copy(&self) -> Result<Self> {
+        fn copy<T: Copy>(v: &[T]) -> Result<Vec<T>> {
+            memory::collect("a copy of a tensor", v.iter().copied())
+        }
+        Ok(match self {
+            Self::F32(v) => Self::F32(copy(v)?),
+            Self::F64(v) => Self::F64(copy(v)?),
+            Self::I64(v) => Self::I64(copy(v)?),
+        })
+    }
 }
 
 /// A dense tensor on the host in torch's layout (NCHW, OIHW, `[out, in]`), row-major.
@@ -51,11 +84,7 @@ impl HostTensor {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        match &self.data {
-            HostData::F32(v) => v.len(),
-            HostData::F64(v) => v.len(),
-            HostData::I64(v) => v.len(),
-        }
+        self.data.len()
     }
 
     /// Whether there is no element.

@@ -1,19 +1,22 @@
 //! Between torch's layouts and the library's.
 
-/// From `[N, C, H, W]` to `[N, H, W, C]`; for weights, from OIHW to KRSC.
-pub fn nchw_to_nhwc<T: Copy + Default>(src: &[T], n: usize, c: usize, h: usize, w: usize) -> Vec<T> {
+use super::memory;
+use crate::Result;
+
+/// From `[N, C, H, W]` to `[N, H, W, C]`; for weights, from OIHW to KRSC. Fails where there is no memory for the copy.
+pub fn nchw_to_nhwc<T: Copy + Default>(src: &[T], n: usize, c: usize, h: usize, w: usize) -> Result<Vec<T>> {
     permute(src, n, c, h * w)
 }
 
-/// From `[N, H, W, C]` to `[N, C, H, W]`; for weights, from KRSC to OIHW.
-pub fn nhwc_to_nchw<T: Copy + Default>(src: &[T], n: usize, h: usize, w: usize, c: usize) -> Vec<T> {
+/// From `[N, H, W, C]` to `[N, C, H, W]`; for weights, from KRSC to OIHW. Fails where there is no memory for the copy.
+pub fn nhwc_to_nchw<T: Copy + Default>(src: &[T], n: usize, h: usize, w: usize, c: usize) -> Result<Vec<T>> {
     permute(src, n, h * w, c)
 }
 
 /// Transposes each of `batch` matrices of `rows` x `cols`.
-fn permute<T: Copy + Default>(src: &[T], batch: usize, rows: usize, cols: usize) -> Vec<T> {
+fn permute<T: Copy + Default>(src: &[T], batch: usize, rows: usize, cols: usize) -> Result<Vec<T>> {
     assert_eq!(src.len(), batch * rows * cols, "elements to permute");
-    let mut dst = vec![T::default(); src.len()];
+    let mut dst = memory::filled("a tensor in another layout", T::default(), src.len())?;
     for (s, d) in src.chunks_exact((rows * cols).max(1)).zip(dst.chunks_exact_mut((rows * cols).max(1))) {
         for i in 0..rows {
             for j in 0..cols {
@@ -21,7 +24,7 @@ fn permute<T: Copy + Default>(src: &[T], batch: usize, rows: usize, cols: usize)
             }
         }
     }
-    dst
+    Ok(dst)
 }
 
 #[cfg(test)]
@@ -31,8 +34,8 @@ mod tests {
     #[test]
     fn both_ways_is_the_identity() {
         let x: Vec<u32> = (0..2 * 3 * 4 * 5).collect();
-        let y = nchw_to_nhwc(&x, 2, 3, 4, 5);
+        let y = nchw_to_nhwc(&x, 2, 3, 4, 5).expect("memory");
         assert_eq!(y[1], 20, "channel 1 of the first pixel");
-        assert_eq!(nhwc_to_nchw(&y, 2, 4, 5, 3), x);
+        assert_eq!(nhwc_to_nchw(&y, 2, 4, 5, 3).expect("memory"), x);
     }
 }

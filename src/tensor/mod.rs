@@ -5,6 +5,7 @@
 
 pub mod host;
 pub mod layout;
+pub(crate) mod memory;
 pub mod philox;
 mod real;
 

@@ -113,6 +113,7 @@ static void run(const Op* op) {
     case 4: release(op->dst); break;
     case 5: while (((Event*)op->dst)->passed < op->value && step(((Event*)op->dst)->stream)) {} break;
     case 7: set_conditions(op->src); break;
+    case 9: memset(op->dst, (int)op->value, op->bytes); break;
     case 8: condition(op->dst)->value = condition(op->dst)->initial; break;
   }
 }
@@ -188,6 +189,7 @@ R cuMemHostAlloc(void** p, size_t bytes, unsigned f) { (void)f; ENTER; *p = mall
 R cuMemFreeHost(void* p) { ENTER; memset(p, 0xEE, 16); free(p); live[PINNED]--; return OK; }
 R cuMemcpyHtoDAsync_v2(uintptr_t d, const void* s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, (void*)d, (void*)s, n, 0, 0, 0}); return OK; }
 R cuMemcpyDtoHAsync_v2(void* d, uintptr_t s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, d, (void*)s, n, 0, 0, 0}); return OK; }
+R cuMemsetD8Async(uintptr_t d, unsigned char v, size_t n, void* q) { ENTER; push(stream(q), (Op){9, (void*)d, 0, n, v, 0, 0}); return OK; }
 
 R cuModuleLoadData(void** m, const void* image) {
   ENTER;

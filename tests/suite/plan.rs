@@ -118,3 +118,56 @@ fn batch_norms_of_every_kind_are_in_pieces() {
         assert!(found <= most * 1000, "{name}: {found} bytes an image");
     }
 }
+
+/// Nanoseconds for which this thread had a processor: unlike the time of day they do not grow with the machine's load.
+fn thread_time() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let clock =
+        || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+    stat.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_else(clock)
+}
+
+/// The least time in which a program is planned, of three.
+fn time_to_plan(name: &str, mode: Mode) -> u64 {
+    let plan = || {
+        let start = thread_time();
+        let train = mode == Mode::Train;
+        let model = models::find(name).unwrap();
+        let options = BuildOptions { loss: train, ..Default::default() };
+        let mut graph = model.build(mode, 8, model.input(), model.classes(), options).unwrap();
+        if train {
+            graph.differentiate().unwrap();
+        }
+        let optimizer = train.then(|| Settings::default().optimizer().unwrap());
+        let program = Program::compile(&graph, &Device::blueprint(Arch::Sm90), DType::BF16, optimizer).unwrap();
+        assert!(!program.steps().is_empty());
+        thread_time() - start
+    };
+    (0..3).map(|_| plan()).min().unwrap()
+}
+
+/// Eight times the depth takes about eight times the time; by comparing every layer with every other it would be 64.
+#[test]
+fn planning_takes_time_linear_in_depth() {
+    for (shallow, deep, mode) in [
+        ("resnet500_cifar", "resnet4004_cifar", Mode::Train),
+        ("resnet500_cifar_survival05", "resnet4004_cifar_survival05", Mode::Train),
+        ("preact_resnet506_cifar", "preact_resnet4052_cifar", Mode::Train),
+        ("resnet2000_cifar_survival05", "resnet16004_cifar_survival05", Mode::Infer),
+    ] {
+        let [short, long] = [shallow, deep].map(|name| time_to_plan(name, mode) as f64);
+        assert!(long < 20.0 * short, "{deep} takes {} times as long as {shallow}", long / short);
+    }
+}
+
+/// No list, copy or table of a program's size is made of a program that is only planned.
+#[test]
+fn a_blueprint_of_any_size_is_planned() {
+    let model = models::find("wide_resnet101_29").unwrap();
+    let options = BuildOptions { loss: true, ..Default::default() };
+    let mut graph = model.build(Mode::Train, 1, model.input(), model.classes(), options).unwrap();
+    graph.differentiate().unwrap();
+    let optimizer = Some(Settings::default().optimizer().unwrap());
+    let program = Program::compile(&graph, &Device::blueprint(Arch::Sm90), DType::F32, optimizer).unwrap();
+    assert!(program.plan().arena_bytes > 200 << 30, "{} bytes", program.plan().arena_bytes);
+}

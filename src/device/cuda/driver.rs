@@ -50,6 +50,7 @@ const SYMBOLS: &[&str] = &[
     "cuMemPoolTrimTo",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",

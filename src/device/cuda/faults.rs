@@ -58,6 +58,11 @@ impl Faults {
         Self { device, embedded, first_fatal: OnceLock::new(), pending: Mutex::default() }
     }
 
+    /// The device, for messages.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
     /// Fails if the context is lost.
     pub fn check(&self) -> Result<()> {
         self.first_fatal.get().map_or(Ok(()), |error| Err(error.clone()))
@@ -90,6 +95,9 @@ impl Faults {
         let fatal = FATAL.contains(&code);
         let what = if fatal { format!("{call}{}", self.suspects()) } else { call.to_string() };
         let mut problem = describe(error);
+        if code == OUT_OF_MEMORY {
+            return Error::OutOfMemory { what: format!("{}: {what}: {problem}", self.device), bytes: None };
+        }
         if fatal {
             problem += "; the CUDA context is lost, restart the process";
         }

@@ -36,7 +36,12 @@ impl CudaMemory {
         let address = address.map_err(|error| {
             let free =
                 result::mem_get_info().map_or(String::new(), |(free, total)| format!(", {free} of {total} are free"));
-            context.faults.error(&format!("allocating {bytes} bytes{free}"), error)
+            match context.faults.error(&format!("allocating {bytes} bytes{free}"), error) {
+                Error::OutOfMemory { .. } => {
+                    Error::out_of_memory(format!("{}{free}: a program", context.faults.device()), bytes)
+                }
+                other => other,
+            }
         })?;
         let memory = Self { address, bytes, context: context.clone() };
         if address % ALIGNMENT != 0 {
@@ -95,6 +100,17 @@ impl Memory for CudaMemory {
         self.context.call("copying to the device", || {
             // SAFETY: the context is current, and the range is inside this buffer.
             unsafe { staging.write(self.address + offset as u64, src, self.context.stream.cu_stream()) }
+        })
+    }
+
+    fn zero(&self, offset: usize, bytes: usize) -> Result<()> {
+        self.check("zeroing device memory", offset, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.context.call("zeroing device memory", || {
+            // SAFETY: the context is current, and the range is inside this buffer.
+            unsafe { result::memset_d8_async(self.address + offset as u64, 0, bytes, self.context.stream.cu_stream()) }
         })
     }
 

@@ -261,6 +261,9 @@ fn order() {
     assert!(view.read().expect("a copy").iter().all(|&b| b == 19));
     let tail = View::new(memory.clone(), 4000, 96).expect("a view");
     tail.write(&[1; 96]).expect("a copy");
+    memory.zero(4064, 16).expect("zeros");
+    assert_eq!(tail.read().expect("a copy"), [&[1; 64][..], &[0; 16], &[1; 16]].concat());
+    assert!(memory.zero(4095, 2).is_err() && memory.zero(usize::MAX, 2).is_err() && memory.zero(4096, 0).is_ok());
     assert!(memory.write(4095, &[0; 2]).is_err() && memory.read(0, &mut vec![0; 4097]).is_err());
     assert!(memory.write(usize::MAX, &[0; 2]).is_err());
     assert_eq!(device.allocate(0).expect("nothing").bytes(), 0);
@@ -438,8 +441,10 @@ fn out_of_memory() {
     let mock = Mock::new();
     mock.set("mock_limit", 10_000);
     let first = device.allocate(6_000).expect("it fits");
-    let text = device.allocate(6_000).expect_err("too much").to_string();
-    assert!(text.contains("allocating 6000 bytes, 4000 of 10000 are free: CUDA_ERROR_OUT_OF_MEMORY (2)"), "{text}");
+    let error = device.allocate(6_000).expect_err("too much");
+    assert!(matches!(error, Error::OutOfMemory { bytes: Some(6_000), .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("Mock 0, 4000 of 10000 are free: a program needs 6000 bytes"), "{text}");
     // What was freed is only cached until the pool is trimmed.
     drop(first);
     let again = device.allocate(9_000).expect("the first one's memory came back");

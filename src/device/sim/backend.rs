@@ -9,6 +9,9 @@ use super::{ffi, Arithmetic, Copies, Schedule, SimOptions};
 use crate::device::{Arch, Backend, Launch, Memory, View};
 use crate::{Error, Result};
 
+/// How the simulator's texts begin where there is no memory.
+const NO_MEMORY: &str = "out of memory: ";
+
 /// A simulated device. Launches run at once, one after the other.
 struct Sim {
     device: Arc<Handle>,
@@ -68,7 +71,10 @@ pub(super) fn new(options: SimOptions) -> Result<Arc<dyn Backend>> {
     // SAFETY: `raw` has the layout that the function expects and is copied; `problem` is ours.
     let device = unsafe { ffi::residuum_sim_new(&raw, &mut problem) };
     if let Some(reason) = take_text(problem) {
-        return Err(Error::NoDevice { device: "sim", reason });
+        return Err(match reason.strip_prefix(NO_MEMORY) {
+            Some(of) => Error::OutOfMemory { what: of.into(), bytes: None },
+            None => Error::NoDevice { device: "sim", reason },
+        });
     }
     Ok(Arc::new(Sim { device: Arc::new(Handle { device, queue: Mutex::new(()) }), options }))
 }
@@ -125,7 +131,7 @@ impl Backend for Sim {
         // SAFETY: the device lives.
         let address = unsafe { ffi::residuum_sim_allocate(self.device.device, bytes) };
         if address.is_null() {
-            return Err(self.error("allocation", format!("no memory for {bytes} bytes")));
+            return Err(Error::out_of_memory("a buffer of the simulator", bytes));
         }
         Ok(Arc::new(Buffer { device: self.device.clone(), address, bytes }))
     }
@@ -153,7 +159,11 @@ impl Backend for Sim {
                 kernel.shared_bytes,
             )
         };
-        take_text(text).map_or(Ok(()), |problem| Err(self.error(what(), problem)))
+        let Some(problem) = take_text(text) else { return Ok(()) };
+        Err(match problem.strip_prefix(NO_MEMORY) {
+            Some(of) => Error::OutOfMemory { what: of.into(), bytes: None },
+            None => self.error(what(), problem),
+        })
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -208,6 +218,14 @@ impl Memory for Buffer {
         let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: in bounds by the check; no launch or other copy runs.
         unsafe { self.address.add(offset).copy_from_nonoverlapping(src.as_ptr(), src.len()) };
+        Ok(())
+    }
+
+    fn zero(&self, offset: usize, bytes: usize) -> Result<()> {
+        self.check(offset, bytes)?;
+        let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: in bounds by the check; no launch or other copy runs.
+        unsafe { self.address.add(offset).write_bytes(0, bytes) };
         Ok(())
     }
 

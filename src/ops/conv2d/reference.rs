@@ -3,11 +3,13 @@
 use rayon::prelude::*;
 
 use super::{host, Conv2d, Epilogue, Node, Pass, Spec};
+use crate::device::threads;
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
+        threads::ensure();
         let conv = &self.conv;
         match self.pass {
             Pass::Fwd(epilogue) => fwd(conv, epilogue, io),

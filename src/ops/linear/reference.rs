@@ -3,11 +3,13 @@
 use rayon::prelude::*;
 
 use super::{conv2d, Node, Pass};
+use crate::device::threads;
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
+        threads::ensure();
         let [n, f, k] = self.linear.extents();
         let (a, b) = (io.inputs[0].real(), io.inputs.get(1).map(|b| b.real()).unwrap_or_default());
         let bias = io.inputs.get(2).map(|bias| bias.real());

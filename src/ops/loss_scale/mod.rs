@@ -17,6 +17,7 @@ mod launch;
 pub(crate) use launch::KERNELS;
 pub use launch::{flags, launches, Buffers};
 
+use crate::device::threads;
 use crate::tensor::Real;
 use crate::{Error, Result};
 
@@ -123,5 +124,6 @@ pub fn is_finite<T: Real>(grad: &[T]) -> bool {
     use rayon::prelude::*;
     /// Elements that one thread looks at at a time.
     const RUN: usize = 1 << 15;
+    threads::ensure();
     grad.par_chunks(RUN).all(|run| run.iter().all(|g| g.to_f64().is_finite()))
 }

@@ -3,11 +3,13 @@
 use rayon::prelude::*;
 
 use super::{host, Kind, Node, Pass, Pool};
+use crate::device::threads;
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
+        threads::ensure();
         let [_, h, w, c] = self.pool.spec().x;
         let [_, p, q, _] = self.pool.y_shape();
         let (image, result) = (h * w * c, p * q * c);

@@ -1,0 +1,134 @@
+//! Threads, as many as the system gives: it may refuse any but the first.
+//!
+//! rayon's global pool is made when it is first used, and panics where a thread cannot be made; after that it can never be
+//! made. So its threads are made here first, and the pool of those that there are. Where there is none, the calling
+//! thread is a pool of its own.
+
+use std::cell::Cell;
+use std::sync::{mpsc, Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+
+use crate::tensor::memory;
+
+/// What must be free for a new thread: its stack, the stack of its signal handlers, without which Rust aborts it, and some
+/// for its work.
+const ROOM: usize = 8 << 20;
+
+/// Makes sure that rayon can be used on this thread. Must come before the first parallel work; does nothing on a thread
+/// of a pool, and leaves a global pool that is there alone.
+pub(crate) fn ensure() {
+    thread_local! {
+        static READY: Cell<bool> = const { Cell::new(false) };
+    }
+    if READY.get() || rayon::current_thread_index().is_some() {
+        return;
+    }
+    if !has_global_pool() {
+        // The pool is never dropped: rayon has no way to take the thread out of it again.
+        let own = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+        std::mem::forget(own);
+    }
+    READY.set(true);
+}
+
+/// Runs `work` on this thread and, beside it, on as many others as the machine has and the system gives, until it has
+/// returned on all of them: it should take its tasks from a common list.
+///
+/// # Panics
+/// Where `work` panics on any thread.
+pub fn together(work: impl Fn() + Sync) {
+    let more = thread::available_parallelism().map_or(0, |n| n.get() - 1);
+    thread::scope(|scope| {
+        for _ in 0..more {
+            if !has_room() || thread::Builder::new().spawn_scoped(scope, &work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
+}
+
+/// Whether there is memory for one more thread. Ask before making one: a thread that finds too little ends the process.
+pub fn has_room() -> bool {
+    memory::room::<u8>("a thread", ROOM).is_ok()
+}
+
+/// Whether rayon has a global pool, which the first call makes where nobody has.
+fn has_global_pool() -> bool {
+    static MADE: OnceLock<bool> = OnceLock::new();
+    *MADE.get_or_init(|| {
+        let (hand_over, threads) = waiting(wanted());
+        if threads == 0 {
+            return false;
+        }
+        // Nothing here can fail any more: either this is the pool, or there is one and the threads end.
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .spawn_handler(|worker| hand_over.send(worker).map_err(|_| std::io::Error::other("the thread has ended")));
+        let _ = pool.build_global();
+        true
+    })
+}
+
+/// The threads that rayon would make.
+fn wanted() -> usize {
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
+    asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)).min(rayon::max_num_threads())
+}
+
+/// Up to `most` threads, each of which waits for a worker to run as, and how many there are.
+fn waiting(most: usize) -> (mpsc::Sender<rayon::ThreadBuilder>, usize) {
+    let (hand_over, workers) = mpsc::channel::<rayon::ThreadBuilder>();
+    let workers = Arc::new(Mutex::new(workers));
+    let start = |_| {
+        let workers = workers.clone();
+        let run = move || {
+            let worker = workers.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            if let Ok(worker) = worker {
+                worker.run();
+            }
+        };
+        has_room() && thread::Builder::new().spawn(run).is_ok()
+    };
+    let threads = (0..most).map(start).take_while(|&started| started).count();
+    (hand_over, threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::prelude::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn every_thread_works_and_the_calling_one_at_least() {
+        let runs = AtomicUsize::new(0);
+        together(|| {
+            runs.fetch_add(1, Ordering::Relaxed);
+        });
+        assert!((1..=thread::available_parallelism().map_or(1, usize::from)).contains(&runs.into_inner()));
+    }
+
+    #[test]
+    fn a_users_pool_is_used_as_it_is() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("three threads");
+        let found = pool.install(|| {
+            ensure();
+            rayon::current_num_threads()
+        });
+        assert_eq!(found, 3);
+    }
+
+    #[test]
+    fn one_thread_alone_is_a_pool() {
+        let alone = thread::spawn(|| {
+            let own = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+            std::mem::forget(own);
+            ensure();
+            let sum: u64 = (0..1000u64).into_par_iter().sum();
+            let (a, b) = rayon::join(|| 1, || 2);
+            (rayon::current_num_threads(), sum, rayon::scope(|_| a + b))
+        });
+        assert_eq!(alone.join().expect("no panic"), (1, 499_500, 3));
+    }
+}

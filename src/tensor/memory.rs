@@ -1,0 +1,68 @@
+//! Memory of a tensor's size on the host, which the system may refuse.
+//!
+//! What a program is made of (names, lists of ops, launches) is allocated as everywhere in Rust, and the process ends
+//! where that fails. Whatever grows with a batch or with a layer's width goes through here instead and fails with
+//! [`Error::OutOfMemory`].
+
+use std::cell::Cell;
+
+use crate::{Error, Result};
+
+thread_local! {
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls `allocate`, which can do without the memory that it asks for.
+pub(crate) fn fallible<T>(allocate: impl FnOnce() -> T) -> T {
+    let outer = EXPECTED.replace(true);
+    let result = allocate();
+    EXPECTED.set(outer);
+    result
+}
+
+/// Whether this thread's caller expects that an allocation fails: inside of [`fallible`].
+pub(crate) fn is_fallible() -> bool {
+    EXPECTED.try_with(Cell::get).unwrap_or(false)
+}
+
+/// An empty vector with room for `len` elements; `what` names it in the error.
+pub(crate) fn room<T>(what: &str, len: usize) -> Result<Vec<T>> {
+    let mut v = Vec::new();
+    match fallible(|| v.try_reserve_exact(len)) {
+        Ok(()) => Ok(v),
+        Err(_) => Err(Error::out_of_memory(what, len.saturating_mul(size_of::<T>()))),
+    }
+}
+
+/// The elements of `from`, whose number is known.
+pub(crate) fn collect<T>(what: &str, from: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>> {
+    let mut v = room(what, from.len())?;
+    v.extend(from);
+    Ok(v)
+}
+
+/// `len` times `value`.
+pub(crate) fn filled<T: Clone>(what: &str, value: T, len: usize) -> Result<Vec<T>> {
+    let mut v = room(what, len)?;
+    v.resize(len, value);
+    Ok(v)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_address_space_holds_is_refused() {
+        for len in [usize::MAX, usize::MAX / 8, isize::MAX as usize / 4 + 1] {
+            let bytes = len.saturating_mul(8);
+            let error = filled("a tensor", 0.0f64, len).expect_err("no such memory");
+            assert!(matches!(&error, Error::OutOfMemory { bytes: Some(b), .. } if *b == bytes), "{error:?}");
+            assert!(error.to_string().starts_with(&format!("out of memory: a tensor needs {bytes} bytes")), "{error}");
+            assert!(!is_fallible());
+        }
+        assert_eq!(collect("three", [1, 2, 3].into_iter()).expect("memory"), [1, 2, 3]);
+        assert_eq!(filled("two", 7, 2).expect("memory"), [7; 2]);
+        assert!(fallible(|| fallible(is_fallible) && is_fallible()));
+    }
+}
