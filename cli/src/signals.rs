@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use residuum::device::threads;
 use residuum::files::remove_temporaries;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -48,7 +49,7 @@ pub fn clean_up_when_interrupted() {
             }
         };
         // Where the system gives no thread, an interrupt ends the program as ever.
-        let _ = std::thread::Builder::new().name("signals".into()).spawn(wait);
+        let _ = threads::has_room().then(|| std::thread::Builder::new().name("signals".into()).spawn(wait));
     });
 }
 

@@ -3,6 +3,8 @@
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
+use crate::device::threads;
+
 /// Batches that may wait for their steps.
 const AHEAD: usize = 3;
 
@@ -20,6 +22,9 @@ where
 {
     /// The batches of `steps`.
     pub fn new<'env>(scope: &'scope Scope<'scope, 'env>, steps: std::ops::Range<usize>, make: F) -> Self {
+        if !threads::has_room() {
+            return Self::WhenAsked { steps, make };
+        }
         let (send, receive) = mpsc::sync_channel(AHEAD);
         let (theirs, order) = (make.clone(), steps.clone());
         let maker = Builder::new().name("batches".into()).spawn_scoped(scope, move || {
