@@ -1,4 +1,4 @@
-// The gradient of a batch norm in training, in three launches. Where a ReLU followed, dy counts only where y > 0.
+// The gradient of a batch norm in training, in three launches. Where a ReLU followed, dy is 0 where y <= 0.
 //   sums      for each band of rows and each channel: sum dy, sum dy (x - mean)
 //   finalize  merges the bands: dbeta = sum dy,  dgamma = invstd sum dy (x - mean)
 //   bwd       dx = gamma invstd (dy - dbeta / m - (x - mean) invstd dgamma / m), stored or added
@@ -58,7 +58,7 @@ __device__ __forceinline__ void load_dy(float (&dy)[V], const T* from, const T* 
   float open[V];
   load_strip<T, V>(open, y, n, wide);
 #pragma unroll
-  for (int j = 0; j < V; ++j) dy[j] = open[j] > 0.0f ? dy[j] : 0.0f;
+  for (int j = 0; j < V; ++j) dy[j] = passed(dy[j], open[j]);
 }
 
 template <typename T>

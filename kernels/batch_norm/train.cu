@@ -61,7 +61,7 @@ __device__ __forceinline__ Moments<V> walk(const Stats<T>& p, const Share& share
   for (int j = 0; j < V; ++j) {
     const float d = sum[j] / count;
     moments.mean(j) = origin[j] + d;
-    moments.m2(j) = fmaxf(fmaf(-sum[j], d, squares[j]), 0.0f);
+    moments.m2(j) = rectified(fmaf(-sum[j], d, squares[j]));  // a NaN stays
   }
   return moments;
 }

@@ -2,7 +2,7 @@
 //   fwd  y = a a_scale + a_shift + b b_scale + b_shift, each pair where there is one; optionally max(y, 0), and before the
 //        addition max(a a_scale + a_shift, 0), the same for b; with a gate, the first term alone where *open is 0: b and
 //        its numbers are not read then
-//        signs: bit c % 8 of byte c / 8 of a pixel says whether y, as stored, is above 0 in channel c
+//        signs: bit c % 8 of byte c / 8 of a pixel is 0 where y, as stored, is 0 or less in channel c
 // a, b, y: rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; signs: rows of
 // ceil(C / 8) bytes, any stride; scales and shifts [C], f32; open: one f32, or null for a branch that always counts. The
 // sum is taken in f32 and rounded once.
@@ -105,7 +105,7 @@ __device__ __forceinline__ void block_end(const BlockEnd<T>& p) {
 #pragma unroll
     for (int j = 0; j < EIGHT; ++j) {
       if (p.relu) y[j] = rectified(y[j]);
-      if (j < n && to_float(from_float<T>(y[j])) > 0.0f) signs |= 1u << j;
+      if (j < n && !(to_float(from_float<T>(y[j])) <= 0.0f)) signs |= 1u << j;
     }
     store_eight(p.y + row * p.y_stride + share.channel, y, n, p.strips.wide);
     if (p.signs) p.signs[row * p.signs_stride + share.channel / EIGHT] = u8(signs);

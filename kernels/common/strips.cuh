@@ -101,3 +101,6 @@ __device__ __forceinline__ void load_channels(float (&v)[V], const float* p, u32
 
 // max(v, 0); a NaN stays.
 __device__ __forceinline__ float rectified(float v) { return v < 0.0f ? 0.0f : v; }
+
+// The gradient d where a ReLU that left z was open. A NaN is, as in torch.
+__device__ __forceinline__ float passed(float d, float z) { return z <= 0.0f ? 0.0f : d; }

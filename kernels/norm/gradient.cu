@@ -1,7 +1,7 @@
 // The gradient through a ReLU and what batch norms need of it, where the producer of dz cannot do it.
 //   v = dz (+ g),  0 where the ReLU was closed;  g = v, or with `scaled` scale v (+ g)
 //   for each band of rows and each channel: sum v, sum v (y - mean) for one or two batch norms
-//   _affine    one batch norm; its ReLU was closed where y scale + shift, rounded to T, is not above 0
+//   _affine    one batch norm; its ReLU was closed where y scale + shift, rounded to T, is 0 or less
 //   _signs     one batch norm at the end of a block; the ReLU was closed where the bit of the pixel's channel is not set
 //   _signs_two two of them
 // With signs and a gate that is closed the first batch norm's y and mean are not read, and its sum is 0.

@@ -62,7 +62,7 @@ struct GradientStrip {
       for (int j = 0; j < V; ++j) v[j] = byte >> j & 1 ? v[j] : 0.0f;
     } else if (e.relu) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) v[j] = activated<T>(y[j], scale[j], shift[j], 0) > 0.0f ? v[j] : 0.0f;
+      for (int j = 0; j < V; ++j) v[j] = passed(v[j], activated<T>(y[j], scale[j], shift[j], 0));
     }
   }
 

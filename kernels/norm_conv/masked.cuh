@@ -47,7 +47,7 @@ struct MaskedOutput {
       const float old = to_float(there.v[e]);
       float v = results[e];
       if (accumulate && !scaled) v = __fadd_rn(v, old);
-      if ((p.flags & MASK) != 0 && !(to_float(from_float<T>(fmaf(to_float(y0.v[e]), scale[j], shift[j]))) > 0)) v = 0;
+      if ((p.flags & MASK) != 0 && to_float(from_float<T>(fmaf(to_float(y0.v[e]), scale[j], shift[j]))) <= 0) v = 0;
       if ((open >> e & 1) == 0) v = 0;
       const float stored = !scaled ? v : accumulate ? fmaf(scale[j], v, old) : __fmul_rn(scale[j], v);
       there.v[e] = from_float<T>(stored);

@@ -46,7 +46,8 @@ struct MeasuredOutput {
       const float d = rows == 0 ? 0.0f : sum[e] / rows;
       m[e][0] = rows;
       m[e][1] = rows == 0 ? 0.0f : first[e] + d;
-      m[e][2] = fmaxf(fmaf(-sum[e], d, squares[e]), 0.0f);
+      const float m2 = fmaf(-sum[e], d, squares[e]);
+      m[e][2] = m2 < 0 ? 0.0f : m2;  // a NaN stays
     }
   }
 };

@@ -28,7 +28,7 @@ struct EndParams : ForwardParams {
   const float* b_scale;  // its batch norm, per input channel, or null
   const float* b_shift;
   void* z;    // the end of the block, of x's shape
-  u8* signs;  // [N,H,W,C/8]: whether z is above 0
+  u8* signs;  // [N,H,W,C/8]: 0 where z is 0 or less
   int b_stride, z_stride, signs_stride;
   int unused_too;
 };

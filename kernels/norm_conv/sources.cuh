@@ -198,7 +198,7 @@ struct Joined {
     store(static_cast<T*>(p.z) + i64(pixel) * p.z_stride + channel, v);
     u32 bits = 0;
 #pragma unroll
-    for (int e = 0; e < W; ++e) bits |= u32(to_float(v.v[e]) > 0) << e;
+    for (int e = 0; e < W; ++e) bits |= u32(!(to_float(v.v[e]) <= 0)) << e;
     if constexpr (W < 8) {
       const u32 lane = threadIdx.x % 32;
       bits |= __shfl_xor_sync(3u << (lane & ~1u), bits, 1) << W;

@@ -1,6 +1,6 @@
 // The rectifier.
 //   fwd  y = max(x, 0)
-//   bwd  dx = dy where y > 0, else 0 (or added to dx)
+//   bwd  dx = 0 where y <= 0, else dy (or added to dx)
 // x, y, dy, dx: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set.
 // Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, no shared memory.
 // Per element: 1 FLOP; fwd moves 2 sizeof(T) bytes, bwd 3 sizeof(T) (4 when it accumulates).
@@ -50,7 +50,7 @@ __device__ __forceinline__ void relu_bwd(const ReluBwd<T>& p) {
     load_strip<T, V>(d, p.dy + row * p.dy_stride + share.channel, n, p.strips.wide);
     load_strip<T, V>(y, p.y + row * p.y_stride + share.channel, n, p.strips.wide);
 #pragma unroll
-    for (int j = 0; j < V; ++j) d[j] = y[j] > 0.0f ? d[j] : 0.0f;
+    for (int j = 0; j < V; ++j) d[j] = passed(d[j], y[j]);
     write_strip<T, V>(p.dx + row * p.dx_stride + share.channel, d, n, p.strips.wide, p.accumulate);
   }
 }

@@ -1,5 +1,6 @@
 //! The number types that the CPU reference is generic over.
 
+use std::cmp::Ordering;
 use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
@@ -45,6 +46,10 @@ pub trait Real:
     fn exp(self) -> Self;
     /// The natural logarithm.
     fn ln(self) -> Self;
+    /// Whether a ReLU that left `self` passes gradients: unless it is 0 or less. A NaN does, as in torch.
+    fn is_open(self) -> bool {
+        !matches!(self.partial_cmp(&Self::ZERO), Some(Ordering::Less | Ordering::Equal))
+    }
     /// The larger of the two; a NaN in `self` stays.
     fn maximum(self, other: Self) -> Self {
         if other > self {

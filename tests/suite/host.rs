@@ -20,8 +20,10 @@ struct Case {
 }
 
 /// `T` and its storage type.
-trait Number: Real {
+pub trait Number: Real {
+    /// The storage type.
     const DTYPE: DType;
+    /// The bits of the number.
     fn bits(self) -> u64;
 }
 
@@ -125,6 +127,12 @@ fn host<T: Number>(case: &Case, write: Write) -> Vec<Tensor<T>> {
         scratch: &mut scratch,
     });
     outputs
+}
+
+/// The outputs of the CPU's way in `T`.
+pub fn outputs<T: Number>(op: &Op, inputs: &[Data], updates: &[Data]) -> Vec<Data> {
+    let case = Case { name: String::new(), op: op.clone(), inputs: inputs.into(), updates: updates.into() };
+    host::<T>(&case, Write::Overwrite).iter().map(Tensor::data).collect()
 }
 
 /// The case with its numbers rounded to `T`.

@@ -257,10 +257,10 @@ fn bwd<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
 /// dy where it counts.
 #[inline(always)]
 fn counted<T: Real, const RELU: bool>(dy: T, y: T) -> T {
-    if !RELU || y > T::ZERO {
-        dy
-    } else {
+    if RELU && y <= T::ZERO {
         T::ZERO
+    } else {
+        dy
     }
 }
 

@@ -112,7 +112,7 @@ pub enum Pass {
     },
     /// `dy, x, gamma, mean, invstd [, y] -> dx, dgamma, dbeta`; y where a ReLU followed.
     Bwd {
-        /// Whether a ReLU followed: dy counts only where y > 0.
+        /// Whether a ReLU followed: dy counts as 0 where y is 0 or less.
         relu: bool,
     },
 }

@@ -79,7 +79,7 @@ impl Node {
         let y = relu.then(|| io.inputs[5].real());
         let [dx, dgamma, dbeta] = io.reals();
         let (c, m) = (self.bn.spec().x[3], T::from_usize(self.bn.count()));
-        let counted = |i: usize| if y.is_none_or(|y| y[i] > T::ZERO) { dy[i] } else { T::ZERO };
+        let counted = |i: usize| if y.is_none_or(|y| y[i].is_open()) { dy[i] } else { T::ZERO };
         let xhat = |i: usize| (x[i] - mean[i % c]) * invstd[i % c];
         for k in 0..c {
             let channel = || (k..x.len()).step_by(c);

@@ -30,7 +30,7 @@ impl<T: Real> HostOp<T> for Node {
         for bytes in signs {
             let pixels = bytes.byte().chunks_exact_mut(sign_bytes(c)).zip(y.chunks_exact(c));
             for (byte, values) in pixels.flat_map(|(bytes, y)| bytes.iter_mut().zip(y.chunks(8))) {
-                *byte = values.iter().enumerate().map(|(j, &v)| u8::from(v > T::ZERO) << j).sum();
+                *byte = values.iter().enumerate().map(|(j, &v)| u8::from(v.is_open()) << j).sum();
             }
         }
     }

@@ -7,7 +7,7 @@
 //! moments       mean = sum y / m,  var = sum (y - mean)^2 / m,  m = N*H*W
 //! affine        scale = gamma / sqrt(var + eps),  shift = beta - mean scale;  running statistics as in batch_norm
 //! activation    z = y scale + shift, or max(y scale + shift, 0)
-//! gradient      g = dz where z > 0 else 0;  dy_sum = sum g,  dyx_sum = sum g (y - mean)
+//! gradient      g = 0 where z <= 0 else dz;  dy_sum = sum g,  dyx_sum = sum g (y - mean)
 //! coefficients  dbeta = dy_sum,  dgamma = invstd dyx_sum
 //!               a = gamma invstd,  b = -a invstd dgamma / m,  c = -a dbeta / m - b mean
 //! correction    dy = a g + b y + c
@@ -56,7 +56,7 @@ pub enum Epilogue {
     /// The value went through one batch norm: operands `y, scale, shift, mean`, the sums `dy_sum, dyx_sum`.
     ///
     /// `v = dz (+ what is there, where dz is accumulated and not scaled)`, then, with a ReLU, 0 where
-    /// `y * scale + shift`, rounded to the storage type, is not above 0. The sums are of v. Stored is v, or with
+    /// `y * scale + shift`, rounded to the storage type, is 0 or less. The sums are of v. Stored is v, or with
     /// `scaled` what is there plus `scale * v` (accumulated), or `scale * v` (overwritten).
     Affine {
         /// Whether a ReLU followed the batch norm.
@@ -77,7 +77,7 @@ pub enum Epilogue {
     },
 }
 
-/// Bytes of a pixel of the signs of `channels` channels: bit `c % 8` of byte `c / 8` says whether channel c is above 0.
+/// Bytes of a pixel of the signs of `channels` channels: bit `c % 8` of byte `c / 8` is 0 where channel c is 0 or less.
 pub fn sign_bytes(channels: usize) -> usize {
     channels.div_ceil(8)
 }

@@ -94,7 +94,7 @@ pub(in crate::ops) fn gradient<T: Real>(
     };
     let closed = epilogue.is_gated() && real(operands.len() - 1)[0] == T::ZERO;
     let open = |i: usize| match epilogue {
-        Epilogue::Affine { relu, .. } => !relu || real(0)[i] * real(1)[i % c] + real(2)[i % c] > T::ZERO,
+        Epilogue::Affine { relu, .. } => !relu || (real(0)[i] * real(1)[i % c] + real(2)[i % c]).is_open(),
         Epilogue::Signs { .. } => {
             let byte = operands[0].byte()[i / c * sign_bytes(c) + i % c / 8];
             byte >> (i % c % 8) & 1 == 1

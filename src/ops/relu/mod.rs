@@ -1,4 +1,5 @@
-//! The rectifier: `y = max(x, 0)`; backward `dx = dy` where `y > 0`, else 0. A NaN stays a NaN.
+//! The rectifier: `y = max(x, 0)`; backward `dx = 0` where `y <= 0`, else `dy`. A NaN stays a NaN, and where y is one dy
+//! passes, as in torch.
 
 mod launch;
 mod reference;

@@ -18,7 +18,7 @@ impl<T: Real> HostOp<T> for Node {
                 let (dy, y) = (io.inputs[0].real(), io.inputs[1].real());
                 let [dx] = io.reals();
                 for i in 0..dx.len() {
-                    dx[i] = if y[i] > T::ZERO { dy[i] } else { T::ZERO };
+                    dx[i] = passed((&dy[i], &y[i]));
                 }
             }
         }
@@ -39,11 +39,11 @@ impl<T: Real> HostOp<T> for Node {
     }
 }
 
-/// dy where y is positive.
+/// 0 where y is 0 or less, else dy.
 fn passed<T: Real>((&dy, &y): (&T, &T)) -> T {
-    if y > T::ZERO {
-        dy
-    } else {
+    if y <= T::ZERO {
         T::ZERO
+    } else {
+        dy
     }
 }

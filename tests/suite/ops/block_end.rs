@@ -62,7 +62,7 @@ fn terms_with_a_relu_and_branches_that_are_dropped() {
     }
 }
 
-/// Terms are added in f32 and rounded once; a NaN stays and is not above 0.
+/// Terms are added in f32 and rounded once; a NaN stays, and its bit is set.
 #[test]
 fn rounds_once() {
     let (a, b) = (vec![1.0, 1.0, 1.0, 2048.0, 256.0, f64::NAN], vec![0.0009765625, 0.00390625, 0.0005, 1.0, 1.0, 1.0]);

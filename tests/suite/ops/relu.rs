@@ -5,7 +5,8 @@ use residuum::ops::Op;
 use residuum::tensor::DType;
 
 use crate::cases::elementwise::{LARGE, SHAPES};
-use crate::harness::{check, check_dtype, Case, Data, Random, Sweep};
+use crate::harness::{check, check_dtype, reference, Case, Data, Random, Sweep};
+use crate::host::outputs;
 
 fn fwd(shape: [usize; 4]) -> Case {
     let name = format!("relu fwd {shape:?}");
@@ -45,5 +46,12 @@ fn special_values() {
     let op = |pass| Op::Relu(Node { shape: shape.into(), pass });
     let dy = Data::Real(vec![f64::NAN; values.len()]);
     check(&Case::exact("relu fwd special", op(Pass::Fwd), vec![Data::Real(values.clone())]), Sweep::Schedules);
-    check(&Case::exact("relu bwd special", op(Pass::Bwd), vec![dy, Data::Real(values)]), Sweep::Schedules);
+    check(&Case::exact("relu bwd special", op(Pass::Bwd), vec![dy, Data::Real(values.clone())]), Sweep::Schedules);
+    // As torch: dy passes where y is NaN.
+    let dy: Vec<f64> = (1..=values.len()).map(|i| i as f64).collect();
+    let expected = vec![1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 7.0, 8.0, 0.0];
+    let inputs = vec![Data::Real(dy), Data::Real(values)];
+    assert_eq!(reference(&op(Pass::Bwd), &inputs, &[]), [Data::Real(expected.clone())]);
+    assert_eq!(outputs::<f32>(&op(Pass::Bwd), &inputs, &[]), [Data::Real(expected)]);
+    check(&Case::exact("relu bwd of numbers", op(Pass::Bwd), inputs), Sweep::Schedules);
 }
