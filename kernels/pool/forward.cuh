@@ -52,12 +52,12 @@ __device__ __forceinline__ void store_index(u8* p, const int (&v)[V], int n, u32
   }
 }
 
-// Takes in the pixel at `position` of the window where it is larger, or the first NaN.
+// Takes in the pixel at `position` of the window where it is larger, or NaN.
 template <int V>
 __device__ __forceinline__ void take_larger(float (&best)[V], int (&index)[V], const float (&v)[V], int position) {
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    const bool larger = v[j] > best[j] || (v[j] != v[j] && best[j] == best[j]);
+    const bool larger = v[j] > best[j] || v[j] != v[j];
     if (position == 0 || larger) {
       best[j] = v[j];
       index[j] = position;

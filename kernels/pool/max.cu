@@ -1,6 +1,6 @@
 // Max pooling.
 //   fwd  y = max over the window's pixels inside the image; index = where the first such pixel is in the clipped window,
-//        row by row. A NaN counts as the largest.
+//        row by row. A NaN counts as the largest, and of several the last, as in torch.
 //   bwd  dx = sum of dy over the windows whose maximum the pixel was (or added to dx); gathered, so no atomics
 // x[N,H,W,C], y and index[N,P,Q,C] in T and u8, any pixel stride; strips are aligned where strips.wide is set.
 // Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, rows being the pixels of y (fwd) or

@@ -82,8 +82,8 @@ fn max_fwd<T: Real>(pool: &Pool, x: &[T], y: &mut [T], index: &mut [u8]) {
             return;
         }
         for ((&x, y), index) in x.iter().zip(y).zip(index) {
-            // The first NaN of a window stays.
-            let larger = x > *y || (x.partial_cmp(&x).is_none() && y.partial_cmp(&y).is_some());
+            // The last NaN of a window wins.
+            let larger = x > *y || x.partial_cmp(&x).is_none();
             *y = if larger { x } else { *y };
             *index = if larger { number as u8 } else { *index };
         }

@@ -1,13 +1,15 @@
 //! Max and average pooling over sliding windows (floor or ceil mode) or adaptive ones (global among them).
 //!
 //! ```text
-//! max  y = max over the window's pixels inside the image; backward: dy goes to the first such pixel, row by row
+//! max  y = max over the window's pixels inside the image; backward: dy goes to the first such pixel, row by row. A NaN
+//!      counts as the largest; of several dy goes to the last, as in torch
 //! avg  y = sum over the window / divisor; divisor = the pixels inside the image, or with `count_padding` those of the
 //!      window clipped to the padded image
 //! ```
 //!
 //! In ceil mode a window that would start beyond the image and its upper-left padding is dropped, as in torch and
-//! Caffe. Adaptive windows run from `floor(i H / P)` to `ceil((i + 1) H / P)`.
+//! Caffe, and one window may be larger than the padded image, as in torch: it has the pixels that there are. Adaptive
+//! windows run from `floor(i H / P)` to `ceil((i + 1) H / P)`.
 
 mod host;
 mod launch;
@@ -71,8 +73,10 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Checks `spec`. Fails where an extent is 0, the padding is more than half the kernel, no window fits, or a
-    /// maximum is taken over a window of more than 256 pixels.
+    /// Checks `spec`. Fails where an extent is 0, the padding is more than half the kernel (rounded down), no window
+    /// fits, or a maximum is taken over a window of more than 256 pixels inside the image. torch takes such a window; here
+    /// a byte says where in it the maximum was, a quarter of what the kernels would write and read with torch's wider index,
+    /// and no network of the table has more than 9.
     pub fn new(spec: Spec) -> Result<Self> {
         let bad = |problem: String| Err(Error::invalid("pool", problem));
         let [_, h, w, _] = spec.x;
@@ -85,20 +89,21 @@ impl Pool {
                 if kernel.contains(&0) || stride.contains(&0) {
                     return bad(format!("kernel {kernel:?} and stride {stride:?}, expected at least 1"));
                 }
-                let count = |size: usize, i: usize| -> Option<usize> {
-                    if padding[i] * 2 > kernel[i] {
-                        return None;
-                    }
-                    let room = (size + 2 * padding[i]).checked_sub(kernel[i])?;
-                    if !ceil {
-                        return Some(room / stride[i] + 1);
-                    }
-                    let n = room.div_ceil(stride[i]) + 1;
-                    Some(if (n - 1) * stride[i] >= size + padding[i] { n - 1 } else { n })
+                if (0..2).any(|i| padding[i] > kernel[i] / 2) {
+                    return bad(format!("a padding of {padding:?}, expected at most half the kernel {kernel:?}"));
+                }
+                // torch's `pooling_output_shape`, whose numbers may be negative on the way.
+                let count = |size: usize, i: usize| -> usize {
+                    let [size, kernel, stride, padding] = [size, kernel[i], stride[i], padding[i]].map(|v| v as i128);
+                    let up = if ceil { stride - 1 } else { 0 };
+                    let windows = (size + 2 * padding - kernel + up).div_euclid(stride) + 1;
+                    let beyond = ceil && (windows - 1) * stride >= size + padding;
+                    usize::try_from(windows - i128::from(beyond)).unwrap_or(0)
                 };
-                let (Some(p), Some(q)) = (count(h, 0), count(w, 1)) else {
+                let (p, q) = (count(h, 0), count(w, 1));
+                if p == 0 || q == 0 {
                     return bad(format!("a window of {kernel:?} padded by {padding:?} does not fit {h}x{w}"));
-                };
+                }
                 (p, q)
             }
         };
@@ -140,9 +145,9 @@ impl Pool {
         match self.spec.window {
             Window::Adaptive(count) => i * size / count[axis]..((i + 1) * size).div_ceil(count[axis]),
             Window::Sliding { kernel, stride, padding, .. } => {
-                let start = i * stride[axis];
+                let start = i.saturating_mul(stride[axis]);
                 start.saturating_sub(padding[axis]).min(size)
-                    ..(start + kernel[axis]).saturating_sub(padding[axis]).min(size)
+                    ..start.saturating_add(kernel[axis]).saturating_sub(padding[axis]).min(size)
             }
         }
     }
@@ -151,12 +156,13 @@ impl Pool {
     pub fn divisor(&self, i: usize, j: usize) -> usize {
         let along = |axis: usize, i: usize| match (self.spec.window, self.spec.kind) {
             (Window::Sliding { kernel, stride, padding, .. }, Kind::Average { count_padding: true }) => {
-                let padded = self.spec.x[1 + axis] + 2 * padding[axis];
-                (i * stride[axis] + kernel[axis]).min(padded) - i * stride[axis]
+                let padded = padding[axis].saturating_mul(2).saturating_add(self.spec.x[1 + axis]);
+                let start = i.saturating_mul(stride[axis]);
+                start.saturating_add(kernel[axis]).min(padded).saturating_sub(start)
             }
             _ => self.span(axis, i).len(),
         };
-        along(0, i) * along(1, j)
+        along(0, i).saturating_mul(along(1, j))
     }
 
     /// The forward pass.

@@ -69,7 +69,7 @@ fn max_fwd<T: Real>(pool: &Pool, x: &[T], y: &mut [T], index: &mut [u8]) {
             let mut best: Option<(T, usize)> = None;
             for (position, pixel) in pixels(pool, i, j).enumerate() {
                 let v = x[pixel + channel];
-                let larger = best.is_none_or(|(b, _)| v > b || (is_nan(v) && !is_nan(b)));
+                let larger = best.is_none_or(|(b, _)| v > b || is_nan(v));
                 if larger {
                     best = Some((v, position));
                 }

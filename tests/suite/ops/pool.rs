@@ -1,12 +1,13 @@
 //! Pooling: maxima are exact, averages where the divisors are powers of two.
 
-use residuum::ops::pool::{Kind, Node, Pass, Pool, Spec};
+use residuum::ops::pool::{Kind, Node, Pass, Pool, Spec, Window};
 use residuum::ops::Op;
 use residuum::tensor::DType;
 
 use crate::bounds;
 use crate::cases::pool::{Case as Row, CASES, LARGEST_MAX, LARGE_AVERAGES};
 use crate::harness::{check, check_refused, reference, Case, Compare, Data, Random, Sweep};
+use crate::host::outputs;
 
 const AVERAGES: [Kind; 2] = [Kind::Average { count_padding: false }, Kind::Average { count_padding: true }];
 
@@ -109,4 +110,85 @@ fn nan_is_the_largest() {
     // A window of nothing but the least value there is.
     x[..row.x[3]].fill(f64::NEG_INFINITY);
     check(&Case::exact("pool max of NaN", fwd.op, vec![Data::Real(x)]), Sweep::Schedules);
+}
+
+/// Windows of 2x2 pixels, and which of them torch 2.11 takes: of equal maxima the first, of several NaN the last.
+const CHOSEN: &[([f64; 4], u8)] = &[
+    ([2.0, 2.0, 2.0, 1.0], 0),
+    ([f64::NAN, f64::NAN, 5.0, f64::NAN], 3),
+    ([5.0, f64::NAN, f64::NAN, 7.0], 2),
+    ([f64::NAN, 1.0, f64::INFINITY, 3.0], 0),
+    ([f64::NEG_INFINITY; 4], 0),
+    ([0.0, -0.0, -0.0, 0.0], 0),
+];
+
+#[test]
+fn of_several_nan_the_last_is_taken() {
+    let window = Window::Sliding { kernel: [2; 2], stride: [2; 2], padding: [0; 2], ceil: false };
+    for &(x, position) in CHOSEN {
+        let pool = Pool::new(Spec { x: [1, 2, 2, 1], window, kind: Kind::Max }).unwrap();
+        let op = Op::Pool(Node { pool, pass: Pass::Fwd });
+        let x = vec![Data::Real(x.into())];
+        let index = Data::Byte(vec![position]);
+        assert_eq!(reference(&op, &x, &[])[1], index, "{x:?}");
+        assert_eq!(outputs::<f32>(&op, &x, &[])[1], index, "{x:?} on the CPU");
+        check(&Case::exact(format!("pool max of {x:?}"), op, x), Sweep::Schedules);
+    }
+}
+
+/// H and W, kernel, stride, padding, and what torch 2.11 gives in floor and in ceil mode, `None` where it fails.
+type Shape = ([usize; 2], [usize; 2], [usize; 2], [usize; 2], Option<[usize; 2]>, Option<[usize; 2]>);
+
+const SHAPES: &[Shape] = &[
+    ([13, 2], [4, 3], [5, 5], [2, 0], None, Some([3, 1])),
+    ([2, 2], [3, 3], [1, 2], [1, 0], None, Some([2, 1])),
+    ([1, 1], [2, 2], [2, 2], [0, 0], None, Some([1, 1])),
+    ([1, 1], [3, 3], [3, 3], [0, 0], None, Some([1, 1])),
+    ([1, 1], [3, 3], [1, 1], [0, 0], None, None),
+    ([2, 3], [7, 4], [6, 2], [0, 1], None, Some([1, 2])),
+    ([1, 5], [2, 2], [2, 2], [1, 1], Some([1, 3]), Some([1, 3])),
+    ([3, 3], [5, 5], [2, 2], [0, 0], None, None),
+    ([3, 3], [5, 5], [3, 3], [0, 0], None, Some([1, 1])),
+    ([1, 1], [1, 1], [9, 9], [0, 0], Some([1, 1]), Some([1, 1])),
+    // A padding of more than half the kernel, rounded down.
+    ([5, 5], [3, 3], [1, 1], [2, 1], None, None),
+];
+
+#[test]
+fn shapes_are_torchs() {
+    for &(hw, kernel, stride, padding, floor, rounded_up) in SHAPES {
+        for (ceil, expected) in [(false, floor), (true, rounded_up)] {
+            for kind in [Kind::Max, AVERAGES[0], AVERAGES[1]] {
+                let window = Window::Sliding { kernel, stride, padding, ceil };
+                let row = Row { x: [2, hw[0], hw[1], 9], window };
+                let found = Pool::new(Spec { x: row.x, window, kind });
+                assert_eq!(found.ok().map(|p| p.output()), expected, "{row:?}");
+                if expected.is_some() && kind != Kind::Max {
+                    average_cases(&row, kind).iter().for_each(|case| check(case, Sweep::Quick));
+                } else if expected.is_some() {
+                    max_cases(&row).iter().for_each(|case| check(case, Sweep::Quick));
+                }
+            }
+        }
+    }
+}
+
+/// Extents at the end of what a number holds are refused or taken, without a panic.
+#[test]
+fn huge_windows_are_no_panic() {
+    let huge = [usize::MAX, usize::MAX / 2, 1 << 40];
+    for kernel in huge {
+        for (stride, padding) in huge.iter().flat_map(|&s| [0, 1, kernel / 2].map(|p| (s, p))) {
+            for ceil in [false, true] {
+                let window = Window::Sliding { kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 2], ceil };
+                for kind in [Kind::Max, AVERAGES[1]] {
+                    if let Ok(pool) = Pool::new(Spec { x: [1, 2, 2, 1], window, kind }) {
+                        let [p, q] = pool.output();
+                        assert!(p > 0 && q > 0 && pool.divisor(p - 1, q - 1) > 0, "{window:?}");
+                        assert!(!pool.span(0, p - 1).is_empty(), "{window:?}");
+                    }
+                }
+            }
+        }
+    }
 }
