@@ -1,6 +1,6 @@
 // Softmax cross-entropy with label smoothing.
 //   fwd   for each image: loss = log sum e^(l - max) - on (l[label] - max) - everywhere sum (l - max), and whether the
-//         first largest logit is the label's
+//         first largest logit is the label's, which it never is where a logit is NaN
 //   mean  sums both over the images, in an order that depends on N only; the loss is divided by N
 //   bwd   dlogits = scale loss_scale (e^(l - max) / sum - target),  target = everywhere + (k = label) on; loss_scale, a
 //         power of two, lies in device memory and moves between runs of a captured step; 1 where the pointer is null
@@ -42,7 +42,7 @@ struct CrossEntropyBwd {
 };
 static_assert(sizeof(CrossEntropyBwd<float>) == 48, "as in src/ops/cross_entropy/launch.rs");
 
-// The largest logit and the first class that has it.
+// The largest logit and the first class that has it; a NaN where there is one.
 struct Largest {
   static constexpr int COUNT = 2;
   float f[COUNT];  // the logit, the bits of the class
@@ -54,7 +54,8 @@ struct Largest {
     f[1] = ptx::bits_to_float(label);
   }
   __device__ __forceinline__ void take(const Largest& other) {
-    if (other.logit() > logit() || (other.logit() == logit() && other.label() < label()))
+    const bool nan = other.logit() != other.logit();
+    if (nan || other.logit() > logit() || (other.logit() == logit() && other.label() < label()))
       set(other.logit(), other.label());
   }
 };
@@ -75,7 +76,7 @@ __device__ __forceinline__ Largest find_largest(const T* logits, u32 classes, fl
   largest.set(-INFINITY, classes);
   for (u32 k = threadIdx.x; k < classes; k += STRIP_THREADS) {
     const float l = to_float(logits[k]);
-    if (l > largest.logit() || largest.label() == classes) largest.set(l, k);
+    if (l > largest.logit() || l != l || largest.label() == classes) largest.set(l, k);
   }
   merge_block(largest, shared);
   return largest;
@@ -109,7 +110,8 @@ __device__ __forceinline__ void cross_entropy_fwd(const CrossEntropyFwd<T>& p) {
     if (p.everywhere != 0.0f) loss = fmaf(-p.everywhere, sums.f[1], loss);
   }
   p.loss[blockIdx.x] = loss;
-  p.correct[blockIdx.x] = largest.label() == label ? 1.0f : 0.0f;
+  const bool nan = largest.logit() != largest.logit();
+  p.correct[blockIdx.x] = largest.label() == label && !nan ? 1.0f : 0.0f;
 }
 
 __device__ __forceinline__ void cross_entropy_mean(const CrossEntropyMean& p) {

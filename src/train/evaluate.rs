@@ -119,7 +119,20 @@ mod tests {
         let expected = (1f64.exp() + 2f64.exp() + 0.5f64.exp()).ln() - 2.0;
         assert!((cross_entropy(&row, 1) - expected).abs() < 1e-15);
         assert!((cross_entropy(&[1e5, 0.0], 1) - 1e5).abs() < 1e-9);
-        assert!(cross_entropy(&[f64::NAN, 0.0], 1).is_nan());
+    }
+
+    /// As torch: a logit of minus infinity is a class of probability 0, and what has no answer is NaN.
+    #[test]
+    fn the_loss_of_what_is_not_finite_is_torchs() {
+        let infinity = f64::INFINITY;
+        assert!((cross_entropy(&[1.0, -infinity, 2.0], 0) - 1.313_261_687_518).abs() < 1e-9);
+        assert_eq!(cross_entropy(&[1.0, -infinity, -infinity], 0), 0.0);
+        assert_eq!(cross_entropy(&[-infinity, 1.0, 2.0], 0), infinity);
+        for row in
+            [[-infinity; 3], [1.0, infinity, 2.0], [infinity, 1.0, 2.0], [f64::NAN, 0.0, 1.0], [0.0, 1.0, f64::NAN]]
+        {
+            assert!(cross_entropy(&row, 0).is_nan(), "{row:?}");
+        }
     }
 
     #[test]

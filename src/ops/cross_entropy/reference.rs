@@ -10,15 +10,21 @@ impl<T: Real> HostOp<T> for Node {
         let (logits, labels) = (io.inputs[0].real(), io.inputs[1].index());
         let on = T::from_f64(1.0 - smoothing);
         let everywhere = T::from_f64(smoothing / classes as f64);
-        let target = |label: i32, k: usize| everywhere + if k as i32 == label { on } else { T::ZERO };
+        // A label that is no class makes its image's loss and gradient NaN.
+        let of_label = |logits: &[T], label: i32| usize::try_from(label).ok().and_then(|k| logits.get(k).copied());
+        let nan = T::from_f64(f64::NAN);
         let images = logits.chunks_exact(classes).zip(labels);
         match self.pass {
             Pass::Fwd => {
                 let (mut loss, mut correct) = (T::ZERO, 0);
                 for (logits, &label) in images {
                     let log_sum = log_sum_exp(logits);
-                    loss += logits.iter().enumerate().map(|(k, &l)| target(label, k) * (log_sum - l)).sum();
-                    correct += usize::from(first_largest(logits) as i32 == label);
+                    loss += of_label(logits, label).map_or(nan, |l| on * (log_sum - l));
+                    // Without smoothing the other classes do not count, whatever their logits: 0 times infinity is 0.
+                    if smoothing != 0.0 {
+                        loss += everywhere * logits.iter().map(|&l| log_sum - l).sum();
+                    }
+                    correct += usize::from(first_largest(logits).is_some_and(|k| k as i32 == label));
                 }
                 let [out, count] = io.reals();
                 out[0] = loss / T::from_usize(n);
@@ -30,8 +36,11 @@ impl<T: Real> HostOp<T> for Node {
                 let [dlogits] = io.reals();
                 for ((logits, &label), d) in images.zip(dlogits.chunks_exact_mut(classes)) {
                     let log_sum = log_sum_exp(logits);
+                    let on = of_label(logits, label).map_or(nan, |_| on);
+                    let others = on * T::ZERO;
                     for k in 0..classes {
-                        d[k] = scale * ((logits[k] - log_sum).exp() - target(label, k));
+                        let target = everywhere + if k as i32 == label { on } else { others };
+                        d[k] = scale * ((logits[k] - log_sum).exp() - target);
                     }
                 }
             }
@@ -45,7 +54,10 @@ fn log_sum_exp<T: Real>(logits: &[T]) -> T {
     largest + logits.iter().map(|&l| (l - largest).exp()).sum::<T>().ln()
 }
 
-/// The index of the largest logit, the first of equal ones.
-fn first_largest<T: Real>(logits: &[T]) -> usize {
-    (1..logits.len()).fold(0, |best, k| if logits[k] > logits[best] { k } else { best })
+/// The index of the largest logit, the first of equal ones; `None` where one is NaN.
+fn first_largest<T: Real>(logits: &[T]) -> Option<usize> {
+    if logits.iter().any(|l| l.partial_cmp(l).is_none()) {
+        return None;
+    }
+    (0..logits.len()).reduce(|best, k| if logits[k] > logits[best] { k } else { best })
 }

@@ -5,7 +5,8 @@ use residuum::ops::Op;
 
 use crate::bounds;
 use crate::cases::cross_entropy::CASES;
-use crate::harness::{check, check_refused, Case, Compare, Data, Judged, Random, Sweep, DTYPES};
+use crate::harness::{check, check_refused, reference, Case, Compare, Data, Judged, Random, Sweep, DTYPES};
+use crate::host::outputs;
 
 fn op(spec: Spec, pass: Pass) -> Op {
     Op::CrossEntropy(Node { loss: CrossEntropy::new(spec).unwrap(), pass })
@@ -121,5 +122,81 @@ fn a_lost_class_is_found() {
         let Data::Real(logits) = &mut wrong[0] else { unreachable!() };
         logits[299] -= 20.0;
         check_refused(&case, &wrong, &DTYPES);
+    }
+}
+
+const NAN: f64 = f64::NAN;
+const INF: f64 = f64::INFINITY;
+
+/// Logits of one image whose label is 0, the smoothing, and what torch 2.11 gives on the CPU: the loss and its gradient.
+const NON_FINITE: &[([f64; 3], f64, f64, [f64; 3])] = &[
+    ([1.0, -INF, 2.0], 0.0, 1.313_262, [-0.731_059, 0.0, 0.731_059]),
+    ([1.0, -INF, 2.0], 0.1, INF, [-0.664_392, -0.033_333, 0.697_725]),
+    ([-INF, 1.0, 2.0], 0.0, INF, [-1.0, 0.268_941, 0.731_059]),
+    ([-INF, 1.0, 2.0], 0.1, INF, [-0.933_333, 0.235_608, 0.697_725]),
+    ([1.0, -INF, -INF], 0.0, 0.0, [0.0; 3]),
+    ([1.0, -INF, -INF], 0.1, INF, [0.066_667, -0.033_333, -0.033_333]),
+    ([-INF; 3], 0.0, NAN, [NAN; 3]),
+    ([-INF; 3], 0.1, NAN, [NAN; 3]),
+    ([1.0, INF, 2.0], 0.0, NAN, [NAN; 3]),
+    ([INF, 1.0, 2.0], 0.0, NAN, [NAN; 3]),
+    ([INF, INF, 1.0], 0.1, NAN, [NAN; 3]),
+    ([1.0, INF, -INF], 0.0, NAN, [NAN; 3]),
+    ([1.0, NAN, 2.0], 0.0, NAN, [NAN; 3]),
+    ([NAN, 1.0, 2.0], 0.1, NAN, [NAN; 3]),
+    ([1.0, -INF, NAN], 0.0, NAN, [NAN; 3]),
+];
+
+/// Kernels, reference and host give what torch gives.
+#[test]
+fn non_finite_logits_are_torchs() {
+    for &(logits, smoothing, loss, gradient) in NON_FINITE {
+        let spec = Spec { n: 1, classes: 3, smoothing, grad_scale: 1.0 };
+        let inputs = vec![Data::Real(logits.into()), Data::Index(vec![0])];
+        let near =
+            |found: f64, want: f64| found == want || (found.is_nan() && want.is_nan()) || (found - want).abs() < 1e-5;
+        for pass in [Pass::Fwd, Pass::Bwd] {
+            let op = op(spec, pass);
+            let want = if pass == Pass::Fwd { vec![loss] } else { gradient.into() };
+            let hosts = [
+                reference(&op, &inputs, &[]).remove(0),
+                outputs::<f32>(&op, &inputs, &[]).remove(0),
+                outputs::<f64>(&op, &inputs, &[]).remove(0),
+            ];
+            for found in hosts {
+                let same = found.real().iter().zip(&want).all(|(&a, &b)| near(a, b));
+                assert!(same, "{pass:?} of {logits:?}, smoothing {smoothing}: {found:?}, torch {want:?}");
+            }
+            let name = format!("cross_entropy {pass:?} of {logits:?} smoothing {smoothing}");
+            let off = move |want: &f64| if want.is_finite() { 1e-5 } else { 0.0 };
+            let case = Case::bounded(name, op, inputs.clone(), move |j| {
+                let rest = j.outputs[1..].iter().map(|_| Compare::Exact);
+                let first = j.outputs[0].real().iter().map(off).collect();
+                [Compare::Within(first)].into_iter().chain(rest).collect()
+            });
+            check(&case, Sweep::Schedules);
+        }
+    }
+}
+
+/// An image with a NaN among its logits is never right, wherever the NaN is, and whichever thread finds it.
+#[test]
+fn an_image_with_a_nan_is_never_right() {
+    for classes in [3, 300] {
+        let spec = Spec { n: 4, classes, smoothing: 0.0, grad_scale: 1.0 };
+        let last = classes - 1;
+        // The label's logit is the largest in every image; the first has no NaN.
+        let labels = [0, last, 0, last];
+        let mut logits = vec![0.0; 4 * classes];
+        labels.iter().enumerate().for_each(|(i, label)| logits[i * classes + label] = 9.0);
+        for (image, class) in [(1, 0), (2, 0), (3, last - 1)] {
+            logits[image * classes + class] = NAN;
+        }
+        let labels = labels.iter().map(|&l| l as i32).collect();
+        let inputs = vec![Data::Real(logits), Data::Index(labels)];
+        let op = op(spec, Pass::Fwd);
+        assert_eq!(reference(&op, &inputs, &[])[1], Data::Real(vec![1.0]));
+        assert_eq!(outputs::<f32>(&op, &inputs, &[])[1], Data::Real(vec![1.0]));
+        check(&Case::exact(format!("cross_entropy correct of {classes}"), op, inputs), Sweep::Schedules);
     }
 }
