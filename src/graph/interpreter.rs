@@ -81,7 +81,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
         Ok(())
     }
 
-    /// Runs every op once, but for those of dropped branches.
+    /// Runs every op once, but for those of dropped branches. What was never loaded or set is NaN.
     pub fn run(&mut self) {
         self.run_by(Way::Reference);
     }

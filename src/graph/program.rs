@@ -79,6 +79,44 @@ pub struct Program {
     batches: i64,
     learning_rate: f64,
     first_step: bool,
+    missing: Missing,
+}
+
+/// What has not happened yet, without which memory holds nothing that means anything.
+#[derive(Debug)]
+struct Missing {
+    /// A load.
+    weights: bool,
+    /// Inputs that a run reads and that were never set.
+    inputs: Vec<ValueId>,
+    /// A run.
+    run: bool,
+}
+
+impl Missing {
+    /// In a new program: everything, but on a blueprint, whose memory says itself that there is nothing in it.
+    fn new(graph: &Graph, plan: &Plan, views: &[Option<View>], device: &Device) -> Self {
+        if device.kind() == "blueprint" {
+            return Self { weights: false, inputs: Vec::new(), run: false };
+        }
+        let read = |v: &ValueId| plan.slots[v.index()].is_some() || views[v.index()].is_some();
+        let inputs = graph.inputs.iter().map(|&(_, v)| v).filter(read).collect();
+        Self { weights: !(graph.parameters.is_empty() && graph.buffers.is_empty()), inputs, run: true }
+    }
+
+    fn weights(&self, what: &str) -> Result<()> {
+        if self.weights {
+            return Err(Error::invalid(what, "the program has no weights: call load first"));
+        }
+        Ok(())
+    }
+
+    fn results(&self, what: impl Into<String>) -> Result<()> {
+        if self.run {
+            return Err(Error::invalid(what, "the program has not run: call run first"));
+        }
+        Ok(())
+    }
 }
 
 impl Program {
@@ -101,8 +139,19 @@ impl Program {
         fused.graph.check_gates()?;
         let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
         let Fused { graph, views, .. } = fused;
-        let mut program =
-            Self { graph, views, plan, executor, dtype, optimizer, batches: 0, learning_rate: 0.0, first_step: true };
+        let missing = Missing::new(&graph, &plan, &views, device);
+        let mut program = Self {
+            graph,
+            views,
+            plan,
+            executor,
+            dtype,
+            optimizer,
+            batches: 0,
+            learning_rate: 0.0,
+            first_step: true,
+            missing,
+        };
         program.write_control()?;
         program.prepare_gates()?;
         if program.plan.flat.loss_scale.len > 0 {
@@ -126,11 +175,14 @@ impl Program {
         }
         self.batches = counter(state);
         self.executor.prepare()?;
+        self.missing.weights = false;
         Ok(report)
     }
 
-    /// Parameters (the masters), buffers and step counters by name, in torch's layout.
+    /// Parameters (the masters), buffers and step counters by name, in torch's layout. Fails before the first
+    /// [`load`](Self::load).
     pub fn state(&self) -> Result<StateDict> {
+        self.missing.weights("state")?;
         let mut state = StateDict::new();
         for (i, p) in self.graph.parameters.iter().enumerate() {
             let data = self.executor.read(&self.master(i)?)?;
@@ -204,13 +256,15 @@ impl Program {
                 let channels = |v: ValueId| self.graph.ty(v).shape.dims().last().copied().unwrap_or(1);
                 let padded = pad_channels(&data, channels(value), channels(root))?;
                 let slot = self.slot(root)?;
-                self.executor.feed(&slot, &padded)
+                self.executor.feed(&slot, &padded)?;
             }
             None => {
                 let slot = self.slot(value)?;
-                self.executor.feed(&slot, &data)
+                self.executor.feed(&slot, &data)?;
             }
         }
+        self.missing.inputs.retain(|&v| v != value);
+        Ok(())
     }
 
     /// Sets the input `labels`, one for each image. Fails where one is negative or not a class of the network.
@@ -226,7 +280,9 @@ impl Program {
         }
         let data = HostData::I64(memory::collect("labels", labels.iter().map(|&l| i64::from(l)))?);
         let slot = self.slot(value)?;
-        self.executor.feed(&slot, &data)
+        self.executor.feed(&slot, &data)?;
+        self.missing.inputs.retain(|&v| v != value);
+        Ok(())
     }
 
     /// Sets the learning rate of the next runs; it lies in the device's memory.
@@ -264,8 +320,17 @@ impl Program {
     }
 
     /// Runs forward, backward where the graph was differentiated, and the optimizer where there is one.
+    ///
+    /// Fails where the graph has parameters or buffers and [`load`](Self::load) has not set them, and where an input was
+    /// never set: what memory holds then is not a network's.
     pub fn run(&mut self) -> Result<()> {
+        self.missing.weights("run")?;
+        if let Some((name, _)) = self.graph.inputs.iter().find(|(_, v)| self.missing.inputs.contains(v)) {
+            let setter = if name == "labels" { "set_labels" } else { "set_input" };
+            return Err(Error::invalid("run", format!("input `{name}` was never set: call {setter} first")));
+        }
         self.executor.run()?;
+        self.missing.run = false;
         self.batches += i64::from(self.graph.mode == Mode::Train);
         if self.optimizer.is_some() && self.first_step {
             self.first_step = false;
@@ -279,16 +344,18 @@ impl Program {
         self.executor.synchronize()
     }
 
-    /// An output of the last run in torch's layout: f64 in an f64 program, else f32.
+    /// An output of the last run in torch's layout: f64 in an f64 program, else f32. Fails before the first run.
     pub fn output(&self, name: &str) -> Result<HostTensor> {
         let value = find(&self.graph.outputs, "output", name)?;
+        self.missing.results(format!("output `{name}`"))?;
         let ty = self.graph.ty(value);
         to_torch(self.executor.read(&self.slot(value)?)?, ty, &torch_shape(ty))
     }
 
     /// The gradients of the last run by parameter name, in torch's layout, the loss scale divided out; empty where the
-    /// graph has not been differentiated.
+    /// graph has not been differentiated. Fails before the first run.
     pub fn gradients(&self) -> Result<StateDict> {
+        self.missing.results("gradients")?;
         let used = self.loss_scale_state()?.map_or(1.0, |state| state.used);
         let scale = self.graph.grad_scale * used;
         let mut gradients = StateDict::new();

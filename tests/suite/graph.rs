@@ -421,3 +421,31 @@ fn labels_and_inputs_are_checked() {
     assert!(message.contains("[3, 3, 9, 11]") && message.contains("[3, 3, 11, 9]"), "{message}");
     assert!(program.set_input("image", &wrong).expect_err("refused").to_string().contains("input"));
 }
+
+/// What memory holds before it was written is no answer.
+#[test]
+fn a_program_that_is_not_ready_says_what_is_missing() {
+    let graph = differentiated();
+    let (state, x) = (state(&graph, 12), input(13));
+    for device in [Device::cpu()].into_iter().chain(crate::machine::devices("a program that is not ready")) {
+        let mut program = Program::compile(&graph, &device, DType::F32, None).expect("a program");
+        let refused = |result: residuum::Result<()>, words: &str| {
+            let message = result.expect_err("not ready").to_string();
+            assert!(message.contains(words), "{}: {message}", device.kind());
+        };
+        refused(program.run(), "call load first");
+        refused(program.state().map(drop), "call load first");
+        assert!(program.load(&StateDict::new()).is_err());
+        refused(program.run(), "call load first");
+        program.load(&state).expect("a sound state");
+        refused(program.run(), "input `input` was never set: call set_input first");
+        program.set_input("input", &x).expect("the input");
+        refused(program.run(), "input `labels` was never set: call set_labels first");
+        program.set_labels(&LABELS).expect("labels");
+        refused(program.output("loss").map(drop), "call run first");
+        refused(program.gradients().map(drop), "call run first");
+        program.run().expect("a run");
+        let loss = program.output("loss").expect("a loss").to_real::<f64>()[0];
+        assert!(loss.is_finite() && loss != 0.0, "{loss}");
+    }
+}
