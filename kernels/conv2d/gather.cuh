@@ -4,6 +4,7 @@
 #include "conv2d/epilogue.cuh"
 #include "conv2d/load.cuh"
 #include "conv2d/mainloop.cuh"
+#include "conv2d/packed.cuh"
 
 namespace conv2d {
 
@@ -16,6 +17,42 @@ __device__ __forceinline__ i64 gather_length(const GatherParams& p, const Slice&
   return i64(h.taps) * v.taps * p.in_c;
 }
 
+// The sum of column n of packed groups over the channels of its own, in one split of the reduction.
+template <typename T, class B, class Source>
+__device__ __forceinline__ float own_sum(const GatherParams& p, const Source& in, const Slice& h, const Slice& v,
+                                         const Row& row, int group, int n, i64 begin, i64 end) {
+  const int channels = p.in_c / B::packed(p), first = n / (p.out_c / B::packed(p)) * channels;
+  float sum = 0.0f;
+  for (int t = 0; t < h.taps * v.taps; ++t) {
+    const int r = t / v.taps, s = t % v.taps, y = row.h + r * h.shift, x = row.v + s * v.shift;
+    if (u32(y) >= u32(p.h.in) || u32(x) >= u32(p.v.in)) continue;
+    const u32 pixel = (u32(row.image) * u32(p.h.in) + u32(y)) * u32(p.v.in) + u32(x);
+    for (int c = 0; c < channels; ++c) {
+      const i64 k = i64(t) * p.in_c + first + c;
+      if (k < begin || k >= end) continue;
+      const float w = to_float(B::weight(p, h, v, group, r, s, c, n));
+      sum = fmaf(to_float(in.value(pixel, first + c)), w, sum);
+    }
+  }
+  return sum;
+}
+
+// Sets the sums of a tile that have a pixel in them that is not finite, where the staged ones were taken without. Ends with
+// a barrier.
+template <typename T, class Tile, class B, class Source>
+__device__ __forceinline__ void restore_own(const GatherParams& p, const Source& in, const Slice& h, const Slice& v,
+                                            const Block& block, float* staged, const Row* rows) {
+  const Range range(gather_length(p, h, v), DEPTH<T, Tile>, p.splits, block.split);
+  const i64 begin = i64(range.begin) * DEPTH<T, Tile>, end = begin + i64(range.count) * DEPTH<T, Tile>;
+  for (int i = int(threadIdx.x); i < Tile::M * Tile::N; i += Tile::THREADS) {
+    const int m = i / Tile::N, n = block.n_tile * Tile::N + i % Tile::N;
+    if (rows[m].out < 0 || n >= p.out_c) continue;
+    const float sum = own_sum<T, B>(p, in, h, v, rows[m], block.group, n, begin, end);
+    if (!is_finite(sum)) staged[m * Tile::STAGED_STRIDE + i % Tile::N] = sum;
+  }
+  __syncthreads();
+}
+
 // Reduces the tile of `block` over the slices h, v of `in` and leaves it at the start of `shared`, as write_tile takes
 // it, and its rows in `rows`. B is the loader of the weights; K-major in fwd.
 template <typename T, class Tile, bool VECTOR, class B, bool B_K_MAJOR, class Source>
@@ -24,16 +61,28 @@ __device__ __forceinline__ float* gather_tile(const GatherParams& p, const Sourc
   decode_rows<Tile>(rows, p, h, v, block.m_tile);
   const i64 length = gather_length(p, h, v);
   Multiply<T, Tile, true, B_K_MAJOR, 0> multiply;
+  bool again = false;  // with packed groups: not all is finite
   if (length > 0) {
     const Range range(length, DEPTH<T, Tile>, p.splits, block.split);
     const i64 k0 = i64(range.begin) * DEPTH<T, Tile>;
     PixelRows<T, Tile, VECTOR, Source> a(p, in, h, v, rows, k0);
     B b(p, h, v, block.group, block.n_tile * Tile::N, k0);
     run_stages<Tile>(a, b, multiply, shared, range.count);
+    if constexpr (B::PACKED) {
+      again = __syncthreads_or(!multiply.finite()) != 0;
+      if (again) {
+        multiply.clear();
+        PixelRows<T, Tile, VECTOR, FiniteOnly<T, Source>> finite(p, {in}, h, v, rows, k0);
+        B weights(p, h, v, block.group, block.n_tile * Tile::N, k0);
+        run_stages<Tile>(finite, weights, multiply, shared, range.count);
+      }
+    }
   }
   float* staged = reinterpret_cast<float*>(shared);
   multiply.put(staged);
   __syncthreads();
+  if constexpr (B::PACKED)
+    if (again) restore_own<T, Tile, B>(p, in, h, v, block, staged, rows);
   return staged;
 }
 

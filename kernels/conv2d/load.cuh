@@ -235,7 +235,7 @@ template <typename T, class Tile, bool VECTOR>
 struct WeightRows {
   using Layout = Swizzled<Tile::N, Tile::K_BYTES>;
   using Mine = Share<Layout, Tile::N, Tile::THREADS>;
-  static constexpr bool PENDING = false;
+  static constexpr bool PENDING = false, PACKED = false;
 
   const u8* w;    // the thread's next chunk in pass 0
   i64 pass_bytes;  // to that of the next pass
@@ -264,7 +264,7 @@ struct WeightRows {
 // consecutive. Rows of N elements.
 template <typename T, class Tile, bool VECTOR>
 struct WeightColumns {
-  static constexpr bool PENDING = false;
+  static constexpr bool PENDING = false, PACKED = false;
   static constexpr int ROWS = DEPTH<T, Tile>;
   using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
   using Mine = Share<Layout, ROWS, Tile::THREADS>;

@@ -79,6 +79,27 @@ struct Multiply {
     }
   }
 
+  // Whether all sums are finite.
+  __device__ __forceinline__ bool finite() const {
+    float zero = 0.0f;  // or NaN
+#pragma unroll
+    for (int i = 0; i < MI; ++i)
+#pragma unroll
+      for (int j = 0; j < NJ; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) zero = fmaf(sum[i][j][e], 0.0f, zero);
+    return zero == 0.0f;
+  }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < MI; ++i)
+#pragma unroll
+      for (int j = 0; j < NJ; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum[i][j][e] = 0;
+  }
+
   __device__ __forceinline__ void promote(int stages) {
     if (PROMOTE && stages % (PROMOTE ? PROMOTE : 1) == 0) move();
   }
@@ -164,6 +185,23 @@ struct Multiply<float, Tile, A_K_MAJOR, B_K_MAJOR, PROMOTE> {
 #pragma unroll
           for (int j = 0; j < TN; ++j) sum[i][j] = fmaf(a[i][e], b[j][e], sum[i][j]);
     }
+  }
+
+  // Whether all sums are finite.
+  __device__ __forceinline__ bool finite() const {
+    float zero = 0.0f;  // or NaN
+#pragma unroll
+    for (int i = 0; i < TM; ++i)
+#pragma unroll
+      for (int j = 0; j < TN; ++j) zero = fmaf(sum[i][j], 0.0f, zero);
+    return zero == 0.0f;
+  }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < TM; ++i)
+#pragma unroll
+      for (int j = 0; j < TN; ++j) sum[i][j] = 0;
   }
 
   __device__ __forceinline__ void promote(int) {}

@@ -2,6 +2,10 @@
 // columns of a tile. To the loaders of pixels they are one group of in_c (or dy_c, x_c) and out_c channels. Its weights are
 // block-diagonal: w has, for an output channel and a tap, only the w_c input channels of the channel's own group. The
 // loaders here set zeros beside them, and bwd_w stores nothing else (weigh_diagonal).
+//
+// A zero times an infinity or a NaN of another group would spoil a sum. Where a sum of a tile is not finite, the tile is
+// computed again with zeros in place of such pixels (FiniteOnly), so that the sums without them get the bits that they have
+// by themselves; then the sums that have them are found and taken one by one (restore_own).
 #pragma once
 
 #include "conv2d/load.cuh"
@@ -44,12 +48,51 @@ __device__ __forceinline__ void copy_diagonal(u8* dst, const u8* src, int channe
   store(reinterpret_cast<T*>(dst), values);
 }
 
+// A source with zeros in place of what is not finite.
+template <typename T, class Source>
+struct FiniteOnly {
+  static constexpr bool PENDING = true, KEPT = false;
+  Source in;
+
+  __device__ __forceinline__ void copy(u8* dst, u32 pixel, int channel, bool inside) const {
+    in.copy(dst, pixel, channel, inside);
+  }
+};
+
+__device__ __forceinline__ bool is_finite(float v) { return v - v == 0.0f; }
+
+template <class Mine, typename T, class Source>
+__device__ __forceinline__ void finish_chunks(const FiniteOnly<T, Source>& source, u8* tile, int slot, int channel,
+                                              u32 chunks) {
+  if constexpr (Source::PENDING) finish_chunks<Mine>(source.in, tile, slot, channel, chunks);
+#pragma unroll
+  for (int i = 0; i < Mine::PASSES; ++i) {
+    if ((chunks >> i & 1) == 0) continue;
+    T* chunk = reinterpret_cast<T*>(tile + Mine::slot(slot, i));
+    Vec<T, WIDTH<T>> v = load<T, WIDTH<T>>(chunk);
+#pragma unroll
+    for (int e = 0; e < WIDTH<T>; ++e)
+      if (!is_finite(to_float(v.v[e]))) v.v[e] = T{};
+    store(chunk, v);
+  }
+}
+
 // Operand B of fwd: column n is an output channel, k = (tap, input channel). Rows of K_BYTES.
 template <typename T, class Tile>
 struct PackedRows {
   using Layout = Swizzled<Tile::N, Tile::K_BYTES>;
   using Mine = Share<Layout, Tile::N, Tile::THREADS>;
-  static constexpr bool PENDING = false;
+  static constexpr bool PENDING = false, PACKED = true;
+
+  // How many groups are packed.
+  __device__ __forceinline__ static int packed(const GatherParams& p) { return p.in_c / p.w_c; }
+
+  // The weight of channel c of a group and column n, under tap (r, s) of the slices.
+  __device__ __forceinline__ static T weight(const GatherParams& p, const Slice&, const Slice&, int group, int r, int s,
+                                             int c, int n) {
+    const i64 tap = (i64(group) * p.out_c + n) * (p.h.taps * p.v.taps) + r * p.v.taps + s;
+    return read<T>(bytes_of<T>(p.w, tap * p.w_c + c));
+  }
 
   const u8* w;         // the thread's row in pass 0
   i64 pass_bytes;      // to that of the next pass
@@ -62,7 +105,7 @@ struct PackedRows {
   __device__ __forceinline__ PackedRows(const GatherParams& p, const Slice&, const Slice&, int group, int n0, i64 k0)
       : slot(Mine::slot()), taps(p.h.taps * p.v.taps), w_c(p.w_c), piece(piece_bytes<T>(p)), radix{1, p.in_c} {
     const i64 length = i64(taps) * w_c;
-    const int group_rows = p.out_c / (p.in_c / w_c);
+    const int group_rows = p.out_c / packed(p);
     w = bytes_of<T>(p.w, (i64(group) * p.out_c + n0 + Mine::row(0)) * length);
     pass_bytes = Mine::PER_PASS * length * int(sizeof(T));
     k = radix.split(k0 + Mine::chunk() * WIDTH<T>);
@@ -89,10 +132,22 @@ struct PackedRows {
 // elements.
 template <typename T, class Tile>
 struct PackedColumns {
-  static constexpr bool PENDING = false;
+  static constexpr bool PENDING = false, PACKED = true;
   static constexpr int ROWS = DEPTH<T, Tile>;
   using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
   using Mine = Share<Layout, ROWS, Tile::THREADS>;
+
+  // How many groups are packed.
+  __device__ __forceinline__ static int packed(const GatherParams& p) { return p.out_c / p.w_c; }
+
+  // The weight of channel c of a group, the one of column n, under tap (r, s) of the slices.
+  __device__ __forceinline__ static T weight(const GatherParams& p, const Slice& hs, const Slice& vs, int group, int r,
+                                             int s, int c, int n) {
+    const int channel = n / p.w_c * (p.in_c / packed(p)) + c;
+    const int tap = (hs.tap + r * hs.tap_step) * p.v.taps + vs.tap + s * vs.tap_step;
+    const i64 row = (i64(group) * p.in_c + channel) * (p.h.taps * p.v.taps) + tap;
+    return read<T>(bytes_of<T>(p.w, row * p.w_c + n % p.w_c));
+  }
 
   const u8* w;  // under the first tap of output channel 0
   int slot, taps_h, taps, step_h, step_v, column, w_c;
@@ -104,7 +159,7 @@ struct PackedColumns {
                                            i64 k0)
       : slot(Mine::slot()), taps_h(hs.taps), taps(p.h.taps * p.v.taps), step_h(hs.tap_step * p.v.taps),
         step_v(vs.tap_step), column(n0 + Mine::chunk() * WIDTH<T>), w_c(p.w_c),
-        group_rows(u32(p.in_c) / (u32(p.out_c) / u32(p.w_c))), piece(piece_bytes<T>(p)), radix{vs.taps, p.in_c} {
+        group_rows(u32(p.in_c) / u32(packed(p))), piece(piece_bytes<T>(p)), radix{vs.taps, p.in_c} {
     w = bytes_of<T>(p.w, (i64(group) * p.in_c * taps + hs.tap * p.v.taps + vs.tap) * w_c);
     step = radix.split(ROWS);
 #pragma unroll

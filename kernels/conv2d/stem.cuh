@@ -92,7 +92,7 @@ template <typename T, class Tile>
 struct StemRows {
   using Layout = Swizzled<Tile::N, Tile::K_BYTES>;
   using Mine = Share<Layout, Tile::N, Tile::THREADS>;
-  static constexpr bool PENDING = false;
+  static constexpr bool PENDING = false, PACKED = false;
 
   const u8* w;    // the thread's next taps in pass 0
   i64 pass_bytes;  // to those of the next pass
