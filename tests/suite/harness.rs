@@ -205,6 +205,35 @@ pub fn check_refused(case: &Case, inputs: &[Data], dtypes: &[DType]) {
     }
 }
 
+/// The outputs of `case` on one machine where its inputs are `inputs` and the outputs that it updates hold `updates`,
+/// overwriting.
+pub fn outputs(
+    case: &Case,
+    dtype: DType,
+    machine: &Machine,
+    layout: Layout,
+    (inputs, updates): (&[Data], &[Data]),
+) -> Vec<Data> {
+    let op = case.op.operator();
+    let types = op.outputs();
+    let mut before: Vec<Option<Data>> = vec![None; types.len()];
+    op.updates().iter().zip(updates).for_each(|(&i, old)| before[i] = Some(old.clone()));
+    let prepared = Prepared {
+        op: &case.op,
+        takes_in: case.takes_in,
+        launcher: case.launcher.as_ref(),
+        weights: case.weights,
+        dtype,
+        inputs: inputs.to_vec(),
+        before,
+        after: Vec::new(),
+        writes: vec![Write::Overwrite; types.len()],
+    };
+    let label = format!("{} {dtype} {layout:?} on {}", case.name, machine.label);
+    let bytes = run(&prepared, machine, layout).unwrap_or_else(|e| panic!("{label}: {e}"));
+    bytes.iter().zip(&types).map(|(bytes, ty)| decode(bytes, ty.elem, dtype)).collect()
+}
+
 /// The outputs of the reference in f64, from `inputs` as they are.
 pub fn reference(op: &Op, inputs: &[Data], updates: &[Data]) -> Vec<Data> {
     let mut before = vec![None; op.operator().outputs().len()];

@@ -21,6 +21,7 @@ mod loss_scale;
 mod machine;
 mod models;
 mod networks;
+mod nonfinite;
 mod ops;
 mod plan;
 #[cfg(feature = "cuda")]

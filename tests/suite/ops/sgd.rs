@@ -209,3 +209,32 @@ fn what_has_no_weight_is_not_read() {
         assert_eq!((end.param, end.velocity), (after.clone(), vec![1.0; len]), "{}", machine.label);
     }
 }
+
+/// What is not finite stays in its element, and at the first step the velocity does not count.
+#[test]
+fn what_is_not_finite_stays_in_its_element() {
+    const AT: usize = 5;
+    let draw = |r: &mut Random| r.integers(12, 1, 64);
+    let Some(machine) = machines(Sweep::Quick).next() else { return };
+    for spec in SPECS {
+        for (first, v) in [(false, f64::NAN), (true, f64::INFINITY)] {
+            let clean = start(*spec, [12, 8], first, draw);
+            let before = run(&clean, DType::BF16, machine).unwrap();
+            for tensor in 0..3 {
+                let mut start = start(*spec, [12, 8], first, draw);
+                [&mut start.param, &mut start.grad, &mut start.velocity][tensor][AT] = v;
+                // The check that gradients stay as they are compares numbers.
+                if tensor == 1 && v.is_nan() {
+                    start.grad[AT] = f64::NEG_INFINITY;
+                }
+                let after = run(&start, DType::BF16, machine).unwrap();
+                let kept = |a: &[f64], b: &[f64]| (0..12).all(|i| i == AT || a[i] == b[i]);
+                let [old, new] = [&before, &after].map(|e| e.shadow.clone().unwrap());
+                assert!(kept(&after.param, &before.param) && kept(&after.velocity, &before.velocity), "{spec:?}");
+                assert!(kept(&new, &old), "{spec:?}");
+                let counts = tensor < 2 || (!first && spec.momentum != 0.0);
+                assert!(!counts || !after.param[AT].is_finite(), "{spec:?}: tensor {tensor} does not count");
+            }
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Where a NaN or an infinity goes in, which outputs may change: every op, every kernel, every device.
+//!
+//! The rule is independent of how an op treats such numbers: what a non-finite number may change is what a finite one in
+//! its place may change. A [`Row`] is an op with finite inputs. One element of one input after the other is replaced by
+//! finite numbers, which shows the outputs that depend on it, and then by NaN, plus and minus infinity. The outputs that
+//! do not depend on it must keep their bits. The others must be what the reference says: finite and near it, or not
+//! finite. And in the reference a NaN must reach every output that depends on it, unless the input only chooses between
+//! others, as the sign of a ReLU's output does for its gradient.
+
+mod rows;
+
+use residuum::device::{Arch, Target};
+use residuum::ops::conv2d::Plan;
+use residuum::ops::Operator;
+use residuum::tensor::DType;
+
+use self::rows::Row;
+use crate::harness::{machines, outputs, reference, round_all, Data, Layout, Random, Sweep, DTYPES};
+use crate::host;
+
+/// What replaces an element, in turn; with RESIDUUM_LONG=1 all of them in each.
+const NON_FINITE: [f64; 3] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+
+/// Finite numbers that show what depends on an element of value `v`.
+fn probes(v: f64) -> [f64; 4] {
+    [v + 1.0, -v, 1e6, -1e6]
+}
+
+/// A row's tensors in one storage type: inputs, and the old content of the outputs that are updated.
+#[derive(Clone)]
+struct Tensors {
+    inputs: Vec<Data>,
+    updates: Vec<Data>,
+}
+
+impl Tensors {
+    fn new(row: &Row, dtype: DType) -> Self {
+        let op = row.case.op.operator();
+        let types = op.outputs();
+        let updated: Vec<_> = op.updates().iter().map(|&i| types[i].clone()).collect();
+        Self {
+            inputs: round_all(&row.case.inputs, &op.inputs(), dtype),
+            updates: round_all(&row.case.updates, &updated, dtype),
+        }
+    }
+
+    /// The numbers of tensor `i`: the inputs, then the updated outputs. `None` where it holds others.
+    fn numbers(&mut self, i: usize) -> Option<&mut Vec<f64>> {
+        match self.inputs.iter_mut().chain(&mut self.updates).nth(i) {
+            Some(Data::Real(v)) => Some(v),
+            _ => None,
+        }
+    }
+
+    fn with(&self, (tensor, element): (usize, usize), v: f64) -> Self {
+        let mut changed = self.clone();
+        changed.numbers(tensor).expect("numbers")[element] = v;
+        changed
+    }
+
+    fn reference(&self, row: &Row) -> Vec<Data> {
+        reference(&row.case.op, &self.inputs, &self.updates)
+    }
+}
+
+fn same(a: &Data, b: &Data, i: usize) -> bool {
+    match (a, b) {
+        (Data::Real(a), Data::Real(b)) => a[i].to_bits() == b[i].to_bits(),
+        (Data::Byte(a), Data::Byte(b)) => a[i] == b[i],
+        (Data::Index(a), Data::Index(b)) => a[i] == b[i],
+        _ => false,
+    }
+}
+
+fn elements(data: &Data) -> usize {
+    match data {
+        Data::Real(v) => v.len(),
+        Data::Index(v) => v.len(),
+        Data::Byte(v) => v.len(),
+    }
+}
+
+/// What one non-finite number does.
+struct Expected {
+    label: String,
+    /// The element that was replaced.
+    at: (usize, usize),
+    /// The tensors with it.
+    tensors: Tensors,
+    /// Of each output, which elements depend on it.
+    depends: Vec<Vec<bool>>,
+    /// The reference's outputs, without and with it.
+    clean: Vec<Data>,
+    outputs: Vec<Data>,
+}
+
+impl Expected {
+    /// `v` in the place of element `at` of `tensors`.
+    fn new(row: &Row, tensors: &Tensors, at: (usize, usize), v: f64) -> Self {
+        let label = format!("{v} in element {} of tensor {}", at.1, at.0);
+        let clean = tensors.reference(row);
+        let mut depends: Vec<Vec<bool>> = clean.iter().map(|o| vec![false; elements(o)]).collect();
+        let old = tensors.clone().numbers(at.0).expect("numbers")[at.1];
+        for probe in probes(old) {
+            let changed = tensors.with(at, probe).reference(row);
+            for (o, depends) in depends.iter_mut().enumerate() {
+                (0..depends.len()).for_each(|i| depends[i] |= !same(&clean[o], &changed[o], i));
+            }
+        }
+        let tensors = tensors.with(at, v);
+        let outputs = tensors.reference(row);
+        Self { label, at, tensors, depends, clean, outputs }
+    }
+
+    /// Whether anything depends on the element.
+    fn counts(&self) -> bool {
+        self.depends.iter().flatten().any(|&d| d)
+    }
+
+    /// Calls `judge(o, i)` for element i of output o; the first complaint.
+    fn each(&self, judge: impl Fn(usize, usize) -> Option<String>) -> Result<(), String> {
+        for (o, depends) in self.depends.iter().enumerate() {
+            for i in 0..depends.len() {
+                if let Some(problem) = judge(o, i) {
+                    return Err(format!("{}: element {i} of output {o} {problem}", self.label));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges the reference.
+    fn check_reference(&self, row: &Row) -> Result<(), String> {
+        let must_spread = self.label.starts_with("NaN") && !row.chooses(self.at.0);
+        self.each(|o, i| {
+            let (clean, found) = (shown(&self.clean[o], i), shown(&self.outputs[o], i));
+            let kept = same(&self.outputs[o], &self.clean[o], i);
+            if !self.depends[o][i] {
+                let rectified = clean == "0" && row.rectified.contains(&o);
+                let right = kept || rectified || row.meets_zeros(self.at, i) || row.zeros(self.at, o, i);
+                return (!right).then(|| format!("changed from {clean} to {found}"));
+            }
+            let spread = !matches!(&self.outputs[o], Data::Real(v) if !v[i].is_nan());
+            (must_spread && !spread && !row.counts.contains(&o)).then(|| format!("is {found}"))
+        })
+    }
+
+    /// Judges `found`, where the same device gives `clean` for finite inputs.
+    fn check(&self, row: &Row, clean: &[Data], found: &[Data]) -> Result<(), String> {
+        self.each(|o, i| {
+            let stays = !self.depends[o][i] && same(&self.outputs[o], &self.clean[o], i);
+            let right = match (&found[o], &self.outputs[o]) {
+                (output, _) if stays => {
+                    let excused = || matches!(output, Data::Real(v) if v[i].is_nan()) && row.zeros(self.at, o, i);
+                    same(output, &clean[o], i) || excused()
+                }
+                (Data::Real(v), Data::Real(want)) if want[i].is_finite() => {
+                    (v[i] - want[i]).abs() <= 0.25 * (1.0 + want[i].abs())
+                }
+                (Data::Real(v), Data::Real(_)) => !v[i].is_finite(),
+                (output, want) => same(output, want, i),
+            };
+            let expected = if stays { &clean[o] } else { &self.outputs[o] };
+            (!right).then(|| format!("is {}, expected {}", shown(&found[o], i), shown(expected, i)))
+        })
+    }
+}
+
+fn shown(data: &Data, i: usize) -> String {
+    match data {
+        Data::Real(v) => v[i].to_string(),
+        Data::Index(v) => v[i].to_string(),
+        Data::Byte(v) => format!("{:#010b}", v[i]),
+    }
+}
+
+/// A row in one storage type: its finite tensors, and what happens where one element of each is replaced.
+struct Table {
+    tensors: Tensors,
+    all: Vec<Expected>,
+}
+
+/// What is wrong, a line each.
+type Problems = Vec<String>;
+
+impl Table {
+    fn new(row: &Row, dtype: DType, problems: &mut Problems) -> Self {
+        const TRIES: usize = 40;
+        let long = std::env::var("RESIDUUM_LONG").is_ok_and(|v| v == "1");
+        let tensors = Tensors::new(row, dtype);
+        let mut random = Random::new(&format!("{} {dtype} non-finite", row.case.name));
+        let (mut all, mut unused) = (Vec::new(), 0);
+        for tensor in 0..tensors.inputs.len() + tensors.updates.len() {
+            let Some(len) = tensors.clone().numbers(tensor).map(|v| v.len()) else { continue };
+            if row.is_gate(tensor) {
+                continue;
+            }
+            let first = random.below(NON_FINITE.len());
+            for k in 0..if long { 3 } else { 1 } {
+                let v = NON_FINITE[(first + k) % NON_FINITE.len()];
+                // An element that counts, unless the op does not use the tensor.
+                let mut found = Expected::new(row, &tensors, (tensor, random.below(len)), v);
+                for _ in 0..TRIES {
+                    if found.counts() {
+                        break;
+                    }
+                    found = Expected::new(row, &tensors, (tensor, random.below(len)), v);
+                }
+                unused += usize::from(!found.counts());
+                problems.extend(found.check_reference(row).err().map(|e| format!("{}, reference: {e}", row.case.name)));
+                all.push(found);
+            }
+        }
+        assert!(unused < all.len(), "{}: nothing depends on any tensor", row.case.name);
+        Self { tensors, all }
+    }
+
+    /// Judges the outputs that `run` gives.
+    fn check(&self, row: &Row, device: &str, run: impl Fn(&Tensors) -> Vec<Data>, problems: &mut Problems) {
+        let clean = run(&self.tensors);
+        for expected in &self.all {
+            let result = expected.check(row, &clean, &run(&expected.tensors));
+            problems.extend(result.err().map(|e| format!("{} on {device}: {e}", row.case.name)));
+        }
+    }
+
+    fn check_kernels(&self, row: &Row, dtype: DType, layout: Layout, problems: &mut Problems) {
+        for machine in machines(Sweep::Quick) {
+            let run = |t: &Tensors| outputs(&row.case, dtype, machine, layout, (&t.inputs, &t.updates));
+            self.check(row, &format!("{} in {dtype}, {layout:?}", machine.label), run, problems);
+        }
+    }
+}
+
+/// Runs `row` on the CPU.
+fn check_host<T: host::Number>(row: &Row, problems: &mut Problems) {
+    let run = |t: &Tensors| host::outputs::<T>(&row.case.op, &t.inputs, &t.updates);
+    Table::new(row, T::DTYPE, problems).check(row, &format!("the CPU in {}", T::DTYPE), run, problems);
+}
+
+fn check(rows: &[Row]) {
+    let mut problems = Problems::new();
+    for row in rows {
+        for dtype in DTYPES {
+            let table = Table::new(row, dtype, &mut problems);
+            row.case.layouts.iter().for_each(|&layout| table.check_kernels(row, dtype, layout, &mut problems));
+        }
+        check_host::<f32>(row, &mut problems);
+        check_host::<f64>(row, &mut problems);
+    }
+    assert_none(&problems);
+}
+
+fn assert_none(problems: &[String]) {
+    assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
+#[test]
+fn element_by_element() {
+    check(&rows::elementwise());
+}
+
+#[test]
+fn batch_norms_and_their_pieces() {
+    check(&rows::norms());
+}
+
+#[test]
+fn poolings() {
+    check(&rows::poolings());
+}
+
+#[test]
+fn losses() {
+    check(&rows::losses());
+}
+
+/// What has been tested: every kernel, split and whole, and every pass in every storage type by each way of access.
+struct Tested<P> {
+    kernels: Vec<(&'static str, bool)>,
+    passes: Vec<(DType, P, &'static str)>,
+}
+
+impl<P> Default for Tested<P> {
+    fn default() -> Self {
+        Self { kernels: Vec::new(), passes: Vec::new() }
+    }
+}
+
+impl<P: PartialEq + Copy> Tested<P> {
+    fn access(plan: &Plan) -> &'static str {
+        ["_packed", "_stem", "_scalar"].into_iter().find(|end| plan.kernel().ends_with(end)).unwrap_or("")
+    }
+
+    fn is_new(&self, dtype: DType, pass: P, plan: &Plan) -> bool {
+        !self.kernels.contains(&(plan.kernel(), plan.splits() > 1))
+            || !self.passes.contains(&(dtype, pass, Self::access(plan)))
+    }
+
+    fn add(&mut self, dtype: DType, pass: P, plan: &Plan) {
+        self.kernels.push((plan.kernel(), plan.splits() > 1));
+        self.passes.push((dtype, pass, Self::access(plan)));
+    }
+
+    /// The names of the kernels.
+    fn kernels(&self) -> Vec<&'static str> {
+        let mut kernels: Vec<_> = self.kernels.iter().map(|(kernel, _)| *kernel).collect();
+        kernels.sort_unstable();
+        kernels.dedup();
+        kernels
+    }
+}
+
+/// Every kernel of every pass, with and without a split of the reduction, on the first shape that it fits.
+#[test]
+fn convolutions() {
+    let (mut tested, mut problems) = (Tested::default(), Problems::new());
+    for (conv, padded) in rows::convolutions() {
+        let layout = if padded { Layout::Padded } else { Layout::Dense };
+        for node in rows::products(conv) {
+            check_host::<f32>(&rows::convolution(node), &mut problems);
+            check_host::<f64>(&rows::convolution(node), &mut problems);
+            for dtype in DTYPES {
+                let plans = node.plans(Target { arch: Arch::Sm80, dtype });
+                let mut table = None;
+                for plan in plans {
+                    if !tested.is_new(dtype, node.pass, &plan) {
+                        continue;
+                    }
+                    let table = table.get_or_insert_with(|| Table::new(&rows::convolution(node), dtype, &mut problems));
+                    table.check_kernels(&rows::planned(node, plan), dtype, layout, &mut problems);
+                    tested.add(dtype, node.pass, &plan);
+                }
+            }
+        }
+    }
+    assert_none(&problems);
+    let kernels = tested.kernels();
+    assert_eq!(kernels.len(), 99, "every tile of fwd, bwd_x and bwd_w: {kernels:?}");
+}
+
+/// The same with what is fused.
+#[test]
+fn fused_convolutions() {
+    let (mut tested, mut problems) = (Tested::default(), Problems::new());
+    for (conv, padded) in rows::convolutions() {
+        let layout = if padded { Layout::Padded } else { Layout::Dense };
+        for node in rows::fused(conv, padded) {
+            for dtype in DTYPES {
+                let plans = node.plans(Target { arch: Arch::Sm80, dtype });
+                let mut table = None;
+                for plan in plans {
+                    if !tested.is_new(dtype, node.pass, &plan) {
+                        continue;
+                    }
+                    let table =
+                        table.get_or_insert_with(|| Table::new(&rows::fused_convolution(node), dtype, &mut problems));
+                    table.check_kernels(&rows::planned_fused(node, plan), dtype, layout, &mut problems);
+                    tested.add(dtype, node.pass, &plan);
+                }
+            }
+        }
+    }
+    assert_none(&problems);
+    let kernels = tested.kernels();
+    assert_eq!(kernels.len(), 141, "every tile of every pass: {kernels:?}");
+}
+
+/// The check finds what it is for: an output that changes and depends on nothing, and one that stays and should not.
+#[test]
+fn a_leak_and_a_loss_are_found() {
+    let row = &rows::elementwise()[0];
+    let tensors = Tensors::new(row, DType::F64);
+    let clean = tensors.reference(row);
+    let expected = Expected::new(row, &tensors, (0, 1), f64::NAN);
+    let mut leaked = expected.outputs.clone();
+    let Data::Real(v) = &mut leaked[0] else { panic!("numbers") };
+    v[0] = f64::NAN;
+    assert!(expected.check(row, &clean, &leaked).is_err());
+    assert!(expected.check(row, &clean, &clean).is_err());
+    assert!(expected.check(row, &clean, &expected.outputs).is_ok());
+}
+
+#[test]
+fn every_op_has_a_row() {
+    let tables = [rows::elementwise(), rows::norms(), rows::poolings(), rows::losses()];
+    let mut names: Vec<&str> = tables.iter().flatten().map(|row| row.case.op.operator().name()).collect();
+    for (conv, padded) in rows::convolutions() {
+        names.extend(rows::products(conv).iter().map(|n| n.name()));
+        names.extend(rows::fused(conv, padded).iter().map(|n| n.name()));
+    }
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names, rows::OPS);
+}

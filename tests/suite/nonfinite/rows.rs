@@ -1,0 +1,389 @@
+//! The table: every op with finite inputs.
+
+use residuum::ops::batch_norm::{self, BatchNorm};
+use residuum::ops::conv2d::{self, Conv2d, Epilogue as Output, Plan};
+use residuum::ops::cross_entropy::{self, CrossEntropy};
+use residuum::ops::norm::{self, Epilogue, Prologue};
+use residuum::ops::norm_conv;
+use residuum::ops::norm_pool;
+use residuum::ops::pool::{self, Kind, Pool};
+use residuum::ops::{add, block_end, concat, join, linear, relu, shortcut, Op};
+use residuum::tensor::{Elem, TensorType};
+
+use crate::cases::norm::EPILOGUES;
+use crate::cases::norm_conv::{BOTH, DATA, ENDS, FORWARD, WEIGHT};
+use crate::cases::pool::{CASES, LARGE_AVERAGES};
+use crate::harness::{reference, Case, Data, Launcher, Random};
+
+/// An op with finite inputs, and what is special about some of them.
+pub struct Row {
+    /// The op and its tensors; how it is judged is not used.
+    pub case: Case,
+    /// The inputs that also choose between others, so that a NaN need not reach what depends on them.
+    chooses: Vec<usize>,
+    /// The inputs that are multiplied by gradients, which may be 0: an infinity of them reaches the sums of its channel.
+    multiplied: Vec<usize>,
+    /// The outputs behind a ReLU: where it is closed for all finite numbers it need not be for infinities of both signs.
+    pub rectified: Vec<usize>,
+    /// The outputs that count something and so are never NaN.
+    pub counts: Vec<usize>,
+}
+
+impl Row {
+    fn new(name: impl Into<String>, op: Op) -> Self {
+        let name = name.into();
+        let mut random = Random::new(&name);
+        let inputs = op.operator().inputs().iter().map(|ty| draw(&mut random, ty)).collect();
+        let types = op.operator().outputs();
+        let updates = op.operator().updates().iter().map(|&i| draw(&mut random, &types[i])).collect();
+        let case = Case::exact(name, op, inputs).updating(updates);
+        Self { case, chooses: Vec::new(), multiplied: Vec::new(), rectified: Vec::new(), counts: Vec::new() }
+    }
+
+    fn choosing(mut self, inputs: impl IntoIterator<Item = usize>) -> Self {
+        self.chooses.extend(inputs);
+        self
+    }
+
+    fn multiplying(mut self, inputs: impl IntoIterator<Item = usize>) -> Self {
+        self.multiplied.extend(inputs);
+        self
+    }
+
+    fn sliced(mut self) -> Self {
+        self.case = self.case.sliced();
+        self
+    }
+
+    /// Whether tensor `i` also chooses between others.
+    pub fn chooses(&self, i: usize) -> bool {
+        self.chooses.contains(&i)
+    }
+
+    /// Whether the number at `at` meets gradients that are 0 on its way to element `i` of an output.
+    pub fn meets_zeros(&self, (tensor, element): (usize, usize), i: usize) -> bool {
+        let types = self.case.op.operator().inputs();
+        let channels = types.get(tensor).and_then(|ty| ty.shape.dims().last().copied()).unwrap_or(1);
+        self.multiplied.contains(&tensor) && i % channels == element % channels
+    }
+
+    /// Whether input `i` is the gate of a branch.
+    pub fn is_gate(&self, i: usize) -> bool {
+        !self.case.op.operator().behind_gate().inputs.is_empty() && i + 1 == self.case.inputs.len()
+    }
+
+    /// Whether the number at `at` meets zeros on the way to element `i` of output `o`: those beside an image, though their
+    /// product is no part of the sum (an infinite weight, or in a weight's gradient an infinite dy; see
+    /// [`conv2d`](residuum::ops::conv2d)), or those of a ReLU before the convolution.
+    pub fn zeros(&self, (tensor, element): (usize, usize), o: usize, i: usize) -> bool {
+        use conv2d::Pass::{BwdW, BwdX};
+        // Whether it leaves dx, which output is dw, and from which input on dy is corrected.
+        let (conv, data, weights, correction) = match &self.case.op {
+            Op::Conv2d(node) => (node.conv, node.pass == BwdX, (node.pass == BwdW).then_some(0), None),
+            Op::Linear(node) if node.pass == linear::Pass::BwdX => {
+                let c = self.case.op.operator().outputs()[0].shape.dims()[3];
+                return tensor == 1 && i % c == element % c;
+            }
+            Op::NormConv(node) => match node.pass {
+                norm_conv::Pass::Fwd { .. } | norm_conv::Pass::FwdEnd { .. } => (node.conv, false, None, None),
+                norm_conv::Pass::BwdX { .. } => (node.conv, true, None, None),
+                norm_conv::Pass::BwdW { correction, .. } => (node.conv, false, Some(0), correction.map(|c| (2, c))),
+                norm_conv::Pass::Bwd { correction, .. } => (node.conv, true, Some(1), correction.map(|c| (3, c))),
+            },
+            _ => return false,
+        };
+        let (spec, [_, r, s, cg]) = (conv.spec(), conv.w_shape());
+        if weights == Some(o) {
+            let corrects = correction.is_some_and(|(y, c)| (y..y + 3 + usize::from(c.a)).contains(&tensor));
+            return (tensor == 0 || corrects) && element % spec.k == i / (r * s * cg);
+        }
+        if tensor != 1 || weights == Some(0) {
+            return false;
+        }
+        let k = element / (r * s * cg);
+        if data {
+            i % spec.c == k / (spec.k / spec.groups) * cg + element % cg
+        } else {
+            i % spec.k == k
+        }
+    }
+}
+
+/// Numbers away from 0: of either sign where they are stored, else around 1. Gates are open.
+fn draw(random: &mut Random, ty: &TensorType) -> Data {
+    let len = ty.shape.len();
+    match ty.elem {
+        Elem::Real => Data::Real(random.reals(len, -1.25, 1.25).iter().map(|v| v + 0.25 * v.signum()).collect()),
+        Elem::Stat => Data::Real(random.reals(len, 0.5, 1.5)),
+        Elem::Index => Data::Index(vec![0; len]),
+        Elem::Byte => Data::Byte((0..len).map(|_| random.below(256) as u8).collect()),
+    }
+}
+
+const SHAPE: [usize; 4] = [2, 3, 3, 13];
+
+/// Ops that treat every element alike.
+pub fn elementwise() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for shape in [SHAPE, [1, 2, 2, 24]] {
+        for relu in [false, true] {
+            rows.push(Row::new(format!("add {shape:?} relu {relu}"), Op::Add(add::Node { shape: shape.into(), relu })));
+            for keep in [join::Keep::Gated, join::Keep::Scaled(0.5)] {
+                let node = join::Node { shape: shape.into(), keep, relu };
+                rows.push(Row::new(format!("join {shape:?} {keep:?} relu {relu}"), Op::Join(node)));
+            }
+            for affine in [[false, false], [true, false], [true, true]] {
+                let node =
+                    block_end::Node { shape, affine, activated: [false, !relu], gated: !relu, relu, signs: true };
+                rows.push(Row::new(format!("{node:?}"), Op::BlockEnd(node)));
+            }
+        }
+        let op = |pass| Op::Relu(relu::Node { shape: shape.into(), pass });
+        rows.push(Row::new(format!("relu fwd {shape:?}"), op(relu::Pass::Fwd)));
+        rows.push(Row::new(format!("relu bwd {shape:?}"), op(relu::Pass::Bwd)).choosing([1]));
+        let spec = shortcut::Spec { x: shape, k: shape[3] + 5, stride: 2, lead: 2 };
+        for pass in [shortcut::Pass::Fwd, shortcut::Pass::Bwd] {
+            let shortcut = shortcut::Shortcut::new(spec).unwrap();
+            let op = Op::Shortcut(shortcut::Node { shortcut, pass });
+            rows.push(Row::new(format!("shortcut {pass:?} {spec:?}"), op));
+        }
+        let spec = concat::Spec { pixels: [shape[0], shape[1], shape[2]], channels: vec![shape[3], 8, 3] };
+        for pass in [concat::Pass::Fwd, concat::Pass::Bwd] {
+            let concat = concat::Concat::new(spec.clone()).unwrap();
+            rows.push(Row::new(format!("concat {pass:?} {spec:?}"), Op::Concat(concat::Node { concat, pass })));
+        }
+    }
+    rows.into_iter().map(Row::sliced).collect()
+}
+
+/// Batch norms, whole and in pieces.
+pub fn norms() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for shape in [SHAPE, [5, 9, 9, 24]] {
+        let bn = BatchNorm::new(batch_norm::Spec { x: shape, eps: 1e-5, momentum: 0.1 }).unwrap();
+        for relu in [false, true] {
+            use batch_norm::Pass;
+            for pass in [Pass::Train { relu }, Pass::Infer { relu }, Pass::Fold { bias: relu, share: 0.5 }] {
+                rows.push(Row::new(format!("{pass:?} {shape:?}"), Op::BatchNorm(batch_norm::Node { bn, pass })));
+            }
+            let op = Op::BatchNorm(batch_norm::Node { bn, pass: Pass::Bwd { relu } });
+            rows.push(Row::new(format!("batch_norm bwd {shape:?} relu {relu}"), op).choosing([5]).multiplying([1]));
+        }
+        let row = |pass| Row::new(format!("{pass:?} {shape:?}"), Op::Norm(norm::Node { bn, pass }));
+        rows.extend([norm::Pass::Moments, norm::Pass::Affine].map(row));
+        for (lazy, bias) in [(false, false), (true, false), (false, true)] {
+            // A bias before a batch norm has no gradient, but of numbers that are not finite.
+            rows.push(row(norm::Pass::Coefficients { lazy, bias }).multiplying(0..if bias { 5 } else { 0 }));
+        }
+        for &epilogue in EPILOGUES {
+            rows.push(
+                row(norm::Pass::Gradient(epilogue)).choosing(masks(epilogue, 1)).multiplying(factors(epilogue, 1)),
+            );
+        }
+    }
+    rows.into_iter().map(Row::sliced).collect()
+}
+
+/// The operands of an epilogue, which are inputs from `first` on, that say whether a ReLU was open.
+fn masks(epilogue: Epilogue, first: usize) -> Vec<usize> {
+    match epilogue {
+        Epilogue::Affine { relu: true, .. } => vec![first, first + 1, first + 2],
+        _ => Vec::new(),
+    }
+}
+
+/// Those that are multiplied by the gradient: y and the mean of each batch norm, and a scale.
+fn factors(epilogue: Epilogue, first: usize) -> Vec<usize> {
+    match epilogue {
+        Epilogue::Affine { scaled: false, .. } => vec![first, first + 3],
+        Epilogue::Affine { scaled: true, .. } => vec![first, first + 1, first + 3],
+        Epilogue::Signs { norms, .. } => (first + 1..=first + 2 * norms).collect(),
+    }
+}
+
+/// Poolings, alone and with what is fused.
+pub fn poolings() -> Vec<Row> {
+    let mut rows = Vec::new();
+    let some = [&CASES[1], &CASES[3], &CASES[5], &CASES[6], &CASES[13], &LARGE_AVERAGES[1]];
+    for (i, row) in some.into_iter().enumerate() {
+        for kind in [Kind::Max, Kind::Average { count_padding: i % 2 == 0 }] {
+            let pool = Pool::new(pool::Spec { x: row.x, window: row.window, kind }).unwrap();
+            let fwd = |pass| Op::Pool(pool::Node { pool, pass });
+            rows.push(Row::new(format!("pool {kind:?} {row:?}"), fwd(pool::Pass::Fwd)));
+            let index = |row: Row| {
+                let x = draw(&mut Random::new(&row.case.name), &pool.x());
+                let mut row = row;
+                if kind == Kind::Max {
+                    row.case.inputs[1] = reference(&fwd(pool::Pass::Fwd), &[x], &[]).remove(1);
+                }
+                row
+            };
+            rows.push(index(Row::new(format!("pool bwd {kind:?} {row:?}"), fwd(pool::Pass::Bwd))));
+            let fused = |pass| Op::NormPool(norm_pool::Node { pool, pass });
+            let relu = i % 2 == 0;
+            let op = fused(norm_pool::Pass::Fwd(Prologue { relu }));
+            // A shift moves all of a window, so that it chooses nothing, unless it is NaN.
+            let choice = (kind == Kind::Max).then_some(2);
+            rows.push(Row::new(format!("norm_pool {kind:?} {row:?} relu {relu}"), op).multiplying(choice));
+            for epilogue in [EPILOGUES[i % 4], EPILOGUES[4 + i % 4]] {
+                let op = fused(norm_pool::Pass::Bwd(epilogue));
+                let first = 1 + usize::from(kind == Kind::Max);
+                let row = Row::new(format!("norm_pool bwd {kind:?} {row:?} {epilogue:?}"), op);
+                rows.push(index(row.choosing(masks(epilogue, first)).multiplying(factors(epilogue, first))));
+            }
+        }
+    }
+    rows.into_iter().map(Row::sliced).collect()
+}
+
+/// Losses and the layer before them.
+pub fn losses() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (n, classes, smoothing) in [(3, 7, 0.0), (2, 300, 0.0), (3, 10, 0.1)] {
+        let spec = cross_entropy::Spec { n, classes, smoothing, grad_scale: 2.0 };
+        for pass in [cross_entropy::Pass::Fwd, cross_entropy::Pass::Bwd, cross_entropy::Pass::ScaledBwd] {
+            let op = Op::CrossEntropy(cross_entropy::Node { loss: CrossEntropy::new(spec).unwrap(), pass });
+            let name = format!("cross_entropy {pass:?} {spec:?}");
+            let mut row = Row::new(name.clone(), op);
+            row.case.inputs[1] = Data::Index(Random::new(&name).labels(n, classes));
+            row.counts.extend((pass == cross_entropy::Pass::Fwd).then_some(1));
+            rows.push(row);
+        }
+    }
+    let linear = linear::Linear::new(linear::Spec { x: [3, 2, 1, 8], k: 10 }).unwrap();
+    for pass in [linear::Pass::Fwd { bias: true }, linear::Pass::BwdX, linear::Pass::BwdW, linear::Pass::BwdBias] {
+        rows.push(Row::new(format!("linear {pass:?}"), Op::Linear(linear::Node { linear, pass })));
+    }
+    rows
+}
+
+fn conv(x: [usize; 4], k: usize, kernel: [usize; 2], stride: [usize; 2], groups: usize) -> Conv2d {
+    let ([n, h, w, c], padding) = (x, [kernel[0] / 2, kernel[1] / 2]);
+    Conv2d::new(conv2d::Spec { n, h, w, c, k, kernel, stride, padding, dilation: [1, 1], groups }).unwrap()
+}
+
+/// Shapes for every kernel: 16-byte accesses, groups that are packed, the stem (padded to four channels), anything; with
+/// reductions that are split.
+pub fn convolutions() -> Vec<(Conv2d, bool)> {
+    let all = [
+        conv([1, 5, 4, 32], 32, [3, 3], [1, 1], 8),
+        conv([1, 4, 5, 16], 16, [3, 3], [2, 1], 16),
+        conv([1, 4, 5, 16], 16, [3, 3], [2, 1], 4),
+        conv([1, 6, 5, 32], 16, [3, 3], [2, 2], 1),
+        conv([1, 3, 4, 64], 24, [1, 1], [1, 1], 1),
+        conv([1, 5, 4, 7], 5, [3, 2], [1, 1], 1),
+        conv([5, 9, 8, 8], 16, [1, 3], [1, 1], 2),
+    ];
+    let stems = [conv([4, 9, 8, 3], 16, [3, 3], [1, 1], 1)];
+    all.map(|conv| (conv, false)).into_iter().chain(stems.map(|conv| (conv, true))).collect()
+}
+
+const PLAIN: Output = Output { scale: false, shift: false, residual: false, relu: false };
+
+/// The passes of conv2d.
+pub fn products(conv: Conv2d) -> Vec<conv2d::Node> {
+    let full = Output { scale: true, shift: true, residual: true, relu: true };
+    use conv2d::Pass::{BwdBias, BwdW, BwdX, Fwd};
+    [Fwd(PLAIN), Fwd(full), BwdX, BwdW, BwdBias].map(|pass| conv2d::Node { conv, pass }).into()
+}
+
+/// A pass of conv2d, as it is chosen.
+pub fn convolution(node: conv2d::Node) -> Row {
+    let row = Row::new(format!("{node:?}"), Op::Conv2d(node));
+    let weights = matches!(node.pass, conv2d::Pass::Fwd(_) | conv2d::Pass::BwdX);
+    let rectified =
+        if matches!(node.pass, conv2d::Pass::Fwd(Output { relu: true, .. })) { vec![0] } else { Vec::new() };
+    Row { case: row.case.with_weights(if weights { &[1] } else { &[] }), rectified, ..row }
+}
+
+/// The same by `plan`.
+pub fn planned(node: conv2d::Node, plan: Plan) -> Row {
+    let row = convolution(node);
+    let case = row.case.launched_by(Launcher {
+        scratch_bytes: Box::new(move |target| node.scratch_bytes_with(target, plan)),
+        launches: Box::new(move |target, io| node.launches_with(target, io, plan)),
+    });
+    Row { case: Case { name: format!("{} in {}", plan.kernel(), plan.splits()), ..case }, ..row }
+}
+
+/// Fused passes with every part.
+pub fn fused(conv: Conv2d, stem: bool) -> Vec<norm_conv::Node> {
+    let mut passes = vec![FORWARD[1], WEIGHT[2]];
+    if !stem {
+        passes.extend([FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[3], WEIGHT[0], BOTH[0], BOTH[2]]);
+    }
+    passes.extend(norm_conv::allows_end(&conv).then_some(ENDS[1]));
+    passes.into_iter().map(|(_, pass)| norm_conv::Node { conv, pass }).collect()
+}
+
+/// A fused pass, as it is chosen.
+pub fn fused_convolution(node: norm_conv::Node) -> Row {
+    use norm_conv::Pass::{Bwd, BwdW, BwdX};
+    let row = Row::new(format!("{node:?}"), Op::NormConv(node));
+    let (chooses, multiplied) = match node.pass {
+        BwdX { epilogue: Some(e), .. } | Bwd { epilogue: Some(e), .. } => {
+            let first = row.case.inputs.len() - e.operands([1; 4]).len();
+            (masks(e, first), factors(e, first))
+        }
+        _ => (Vec::new(), Vec::new()),
+    };
+    let weights: &'static [usize] = if matches!(node.pass, BwdW { .. }) { &[] } else { &[1] };
+    let relu = matches!(node.pass, norm_conv::Pass::Fwd { epilogue: Output { relu: true, .. }, .. });
+    let rectified = if relu { vec![0] } else { Vec::new() };
+    Row { case: row.case.with_weights(weights), chooses, multiplied, rectified, ..row }
+}
+
+/// The same by `plan`.
+pub fn planned_fused(node: norm_conv::Node, plan: Plan) -> Row {
+    let row = fused_convolution(node);
+    let case = row.case.launched_by(Launcher {
+        scratch_bytes: Box::new(move |target| node.scratch_bytes_with(target, plan)),
+        launches: Box::new(move |target, io| node.launches_with(target, io, plan)),
+    });
+    Row { case: Case { name: format!("{} in {}", plan.kernel(), plan.splits()), ..case }, ..row }
+}
+
+/// The names of all ops.
+pub const OPS: [&str; 41] = [
+    "add_fwd",
+    "batch_norm_bwd",
+    "batch_norm_fold",
+    "batch_norm_infer",
+    "batch_norm_train",
+    "block_end_fwd",
+    "concat_bwd",
+    "concat_fwd",
+    "conv2d_bwd_bias",
+    "conv2d_bwd_w",
+    "conv2d_bwd_x",
+    "conv2d_fwd",
+    "cross_entropy_bwd",
+    "cross_entropy_fwd",
+    "join_gated",
+    "join_scaled",
+    "linear_bwd_bias",
+    "linear_bwd_w",
+    "linear_bwd_x",
+    "linear_fwd",
+    "norm_affine",
+    "norm_coefficients",
+    "norm_conv_bwd",
+    "norm_conv_bwd_w",
+    "norm_conv_bwd_x",
+    "norm_conv_fwd",
+    "norm_conv_fwd_end",
+    "norm_gradient",
+    "norm_moments",
+    "norm_pool_avg_bwd",
+    "norm_pool_avg_fwd",
+    "norm_pool_max_bwd",
+    "norm_pool_max_fwd",
+    "pool_avg_bwd",
+    "pool_avg_fwd",
+    "pool_max_bwd",
+    "pool_max_fwd",
+    "relu_bwd",
+    "relu_fwd",
+    "shortcut_bwd",
+    "shortcut_fwd",
+];
