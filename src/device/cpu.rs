@@ -250,7 +250,13 @@ impl Matrix {
     }
 }
 
-/// `c = a b`, or `c += a b` with `accumulate`, on the calling thread. The order of the sums depends on the shapes only.
+/// The most products that the `gemm` crate is given to add up at once. It cuts longer sums by the sizes of the caches.
+const DEPTH: usize = 512;
+/// The most elements of a product for which the crate adds up each by itself where both operands lie along the sum.
+const SMALL: usize = 256;
+
+/// `c = a b`, or `c += a b` with `accumulate`, on the calling thread. The order of the sums depends on the shapes only,
+/// not on the caches, nor on how wide the processor's vectors are.
 ///
 /// # Panics
 /// Where the extents do not match, a matrix leaves its slice, `c` visits an element twice, or `T` is neither f32 nor
@@ -262,34 +268,82 @@ pub fn gemm<T: Real>(c: (&mut [T], Matrix), a: (&[T], Matrix), b: (&[T], Matrix)
     assert!(cm.rows == am.rows && cm.cols == bm.cols && am.cols == bm.rows, "product {cm:?} = {am:?} {bm:?}");
     assert!(cm.fits(c.len()) && am.fits(a.len()) && bm.fits(b.len()), "product {cm:?} = {am:?} {bm:?}: slices");
     assert!(cm.is_injective(), "product into {cm:?}");
+    if has_long_rows(cm, am, bm) {
+        return vectorized(|| dots((c, cm), (a, am), (b, bm), accumulate));
+    }
     if !product::crate_works() {
         return product::product((c, cm), (a, am), (b, bm), accumulate);
     }
-    // SAFETY: all three matrices lie in their slices, c's elements are distinct, and the slices do not overlap, as c's
-    // is exclusive.
-    unsafe {
-        gemm::gemm(
-            cm.rows,
-            cm.cols,
-            am.cols,
-            c.as_mut_ptr(),
-            cm.col_stride as isize,
-            cm.row_stride as isize,
-            accumulate,
-            a.as_ptr(),
-            am.col_stride as isize,
-            am.row_stride as isize,
-            b.as_ptr(),
-            bm.col_stride as isize,
-            bm.row_stride as isize,
-            T::ONE,
-            T::ONE,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+    let each = am.cols.div_ceil(am.cols.div_ceil(DEPTH).max(1)).max(1);
+    for first in (0..am.cols.max(1)).step_by(each) {
+        let depth = each.min(am.cols - first);
+        // SAFETY: all three matrices lie in their slices, and so do these columns of a and rows of b; c's elements are
+        // distinct, and the slices do not overlap, as c's is exclusive.
+        unsafe {
+            gemm::gemm(
+                cm.rows,
+                cm.cols,
+                depth,
+                c.as_mut_ptr(),
+                cm.col_stride as isize,
+                cm.row_stride as isize,
+                accumulate || first > 0,
+                a.as_ptr().wrapping_add(first * am.col_stride),
+                am.col_stride as isize,
+                am.row_stride as isize,
+                b.as_ptr().wrapping_add(first * bm.row_stride),
+                bm.col_stride as isize,
+                bm.row_stride as isize,
+                T::ONE,
+                T::ONE,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
     }
+}
+
+/// Whether the crate would add up each element of this product by itself, in as many sums as the processor's vectors are
+/// wide.
+fn has_long_rows(c: Matrix, a: Matrix, b: Matrix) -> bool {
+    let alone = c.rows.saturating_mul(c.cols) <= SMALL || (a.cols > 2 && (c.rows == 1 || c.cols == 1));
+    a.col_stride == 1 && b.row_stride == 1 && alone
+}
+
+/// The product of rows of a and columns of b that hold their elements side by side, each element by itself.
+#[inline(always)]
+fn dots<T: Real>((c, cm): (&mut [T], Matrix), (a, am): (&[T], Matrix), (b, bm): (&[T], Matrix), accumulate: bool) {
+    for i in 0..cm.rows {
+        let row = &a[i * am.row_stride..][..am.cols];
+        for j in 0..cm.cols {
+            let sum = dot(row, &b[j * bm.col_stride..][..am.cols]);
+            let to = &mut c[i * cm.row_stride + j * cm.col_stride];
+            *to = if accumulate { *to + sum } else { sum };
+        }
+    }
+}
+
+/// The sum of products, in 32 sums of every 32nd that are then added up in pairs.
+#[inline(always)]
+fn dot<T: Real>(x: &[T], y: &[T]) -> T {
+    const LANES: usize = 32;
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let (y, y_rest) = y.as_chunks::<LANES>();
+    let rest = x_rest.iter().zip(y_rest).fold(T::ZERO, |sum, (&x, &y)| sum + x * y);
+    if x.is_empty() {
+        return rest;
+    }
+    let mut sums = [T::ZERO; LANES];
+    for (x, y) in x.iter().zip(y) {
+        sums.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (&x, &y))| *sum += x * y);
+    }
+    for half in [16, 8, 4, 2, 1] {
+        let (low, high) = sums.split_at_mut(half);
+        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+    }
+    sums[0] + rest
 }
 
 /// Runs `f`, compiled for 32-byte vectors where the processor has them. The results are the same bits either way.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bits;
 mod bounds;
 mod build;
 mod captured;
