@@ -271,7 +271,7 @@ pub fn gemm<T: Real>(c: (&mut [T], Matrix), a: (&[T], Matrix), b: (&[T], Matrix)
     if has_long_rows(cm, am, bm) {
         return vectorized(|| dots((c, cm), (a, am), (b, bm), accumulate));
     }
-    if !product::crate_works() {
+    if !has_fast_products() {
         return product::product((c, cm), (a, am), (b, bm), accumulate);
     }
     let each = am.cols.div_ceil(am.cols.div_ceil(DEPTH).max(1)).max(1);
@@ -303,6 +303,12 @@ pub fn gemm<T: Real>(c: (&mut [T], Matrix), a: (&[T], Matrix), b: (&[T], Matrix)
             );
         }
     }
+}
+
+/// Whether matrix products run in the `gemm` crate. On the few processors on which it fails plain loops take its place, which
+/// are slower and round otherwise.
+pub fn has_fast_products() -> bool {
+    product::crate_works()
 }
 
 /// Whether the crate would add up each element of this product by itself, in as many sums as the processor's vectors are

@@ -48,9 +48,10 @@ impl fmt::Display for Finding {
 /// Looks for everything that the library can use. Fails at nothing and fetches nothing.
 pub fn report() -> Vec<Finding> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let products = if super::cpu::has_fast_products() { "" } else { ", matrix products in plain loops" };
     let mut findings = vec![
         Finding::good("library", format!("residuum {}", env!("CARGO_PKG_VERSION"))),
-        Finding::good("cpu", format!("{threads} threads, {}", std::env::consts::ARCH)),
+        Finding::good("cpu", format!("{threads} threads, {}{products}", std::env::consts::ARCH)),
     ];
     findings.extend(cuda());
     findings.push(simulator());
