@@ -1,5 +1,6 @@
 // The simulator as C functions; src/device/sim/ffi.rs declares the same.
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -24,14 +25,38 @@ struct Kernel {
   Entry entry;
 };
 
-std::vector<Kernel>& kernels() {
-  static std::vector<Kernel> all;
+// Kernels, added before main: where there is no memory for them there is none for an exception either, and the process
+// ends in one line.
+class Kernels {
+ public:
+  void push_back(const Kernel& kernel) {
+    auto* const more = static_cast<Kernel*>(realloc(first_, (count_ + 1) * sizeof(Kernel)));
+    if (more == nullptr) {
+      static const char line[] = "error: out of memory: the table of kernels\n";
+      if (write(2, line, sizeof line - 1) < 0) _exit(1);  // nobody listens
+      _exit(1);
+    }
+    first_ = more;
+    first_[count_++] = kernel;
+  }
+  size_t size() const { return count_; }
+  Kernel* begin() const { return first_; }
+  Kernel* end() const { return first_ + count_; }
+  Kernel& operator[](size_t i) const { return first_[i]; }
+
+ private:
+  Kernel* first_ = nullptr;
+  size_t count_ = 0;
+};
+
+Kernels& kernels() {
+  static Kernels all;
   return all;
 }
 
 // The same kernels, compiled so that they tell of their accesses; and what loads and finds them takes turns.
-std::vector<Kernel>& counted_kernels() {
-  static std::vector<Kernel> all;
+Kernels& counted_kernels() {
+  static Kernels all;
   return all;
 }
 std::mutex counted_mutex;
@@ -93,7 +118,7 @@ const std::string& load_replacements() {
   return problem;
 }
 
-std::string find(const std::vector<Kernel>& all, const char* name, size_t params_bytes, u32 threads, Kernel* found) {
+std::string find(const Kernels& all, const char* name, size_t params_bytes, u32 threads, Kernel* found) {
   for (const Kernel& k : all) {
     if (strcmp(k.name, name) != 0) continue;
     if (k.params_bytes != params_bytes) {

@@ -9,6 +9,8 @@ mod faults;
 mod files;
 mod fuzz;
 mod identity;
+#[cfg(target_os = "linux")]
+mod limits;
 mod plan;
 mod runs;
 mod step;
