@@ -111,6 +111,9 @@ fn a_full_standard_output_is_a_failure_of_every_command() {
 
 #[test]
 fn an_interrupt_ends_a_program_that_writes_unless_it_is_ignored() {
+    if !Path::new("/proc/self/task").exists() {
+        return eprintln!("skipped: the system does not show a program's threads");
+    }
     let folder = prepared(1);
     let pipe = folder.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
