@@ -1,6 +1,9 @@
 //! What each fuzz target does with its bytes. The targets and a test that replays the seeds share this file.
 
 #[allow(dead_code)]
+#[path = "../cli/src/metrics.rs"]
+mod metrics;
+#[allow(dead_code)]
 #[path = "../cli/src/problems.rs"]
 mod problems;
 
@@ -117,6 +120,30 @@ pub fn problems(data: &[u8]) {
                 }
             }
         }
+    }
+}
+
+/// The epochs that a run has done, then its file of metrics.
+pub fn metrics(data: &[u8]) {
+    let [done, content @ ..] = data else { return };
+    let done = u32::from(*done);
+    let history = metrics::History::read(content, done);
+    let epochs: Vec<u32> = history.epochs.iter().map(|m| m.epoch).collect();
+    assert!(epochs.windows(2).all(|pair| pair[0] < pair[1]) && epochs.iter().all(|epoch| (1..=done).contains(epoch)));
+    match &history.problem {
+        Some(problem) => one_line(residuum::Error::file("metrics.jsonl", problem)),
+        None => assert!(epochs.into_iter().eq(1..=done)),
+    }
+    let again = metrics::History::read(&history.kept, done);
+    // Lines that do not stay move the numbers of others in a problem.
+    assert_eq!(
+        (again.kept, again.problem.is_some()),
+        (history.kept, history.problem.is_some()),
+        "what stays is as it was"
+    );
+    for epoch in &history.epochs {
+        let line = metrics::line(epoch);
+        assert_eq!(metrics::parse(&line).map(|read| metrics::line(&read)), Some(line), "every digit comes back");
     }
 }
 

@@ -6,11 +6,12 @@ use std::path::Path;
 mod targets;
 
 /// A target's name and body.
-const TARGETS: [(&str, fn(&[u8])); 7] = [
+const TARGETS: [(&str, fn(&[u8])); 8] = [
     ("weights", targets::weights),
     ("checkpoint", targets::checkpoint),
     ("cifar", targets::cifar),
     ("idx", targets::idx),
+    ("metrics", targets::metrics),
     ("problems", targets::problems),
     ("schedule", targets::schedule),
     ("model_name", targets::model_name),
