@@ -126,7 +126,7 @@ pub fn problems(data: &[u8]) {
 /// The epochs that a run has done, then its file of metrics.
 pub fn metrics(data: &[u8]) {
     let [done, content @ ..] = data else { return };
-    let done = u32::from(*done);
+    let done = if *done == u8::MAX { u32::MAX } else { u32::from(*done) };
     let history = metrics::History::read(content, done);
     let epochs: Vec<u32> = history.epochs.iter().map(|m| m.epoch).collect();
     assert!(epochs.windows(2).all(|pair| pair[0] < pair[1]) && epochs.iter().all(|epoch| (1..=done).contains(epoch)));

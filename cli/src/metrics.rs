@@ -74,32 +74,59 @@ impl History {
                 kept.push(b'\n');
             }
         }
-        let missing: Vec<u32> = (1..=epochs).filter(|epoch| !found.contains_key(epoch)).collect();
+        let missing = gaps(found.keys().copied(), epochs);
+        let (twice, unreadable) = (runs(twice), runs(unreadable));
         let problems: Vec<String> = [
             ("no line of", "epoch", missing),
             ("two lines of", "epoch", twice),
             ("not an epoch's:", "line", unreadable),
         ]
         .into_iter()
-        .filter(|(.., numbers)| !numbers.is_empty())
-        .map(|(what, unit, numbers)| format!("{what} {}", ranges(unit, numbers)))
+        .filter(|(.., runs)| !runs.is_empty())
+        .map(|(what, unit, runs)| format!("{what} {}", ranges(unit, &runs)))
         .collect();
         let problem = (!problems.is_empty()).then(|| problems.join(", "));
         Self { epochs: found.into_values().collect(), kept, problem }
     }
 }
 
-/// `epoch 3`, or `epochs 1, 3 to 5`.
-fn ranges(unit: &str, mut numbers: Vec<u32>) -> String {
+/// Runs of numbers that a problem names; of others it gives the number.
+const SHOWN: usize = 8;
+
+/// The runs of `1..=last` that are not in `present`, which ascends. A run may be as long as a damaged checkpoint says.
+fn gaps(present: impl Iterator<Item = u32>, last: u32) -> Vec<[u32; 2]> {
+    let (mut found, mut next) = (Vec::new(), 1);
+    for number in present {
+        if number > next {
+            found.push([next, number - 1]);
+        }
+        next = number.saturating_add(1);
+        if number == u32::MAX {
+            return found;
+        }
+    }
+    if next <= last {
+        found.push([next, last]);
+    }
+    found
+}
+
+/// The runs that `numbers` make.
+fn runs(mut numbers: Vec<u32>) -> Vec<[u32; 2]> {
     numbers.sort_unstable();
     numbers.dedup();
-    let plural = if numbers.len() > 1 { "s" } else { "" };
-    let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
-        [one] => one.to_string(),
-        [first, .., last] => format!("{first} to {last}"),
-        [] => String::new(),
+    numbers.chunk_by(|a, b| a + 1 == *b).map(|run| [run[0], run[run.len() - 1]]).collect()
+}
+
+/// `epoch 3`, or `epochs 1, 3 to 5`.
+fn ranges(unit: &str, runs: &[[u32; 2]]) -> String {
+    let plural = if matches!(runs, [[first, last]] if first == last) { "" } else { "s" };
+    let shown = runs.iter().take(SHOWN).map(|[first, last]| match first == last {
+        true => first.to_string(),
+        false => format!("{first} to {last}"),
     });
-    format!("{unit}{plural} {}", runs.collect::<Vec<_>>().join(", "))
+    let more = if runs.len() > SHOWN { format!(" and {} more", runs.len() - SHOWN) } else { String::new() };
+    format!("{unit}{plural} {}{more}", shown.collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -168,5 +195,11 @@ mod tests {
         let History { epochs, kept, problem } = History::read(b"\xff\xfe\x00\n", 1);
         assert_eq!((epochs.len(), &kept[..]), (0, &b"\xff\xfe\x00\n"[..]));
         assert_eq!(problem.unwrap(), "no line of epoch 1, not an epoch's: line 1");
+        // As many epochs as a damaged checkpoint says are no memory, and as many faults no long line.
+        assert_eq!(read(&l(5), u32::MAX).2, "no line of epochs 1 to 4, 6 to 4294967295");
+        let every_other: String = (1..=20).map(|i| if i % 2 == 0 { "x\n".into() } else { l(i) }).collect();
+        let expected = "no line of epochs 2, 4, 6, 8, 10, 12, 14, 16 and 2 more, not an epoch's: lines 2, 4, 6, 8, 10, 12, 14, 16 \
+                        and 2 more";
+        assert_eq!(read(&every_other, 20).2, expected);
     }
 }
