@@ -156,7 +156,7 @@ fn planning_takes_time_linear_in_depth() {
         ("resnet2000_cifar_survival05", "resnet16004_cifar_survival05", Mode::Infer),
     ] {
         let [short, long] = [shallow, deep].map(|name| time_to_plan(name, mode) as f64);
-        assert!(long < 20.0 * short, "{deep} takes {} times as long as {shallow}", long / short);
+        assert!(long < 24.0 * short, "{deep} takes {} times as long as {shallow}", long / short);
     }
 }
 

@@ -25,7 +25,7 @@ fn prepare(folder: &Path) {
     let model = models::find("resnet8_cifar").unwrap();
     let graph = model.build(residuum::graph::Mode::Infer, 1, model.input(), 10, BuildOptions::default()).unwrap();
     let write = |name: &str, tensors: &StateDict| {
-        weights::write(&folder.join(name), tensors, &Default::default()).unwrap();
+        weights::write(folder.join(name), tensors, &Default::default()).unwrap();
     };
     write("w.safetensors", &model.initialise(&graph, 1));
     let image = HostTensor::f32([8, 3, 32, 32], vec![0.5; 8 * 3 * 32 * 32]);

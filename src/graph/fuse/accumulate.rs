@@ -20,7 +20,7 @@ pub(super) fn in_place(graph: &mut Graph) {
     }
     graph.outputs.iter().for_each(|(_, v)| last_read[v.index()] = usize::MAX);
     let mut removed = vec![false; graph.nodes.len()];
-    for i in 0..graph.nodes.len() {
+    for (i, removed) in removed.iter_mut().enumerate() {
         let (pairs, gate) = match (&graph.nodes[i].op, &graph.nodes[i].inputs[..]) {
             (Op::Add(add::Node { relu: false, .. }), &[a, b]) => (vec![(a, b), (b, a)], graph.nodes[i].gate),
             // What a branch contributes comes to what is there without it, where the gate is open.
@@ -35,7 +35,7 @@ pub(super) fn in_place(graph: &mut Graph) {
             let fits = at < by && last_read[a.index()] <= i && uses[b.index()] == 1;
             // From the op that would add to it on, nobody reads `a`; that op itself least of all.
             let first = readers[a.index()].partition_point(|&k| k < by);
-            let quiet = readers[a.index()][first..].iter().all(|&k| k >= i);
+            let quiet = readers[a.index()].get(first).is_none_or(|&k| k >= i);
             // It is added whenever it is computed.
             let together = graph.nodes[by].gate == gate;
             if !fits || !quiet || !together || graph.nodes[by].writes[j] != Write::Overwrite {
@@ -53,7 +53,7 @@ pub(super) fn in_place(graph: &mut Graph) {
             readers.extend(more);
             last_read[a.index()] = last_read[c.index()];
             written_by[a.index()] = Some(by);
-            removed[i] = true;
+            *removed = true;
             break;
         }
     }

@@ -241,7 +241,7 @@ impl Plan {
         let &[writer] = index.writers(y) else { return None };
         let alone = index.is_alone(y) && index.is_alone(dy) && graph.nodes[writer].outputs[0] == y;
         // One batch norm's moments are enough.
-        let first = !self.norms.get(i).is_some() && !self.moments.contains_key(&writer);
+        let first = self.norms.get(i).is_none() && !self.moments.contains_key(&writer);
         if !alone || !first || graph.ty(y).shape.dims().len() != 4 {
             return None;
         }
