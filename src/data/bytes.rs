@@ -10,8 +10,8 @@ use flate2::read::MultiGzDecoder;
 use crate::files::Format;
 use crate::{Error, Result};
 
-/// Bytes that a compressed file may unpack to: more than any set of these forms has.
-const MOST_UNPACKED: u64 = 1 << 30;
+/// Bytes of a file, also of one that is unpacked: more than any set of these forms has.
+const MOST: u64 = 1 << 30;
 
 /// A set of files as it is published.
 pub struct Layout<'a> {
@@ -106,11 +106,18 @@ fn children(folder: &Path) -> Vec<PathBuf> {
 
 /// The content of `path`, unpacked where it is compressed with gzip, whatever its name says.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    let content = fs::read(path).map_err(|e| Error::io(path, &e))?;
+    let mut content = Vec::new();
+    let read = fs::File::open(path).and_then(|file| match file.metadata()?.len() {
+        len if len > MOST => Ok(Some(len)),
+        _ => file.take(MOST).read_to_end(&mut content).map(|_| None),
+    });
+    if let Some(len) = read.map_err(|e| Error::io(path, &e))? {
+        return Err(Error::file(path, format!("{len} bytes, expected at most {MOST}")));
+    }
     if Format::of(&content) != Some(Format::Gzip) {
         return Ok(content);
     }
-    unpack(&content, MOST_UNPACKED).map_err(|problem| Error::file(path, problem))
+    unpack(&content, MOST).map_err(|problem| Error::file(path, problem))
 }
 
 /// What the gzip file `packed` holds, which may be no more than `most` bytes.

@@ -82,6 +82,12 @@ fn tables_of_other_systems_are_read() {
         let out = good(folder.path(), "check conv2d --problems p.tsv --pass fwd");
         assert_eq!(out, "2 passed, 0 failed\n");
     }
+    if std::path::Path::new("/dev/zero").exists() {
+        for arguments in ["check conv2d --problems /dev/zero", "plan resnet8_cifar --gpus /dev/zero"] {
+            let cause = bad(folder.path(), arguments, 1);
+            assert_eq!(cause, "/dev/zero: more than 67108864 bytes, expected a text of fewer", "it has no end");
+        }
+    }
     let wide: Vec<u8> = lines.join("\n").encode_utf16().flat_map(u16::to_le_bytes).collect();
     fs::write(folder.path().join("p.tsv"), [&[0xff, 0xfe][..], &wide].concat()).unwrap();
     let cause = bad(folder.path(), "check conv2d --problems p.tsv", 1);

@@ -6,7 +6,9 @@ use std::path::Path;
 mod targets;
 
 /// A target's name and body.
-const TARGETS: [(&str, fn(&[u8])); 8] = [
+type Target = (&'static str, fn(&[u8]));
+
+const TARGETS: [Target; 8] = [
     ("weights", targets::weights),
     ("checkpoint", targets::checkpoint),
     ("cifar", targets::cifar),

@@ -42,6 +42,25 @@ pub fn refuse(head: &[u8]) -> Option<String> {
     }
 }
 
+/// Where the header of a file that begins with `head` ends, as the file says.
+pub fn end(head: &[u8]) -> Option<u64> {
+    let length = u64::from_le_bytes(*head.first_chunk::<8>()?);
+    (length <= MOST_HEADER).then_some(length + 8)
+}
+
+/// Bytes that a file may be longer than its header says and still be read, for the format's reader to refuse.
+const SURPLUS: u64 = 1 << 30;
+
+/// What is wrong with a file of `len` bytes that begins with `head`, its whole header, if it is so much longer than that
+/// says that it may be longer than memory.
+pub fn wrong_length(head: &[u8], len: u64) -> Option<String> {
+    let start = end(head).filter(|&start| start <= head.len() as u64)?;
+    let described = end_of_data(&head[8..start as usize]).unwrap_or(0);
+    let found = len.checked_sub(start)?;
+    (found > SURPLUS.saturating_add(described as u64))
+        .then(|| format!("{found} bytes of tensor data, the header describes {described}"))
+}
+
 /// The first name that stands twice in the header of `bytes`: the format's reader takes it and keeps the last. `None` also
 /// where there is no header, which that reader refuses.
 pub fn duplicate(bytes: &[u8]) -> Option<String> {

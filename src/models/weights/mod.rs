@@ -55,6 +55,13 @@ fn content(path: &Path) -> Result<Vec<u8>> {
     if let Some(problem) = header::refuse(&bytes) {
         return Err(Error::file(path, problem));
     }
+    // A file that is far longer than its header says is refused before its data is read: it may be longer than memory.
+    let whole = header::end(&bytes).unwrap_or(bytes.len() as u64);
+    Read::by_ref(&mut file).take(whole.saturating_sub(bytes.len() as u64)).read_to_end(&mut bytes).map_err(failed)?;
+    let len = file.metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
+    if let Some(problem) = len.and_then(|len| header::wrong_length(&bytes, len)) {
+        return Err(Error::file(path, problem));
+    }
     file.read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }
@@ -337,6 +344,22 @@ mod tests {
         assert!(text.contains("a folder, expected a safetensors file; it holds "), "{text}");
         if Path::new("/dev/zero").exists() {
             assert!(read("/dev/zero").unwrap_err().to_string().contains("not a safetensors file"), "it has no end");
+        }
+    }
+
+    /// On a machine that has less memory, and in no time on one that has more.
+    #[test]
+    fn a_file_that_is_longer_than_its_header_says_is_not_read() {
+        let folder = folder();
+        let path = folder.path().join("w");
+        fs::write(&path, crafted("F32", "[3]", &[0; 12])).unwrap();
+        assert!(read(&path).is_ok());
+        let file = File::options().write(true).open(&path).unwrap();
+        // It has no blocks on a file system that knows holes; elsewhere there is no room for it.
+        let header = fs::read(&path).unwrap().len() as u64 - 12;
+        if file.set_len(header + (1 << 40)).is_ok() {
+            let text = read(&path).unwrap_err().to_string();
+            assert!(text.ends_with(": 1099511627776 bytes of tensor data, the header describes 12"), "{text}");
         }
     }
 
