@@ -64,11 +64,20 @@ __device__ __forceinline__ bool is_finite(float v) { return v - v == 0.0f; }
 template <class Mine, typename T, class Source>
 __device__ __forceinline__ void finish_chunks(const FiniteOnly<T, Source>& source, u8* tile, int slot, int channel,
                                               u32 chunks) {
-  if constexpr (Source::PENDING) finish_chunks<Mine>(source.in, tile, slot, channel, chunks);
+  const Source& in = source.in;
 #pragma unroll
   for (int i = 0; i < Mine::PASSES; ++i) {
     if ((chunks >> i & 1) == 0) continue;
-    T* chunk = reinterpret_cast<T*>(tile + Mine::slot(slot, i));
+    u8* raw = tile + Mine::slot(slot, i);
+    if constexpr (Source::PENDING) {  // one chunk after the other: there are few registers left
+      if (in.pending()) {
+        const typename Source::Numbers numbers = in.numbers(channel);
+        const Chunk whole = in.activates ? in.template finished<true>(in.raw(raw), numbers)
+                                         : in.template finished<false>(in.raw(raw), numbers);
+        store(reinterpret_cast<u32*>(raw), whole);
+      }
+    }
+    T* chunk = reinterpret_cast<T*>(raw);
     Vec<T, WIDTH<T>> v = load<T, WIDTH<T>>(chunk);
 #pragma unroll
     for (int e = 0; e < WIDTH<T>; ++e)

@@ -218,17 +218,8 @@ pub fn outputs(
     let types = op.outputs();
     let mut before: Vec<Option<Data>> = vec![None; types.len()];
     op.updates().iter().zip(updates).for_each(|(&i, old)| before[i] = Some(old.clone()));
-    let prepared = Prepared {
-        op: &case.op,
-        takes_in: case.takes_in,
-        launcher: case.launcher.as_ref(),
-        weights: case.weights,
-        dtype,
-        inputs: inputs.to_vec(),
-        before,
-        after: Vec::new(),
-        writes: vec![Write::Overwrite; types.len()],
-    };
+    let writes = vec![Write::Overwrite; types.len()];
+    let prepared = Prepared::with(case, dtype, inputs.to_vec(), before, writes);
     let label = format!("{} {dtype} {layout:?} on {}", case.name, machine.label);
     let bytes = run(&prepared, machine, layout).unwrap_or_else(|e| panic!("{label}: {e}"));
     bytes.iter().zip(&types).map(|(bytes, ty)| decode(bytes, ty.elem, dtype)).collect()
@@ -343,17 +334,12 @@ impl<'a> Prepared<'a> {
         }
         let onto = if case.takes_in { writes.clone() } else { vec![Write::Overwrite; types.len()] };
         let after = reference_onto(&case.op, &inputs, &before, onto);
-        Self {
-            op: &case.op,
-            takes_in: case.takes_in,
-            launcher: case.launcher.as_ref(),
-            weights: case.weights,
-            dtype,
-            inputs,
-            before,
-            after,
-            writes,
-        }
+        Self { after, ..Self::with(case, dtype, inputs, before, writes) }
+    }
+
+    fn with(case: &'a Case, dtype: DType, inputs: Vec<Data>, before: Vec<Option<Data>>, writes: Vec<Write>) -> Self {
+        let (launcher, weights, after) = (case.launcher.as_ref(), case.weights, Vec::new());
+        Self { op: &case.op, takes_in: case.takes_in, launcher, weights, dtype, inputs, before, after, writes }
     }
 
     /// What output `i` held when it is a term of the sum there.

@@ -9,10 +9,12 @@
 
 mod rows;
 
-use residuum::device::{Arch, Target};
+use residuum::device::{Arch, Device, Target};
+use residuum::graph::{Builder, ConvOptions, Mode, Program};
+use residuum::models::init::{initialise, Scheme};
 use residuum::ops::conv2d::Plan;
 use residuum::ops::Operator;
-use residuum::tensor::DType;
+use residuum::tensor::{DType, HostTensor};
 
 use self::rows::Row;
 use crate::harness::{machines, outputs, reference, round_all, Data, Layout, Random, Sweep, DTYPES};
@@ -152,7 +154,9 @@ impl Expected {
             let right = match (&found[o], &self.outputs[o]) {
                 (output, _) if stays => {
                     let excused = || matches!(output, Data::Real(v) if v[i].is_nan()) && row.zeros(self.at, o, i);
-                    same(output, &clean[o], i) || excused()
+                    same(output, &clean[o], i)
+                        || excused()
+                        || (row.chooses(self.at.0) && is_noise(output, &clean[o], i))
                 }
                 (Data::Real(v), Data::Real(want)) if want[i].is_finite() => {
                     (v[i] - want[i]).abs() <= 0.25 * (1.0 + want[i].abs())
@@ -164,6 +168,11 @@ impl Expected {
             (!right).then(|| format!("is {}, expected {}", shown(&found[o], i), shown(expected, i)))
         })
     }
+}
+
+/// Whether two numbers are both as good as 0: a gradient whose terms cancel, closed or not.
+fn is_noise(a: &Data, b: &Data, i: usize) -> bool {
+    matches!((a, b), (Data::Real(a), Data::Real(b)) if a[i].abs().max(b[i].abs()) < 1e-6)
 }
 
 fn shown(data: &Data, i: usize) -> String {
@@ -392,4 +401,47 @@ fn every_op_has_a_row() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names, rows::OPS);
+}
+
+/// Narrow groups between batch norms: an infinite shift of channel 0 spoils the four channels of its group, in every
+/// storage type and on every device, and in the other channels not a bit.
+#[test]
+fn an_infinity_stays_in_its_group() {
+    let mut b = Builder::new(Mode::Train);
+    let x = b.input("input", [2, 5, 5, 8]);
+    let x = b.conv2d("reduce", x, ConvOptions { k: 64, ..Default::default() }).unwrap();
+    let x = b.batch_norm("bn1", x, 1e-5).unwrap();
+    let x = b.relu(x).unwrap();
+    let grouped = ConvOptions { k: 64, kernel: [3; 2], padding: [1; 2], groups: 16, ..Default::default() };
+    let x = b.conv2d("grouped", x, grouped).unwrap();
+    let x = b.batch_norm("bn2", x, 1e-5).unwrap();
+    let x = b.relu(x).unwrap();
+    let logits = b.linear("fc", x, 3).unwrap();
+    b.loss(logits, 0.0, 1.0).unwrap();
+    let mut graph = b.finish();
+    graph.differentiate().unwrap();
+    let clean = initialise(&graph, &Scheme::RESIDUAL, 1);
+    let mut spoiled = clean.clone();
+    spoiled.insert("bn1.bias".into(), HostTensor::f32([64], [vec![f32::INFINITY], vec![0.0; 63]].concat()));
+    let pixels = Random::new("groups").normals(2 * 8 * 25, 0.0, 1.0).into_iter().map(|v| v as f32).collect();
+    let images = HostTensor::f32([2, 8, 5, 5], pixels);
+    for device in [Device::cpu()].into_iter().chain(crate::machine::devices("an infinity in a group")) {
+        for dtype in DTYPES {
+            let mut program = Program::compile(&graph, &device, dtype, None).unwrap();
+            let [clean, spoiled] = [&clean, &spoiled].map(|state| {
+                program.load(state).unwrap();
+                program.set_input("input", &images).unwrap();
+                program.set_labels(&[0, 2]).unwrap();
+                program.run().unwrap();
+                program.state().unwrap()
+            });
+            for buffer in ["bn2.running_mean", "bn2.running_var"] {
+                let [clean, spoiled] = [&clean, &spoiled].map(|state| state[buffer].to_real::<f64>());
+                for (i, (clean, spoiled)) in clean.iter().zip(&spoiled).enumerate() {
+                    let right = if i < 4 { !spoiled.is_finite() } else { clean == spoiled };
+                    assert!(right, "{buffer}[{i}] on {} in {dtype}: {spoiled}, clean {clean}", device.kind());
+                }
+            }
+        }
+    }
 }
