@@ -245,7 +245,8 @@ fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
 /// The lock at `path`, with the number of this process in it for others to read.
 fn lock(path: &Path) -> Result<File, Refusal> {
     loop {
-        let open = |new: bool| File::options().create(true).create_new(new).read(true).write(true).open(path);
+        let open =
+            |new: bool| File::options().create(true).create_new(new).truncate(false).read(true).write(true).open(path);
         let (mut file, new) = match open(true) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => (open(false).map_err(Refusal::Io)?, false),
             file => (file.map_err(Refusal::Io)?, true),

@@ -30,7 +30,8 @@ struct Moments {
     for (int j = 0; j < V; ++j) {
       const float delta = other.mean(j) - mean(j);
       mean(j) = fmaf(delta, share, mean(j));
-      m2(j) = fmaf(delta * delta, count() * share, m2(j) + other.m2(j));
+      // Nothing deviates from an infinite mean by a number.
+      m2(j) = fmaf(delta * delta, count() * share, m2(j) + other.m2(j)) + (delta - delta);
     }
     count() = total;
   }

@@ -417,7 +417,7 @@ fn an_infinity_stays_in_its_group() {
     let x = b.batch_norm("bn2", x, 1e-5).unwrap();
     let x = b.relu(x).unwrap();
     let logits = b.linear("fc", x, 3).unwrap();
-    b.loss(logits, 0.0, 1.0).unwrap();
+    b.loss(logits, Default::default()).unwrap();
     let mut graph = b.finish();
     graph.differentiate().unwrap();
     let clean = initialise(&graph, &Scheme::RESIDUAL, 1);

@@ -36,7 +36,7 @@ fn prepare(folder: &Path) {
 }
 
 /// Commands that do something of every kind.
-const COMMANDS: [&str; 7] = [
+const COMMANDS: [&str; 8] = [
     "plan resnet20_cifar --batch 8",
     "eval --checkpoint run/checkpoint.safetensors --device cpu",
     "infer --model resnet8_cifar --weights w.safetensors --input x.safetensors --output y --device cpu",
@@ -44,6 +44,7 @@ const COMMANDS: [&str; 7] = [
     "step --model resnet8_cifar --weights w.safetensors --input x.safetensors --output y --device sim",
     "check conv2d --problems p.tsv --device cpu",
     "check conv2d --problems p.tsv --device sim",
+    "train --model resnet8_cifar --epochs 1 --device cpu --out OUT",
 ];
 
 /// What `command` does; fails where it hangs.
