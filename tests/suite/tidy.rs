@@ -218,6 +218,31 @@ fn files_are_short_and_finished() {
     assert_none(wrong);
 }
 
+/// What `docs/RELIABILITY.md` names in its column of tests is there: a test, a module or a file.
+#[test]
+fn promises_name_tests_that_exist() {
+    let Ok(page) = std::fs::read_to_string(machine::root().join("docs/RELIABILITY.md")) else { return };
+    let code = sources(&["src", "tests", "cli", "fuzz"]);
+    let is_there = |name: &str| {
+        let (path, last) = name.rsplit_once("::").unwrap_or(("", name));
+        let file = name.replace("::", "/").replace("program/", "cli/tests/program/").replace("suite/", "tests/suite/");
+        let module = [file.clone(), format!("src/{file}"), format!("{file}/")];
+        let parent = path.rsplit("::").find(|part| *part != "tests").unwrap_or_default();
+        code.iter().any(|source| {
+            module
+                .iter()
+                .any(|m| source.path == *m || source.path.starts_with(&format!("{m}.")) || source.path.starts_with(m))
+                || (source.text.contains(&format!("fn {last}(")) && source.path.contains(parent))
+        })
+    };
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| promise"));
+    let tests: Vec<&str> =
+        rows.flat_map(|row| row.split(" | ").nth(1).unwrap_or_default().split('`').skip(1).step_by(2)).collect();
+    assert!(code.is_empty() || tests.len() > 30, "{tests:?}");
+    let missing = tests.iter().filter(|name| !code.is_empty() && !is_there(name));
+    assert_none(missing.map(|name| format!("docs/RELIABILITY.md: `{name}` is nowhere")).collect());
+}
+
 #[test]
 fn comments_and_texts_are_no_code() {
     let text = "a // asm\nb /* volatile\n asm */ c \"<<< \\\" asm\" d '\"' e '\\n' f<'a> g";
