@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use residuum::device::{Arch, Backend, Device, Launch, Memory};
 use residuum::graph::{Builder, ConvOptions, Graph, LossOptions, Mode, Program};
 use residuum::models::init::{initialise, Scheme};
+use residuum::ops::pool::{Kind, Window};
 use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostTensor, StateDict};
 use residuum::{Error, Result};
@@ -360,6 +361,23 @@ fn what_does_not_fit_is_a_typed_error_on_every_device() {
         let y = b.relu(x).expect("a sound network");
         b.output("y", y);
         let graph = b.finish();
+        for train in [false, true] {
+            let mut b = Builder::new(if train { Mode::Train } else { Mode::Infer });
+            let x = b.input("input", [1 << 30, 1, 1, channels]);
+            let outcome = b.batch_norm("bn", x, 1e-5).and_then(|y| {
+                b.output("y", y);
+                Program::compile(&b.finish(), &Device::cpu(), DType::F32, None)
+            });
+            assert!(outcome.is_err(), "a batch norm of {channels} channels");
+        }
+        let mut b = Builder::new(Mode::Infer);
+        let x = b.input("input", [1 << 30, 4, 4, channels]);
+        let window = Window::Sliding { kernel: [2; 2], stride: [2; 2], padding: [0; 2], ceil: false };
+        let pooled = b.pool(x, window, Kind::Max).and_then(|y| {
+            b.output("y", y);
+            Program::compile(&b.finish(), &Device::cpu(), DType::F32, None)
+        });
+        assert!(pooled.is_err(), "a pooling of {channels} channels");
         for device in machine::devices("a program that does not fit, on a GPU") {
             match Program::compile(&graph, &device, DType::F32, None) {
                 Err(Error::OutOfMemory { bytes: Some(bytes), .. }) => assert!(bytes >= 2 << 52, "{bytes} bytes"),

@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let found = evaluator.run(&data)?;
     if found.non_finite > 0 {
-        let layer = evaluator.first_non_finite(&checkpoint.state)?;
+        let layer = evaluator.first_non_finite(&checkpoint.state).unwrap_or(None);
         warn_not_finite(&args.checkpoint, found.non_finite, found.images, layer);
     }
     if args.json {

@@ -17,13 +17,16 @@ use crate::metrics::{line, History};
 const RUNS: &str = "runs";
 
 /// The file whose lock a run holds. The system gives the lock back when the process ends, however it does.
-const LOCK: &str = ".lock";
+const LOCK: &str = ".residuum-lock";
+
+/// How often a folder is made that others take away meanwhile.
+const TRIES: usize = 100;
 
 /// The folder of a run, which is this process's until it is dropped. What holds nothing then goes away.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// What a process leaves behind where it ends without dropping its folder.
@@ -48,21 +51,28 @@ enum Refusal {
 impl Folder {
     /// The folder at `path`, which is made where it does not exist. Fails where another run is in it.
     pub fn claim(path: PathBuf) -> Result<Self, Failure> {
-        let mut made = Vec::new();
-        make(&path, &mut made).map_err(|e| Error::io(&path, &e))?;
-        Self::hold(path.clone(), made).map_err(|refusal| match refusal {
-            Refusal::Taken(by) => Failure::Work(format!(
-                "{}: another run{by} is in it; let it end, or take another --out",
-                path.display()
-            )),
-            Refusal::Io(e) => Error::io(path.join(LOCK), &e).into(),
-        })
+        let mut tries = 0;
+        loop {
+            let mut made = Vec::new();
+            make(&path, &mut made).map_err(|e| Error::io(&path, &e))?;
+            tries += 1;
+            return match Self::hold(path.clone(), made) {
+                Ok(folder) => Ok(folder),
+                // A run that ended has just taken the empty folder away.
+                Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound && tries < TRIES => continue,
+                Err(Refusal::Io(e)) => Err(Error::io(path.join(LOCK), &e).into()),
+                Err(Refusal::Taken(by)) => {
+                    let path = path.display();
+                    Err(Failure::Work(format!("{path}: another run{by} is in it; let it end, or take another --out")))
+                }
+            };
+        }
     }
 
     /// A folder of its own for a new run of `settings`: `runs/MODEL-DATA-seedSEED`, or with `-2`, `-3`, ... after it.
     pub fn fresh(settings: &Settings) -> Result<Self, Failure> {
         let mut number = newest(settings).map_or(1, |newest| newest + 1);
-        loop {
+        for _ in 0..TRIES * TRIES {
             let path = numbered(settings, number);
             let mut made = Vec::new();
             make(Path::new(RUNS), &mut made).map_err(|e| Error::io(RUNS, &e))?;
@@ -73,14 +83,18 @@ impl Folder {
                     number += 1;
                     continue;
                 }
+                // One that ended has just taken the empty folder of all runs away.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::io(path, &e).into()),
             }
             match Self::hold(path.clone(), made) {
                 Ok(folder) => return Ok(folder),
                 Err(Refusal::Taken(_)) => number += 1,
+                Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(Refusal::Io(e)) => return Err(Error::io(path.join(LOCK), &e).into()),
             }
         }
+        Err(Failure::Work(format!("{RUNS}: no name for a run's folder is free")))
     }
 
     /// The last folder that [`Folder::fresh`] gave for `settings`, whatever its run left in it.
@@ -101,7 +115,7 @@ impl Folder {
         let lock = lock?;
         // What killed runs were writing. What cannot be removed is in nobody's way.
         let _ = sweep(&path);
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, lock })
     }
 
     /// The folder itself.
@@ -118,11 +132,23 @@ impl Folder {
         self.path.join("metrics.jsonl")
     }
 
-    /// Whether a run has left a checkpoint here. Fails where that cannot be told: a checkpoint that cannot be seen is not
-    /// to be taken for none.
+    /// Fails where the folder that lies here is no longer this run's: it was moved, or removed and made anew.
+    pub fn check(&self) -> residuum::Result<()> {
+        match is_at(&self.lock, &self.path.join(LOCK)) {
+            true => Ok(()),
+            false => Err(Error::file(&self.path, "no longer this run's folder: it was moved or removed")),
+        }
+    }
+
+    /// Whether a run has left a checkpoint here, or a link to one. Fails where that cannot be told: a checkpoint that
+    /// cannot be seen is not to be taken for none.
     pub fn has_checkpoint(&self) -> Result<bool, Failure> {
         let path = self.checkpoint();
-        path.try_exists().map_err(|e| Error::io(path, &e).into())
+        match fs::symlink_metadata(&path) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(Error::io(path, &e).into()),
+        }
     }
 
     /// Whether a run has left something here; fails where that cannot be told.
@@ -140,6 +166,11 @@ impl Folder {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(Error::io(path, &e).into()),
         };
+        // A run that was killed before its first checkpoint tells of one epoch.
+        if epochs == 0 && History::read(&content, u32::MAX).epochs.iter().any(|m| m.epoch > 1) {
+            let problem = "it tells of epochs whose checkpoint is missing; put that back, or take another --out";
+            return Err(Error::file(path, problem).into());
+        }
         let History { epochs, kept, problem } = History::read(&content, epochs);
         if kept != content {
             write_atomically(&path, |out| out.write_all(&kept))?;
@@ -219,7 +250,7 @@ fn newest(settings: &Settings) -> Option<u32> {
     let base = base(settings);
     let number = |name: &str| match name.strip_prefix(&base)? {
         "" => Some(1),
-        rest => rest.strip_prefix('-')?.parse().ok().filter(|&number| number > 1),
+        rest => rest.strip_prefix('-')?.parse().ok().filter(|number| (2..u32::MAX).contains(number)),
     };
     let names = fs::read_dir(RUNS).ok()?.flatten();
     names.filter_map(|entry| number(entry.file_name().to_str()?)).max()
@@ -245,6 +276,9 @@ fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
 /// The lock at `path`, with the number of this process in it for others to read.
 fn lock(path: &Path) -> Result<File, Refusal> {
     loop {
+        if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(Refusal::Io(io::Error::other("no file, where a run keeps its lock")));
+        }
         let open =
             |new: bool| File::options().create(true).create_new(new).truncate(false).read(true).write(true).open(path);
         let (mut file, new) = match open(true) {
@@ -274,6 +308,11 @@ fn lock(path: &Path) -> Result<File, Refusal> {
         // Whoever held it before has removed it: the next one locks another file of that name.
         if !is_at(&file, path) {
             continue;
+        }
+        let mut old = Vec::new();
+        file.read_to_end(&mut old).map_err(Refusal::Io)?;
+        if !old.iter().all(|b| b.is_ascii_digit() || *b == b'\n') {
+            return Err(Refusal::Io(io::Error::other("not a run's lock; rename it, or take another --out")));
         }
         // The number is for people only.
         let number = format!("{}\n", std::process::id());

@@ -19,12 +19,13 @@ pub fn model(path: &Path, metadata: &Metadata, asked: Option<&Model>) -> Result<
     };
     let known = models::find(name);
     match (asked, known) {
-        (None, known) => known.map_err(|e| Failure::Work(format!("{file}: {e}; --model NAME says what it is"))),
+        (None, known) => known.map_err(|e| {
+            let way_out = if is_ours(metadata) { "" } else { "; --model NAME says what it is" };
+            Failure::Work(format!("{file}: {e}{way_out}"))
+        }),
         (Some(asked), Ok(known)) if asked.is_same_network(&known) => Ok(asked.clone()),
         // Other programs call other things a model.
-        (Some(asked), Err(_)) if !metadata.get("library").is_some_and(|l| l.starts_with("residuum ")) => {
-            Ok(asked.clone())
-        }
+        (Some(asked), Err(_)) if !is_ours(metadata) => Ok(asked.clone()),
         (Some(asked), _) => Err(contradiction(path, name, asked)),
     }
 }
@@ -39,9 +40,16 @@ pub fn check(path: &Path, name: &str, asked: Option<&Model>) -> Result<(), Failu
     }
 }
 
+/// Whether a run wrote the file.
+fn is_ours(metadata: &Metadata) -> bool {
+    metadata.get("library").is_some_and(|library| library.starts_with("residuum "))
+}
+
 fn contradiction(path: &Path, name: &str, asked: &Model) -> Failure {
     let (file, asked) = (path.display(), asked.name());
-    Failure::Work(format!(
-        "{file}: weights of {name}, but --model says {asked}; without --model they are run as what they are"
-    ))
+    let way_out = match models::find(name) {
+        Ok(_) => "without --model they are run as what they are",
+        Err(_) => "this version knows no such network",
+    };
+    Failure::Work(format!("{file}: weights of {name}, but --model says {asked}; {way_out}"))
 }

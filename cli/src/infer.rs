@@ -160,8 +160,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let lost: Vec<usize> = (0..n).filter(|i| !logits[i * classes..][..classes].iter().all(|v| v.is_finite())).collect();
     if let Some(&first) = lost.first() {
-        let layer = model.first_non_finite(&state, &window(&input, first * image, image, 1, shape), network.dtype)?;
-        warn_not_finite(&network.weights, lost.len(), n, layer);
+        let layer = model.first_non_finite(&state, &window(&input, first * image, image, 1, shape), network.dtype);
+        warn_not_finite(&network.weights, lost.len(), n, layer.unwrap_or(None));
     }
     let logits = match network.dtype {
         DType::F64 => HostTensor::f64([n, classes], logits),

@@ -1,12 +1,12 @@
 //! Signals that would end the program without a word, or with temporary files left behind.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{mpsc, Arc, Once};
 use std::time::Duration;
 
 use residuum::device::threads;
 use residuum::files::remove_temporaries;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::failure::note;
@@ -29,16 +29,20 @@ pub fn give_way() {
     }
 }
 
-/// From now on an interrupt (Ctrl-C, `kill`) removes the temporary files that are being written, gives the run's folder
+/// From now on an interrupt (Ctrl-C, `kill`, a terminal that goes away) removes the temporary files that are being written, gives the run's folder
 /// back, and then ends the program as it would have: at once, whatever it is at.
 pub fn clean_up_when_interrupted() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let wait = || {
+        let (ready, registered) = mpsc::channel();
+        let wait = move || {
             // A signal that whoever started the program ignores stays ignored.
-            let Ok(mut signals) = Signals::new([SIGINT, SIGTERM].into_iter().filter(|s| !is_ignored(*s))) else {
+            let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| !is_ignored(*s)))
+            else {
                 return;
             };
+            // Nobody waits any more where this fails.
+            let _ = ready.send(());
             if let Some(signal) = signals.forever().next() {
                 ENDING.store(true, Ordering::SeqCst);
                 remove_temporaries();
@@ -50,6 +54,8 @@ pub fn clean_up_when_interrupted() {
         };
         // Where the system gives no thread, an interrupt ends the program as ever.
         let _ = threads::has_room().then(|| std::thread::Builder::new().name("signals".into()).spawn(wait));
+        // Fails where there is no thread, or it could not register.
+        let _ = registered.recv();
     });
 }
 

@@ -219,8 +219,13 @@ impl Session {
         }
     }
 
-    /// Draws the curves. A run does not end where they cannot be drawn: that is said once for each cause.
-    fn draw(&mut self, settings: &Settings) {
+    /// Draws the curves, unless epochs are missing: what an earlier run drew of them stays. A run does not end where they
+    /// cannot be drawn: that is said once for each cause.
+    fn draw(&mut self, trainer: &Trainer<'_>) {
+        if self.history.len() != trainer.epoch() as usize {
+            return;
+        }
+        let settings = trainer.settings();
         let title = format!("{} on {}, seed {}", settings.model, settings.data, settings.seed);
         let problem = self.folder.draw(&title, &self.history).err().map(|e| e.to_string());
         if let Some(problem) = problem.as_ref().filter(|problem| self.undrawn.as_ref() != Some(problem)) {
@@ -231,11 +236,7 @@ impl Session {
     }
 
     fn conclude(&mut self, trainer: &mut Trainer<'_>) -> Result<(), Failure> {
-        let whole = self.history.len() == trainer.epoch() as usize;
-        // Curves that an earlier run drew are not replaced by some of their points.
-        if whole || self.last.is_some() {
-            self.draw(trainer.settings());
-        }
+        self.draw(trainer);
         // What is told is what this process has measured: a file may tell of another network.
         let (accuracy, loss) = match self.last {
             Some(m) => (m.test_accuracy, m.test_loss),
@@ -257,20 +258,23 @@ impl Observer for Session {
         // The last step of an epoch is followed by the epoch's own checkpoint.
         let due = self.every.is_some_and(|every| trainer.step().is_multiple_of(every));
         if due && progress.step < progress.steps {
+            self.folder.check()?;
             trainer.checkpoint()?.write(self.folder.checkpoint())?;
         }
         Ok(())
     }
 
     fn epoch(&mut self, metrics: &Metrics, trainer: &Trainer<'_>) -> residuum::Result<()> {
+        let checkpoint = trainer.checkpoint()?;
+        self.folder.check()?;
         // The line comes before the checkpoint: a resume drops lines that are too many, but cannot make missing ones.
         self.folder.append(metrics)?;
-        trainer.checkpoint()?.write(self.folder.checkpoint())?;
+        checkpoint.write(self.folder.checkpoint())?;
         self.history.push(*metrics);
         self.last = Some(*metrics);
         self.display.epoch(metrics, trainer.settings().epochs);
         if self.drawn.elapsed() > REDRAW {
-            self.draw(trainer.settings());
+            self.draw(trainer);
         }
         Ok(())
     }

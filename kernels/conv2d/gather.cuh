@@ -37,7 +37,7 @@ __device__ __forceinline__ float own_sum(const GatherParams& p, const Source& in
   return sum;
 }
 
-// Sets the sums of a tile that have a pixel in them that is not finite, where the staged ones were taken without. Ends with
+// Replaces each staged sum whose own group has a pixel that is not finite: the staged ones left such pixels out. Ends with
 // a barrier.
 template <typename T, class Tile, class B, class Source>
 __device__ __forceinline__ void restore_own(const GatherParams& p, const Source& in, const Slice& h, const Slice& v,

@@ -4,8 +4,8 @@
 // loaders here set zeros beside them, and bwd_w stores nothing else (weigh_diagonal).
 //
 // A zero times an infinity or a NaN of another group would spoil a sum. Where a sum of a tile is not finite, the tile is
-// computed again with zeros in place of such pixels (FiniteOnly), so that the sums without them get the bits that they have
-// by themselves; then the sums that have them are found and taken one by one (restore_own).
+// computed again with zeros in place of such pixels (FiniteOnly), so that the other sums keep the bits of a finite
+// neighbour; then the sums that have them are found and taken one by one (restore_own).
 #pragma once
 
 #include "conv2d/load.cuh"

@@ -13,8 +13,8 @@ constexpr float PLACE = 1.0f / (1 << 23);  // of the last place of a number, rel
 
 // y = x scale + shift with y = beta at the mean. The shift is rounded to the last place of mean * scale, and by as much y
 // is off at every x: far more than a rounding of y where the mean is many deviations. Such a channel takes, of the scales
-// a few places away, the one whose line passes nearest to beta at the mean. Few: a step moves y by less than 1/16 of what
-// that rounding may, at an x one deviation from the mean.
+// a few places away, the one whose line passes nearest to beta at the mean. All steps together
+// move y, one deviation from the mean, by less than 1/16 of what that rounding may.
 __device__ __forceinline__ Line line_through(float mean, float deviation, float beta, float scale) {
   Line best = {scale, fmaf(-mean, scale, beta)};
   float nearest = fabsf(fmaf(mean, scale, best.shift) - beta);

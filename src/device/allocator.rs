@@ -63,24 +63,28 @@ fn end(bytes: usize) -> ! {
     }
     let mut line = [0u8; 96];
     let mut rest = &mut line[..];
-    // It fits, and where standard error is closed there is nobody to tell.
+    // It fits.
     let _ = writeln!(rest, "error: out of memory: {bytes} bytes were wanted");
     let left = rest.len();
-    let _ = std::io::stderr().write_all(&line[..line.len() - left]);
-    exit()
+    exit(&line[..line.len() - left])
 }
 
-/// Ends the process at once: what runs at an orderly end may need memory.
+/// Prints `line` and ends the process at once: what runs at an orderly end may need memory, and the lock of
+/// [`std::io::stderr`] may be held by a thread that waits for this one.
 #[cfg(unix)]
-fn exit() -> ! {
+fn exit(line: &[u8]) -> ! {
     extern "C" {
+        fn write(file: i32, bytes: *const u8, count: usize) -> isize;
         fn _exit(code: i32) -> !;
     }
+    // SAFETY: the bytes are `line`'s. Where standard error is closed there is nobody to tell.
+    let _ = unsafe { write(2, line.as_ptr(), line.len()) };
     // SAFETY: it does not return, and takes any code.
     unsafe { _exit(1) }
 }
 
 #[cfg(not(unix))]
-fn exit() -> ! {
+fn exit(line: &[u8]) -> ! {
+    let _ = std::io::stderr().write_all(line);
     std::process::exit(1)
 }

@@ -255,14 +255,13 @@ const DEPTH: usize = 512;
 /// The most elements of a product for which the crate adds up each by itself where both operands lie along the sum.
 const SMALL: usize = 256;
 
-/// `c = a b`, or `c += a b` with `accumulate`, on the calling thread. The order of the sums depends on the shapes only,
+/// `c = a b`, or `c += a b` with `accumulate`, on the calling thread, in the `gemm` crate where that works (see
+/// [`has_fast_products`]). The order of the sums depends on the shapes only,
 /// not on the caches, nor on how wide the processor's vectors are.
 ///
 /// # Panics
 /// Where the extents do not match, a matrix leaves its slice, `c` visits an element twice, or `T` is neither f32 nor
 /// f64.
-///
-/// Where the `gemm` crate would panic, plain loops do the same, with other roundings.
 pub fn gemm<T: Real>(c: (&mut [T], Matrix), a: (&[T], Matrix), b: (&[T], Matrix), accumulate: bool) {
     let ((c, cm), (a, am), (b, bm)) = (c, a, b);
     assert!(cm.rows == am.rows && cm.cols == bm.cols && am.cols == bm.rows, "product {cm:?} = {am:?} {bm:?}");
@@ -315,7 +314,7 @@ pub fn has_fast_products() -> bool {
 /// wide.
 fn has_long_rows(c: Matrix, a: Matrix, b: Matrix) -> bool {
     let alone = c.rows.saturating_mul(c.cols) <= SMALL || (a.cols > 2 && (c.rows == 1 || c.cols == 1));
-    a.col_stride == 1 && b.row_stride == 1 && alone
+    a.cols > 0 && a.col_stride == 1 && b.row_stride == 1 && alone
 }
 
 /// The product of rows of a and columns of b that hold their elements side by side, each element by itself.

@@ -87,7 +87,7 @@ pub struct Program {
 struct Missing {
     /// A load.
     weights: bool,
-    /// Inputs that a run reads and that were never set.
+    /// Inputs that an op reads and that were never set.
     inputs: Vec<ValueId>,
     /// A run.
     run: bool,
@@ -95,12 +95,13 @@ struct Missing {
 
 impl Missing {
     /// In a new program: everything, but on a blueprint, whose memory says itself that there is nothing in it.
-    fn new(graph: &Graph, plan: &Plan, views: &[Option<View>], device: &Device) -> Self {
+    fn new(graph: &Graph, views: &[Option<View>], device: &Device) -> Self {
         if device.kind() == "blueprint" {
             return Self { weights: false, inputs: Vec::new(), run: false };
         }
-        let read = |v: &ValueId| plan.slots[v.index()].is_some() || views[v.index()].is_some();
-        let inputs = graph.inputs.iter().map(|&(_, v)| v).filter(read).collect();
+        let root = |v: ValueId| views[v.index()].map_or(v, |view| view.root);
+        let read: HashSet<ValueId> = graph.nodes.iter().flat_map(|n| &n.inputs).map(|&v| root(v)).collect();
+        let inputs = graph.inputs.iter().map(|&(_, v)| v).filter(|&v| read.contains(&root(v))).collect();
         Self { weights: !(graph.parameters.is_empty() && graph.buffers.is_empty()), inputs, run: true }
     }
 
@@ -139,7 +140,7 @@ impl Program {
         fused.graph.check_gates()?;
         let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
         let Fused { graph, views, .. } = fused;
-        let missing = Missing::new(&graph, &plan, &views, device);
+        let missing = Missing::new(&graph, &views, device);
         let mut program = Self {
             graph,
             views,
@@ -163,6 +164,8 @@ impl Program {
     /// Sets all parameters and buffers; see [`Graph::check_state`] for what fails. The velocities stay.
     pub fn load(&mut self, state: &StateDict) -> Result<StateReport> {
         let report = self.graph.check_state(state)?;
+        // A load that fails on the way leaves a mixture behind, which is not to be run.
+        self.missing.weights = true;
         for i in 0..self.graph.parameters.len() {
             let parameter = &self.graph.parameters[i];
             let (value, data) = (parameter.value, to_library(&state[&parameter.name], self.graph.ty(parameter.value))?);
@@ -219,6 +222,8 @@ impl Program {
         if velocity.is_empty() {
             return self.write_first(true);
         }
+        // Where a tensor is refused on the way, the optimizer starts anew.
+        self.write_first(true)?;
         let parameters = &self.graph.parameters;
         let names: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
         if let Some(name) = velocity.keys().find(|&name| !names.contains(name.as_str())) {

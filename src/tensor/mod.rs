@@ -14,6 +14,12 @@ pub use real::Real;
 
 use std::fmt;
 
+/// Whether a tensor of these extents has few enough elements for sizes in bytes, of scratch memory too, to be computed.
+pub(crate) fn is_addressable(extents: &[usize]) -> bool {
+    let elements = extents.iter().try_fold(1usize, |elements, &extent| elements.checked_mul(extent));
+    elements.is_some_and(|elements| elements <= usize::MAX >> 7)
+}
+
 /// The storage type of activations, their gradients and the working copy of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {

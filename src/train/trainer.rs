@@ -10,7 +10,7 @@ use super::schedule::Length;
 use super::settings::Settings;
 use crate::data::{Batch, Loader, Splits};
 use crate::device::Device;
-use crate::graph::{Mode, Program};
+use crate::graph::{Buffer, Mode, Program};
 use crate::models::{self, BuildOptions, Model};
 use crate::ops::loss_scale;
 use crate::tensor::StateDict;
@@ -37,6 +37,8 @@ pub struct Trainer<'a> {
     settings: Settings,
     splits: &'a Splits,
     model: Model,
+    /// Its batch norms, in the order in which they run.
+    norms: Vec<String>,
     loader: Loader<'a>,
     length: Length,
     parameter_count: usize,
@@ -109,12 +111,14 @@ impl<'a> Trainer<'a> {
         graph.differentiate()?;
         let state = model.initialise(&graph, settings.seed);
         let parameter_count = graph.parameter_count();
+        let norm = |buffer: &Buffer| buffer.name.strip_suffix(".running_mean").map(String::from);
+        let norms = graph.buffers().iter().filter_map(norm).collect();
         let program = Program::compile(&graph, device, settings.dtype, Some(settings.optimizer()?))?;
         let evaluator = Evaluator::new(&model, train.shape(), train.classes(), settings.batch, device, settings.dtype)?;
         let length = Length { epochs: settings.epochs, steps: loader.steps() };
         let sums = Sums::default();
         Ok((
-            Self { settings, splits, model, loader, length, parameter_count, program, evaluator, step: 0, sums },
+            Self { settings, splits, model, norms, loader, length, parameter_count, program, evaluator, step: 0, sums },
             state,
         ))
     }
@@ -150,7 +154,7 @@ impl<'a> Trainer<'a> {
         let (state, velocity) = (self.program.state()?, self.program.velocity()?);
         for (kind, tensors) in [("tensor", &state), ("velocity", &velocity)] {
             if let Some((name, _)) = tensors.iter().find(|(_, tensor)| tensor.first_non_finite().is_some()) {
-                return Err(self.diverged(format!("{kind} `{name}` is not finite"), &state));
+                return Err(self.diverged(format!("{kind} `{name}` is not finite"), name, &state));
             }
         }
         Ok(Checkpoint {
@@ -189,13 +193,29 @@ impl<'a> Trainer<'a> {
         Ok(found)
     }
 
-    /// The error of a network, now `state`, with a number that is not finite.
-    fn diverged(&self, what: String, state: &StateDict) -> Error {
+    /// Where the last step's numbers stopped being finite, in words. Its update has spoiled all weights since, but the
+    /// running statistics are of its forward pass: the input of the first batch norm whose are not finite was not.
+    fn lost_in_step(&self, state: &StateDict) -> Option<String> {
+        let finite = |norm: &String| {
+            let sound =
+                |kind: &str| state.get(&format!("{norm}.{kind}")).is_some_and(|t| t.first_non_finite().is_none());
+            sound("running_mean") && sound("running_var")
+        };
+        match self.norms.iter().position(|norm| !finite(norm)) {
+            None => self.norms.last().map(|last| format!("{last} or one behind it")),
+            Some(0) => Some(format!("one before {}", self.norms[0])),
+            Some(i) => Some(format!("{} or one between it and {}", self.norms[i - 1], self.norms[i])),
+        }
+    }
+
+    /// The error of a network, now `state`, whose tensor `name` has a number that is not finite.
+    fn diverged(&self, what: String, name: &str, state: &StateDict) -> Error {
         let image = Loader::test(&self.splits.test, 1).ok().and_then(|loader| loader.in_order().next());
         let layer = image.and_then(|image| {
             // The error is told without the layer where none can be found.
             self.model.first_non_finite(state, &image.input, self.settings.dtype).ok().flatten()
         });
+        let layer = layer.or_else(|| name.rsplit_once('.').map(|(layer, _)| layer.into()));
         Error::Diverged { what, step: self.step, learning_rate: self.last_rate(), layer }
     }
 
@@ -249,7 +269,8 @@ impl<'a> Trainer<'a> {
             let [loss, correct] = self.results()?;
             self.step += 1;
             if !loss.is_finite() {
-                return Err(self.diverged(format!("the loss became {loss}"), &self.program.state()?));
+                let (what, layer) = (format!("the loss became {loss}"), self.lost_in_step(&self.program.state()?));
+                return Err(Error::Diverged { what, step: self.step, learning_rate: rate, layer });
             }
             self.sums =
                 Sums { loss: self.sums.loss + loss, correct: self.sums.correct + correct, steps: self.sums.steps + 1 };

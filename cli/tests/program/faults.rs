@@ -73,7 +73,7 @@ fn check(kind: &str, at: usize, name: &str, output: &Output, out: &Path) {
     if ["once", "short", "int"].contains(&kind) && !["unlink", "rmdir"].contains(&name) && out.exists() {
         let mut left = crate::names(out);
         // An interrupt may come before it is known whose the lock is.
-        left.retain(|left| !(kind == "int" && at < 10 && left == ".lock"));
+        left.retain(|left| !(kind == "int" && at < 10 && left == ".residuum-lock"));
         assert!(left.iter().all(|name| FILES.contains(&&**name)), "{what}: {left:?}");
     }
 }

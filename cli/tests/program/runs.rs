@@ -63,7 +63,96 @@ fn a_step_that_fails_ends_the_run_with_one_line() {
     }
     fs::rename(folder.path().join("out"), folder.path().join("gone")).unwrap();
     let said = cause(&vanishing, &end(child), 1);
+    assert!(said.starts_with("out: no longer this run's folder") || said.contains("No such file"), "{said}");
+}
+
+/// What the update has made of the weights hides where the forward pass failed; the running statistics tell.
+#[test]
+fn a_loss_that_is_not_finite_is_blamed_on_the_layers_that_it_comes_from() {
+    let folder = folder();
+    let train = "train --model resnet8_cifar --batch 512 --schedule constant --device cpu --out out";
+    good(folder.path(), &format!("{train} --epochs 1"));
+    let path = folder.path().join("out/checkpoint.safetensors");
+    let sound = Checkpoint::read(&path).unwrap();
+    for (tensor, blamed) in [
+        ("conv1.weight", "one before bn1"),
+        ("layer2.0.bn1.weight", "layer2.0.bn1 or one between it and layer2.0.bn2"),
+        ("layer2.0.conv2.weight", "layer2.0.bn1 or one between it and layer2.0.bn2"),
+        ("fc.weight", "layer3.0.bn2 or one behind it"),
+    ] {
+        let mut checkpoint = sound.clone();
+        let weight = checkpoint.state.get_mut(tensor).unwrap();
+        *weight = HostTensor::f32(weight.shape.clone(), vec![3e38; weight.len()]);
+        checkpoint.write(&path).unwrap();
+        let resume = format!("{train} --epochs 2 --resume");
+        let said = cause(&resume, &run(folder.path(), &resume), 1);
+        assert!(
+            said.starts_with("the loss became ") && said.contains(&format!("not finite: {blamed})")),
+            "{tensor}: {said}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_lock_is_a_runs_own_and_links_are_not_followed() {
+    let folder = folder();
+    let (victim, out) = (folder.path().join("victim"), folder.path().join("out"));
+    fs::write(&victim, "precious").unwrap();
+    fs::create_dir(&out).unwrap();
+    let train = "train --model resnet8_cifar --epochs 1 --batch 512 --device cpu --out out";
+    std::os::unix::fs::symlink("../victim", out.join(".residuum-lock")).unwrap();
+    let said = cause(train, &run(folder.path(), train), 1);
+    assert_eq!(said, "out/.residuum-lock: no file, where a run keeps its lock");
+    fs::remove_file(out.join(".residuum-lock")).unwrap();
+    fs::write(out.join(".residuum-lock"), "somebody's").unwrap();
+    let said = cause(train, &run(folder.path(), train), 1);
+    assert_eq!(said, "out/.residuum-lock: not a run's lock; rename it, or take another --out");
+    assert_eq!(fs::read_to_string(out.join(".residuum-lock")).unwrap(), "somebody's");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    // A killed run's holds nobody.
+    fs::write(out.join(".residuum-lock"), "12345\n").unwrap();
+    good(folder.path(), train);
+    assert_eq!(names(&out), FILES);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_resume_whose_checkpoint_is_gone_deletes_nothing() {
+    let folder = folder();
+    let train = "train --model resnet8_cifar --epochs 2 --batch 512 --device cpu --out out";
+    good(folder.path(), train);
+    let out = folder.path().join("out");
+    let metrics = fs::read(out.join("metrics.jsonl")).unwrap();
+    let resume = format!("{train} --resume");
+    fs::rename(out.join("checkpoint.safetensors"), out.join("best.safetensors")).unwrap();
+    let said = cause(&resume, &run(folder.path(), &resume), 1);
+    assert!(said.starts_with("out/metrics.jsonl: it tells of epochs whose checkpoint is missing"), "{said}");
+    std::os::unix::fs::symlink("nowhere", out.join("checkpoint.safetensors")).unwrap();
+    let said = cause(&resume, &run(folder.path(), &resume), 1);
     assert!(said.starts_with("out/checkpoint.safetensors: No such file"), "{said}");
+    assert_eq!(fs::read(out.join("metrics.jsonl")).unwrap(), metrics);
+}
+
+/// A folder that is moved away, with another run in its place: each run's lines stay its own.
+#[test]
+fn a_run_whose_folder_is_another_runs_ends() {
+    let folder = folder();
+    let train = "train --model resnet8_cifar --epochs 100000 --batch 512 --device cpu --out out";
+    let first = start(folder.path(), train);
+    let metrics = folder.path().join("out/metrics.jsonl");
+    while !metrics.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fs::rename(folder.path().join("out"), folder.path().join("moved")).unwrap();
+    let second = "train --model resnet8_cifar --epochs 2 --batch 512 --device cpu --out out";
+    let said = good(folder.path(), second);
+    assert!(said.starts_with("test accuracy "));
+    let ended = cause(train, &end(first), 1);
+    // Where it was moved between the look and the write, the write finds nothing.
+    assert!(ended.starts_with("out: no longer this run's folder") || ended.contains("No such file"), "{ended}");
+    assert_eq!(timeless(&folder.path().join("out")).len(), 2);
+    assert_eq!(names(&folder.path().join("out")), FILES);
 }
 
 #[test]
@@ -184,6 +273,7 @@ fn a_resumed_run_tells_what_its_metrics_do_not() {
     }
     fs::write(&path, format!("{}\ndamaged\n{}\n", lines[0], lines[2])).unwrap();
     good(folder.path(), &format!("{train} --epochs 4 --resume"));
+    assert!(fs::read(out.join("curves.svg")).unwrap() == curves, "curves without a point replace none");
     let after = fs::read_to_string(&path).unwrap();
     assert_eq!(after.lines().take(3).collect::<Vec<_>>(), [lines[0], "damaged", lines[2]]);
     assert!(after.lines().nth(3).unwrap().starts_with("{\"epoch\":4,"));
@@ -227,7 +317,7 @@ fn an_interrupted_run_leaves_whole_files_only() {
         let left = if out.exists() { names(&out) } else { Vec::new() };
         let whole = left.iter().all(|name| FILES.contains(&name.as_str()));
         // Before the handler is there, the system's own way leaves the claim.
-        assert!(whole || (round == 0 && left == [".lock"]), "after {signal} in round {round}: {left:?}");
+        assert!(whole || (round == 0 && left == [".residuum-lock"]), "after {signal} in round {round}: {left:?}");
         if out.join("checkpoint.safetensors").exists() {
             good(folder.path(), "eval --checkpoint out/checkpoint.safetensors");
         }

@@ -40,7 +40,7 @@ fn cut(node: &Node) -> Cut {
     Cut::new(node.bn.count() * c, c)
 }
 
-/// A part's mean, the part of it that `T` does not hold, the squares, and the wide rows of a block.
+/// A part's mean, what rounding it to `T` lost, the squares, and the wide rows of a block.
 fn train_each(cut: &Cut) -> usize {
     3 * cut.c + 3 * cut.wide
 }

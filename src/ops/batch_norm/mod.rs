@@ -23,7 +23,7 @@ pub(super) use reference::mean_of;
 
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};
-use crate::tensor::TensorType;
+use crate::tensor::{is_addressable, TensorType};
 use crate::{Error, Result};
 
 /// What a batch norm is.
@@ -48,6 +48,9 @@ impl BatchNorm {
     pub fn new(spec: Spec) -> Result<Self> {
         if spec.x.contains(&0) {
             return Err(Error::invalid("batch_norm", format!("input {:?} has a zero extent", spec.x)));
+        }
+        if !is_addressable(&spec.x) {
+            return Err(Error::invalid("batch_norm", format!("input {:?}, more than any memory holds", spec.x)));
         }
         if !(spec.eps > 0.0 && spec.eps.is_finite() && (0.0..=1.0).contains(&spec.momentum)) {
             return Err(Error::invalid(

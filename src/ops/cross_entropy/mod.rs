@@ -45,7 +45,8 @@ pub struct CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// Checks `spec`: at least one image and class, smoothing in 0..1, a positive scale that f32 holds with all its digits.
+    /// Checks `spec`: at least one image and class, smoothing in 0..1, a positive scale in the
+    /// range of f32's normal numbers.
     pub fn new(spec: Spec) -> Result<Self> {
         if spec.n == 0 || spec.classes == 0 {
             return Err(Error::invalid("cross_entropy", format!("{} images of {} classes", spec.n, spec.classes)));

@@ -20,7 +20,7 @@ pub(super) use launch::{AvgFwd, AvgGradient, MaxFwd, MaxGradient};
 
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};
-use crate::tensor::TensorType;
+use crate::tensor::{is_addressable, TensorType};
 use crate::{Error, Result};
 
 /// How windows lie on the image.
@@ -82,6 +82,9 @@ impl Pool {
         let [_, h, w, _] = spec.x;
         if spec.x.contains(&0) {
             return bad(format!("input {:?} has a zero extent", spec.x));
+        }
+        if !is_addressable(&spec.x) || h.max(w) > i32::MAX as usize {
+            return bad(format!("input {:?}, more than any memory holds", spec.x));
         }
         let (p, q) = match spec.window {
             Window::Adaptive([p, q]) => (p, q),

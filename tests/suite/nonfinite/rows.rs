@@ -67,6 +67,11 @@ impl Row {
         self.multiplied.contains(&tensor) && i % channels == element % channels
     }
 
+    /// Whether it is a plain convolution, whose sums come with the reference's infinities.
+    pub fn is_convolution(&self) -> bool {
+        self.case.op.operator().name().starts_with("conv2d_")
+    }
+
     /// Whether input `i` is the gate of a branch.
     pub fn is_gate(&self, i: usize) -> bool {
         !self.case.op.operator().behind_gate().inputs.is_empty() && i + 1 == self.case.inputs.len()
