@@ -3,7 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use residuum::files::{sweep, write_atomically};
 use residuum::train::{Metrics, Settings};
@@ -26,7 +26,7 @@ const TRIES: usize = 100;
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    lock: File,
+    lock: Arc<File>,
 }
 
 /// What a process leaves behind where it ends without dropping its folder.
@@ -35,8 +35,8 @@ struct Held {
     path: PathBuf,
     /// The folders that were made for it, the outermost first.
     made: Vec<PathBuf>,
-    /// Whether the lock is this process's.
-    locked: bool,
+    /// The lock, once it is this process's.
+    lock: Option<Arc<File>>,
 }
 
 static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
@@ -103,12 +103,12 @@ impl Folder {
     }
 
     fn hold(path: PathBuf, made: Vec<PathBuf>) -> Result<Self, Refusal> {
-        held().push(Held { path: path.clone(), made, locked: false });
-        let lock = lock(&path.join(LOCK));
+        held().push(Held { path: path.clone(), made, lock: None });
+        let lock = lock(&path.join(LOCK)).map(Arc::new);
         let mut held = held();
-        if let Some(at) = held.iter().rposition(|held| held.path == path && !held.locked) {
+        if let Some(at) = held.iter().rposition(|held| held.path == path && held.lock.is_none()) {
             match &lock {
-                Ok(_) => held[at].locked = true,
+                Ok(lock) => held[at].lock = Some(lock.clone()),
                 Err(_) => held.swap_remove(at).release(),
             }
         }
@@ -207,7 +207,9 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let mut held = held();
-        if let Some(at) = held.iter().position(|held| held.path == self.path && held.locked) {
+        if let Some(at) = held.iter().position(|held| {
+            held.path == self.path && held.lock.as_ref().is_some_and(|lock| Arc::ptr_eq(lock, &self.lock))
+        }) {
             held.swap_remove(at).release();
         }
     }
@@ -222,8 +224,10 @@ impl Held {
     /// Takes the lock's file away, which is still locked, and the folders that were made and hold nothing.
     fn release(self) {
         // Where they cannot be removed nothing is lost: a lock that nobody holds refuses nobody.
-        if self.locked {
-            let _ = fs::remove_file(self.path.join(LOCK));
+        let path = self.path.join(LOCK);
+        // Another run's, where the folder was moved, stays.
+        if self.lock.is_some_and(|lock| is_at(&lock, &path)) {
+            let _ = fs::remove_file(path);
         }
         for folder in self.made.iter().rev() {
             let _ = fs::remove_dir(folder);
@@ -310,7 +314,9 @@ fn lock(path: &Path) -> Result<File, Refusal> {
             continue;
         }
         let mut old = Vec::new();
-        file.read_to_end(&mut old).map_err(Refusal::Io)?;
+        if !new {
+            file.read_to_end(&mut old).map_err(Refusal::Io)?;
+        }
         if !old.iter().all(|b| b.is_ascii_digit() || *b == b'\n') {
             return Err(Refusal::Io(io::Error::other("not a run's lock; rename it, or take another --out")));
         }
@@ -355,7 +361,7 @@ mod tests {
         fs::write(folder.metrics(), "").unwrap();
         drop(folder);
         assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "the metrics stay");
-        fs::write(path.join(LOCK), "a killed run's").unwrap();
+        fs::write(path.join(LOCK), "12345\n").unwrap();
         drop(Folder::claim(path.clone()).unwrap());
         assert!(!path.join(LOCK).exists());
         fs::write(temporary.path().join("file"), "").unwrap();
