@@ -22,8 +22,8 @@ pub struct Nvcc {
 }
 
 /// The first nvcc of `RESIDUUM_NVCC`, `NVCC`, `PATH`, `CUDA_HOME`, `CUDA_PATH`, the active Python's packages and the
-/// toolkit's usual places: `/usr/local/cuda`, the newest `/usr/local/cuda-*`, `/opt/cuda`. `None` where there is none, or
-/// where `RESIDUUM_NVCC` is `none`. Fails where `RESIDUUM_NVCC` names a program that does not run.
+/// toolkit's usual places: `/usr/local/cuda`, the newest `/usr/local/cuda-*`, `/opt/cuda`. `None` where there is none,
+/// or where `RESIDUUM_NVCC` is `none`. Fails where `RESIDUUM_NVCC` names a program that does not run.
 pub fn find() -> Result<Option<Nvcc>, String> {
     find_with(&|name| std::env::var_os(name), Path::new("/"))
 }

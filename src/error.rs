@@ -72,8 +72,8 @@ pub enum Error {
         /// The first layer whose output is not finite, where there is one.
         layer: Option<String>,
     },
-    /// The host or the device has no memory left for something of a program's or a tensor's size. Nothing else is wrong:
-    /// with a smaller batch, or where memory was freed, the same works.
+    /// The host or the device has no memory left for something of a program's or a tensor's size. Nothing else is
+    /// wrong: with a smaller batch, or where memory was freed, the same works.
     #[error("out of memory: {what}{}", needs(*.bytes))]
     OutOfMemory {
         /// For what, and on which device.

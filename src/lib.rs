@@ -1,7 +1,8 @@
 //! `residuum`: hand-written CUDA kernels for residual networks, wrapped in safe Rust and composed into training and
 //! inference graphs, every one checked against a CPU reference.
 //!
-//! Layers, each using only those before it: [`files`], [`tensor`], [`device`], [`ops`], [`graph`], [`models`], [`data`], [`train`].
+//! Layers, each using only those before it: [`files`], [`tensor`], [`device`], [`ops`], [`graph`], [`models`],
+//! [`data`], [`train`].
 
 pub mod data;
 pub mod device;

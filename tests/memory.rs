@@ -20,8 +20,8 @@ use residuum::{Error, Result};
 /// Counts the bytes in use and the most that ever were, and fails where it is told to.
 struct Counting;
 
-/// What a large allocation is, of which one may fail. Lists of ops, launches and names are smaller in the networks here;
-/// Rust ends the process where one of them fails. Tensors and arenas are larger.
+/// What a large allocation is, of which one may fail. Lists of ops, launches and names are smaller in the networks
+/// here; Rust ends the process where one of them fails. Tensors and arenas are larger.
 const LARGE: usize = 32 << 10;
 
 /// How many large allocations there still are until one fails; 0 where none does.
@@ -171,9 +171,9 @@ fn a_thousand_steps_keep_the_memory_flat() {
     }
 }
 
-/// Everything that a step of `graph` from `state` on leaves, by name. On the CPU `run` itself is not watched: the library
-/// allocates nothing of a tensor's size there, but the `gemm` crate packs matrices, for as much as the caches hold, and
-/// cannot do without.
+/// Everything that a step of `graph` from `state` on leaves, by name. On the CPU `run` itself is not watched: the
+/// library allocates nothing of a tensor's size there, but the `gemm` crate packs matrices, for as much as the caches
+/// hold, and cannot do without.
 fn step(graph: &Graph, device: &Device, state: &StateDict, image: &HostTensor, labels: &[i32]) -> Result<StateDict> {
     let mut program = Program::compile(graph, device, DType::F32, Some(optimizer()))?;
     program.load(state)?;

@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// The problems that were asked for, of which there is at least one.
+/// Reads the table and filters it by `--max-macs`. Fails if no problem is left.
 fn read(args: &Args) -> Result<Vec<Problem>, Failure> {
     let failed = |cause: String| Failure::Work(format!("{}: {cause}", args.problems.display()));
     let mut problems = problems::parse(&text::read(&args.problems)?).map_err(failed)?;

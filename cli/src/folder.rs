@@ -161,6 +161,10 @@ impl Folder {
     /// they are not whole.
     pub fn rewind(&self, epochs: u32) -> Result<Vec<Metrics>, Failure> {
         let path = self.metrics();
+        // A pipe would be waited for.
+        if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+            return Err(Error::file(path, "not a regular file, expected a run's metrics").into());
+        }
         let content = match fs::read(&path) {
             Ok(content) => content,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -344,6 +348,19 @@ fn is_at(_: &File, _: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metrics_that_are_no_file_are_refused() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = Folder::claim(temporary.path().join("a")).unwrap();
+        fs::create_dir(folder.metrics()).unwrap();
+        assert!(matches!(folder.rewind(1), Err(Failure::Work(cause)) if cause.contains("not a regular file")));
+        fs::remove_dir(folder.metrics()).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(folder.metrics()).status();
+        if made.is_ok_and(|status| status.success()) {
+            assert!(folder.rewind(1).is_err(), "a pipe is not waited for");
+        }
+    }
 
     #[test]
     fn a_folder_is_one_runs_and_what_is_empty_goes_away() {

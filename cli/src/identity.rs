@@ -7,8 +7,8 @@ use residuum::models::{self, Model};
 
 use crate::failure::Failure;
 
-/// The network of the file at `path` with the strings `metadata`: the one that it names, which must be `asked` if that is
-/// given, or `asked` where it names none.
+/// The network of the file at `path` with the strings `metadata`: the one that it names, which must be `asked` if that
+/// is given, or `asked` where it names none.
 pub fn model(path: &Path, metadata: &Metadata, asked: Option<&Model>) -> Result<Model, Failure> {
     let file = path.display();
     let Some(name) = metadata.get("model") else {

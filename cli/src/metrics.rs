@@ -53,9 +53,9 @@ pub struct History {
 }
 
 impl History {
-    /// Reads `content`, the file of a run that has done `epochs` epochs. The lines of later epochs, which a run wrote that
-    /// was killed before its next checkpoint, do not stay, nor does a last line that was not written to its end. All else
-    /// stays as it is.
+    /// Reads `content`, the file of a run that has done `epochs` epochs. The lines of later epochs, which a run wrote
+    /// that was killed before its next checkpoint, do not stay, nor does a last line that was not written to its end.
+    /// All else stays as it is.
     pub fn read(content: &[u8], epochs: u32) -> Self {
         let (mut found, mut kept) = (BTreeMap::new(), Vec::with_capacity(content.len()));
         let (mut unreadable, mut twice) = (Vec::new(), Vec::new());

@@ -39,8 +39,8 @@ pub struct Problem {
     pub macs: u64,
 }
 
-/// The problems of the table `text`, of which there is at least one. A byte-order mark, line ends of two characters and
-/// empty lines are passed over. Fails where the first line does not name the columns, or a row is not what they say.
+/// Parses the table `text`. Skips a byte-order mark, carriage returns and blank lines. Fails on an empty table: the
+/// result is never empty. Fails where the first line does not name the columns, or a row is not what they say.
 pub fn parse(text: &str) -> Result<Vec<Problem>, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());

@@ -22,15 +22,15 @@ pub fn keep_failing_writes() {
 /// Whether an interrupt is ending the program.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Lets an interrupt that is under way end the program: what fails meanwhile fails because of it.
+/// Waits if an interrupt is ending the program, so that a failure caused by the interrupt is not reported.
 pub fn give_way() {
     if ENDING.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_secs(1));
     }
 }
 
-/// From now on an interrupt (Ctrl-C, `kill`, a terminal that goes away) removes the temporary files that are being written, gives the run's folder
-/// back, and then ends the program as it would have: at once, whatever it is at.
+/// Installs the handler of SIGINT, SIGTERM and SIGHUP: it removes unfinished temporary files, releases the run's folder
+/// and ends the process with the signal's default action, immediately.
 pub fn clean_up_when_interrupted() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

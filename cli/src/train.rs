@@ -219,8 +219,8 @@ impl Session {
         }
     }
 
-    /// Draws the curves, unless epochs are missing: what an earlier run drew of them stays. A run does not end where they
-    /// cannot be drawn: that is said once for each cause.
+    /// Draws the curves, unless epochs are missing: what an earlier run drew of them stays. A run does not end where
+    /// they cannot be drawn: that is said once for each cause.
     fn draw(&mut self, trainer: &Trainer<'_>) {
         if self.history.len() != trainer.epoch() as usize {
             return;

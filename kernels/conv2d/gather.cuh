@@ -37,8 +37,8 @@ __device__ __forceinline__ float own_sum(const GatherParams& p, const Source& in
   return sum;
 }
 
-// Replaces each staged sum whose own group has a pixel that is not finite: the staged ones left such pixels out. Ends with
-// a barrier.
+// Replaces each staged sum whose own group has a pixel that is not finite: the staged ones left such pixels out. Ends
+// with a barrier.
 template <typename T, class Tile, class B, class Source>
 __device__ __forceinline__ void restore_own(const GatherParams& p, const Source& in, const Slice& h, const Slice& v,
                                             const Block& block, float* staged, const Row* rows) {

@@ -3,8 +3,8 @@
 // block-diagonal: w has, for an output channel and a tap, only the w_c input channels of the channel's own group. The
 // loaders here set zeros beside them, and bwd_w stores nothing else (weigh_diagonal).
 //
-// A zero times an infinity or a NaN of another group would spoil a sum. Where a sum of a tile is not finite, the tile is
-// computed again with zeros in place of such pixels (FiniteOnly), so that the other sums keep the bits of a finite
+// A zero times an infinity or a NaN of another group would spoil a sum. Where a sum of a tile is not finite, the tile
+// is computed again with zeros in place of such pixels (FiniteOnly), so that the other sums keep the bits of a finite
 // neighbour; then the sums that have them are found and taken one by one (restore_own).
 #pragma once
 

@@ -1,7 +1,7 @@
 // dx[n,h,w,c] = sum_{r,s,k} dy[n,p,q,k] * w[k,r,s,c], as conv2d_bwd_x, of the corrected gradient
 // dy = a[k] * g + b[k] * y + c[k]; then back through the ReLU before x and with the sums of its batch norm, as
-// masked.cuh says: v = 0 where the activation was 0 or less, else dx; of each tile and column sum v, sum v (y0 - mean0),
-// sum v (y1 - mean1). Each part where it is set; added to dx where asked.
+// masked.cuh says: v = 0 where the activation was 0 or less, else dx; of each tile and column sum v,
+// sum v (y0 - mean0), sum v (y1 - mean1). Each part where it is set; added to dx where asked.
 //
 // Tensors   those of conv2d_bwd_x; g and y [N,P,Q,K], y0 and y1 [N,H,W,C] in f32, f16 or bf16; bits [N,H,W,ceil(C/8)];
 //           a, b, c [K], scale, shift, mean0, mean1 [C] and sums [2 or 3][residues * row tiles][C] in f32.

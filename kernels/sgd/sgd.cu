@@ -7,8 +7,8 @@
 // and 1 at the first step else 0, in device memory so that a captured step can be replayed with other values. With a
 // loss scale (kernels/loss_scale) its state decides instead whether this is the first step, and whether there is one at
 // all, and what else the gradients are divided by.
-// Grid: ceil(len / 1024) blocks of 256 threads, 4 elements each; no shared memory. At the first step v is not used, without
-// momentum never.
+// Grid: ceil(len / 1024) blocks of 256 threads, 4 elements each; no shared memory. v is not used at the first
+// step, nor without momentum.
 // Per element: 8 FLOPs, 20 bytes, and 2 for a 16-bit shadow.
 #include "common/vec.cuh"
 

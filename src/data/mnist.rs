@@ -15,8 +15,8 @@ use crate::{Error, Result};
 
 const CLASSES: usize = 10;
 const ORIGIN: &str = "from https://ossci-datasets.s3.amazonaws.com/mnist, compressed or unpacked";
-/// Where torchvision leaves MNIST below its root. The sets of the same form lie beside it; they are found where they are
-/// the only one.
+/// Where torchvision leaves MNIST below its root. The sets of the same form lie beside it; they are found where they
+/// are the only one.
 const FOLDERS: &[&str] = &["MNIST/raw", "raw"];
 const OTHERS: &[(&str, &str)] = &[
     ("training.pt", "torchvision's processed form of the set, take the files of its folder raw"),
@@ -38,8 +38,8 @@ fn names(name: &str, kind: &str, rank: usize) -> Vec<String> {
     plain.into_iter().chain(packed).collect()
 }
 
-/// The training and the test images, compressed or not: in `folder`, in torchvision's folders `MNIST/raw` or `raw` inside
-/// it, or in the nearest one around it.
+/// The training and the test images, compressed or not: in `folder`, in torchvision's folders `MNIST/raw` or `raw`
+/// inside it, or in the nearest one around it.
 pub fn read(folder: &Path) -> Result<Splits> {
     let kinds = [("images", 3), ("labels", 1)];
     let files = ["train", "t10k"].map(|name| kinds.map(|(kind, rank)| names(name, kind, rank)));

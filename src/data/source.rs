@@ -68,8 +68,8 @@ impl FromStr for Source {
     }
 }
 
-/// The folder that `text` names. The shell expands a `~` at the start of a word only, and not behind the colon: here it is
-/// the home folder. `~user` stays.
+/// The folder that `text` names. The shell expands a `~` at the start of a word only, and not behind the colon: here it
+/// is the home folder. `~user` stays.
 fn expand(text: &str) -> PathBuf {
     let home = || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     match text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {

@@ -304,14 +304,14 @@ pub fn gemm<T: Real>(c: (&mut [T], Matrix), a: (&[T], Matrix), b: (&[T], Matrix)
     }
 }
 
-/// Whether matrix products run in the `gemm` crate. On the few processors on which it fails plain loops take its place, which
-/// are slower and round otherwise.
+/// Whether matrix products run in the `gemm` crate. On the few processors on which it fails plain loops take its place,
+/// which are slower and round otherwise.
 pub fn has_fast_products() -> bool {
     product::crate_works()
 }
 
-/// Whether the crate would add up each element of this product by itself, in as many sums as the processor's vectors are
-/// wide.
+/// Whether the crate would add up each element of this product by itself, in as many sums as the processor's vectors
+/// are wide.
 fn has_long_rows(c: Matrix, a: Matrix, b: Matrix) -> bool {
     let alone = c.rows.saturating_mul(c.cols) <= SMALL || (a.cols > 2 && (c.rows == 1 || c.cols == 1));
     a.cols > 0 && a.col_stride == 1 && b.row_stride == 1 && alone

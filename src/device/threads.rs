@@ -1,8 +1,8 @@
-//! Threads, as many as the system gives: it may refuse any but the first.
+//! Thread creation that tolerates a system limit: any thread but the first may be refused.
 //!
-//! rayon's global pool is made when it is first used, and panics where a thread cannot be made; after that it can never be
-//! made. So its threads are made here first, and the pool of those that there are. Where there is none, the calling
-//! thread is a pool of its own.
+//! rayon builds its global pool on first use, panics if it cannot spawn a thread, and can never retry. So this module
+//! spawns the threads first and builds the pool from those that started. If none started, the calling thread becomes a
+//! pool of one.
 
 use std::cell::Cell;
 use std::sync::{mpsc, Arc, Mutex, OnceLock, PoisonError};
@@ -10,8 +10,8 @@ use std::thread;
 
 use crate::tensor::memory;
 
-/// What must be free for a new thread: its stack, the stack of its signal handlers, without which Rust aborts it, and some
-/// for its work.
+/// What must be free for a new thread: its stack, the stack of its signal handlers, without which Rust aborts it, and
+/// some for its work.
 const ROOM: usize = 8 << 20;
 
 /// Makes sure that rayon can be used on this thread. Must come before the first parallel work; does nothing on a thread
@@ -76,7 +76,7 @@ fn wanted() -> usize {
     asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)).min(rayon::max_num_threads())
 }
 
-/// Up to `most` threads, each of which waits for a worker to run as, and how many there are.
+/// Starts up to `most` threads that each wait for a rayon worker to run. Returns the channel to them and their number.
 fn waiting(most: usize) -> (mpsc::Sender<rayon::ThreadBuilder>, usize) {
     let (hand_over, workers) = mpsc::channel::<rayon::ThreadBuilder>();
     let workers = Arc::new(Mutex::new(workers));

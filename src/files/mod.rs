@@ -19,7 +19,8 @@ const BUFFER: usize = 1 << 20;
 const MOST_LINKS: usize = 40;
 
 /// Writes a file all or nothing: into a temporary file beside it, which then takes its name, both on disk when this
-/// returns. Where `content` or the system fails, a file that was there before is untouched, and the temporary is removed.
+/// returns. Where `content` or the system fails, a file that was there before is untouched, and the temporary is
+/// removed.
 ///
 /// Any number of threads and processes may write one file at once: each has a temporary of its own, and the file is
 /// always one of theirs as a whole. An existing file's permissions are kept, and its owner where the system allows it.

@@ -1,7 +1,7 @@
 //! Temporary files: each with a name of its own, made anew, removed unless it takes its target's name.
 //!
-//! A temporary is called `.residuum-PID-NUMBER.tmp` with 16 random hexadecimal digits, whatever its target's name. It is
-//! locked while it is written, so that [`sweep`] tells it from one whose process is gone.
+//! A temporary is called `.residuum-PID-NUMBER.tmp` with 16 random hexadecimal digits, whatever its target's name. It
+//! is locked while it is written, so that [`sweep`] tells it from one whose process is gone.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata, TryLockError};
@@ -146,8 +146,8 @@ fn is_temporary(name: &str) -> bool {
 }
 
 /// Removes the temporary files of killed processes from `folder`, and returns how many. Files under other names, links,
-/// and temporaries that are being written stay. For whoever alone writes to the folder: a folder that others write to at
-/// this moment, on a file system without locks, could lose a temporary that is in use; its writer then fails.
+/// and temporaries that are being written stay. For whoever alone writes to the folder: a folder that others write to
+/// at this moment, on a file system without locks, could lose a temporary that is in use; its writer then fails.
 pub fn sweep(folder: impl AsRef<Path>) -> Result<usize> {
     let folder = folder.as_ref();
     let failed = |e: io::Error| Error::io(folder, &e);

@@ -38,8 +38,8 @@ impl Default for ConvOptions {
 pub struct LossOptions {
     /// The share of the target that is spread evenly over all classes, in 0..1.
     pub smoothing: f64,
-    /// What gradients are multiplied by on their way, so that f16 holds them. Whoever uses them divides by it again: the
-    /// optimizer of a program, [`Program::gradients`](super::Program::gradients), the interpreter.
+    /// What gradients are multiplied by on their way, so that f16 holds them. Whoever uses them divides by it again:
+    /// the optimizer of a program, [`Program::gradients`](super::Program::gradients), the interpreter.
     pub grad_scale: f64,
 }
 

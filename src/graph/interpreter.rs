@@ -122,8 +122,8 @@ impl<'g, T: Real> Interpreter<'g, T> {
         self.steps += i64::from(self.graph.mode == Mode::Train);
     }
 
-    /// The first layer, in the order in which they run, whose output in the last run is not finite; `None` where all are.
-    /// What has no parameters goes by its op and the layer before it.
+    /// The first layer, in the order in which they run, whose output in the last run is not finite; `None` where all
+    /// are. What has no parameters goes by its op and the layer before it.
     pub fn first_non_finite(&self) -> Option<String> {
         let mut last = None;
         for node in &self.graph.nodes {

@@ -166,8 +166,8 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
     Ok(Plan { arena_bytes, state_bytes, saved_activation_bytes, slots, scratch, flat, gates, inputs })
 }
 
-/// Fails where the bytes of all values and all scratch memory together, parameters counted once for each flat tensor and
-/// inputs for each place, could not be added up: behind this no sum overflows.
+/// Fails where the bytes of all values and all scratch memory together, parameters counted once for each flat tensor
+/// and inputs for each place, could not be added up: behind this no sum overflows.
 fn check_size(graph: &Graph, storage: Storage, scratch_bytes: &[usize]) -> Result<()> {
     let aligned = |bytes: u128| bytes.next_multiple_of(ALIGN as u128);
     let value = |v: &super::Value| {

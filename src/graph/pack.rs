@@ -3,8 +3,8 @@
 //!
 //! A tree over time finds what is taken: its leaves are the moments, and each of its nodes knows which places are taken
 //! at some moment of its span, and which are taken by blocks that last all of it. A lifetime is the union of O(log n)
-//! spans, so a block looks at O(log n) sets of places. Places side by side are kept as one, which leaves few in a set where
-//! few sizes occur, as in deep networks: time and memory then grow with n log n, at worst with n^2.
+//! spans, so a block looks at O(log n) sets of places. Places side by side are kept as one, which leaves few in a set
+//! where few sizes occur, as in deep networks: time and memory then grow with n log n, at worst with n^2.
 
 use std::collections::BTreeMap;
 

@@ -200,8 +200,8 @@ impl Program {
         Ok(state)
     }
 
-    /// The optimizer's velocities by parameter name, in torch's layout; empty without an optimizer, without momentum and
-    /// before the first step.
+    /// The optimizer's velocities by parameter name, in torch's layout; empty without an optimizer, without momentum
+    /// and before the first step.
     pub fn velocity(&self) -> Result<StateDict> {
         if !self.optimizer.is_some_and(|sgd| sgd.has_velocity()) || self.is_fresh()? {
             return Ok(StateDict::new());
@@ -326,8 +326,8 @@ impl Program {
 
     /// Runs forward, backward where the graph was differentiated, and the optimizer where there is one.
     ///
-    /// Fails where the graph has parameters or buffers and [`load`](Self::load) has not set them, and where an input was
-    /// never set: what memory holds then is not a network's.
+    /// Fails where the graph has parameters or buffers and [`load`](Self::load) has not set them, and where an input
+    /// was never set: what memory holds then is not a network's.
     pub fn run(&mut self) -> Result<()> {
         self.missing.weights("run")?;
         if let Some((name, _)) = self.graph.inputs.iter().find(|(_, v)| self.missing.inputs.contains(v)) {

@@ -18,8 +18,8 @@ const COUNTER: &str = "num_batches_tracked";
 
 impl Graph {
     /// Checks that `state` holds exactly the graph's parameters and buffers in torch's shapes. `num_batches_tracked`
-    /// may be absent, as in old files, or of any type and of shape `[]` or `[1]`. Fails on the first missing, surplus or
-    /// wrongly shaped tensor, naming it.
+    /// may be absent, as in old files, or of any type and of shape `[]` or `[1]`. Fails on the first missing, surplus
+    /// or wrongly shaped tensor, naming it.
     pub fn check_state(&self, state: &StateDict) -> Result<StateReport> {
         let mut wanted: BTreeMap<&str, &Shape> = BTreeMap::new();
         wanted.extend(self.parameters.iter().map(|p| (p.name.as_str(), &p.shape)));

@@ -212,9 +212,10 @@ impl Model {
         self.extent_of(state, self.network.architecture().stem(), 1)
     }
 
-    /// Where the numbers of the network with the weights `state` stop being finite for `image`, `[1, C, H, W]`: the first
-    /// layer whose output is not, as [`Interpreter::first_non_finite`] tells it; `None` where all are. It computes inference
-    /// on the CPU, op by op, and rounds to `dtype` what a program stores. Fails where the weights or the image do not fit.
+    /// Where the numbers of the network with the weights `state` stop being finite for `image`, `[1, C, H, W]`: the
+    /// first layer whose output is not, as [`Interpreter::first_non_finite`] tells it; `None` where all are. It
+    /// computes inference on the CPU, op by op, and rounds to `dtype` what a program stores. Fails where the weights or
+    /// the image do not fit.
     pub fn first_non_finite(&self, state: &StateDict, image: &HostTensor, dtype: DType) -> Result<Option<String>> {
         let &[1, c, h, w] = image.shape.dims() else {
             return Err(Error::invalid("image", format!("shape {}, expected 1, C, H, W", image.shape)));
@@ -233,8 +234,8 @@ impl Model {
         }
     }
 
-    /// Takes a prefix off the names of `state`, such as `module.` or `_orig_mod.`, and returns it: the one that ends in a
-    /// dot, stands before every name and leaves this network's. `None`, and nothing is changed, where there is none.
+    /// Takes a prefix off the names of `state`, such as `module.` or `_orig_mod.`, and returns it: the one that ends in
+    /// a dot, stands before every name and leaves this network's. `None`, and nothing is changed, where there is none.
     pub fn strip_prefix(&self, state: &mut StateDict) -> Option<String> {
         let stem = format!("{}.weight", self.network.architecture().stem());
         // The names are sorted: what the first and the last have in common all have.

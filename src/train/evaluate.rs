@@ -85,8 +85,8 @@ impl Evaluator {
         Ok(Evaluation { loss: loss / data.len() as f64, correct, images: data.len(), non_finite })
     }
 
-    /// For the weights `state`, where the numbers stop being finite for the first image whose logits were not in the last
-    /// run: see [`Model::first_non_finite`]. `None` where there was no such image.
+    /// For the weights `state`, where the numbers stop being finite for the first image whose logits were not in the
+    /// last run: see [`Model::first_non_finite`]. `None` where there was no such image.
     pub fn first_non_finite(&self, state: &StateDict) -> Result<Option<String>> {
         match &self.non_finite {
             Some(image) => self.model.first_non_finite(state, image, self.program.dtype()),

@@ -148,8 +148,8 @@ impl<'a> Trainer<'a> {
         ((self.step - self.sums.steps) / self.length.steps) as u32
     }
 
-    /// The run at this moment. Fails with [`Error::Diverged`] where a number of it is not finite: such a network is not to
-    /// replace one that is.
+    /// The run at this moment. Fails with [`Error::Diverged`] where a number of it is not finite: such a network is not
+    /// to replace one that is.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         let (state, velocity) = (self.program.state()?, self.program.velocity()?);
         for (kind, tensors) in [("tensor", &state), ("velocity", &velocity)] {
@@ -180,7 +180,8 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// How the network does on the test images at this moment. Fails with [`Error::Diverged`] where a logit is not finite.
+    /// How the network does on the test images at this moment. Fails with [`Error::Diverged`] where a logit is not
+    /// finite.
     pub fn evaluate(&mut self) -> Result<Evaluation> {
         let state = self.program.state()?;
         self.evaluator.load(&state)?;
@@ -224,8 +225,8 @@ impl<'a> Trainer<'a> {
         self.rate(self.step.saturating_sub(1))
     }
 
-    /// Goes on to the end of the epoch, and evaluates. `observer` hears of the steps only. Fails with [`Error::Diverged`]
-    /// where a loss or a logit is not finite.
+    /// Goes on to the end of the epoch, and evaluates. `observer` hears of the steps only. Fails with
+    /// [`Error::Diverged`] where a loss or a logit is not finite.
     pub fn run_epoch(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
         let start = Instant::now();
         let (epoch, first) = (self.epoch(), self.sums.steps);

@@ -18,8 +18,8 @@ pub const USUAL: Spec = Spec { momentum: 0.9, weight_decay: 1e-4, nesterov: true
 /// Elements, and how many of them decay.
 pub const SIZES: &[[usize; 2]] = &[[4, 0], [8, 8], [1024, 7], [1028, 1025], [4100, 2048]];
 
-/// Momentum, dampening, weight decay and learning rate; Nesterov or not; and where `torch.optim.SGD` (2.11, f64) brings a
-/// parameter from 1 with the gradients 1, -0.5 and 2.
+/// Momentum, dampening, weight decay and learning rate; Nesterov or not; and where `torch.optim.SGD` (2.11, f64) brings
+/// a parameter from 1 with the gradients 1, -0.5 and 2.
 pub const TORCH: &[([f64; 4], bool, [f64; 3])] = &[
     ([0.0, 0.0, 0.0, 0.1], false, [0.9, 0.9500000000000001, 0.75]),
     ([0.0, 0.0, 0.25, 0.1], false, [0.875, 0.903125, 0.680546875]),

@@ -182,8 +182,8 @@ fn line(machine: &Machine, numbers: &[Vec<f64>; 4]) -> [Vec<f64>; 2] {
     [0, 1].map(|i| decode(&outputs[i].view.read().unwrap(), Elem::Stat, DType::F32).real().to_vec())
 }
 
-/// One multiply-add in place of a subtraction, a product and a sum: y is off by what the shift is rounded, at most. Where
-/// the mean is many deviations it is off far less at the mean, and next to nothing more elsewhere.
+/// One multiply-add in place of a subtraction, a product and a sum: y is off by what the shift is rounded, at most.
+/// Where the mean is many deviations it is off far less at the mean, and next to nothing more elsewhere.
 #[test]
 fn the_line_passes_near_beta() {
     let mut random = Random::new("line");

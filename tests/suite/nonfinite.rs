@@ -1,11 +1,11 @@
 //! Where a NaN or an infinity goes in, which outputs may change: every op, every kernel, every device.
 //!
-//! The rule is independent of how an op treats such numbers: what a non-finite number may change is what a finite one in
-//! its place may change. A [`Row`] is an op with finite inputs. One element of one input after the other is replaced by
-//! finite numbers, which shows the outputs that depend on it, and then by NaN, plus and minus infinity. The outputs that
-//! do not depend on it must keep their bits. The others must be what the reference says: finite and near it, or not
-//! finite. And in the reference a NaN must reach every output that depends on it, unless the input only chooses between
-//! others, as the sign of a ReLU's output does for its gradient.
+//! The rule is independent of how an op treats such numbers: what a non-finite number may change is what a finite one
+//! in its place may change. A [`Row`] is an op with finite inputs. One element of one input after the other is replaced
+//! by finite numbers, which shows the outputs that depend on it, and then by NaN, plus and minus infinity. The outputs
+//! that do not depend on it must keep their bits. The others must be what the reference says: finite and near it, or
+//! not finite. And in the reference a NaN must reach every output that depends on it, unless the input only chooses
+//! between others, as the sign of a ReLU's output does for its gradient.
 
 mod rows;
 

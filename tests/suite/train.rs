@@ -250,8 +250,8 @@ impl Observer for Ending {
     }
 }
 
-/// How a run of 32 steps an epoch ends, in words. Fails where it does not within a minute: an epoch takes a second, and the
-/// thread that makes its batches must not wait for a step that never comes.
+/// How a run of 32 steps an epoch ends, in words. Fails where it does not within a minute: an epoch takes a second, and
+/// the thread that makes its batches must not wait for a step that never comes.
 fn ending(change: fn(&mut Settings), mut observer: Ending) -> String {
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || {

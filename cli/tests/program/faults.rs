@@ -1,5 +1,5 @@
-//! A file layer that fails, cuts short, interrupts or kills at its n-th call, for every n of a short run with checkpoints:
-//! the program ends in order, and a resume ends with the bytes of a run that met nothing.
+//! A file layer that fails, cuts short, interrupts or kills at its n-th call, for every n of a short run with
+//! checkpoints: the program ends in order, and a resume ends with the bytes of a run that met nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,11 +1,11 @@
-//! The driver's errors by number: its own words where it has any, else those of `cuda.h`.
+//! Names driver errors: the driver's own text if it has one, else the text of `cuda.h`.
 
 use std::ffi::{c_char, CStr};
 use std::sync::OnceLock;
 
 use cudarc::driver::result::DriverError;
 
-/// `cuGetErrorName` and `cuGetErrorString`, which take any number here: cudarc's type has those of one `cuda.h` only.
+/// `cuGetErrorName` and `cuGetErrorString`, declared with an integer: cudarc's enum lacks the codes of other drivers.
 type Text = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
 
 /// The functions of the driver that was loaded.

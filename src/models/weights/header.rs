@@ -20,7 +20,8 @@ const FROM_TORCH: &str = "save it anew from Python with safetensors.torch.save_f
 const FROM_NUMPY: &str =
     "save it anew from Python with safetensors.numpy.save_file({\"input\": array}, \"input.safetensors\")";
 
-/// Why a file that begins with `head`, the whole of it if it is short, is no safetensors file; `None` where it may be one.
+/// Why a file that begins with `head`, the whole of it if it is short, is no safetensors file; `None` where it may be
+/// one.
 pub fn refuse(head: &[u8]) -> Option<String> {
     let length = head.first_chunk::<8>().map(|length| u64::from_le_bytes(*length));
     let opens = head.get(8).is_none_or(|first| *first == b'{' || first.is_ascii_whitespace());
@@ -51,8 +52,8 @@ pub fn end(head: &[u8]) -> Option<u64> {
 /// Bytes that a file may be longer than its header says and still be read, for the format's reader to refuse.
 const SURPLUS: u64 = 1 << 30;
 
-/// What is wrong with a file of `len` bytes that begins with `head`, its whole header, if it is so much longer than that
-/// says that it may be longer than memory.
+/// What is wrong with a file of `len` bytes that begins with `head`, its whole header, if it is so much longer than
+/// that says that it may be longer than memory.
 pub fn wrong_length(head: &[u8], len: u64) -> Option<String> {
     let start = end(head).filter(|&start| start <= head.len() as u64)?;
     let described = end_of_data(&head[8..start as usize]).unwrap_or(0);
@@ -61,8 +62,8 @@ pub fn wrong_length(head: &[u8], len: u64) -> Option<String> {
         .then(|| format!("{found} bytes of tensor data, the header describes {described}"))
 }
 
-/// The first name that stands twice in the header of `bytes`: the format's reader takes it and keeps the last. `None` also
-/// where there is no header, which that reader refuses.
+/// The first name that stands twice in the header of `bytes`: the format's reader takes it and keeps the last. `None`
+/// also where there is no header, which that reader refuses.
 pub fn duplicate(bytes: &[u8]) -> Option<String> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;

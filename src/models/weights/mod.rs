@@ -21,10 +21,10 @@ pub type Metadata = BTreeMap<String, String>;
 /// Bytes from the start of a file by which it is recognised.
 const HEAD: u64 = 1 << 16;
 
-/// Reads the tensors of a safetensors file: F32, F64 and I64 as they are, F16 and BF16 widened to f32, other integers to
-/// i64. The names of torchvision's old DenseNet files (`denselayer1.norm.1.weight`) are brought to today's
-/// (`denselayer1.norm1.weight`). Fails where the file cannot be read, is not whole, is of another format, which the error
-/// names with what to do, holds a name twice or a tensor of another type.
+/// Reads the tensors of a safetensors file: F32, F64 and I64 as they are, F16 and BF16 widened to f32, other integers
+/// to i64. The names of torchvision's old DenseNet files (`denselayer1.norm.1.weight`) are brought to today's
+/// (`denselayer1.norm1.weight`). Fails where the file cannot be read, is not whole, is of another format, which the
+/// error names with what to do, holds a name twice or a tensor of another type.
 pub fn read(path: impl AsRef<Path>) -> Result<StateDict> {
     Ok(read_with_metadata(path)?.0)
 }

@@ -1,9 +1,9 @@
 //! The op on the CPU, in passes over whole vectors.
 //!
-//! The statistics are taken block by block in two passes, a mean by differences from the block's first pixel and then sum
-//! and squares about it, and blocks and parts are merged in f64 as Chan, Golub and LeVeque (1979) do: a mean far larger
-//! than the deviation costs no digits. So a channel that is the same number everywhere has exactly this mean and the
-//! variance 0, and y is exactly beta.
+//! The statistics are taken block by block in two passes, a mean by differences from the block's first pixel and then
+//! sum and squares about it, and blocks and parts are merged in f64 as Chan, Golub and LeVeque (1979) do: a mean far
+//! larger than the deviation costs no digits. So a channel that is the same number everywhere has exactly this mean and
+//! the variance 0, and y is exactly beta.
 
 use super::{Node, Pass};
 use crate::device::cpu::vectorized;
@@ -84,7 +84,8 @@ fn infer<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
     Affine::new(&cut, wide).apply(&cut, relu, x, y);
 }
 
-/// Mean, in two numbers, and sum of squares about it of each channel of a part, into the first 3 C elements of `scratch`.
+/// Mean, in two numbers, and sum of squares about it of each channel of a part, into the first 3 C elements of
+/// `scratch`.
 fn moments<T: Real>(cut: &Cut, x: &[T], scratch: &mut [T]) {
     let (moments, rows) = scratch.split_at_mut(3 * cut.c);
     let (origin, rows) = rows.split_at_mut(cut.wide);

@@ -93,8 +93,8 @@ impl Node {
     }
 }
 
-/// The mean of `m` elements, corrected by the mean of their differences from it: exact where all are the same. An infinite
-/// one gives an infinite mean.
+/// The mean of `m` elements, corrected by the mean of their differences from it: exact where all are the same. An
+/// infinite one gives an infinite mean.
 pub(in crate::ops) fn mean_of<I: Iterator<Item = f64>>(channel: impl Fn() -> I, m: f64) -> f64 {
     let mean = compensated(channel()) / m;
     let corrected = mean + compensated(channel().map(|v| v - mean)) / m;

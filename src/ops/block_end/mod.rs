@@ -5,8 +5,9 @@
 //! With a gate, b is a branch that may be dropped: where the gate is 0, y is made of a alone, and neither b nor its numbers
 //! are read.
 //!
-//! With `signs` it also leaves one bit an element, 0 where y as stored is 0 or less (a NaN has 1): all that the backward pass needs of y.
-//! Bit `c % 8` of byte `c / 8` of a pixel is channel c; the bits beyond the last channel are 0.
+//! With `signs` it also leaves one bit an element, 0 where y as stored is 0 or less (a NaN has 1): all that the
+//! backward pass needs of y. Bit `c % 8` of byte `c / 8` of a pixel is channel c; the bits beyond the last channel are
+//! 0.
 
 mod launch;
 mod reference;

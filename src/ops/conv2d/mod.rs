@@ -8,11 +8,11 @@
 //! bwd_w  dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, ...]         in f32
 //! ```
 //!
-//! A NaN or an infinity reaches the sums that have it as a factor, and no others: also where kernels compute several narrow
-//! groups as one. But for the zeros beside an image: as in torch it depends on the way whether they are multiplied (the
-//! kernels do it, and on the CPU fwd and bwd_w, unless 1x1 without padding; the reference does not). So an infinite weight can
-//! make NaN of all of the channel that it leads to, y's in fwd and dx's in bwd_x, and an infinite dy of all of its output
-//! channel's dw.
+//! A NaN or an infinity reaches the sums that have it as a factor, and no others: also where kernels compute several
+//! narrow groups as one. But for the zeros beside an image: as in torch it depends on the way whether they are
+//! multiplied (the kernels do it, and on the CPU fwd and bwd_w, unless 1x1 without padding; the reference does not). So
+//! an infinite weight can make NaN of all of the channel that it leads to, y's in fwd and dx's in bwd_x, and an
+//! infinite dy of all of its output channel's dw.
 
 mod host;
 pub(super) mod launch;

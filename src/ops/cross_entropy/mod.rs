@@ -7,13 +7,13 @@
 //! ```
 //!
 //! `correct` counts the images whose largest logit (the first of equal ones) is the label. An image with a NaN among its
-//! logits is never counted: torch's `argmax` would take the NaN for the largest, and a network that gives nothing but NaN
-//! would be right on every image of its first class.
+//! logits is never counted: torch's `argmax` would take the NaN for the largest, and a network that gives nothing but
+//! NaN would be right on every image of its first class.
 //!
-//! What is not finite is treated as torch does. A logit of minus infinity is a class of probability 0: its gradient is that
-//! of the target alone, and it adds nothing to the loss where its target is 0 (0 times infinity is 0 here); where it is the
-//! label's, or with smoothing, the loss is infinite. With a NaN, plus infinity, or nothing but minus infinity among the
-//! logits of an image its loss and gradient are NaN. A label that is no class does the same.
+//! What is not finite is treated as torch does. A logit of minus infinity is a class of probability 0: its gradient is
+//! that of the target alone, and it adds nothing to the loss where its target is 0 (0 times infinity is 0 here); where
+//! it is the label's, or with smoothing, the loss is infinite. With a NaN, plus infinity, or nothing but minus infinity
+//! among the logits of an image its loss and gradient are NaN. A label that is no class does the same.
 
 mod launch;
 mod reference;

@@ -74,9 +74,9 @@ pub struct Pool {
 
 impl Pool {
     /// Checks `spec`. Fails where an extent is 0, the padding is more than half the kernel (rounded down), no window
-    /// fits, or a maximum is taken over a window of more than 256 pixels inside the image. torch takes such a window; here
-    /// a byte says where in it the maximum was, a quarter of what the kernels would write and read with torch's wider index,
-    /// and no network of the table has more than 9.
+    /// fits, or a maximum is taken over a window of more than 256 pixels inside the image. torch takes such a window;
+    /// here a byte says where in it the maximum was, a quarter of what the kernels would write and read with torch's
+    /// wider index, and no network of the table has more than 9.
     pub fn new(spec: Spec) -> Result<Self> {
         let bad = |problem: String| Err(Error::invalid("pool", problem));
         let [_, h, w, _] = spec.x;

@@ -1,5 +1,5 @@
-//! The rectifier: `y = max(x, 0)`; backward `dx = 0` where `y <= 0`, else `dy`. A NaN stays a NaN, and where y is one dy
-//! passes, as in torch.
+//! The rectifier: `y = max(x, 0)`; backward `dx = 0` where `y <= 0`, else `dy`. A NaN stays a NaN, and where y is one
+//! dy passes, as in torch.
 
 mod launch;
 mod reference;

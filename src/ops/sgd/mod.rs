@@ -8,7 +8,8 @@
 //! param -= lr (nesterov ? g + momentum v : v)
 //! ```
 //!
-//! What has no weight is not read: the velocity without momentum, whatever the dampening, and the parameter without decay.
+//! What has no weight is not read: the velocity without momentum, whatever the dampening, and the parameter without
+//! decay.
 //! `grad_scale` is what the gradients were multiplied by; a program takes it from its graph's loss.
 
 mod launch;

@@ -21,9 +21,11 @@ pub struct Row {
     pub case: Case,
     /// The inputs that also choose between others, so that a NaN need not reach what depends on them.
     chooses: Vec<usize>,
-    /// The inputs that are multiplied by gradients, which may be 0: an infinity of them reaches the sums of its channel.
+    /// The inputs that are multiplied by gradients, which may be 0: an infinity of them reaches the sums of its
+    /// channel.
     multiplied: Vec<usize>,
-    /// The outputs behind a ReLU: where it is closed for all finite numbers it need not be for infinities of both signs.
+    /// The outputs behind a ReLU: where it is closed for all finite numbers it need not be for infinities of both
+    /// signs.
     pub rectified: Vec<usize>,
     /// The outputs that count something and so are never NaN.
     pub counts: Vec<usize>,
@@ -77,8 +79,8 @@ impl Row {
         !self.case.op.operator().behind_gate().inputs.is_empty() && i + 1 == self.case.inputs.len()
     }
 
-    /// Whether the number at `at` meets zeros on the way to element `i` of output `o`: those beside an image, though their
-    /// product is no part of the sum (an infinite weight, or in a weight's gradient an infinite dy; see
+    /// Whether the number at `at` meets zeros on the way to element `i` of output `o`: those beside an image, though
+    /// their product is no part of the sum (an infinite weight, or in a weight's gradient an infinite dy; see
     /// [`conv2d`](residuum::ops::conv2d)), or those of a ReLU before the convolution.
     pub fn zeros(&self, (tensor, element): (usize, usize), o: usize, i: usize) -> bool {
         use conv2d::Pass::{BwdW, BwdX};
@@ -267,8 +269,8 @@ fn conv(x: [usize; 4], k: usize, kernel: [usize; 2], stride: [usize; 2], groups:
     Conv2d::new(conv2d::Spec { n, h, w, c, k, kernel, stride, padding, dilation: [1, 1], groups }).unwrap()
 }
 
-/// Shapes for every kernel: 16-byte accesses, groups that are packed, the stem (padded to four channels), anything; with
-/// reductions that are split.
+/// Shapes for every kernel: 16-byte accesses, groups that are packed, the stem (padded to four channels), anything;
+/// with reductions that are split.
 pub fn convolutions() -> Vec<(Conv2d, bool)> {
     let all = [
         conv([1, 5, 4, 32], 32, [3, 3], [1, 1], 8),
