@@ -9,6 +9,9 @@ use plotters::prelude::*;
 use plotters::style::{register_font, FontStyle};
 use residuum::train::Metrics;
 
+/// Bytes that drawing takes, or a little more: nearly all of them the pixels of the bitmap.
+pub const MEMORY: usize = (SIZE.0 * FINE * SIZE.1 * FINE * 3) as usize + (8 << 20);
+
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (1200, 500);
 /// The bitmap is drawn so many times as large and scaled down: lines become smooth.

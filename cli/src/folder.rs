@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use residuum::device::ExitWhereMemoryEnds;
 use residuum::files::{sweep, write_atomically};
 use residuum::train::{Metrics, Settings};
 use residuum::Error;
@@ -196,8 +197,11 @@ impl Folder {
         .map_err(|e| Error::io(path, &e))
     }
 
-    /// Draws the curves anew.
+    /// Draws the curves anew. Fails where memory lacks: a plot is not worth a run.
     pub fn draw(&self, title: &str, history: &[Metrics]) -> residuum::Result<()> {
+        if !ExitWhereMemoryEnds::has_room(curves::MEMORY) {
+            return Err(Error::OutOfMemory { what: "a plot".into(), bytes: Some(curves::MEMORY) });
+        }
         let files = [("curves.svg", curves::svg(title, history)), ("curves.png", curves::png(title, history))];
         for (name, content) in files {
             let path = self.path.join(name);

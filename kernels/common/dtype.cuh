@@ -26,6 +26,9 @@ __device__ __forceinline__ f16 from_float<f16>(float v) { return f16{ptx::float_
 template <>
 __device__ __forceinline__ bf16 from_float<bf16>(float v) { return bf16{ptx::float_to_bf16(v)}; }
 
+// False for infinities and NaN.
+__device__ __forceinline__ bool is_finite(float v) { return v - v == 0.0f; }
+
 // Two neighbouring values of the type of the first argument; RELU: of max(v, 0), where a NaN stays one and 0 may have
 // either sign.
 template <bool RELU>

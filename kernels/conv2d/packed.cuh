@@ -59,8 +59,6 @@ struct FiniteOnly {
   }
 };
 
-__device__ __forceinline__ bool is_finite(float v) { return v - v == 0.0f; }
-
 template <class Mine, typename T, class Source>
 __device__ __forceinline__ void finish_chunks(const FiniteOnly<T, Source>& source, u8* tile, int slot, int channel,
                                               u32 chunks) {

@@ -1,7 +1,7 @@
 // The loss scale of f16 training, all on the device; torch.amp.GradScaler's rule (see docs/notes/captured_steps.md).
 //   check   flags[block] = 1 where one of the block's gradients is infinite or no number, else 0
-//   decide  any flag: the step is skipped and the scale halved (not below `least`), and the row of good steps starts
-//           anew; else one more good step, and after `interval` of them in a row the scale doubles, unless that is
+//   decide  any flag, or a loss that is not finite: the step is skipped and the scale halved (not below `least`), and
+//           the row of good steps starts anew; else one more good step, and after `interval` of them in a row the scale doubles, unless that is
 //           no finite number
 // grad[len] f32, a multiple of 4 elements, 16-byte aligned. flags[blocks] u32. state[6] f32: see State. Every factor is a
 // power of two, so gradients that neither overflow nor underflow keep their bits whatever the scale is.
@@ -29,15 +29,15 @@ static_assert(sizeof(LossScaleCheck) == 24, "as in src/ops/loss_scale/launch.rs"
 
 struct LossScaleDecide {
   const u32* flags;
+  const float* loss;  // null: the gradients alone decide
   float* state;
   u32 flag_count, interval;
   float least;
   u32 unused;
 };
-static_assert(sizeof(LossScaleDecide) == 32, "as in src/ops/loss_scale/launch.rs");
+static_assert(sizeof(LossScaleDecide) == 40, "as in src/ops/loss_scale/launch.rs");
 
 constexpr int PER_THREAD = 4;
-constexpr u32 EXPONENT = 0x7f800000u;
 
 // In thread 0, whether any thread of the block says so.
 __device__ __forceinline__ bool any_of_block(bool mine, float* shared) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void loss_scale_check(const LossScaleCheck& p) {
   for (i64 at = (i64(blockIdx.x) * STRIP_THREADS + threadIdx.x) * PER_THREAD; at < p.len; at += step) {
     const Vec<float, PER_THREAD> grad = load<float, PER_THREAD>(p.grad + at);
 #pragma unroll
-    for (int j = 0; j < PER_THREAD; ++j) odd |= (ptx::float_to_bits(grad.v[j]) & EXPONENT) == EXPONENT;
+    for (int j = 0; j < PER_THREAD; ++j) odd |= !is_finite(grad.v[j]);
   }
   const bool any = any_of_block(odd, shared);
   if (threadIdx.x == 0) p.flags[blockIdx.x] = any ? 1 : 0;
@@ -62,7 +62,7 @@ __device__ __forceinline__ void loss_scale_check(const LossScaleCheck& p) {
 
 __device__ __forceinline__ void loss_scale_decide(const LossScaleDecide& p) {
   SHARED(float, shared);
-  bool odd = false;
+  bool odd = p.loss && !is_finite(*p.loss);
   for (u32 i = threadIdx.x; i < p.flag_count; i += STRIP_THREADS) odd |= p.flags[i] != 0;
   const bool skip = any_of_block(odd, shared);
   if (threadIdx.x != 0) return;

@@ -4,9 +4,9 @@
 //   param -= lr (nesterov ? g + momentum v : v)
 //   shadow = param rounded to S, the type that the matrix products read; absent where that is f32
 // param, grad, velocity, shadow: `len` elements, a multiple of 4, 16-byte aligned (shadow 8). control: the learning rate
-// and 1 at the first step else 0, in device memory so that a captured step can be replayed with other values. With a
-// loss scale (kernels/loss_scale) its state decides instead whether this is the first step, and whether there is one at
-// all, and what else the gradients are divided by.
+// and 1 at the first step else 0, in device memory so that a captured step can be replayed with other values. A loss that
+// is not finite skips the step: nothing is written. With a loss scale (kernels/loss_scale) its state decides instead
+// whether this is the first step, and whether there is one at all, and what else the gradients are divided by.
 // Grid: ceil(len / 1024) blocks of 256 threads, 4 elements each; no shared memory. v is not used at the first
 // step, nor without momentum.
 // Per element: 8 FLOPs, 20 bytes, and 2 for a 16-bit shadow.
@@ -20,11 +20,12 @@ struct Sgd {
   S* shadow;
   const float* control;
   const float* loss_scale;  // the state of kernels/loss_scale/loss_scale.cu; may be null
+  const float* loss;        // null: every step is taken
   i64 len, decay_end;
   float momentum, keep, decay, scale;
   u32 nesterov, plain;  // plain: there is no momentum
 };
-static_assert(sizeof(Sgd<float>) == 88, "as in src/ops/sgd/launch.rs");
+static_assert(sizeof(Sgd<float>) == 96, "as in src/ops/sgd/launch.rs");
 
 constexpr int THREADS = 256;
 constexpr int PER_THREAD = 4;
@@ -36,7 +37,7 @@ __device__ __forceinline__ void sgd_step(const Sgd<S>& p) {
   const i64 at = (i64(blockIdx.x) * THREADS + threadIdx.x) * PER_THREAD;
   if (at >= p.len) return;
   const float lr = p.control[0];
-  if (p.loss_scale && p.loss_scale[SKIP] != 0.0f) return;
+  if ((p.loss && !is_finite(*p.loss)) || (p.loss_scale && p.loss_scale[SKIP] != 0.0f)) return;
   const bool first = p.plain || (p.loss_scale ? p.loss_scale[FIRST] : p.control[1]) != 0.0f;
   const float scale = p.loss_scale ? p.scale * p.loss_scale[USED] : p.scale;
   Vec<float, PER_THREAD> param = load<float, PER_THREAD>(p.param + at), velocity = load<float, PER_THREAD>(p.velocity + at);

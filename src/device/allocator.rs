@@ -20,6 +20,14 @@ use crate::tensor::memory;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExitWhereMemoryEnds;
 
+impl ExitWhereMemoryEnds {
+    /// Whether the system gives `bytes` bytes now. Ask it before work that the process can do without and that
+    /// allocates as everywhere in Rust.
+    pub fn has_room(bytes: usize) -> bool {
+        memory::room::<u8>("room", bytes).is_ok()
+    }
+}
+
 // SAFETY: every call goes to the system's allocator unchanged; where it returns null, so does this, or not at all.
 unsafe impl GlobalAlloc for ExitWhereMemoryEnds {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -34,6 +34,7 @@ pub(super) struct HostProgram<T> {
     gates: GateSlots,
     optimizer: Option<sgd::Sgd>,
     grad_scale: f64,
+    loss: Option<Slot>,
     marker: std::marker::PhantomData<T>,
 }
 
@@ -69,6 +70,7 @@ impl<T: Real> HostProgram<T> {
             gates: plan.gates.clone(),
             optimizer,
             grad_scale: fused.graph.grad_scale,
+            loss: fused.graph.loss.as_ref().map(place),
             marker: std::marker::PhantomData,
         })
     }
@@ -128,12 +130,13 @@ impl<T: Real> HostProgram<T> {
         let control = self.arena.read::<T>(&self.flat.control);
         let [lr, first] = [0, 1].map(|i| control.real()[i].to_f64());
         let step = StepState { lr, grad_scale: self.grad_scale, first: first != 0.0 };
+        let finite = self.loss.is_none_or(|loss| self.arena.read::<T>(&loss).real()[0].to_f64().is_finite());
         if self.flat.loss_scale.len == 0 {
-            return Some(step);
+            return finite.then_some(step);
         }
         let (reads, mut writes) = self.arena.slices::<T>(&[self.flat.grad], &[self.flat.loss_scale]);
         let memory = writes[0].real();
-        let state = State::from_memory(memory).decide(loss_scale::is_finite(reads[0].real()));
+        let state = State::from_memory(memory).decide(finite && loss_scale::is_finite(reads[0].real()));
         memory.iter_mut().zip(state.to_memory()).for_each(|(place, v)| *place = T::from_f64(v));
         (!state.skip).then_some(StepState { grad_scale: step.grad_scale * state.used, first: state.first, ..step })
     }

@@ -126,7 +126,8 @@ impl<'g, T: Real> Interpreter<'g, T> {
     /// are. What has no parameters goes by its op and the layer before it.
     pub fn first_non_finite(&self) -> Option<String> {
         let mut last = None;
-        for node in &self.graph.nodes {
+        let ran = |node: &&Node| !node.gate.is_some_and(|gate| self.is_closed(gate));
+        for node in self.graph.nodes.iter().filter(ran) {
             let own = node.inputs.iter().find_map(|v| match self.graph.values[v.index()].origin {
                 Origin::Parameter(i) => self.graph.parameters[i].name.rsplit_once('.').map(|(layer, _)| layer),
                 _ => None,

@@ -167,13 +167,20 @@ impl Binder<'_> {
             return Ok(Vec::new());
         }
         let (grad, flags, state) = (&self.view(grad)?, &self.view(flags)?, &self.view(loss_scale)?);
-        Ok(loss_scale::launches(&loss_scale::Buffers { grad, flags, state, len: *len }).into())
+        let loss = self.loss()?;
+        Ok(loss_scale::launches(&loss_scale::Buffers { grad, flags, loss: loss.as_ref(), state, len: *len }).into())
+    }
+
+    /// The loss, where the graph has one.
+    fn loss(&self) -> Result<Option<View>> {
+        let slot = self.fused.graph.loss.and_then(|loss| self.plan.slots[loss.index()]);
+        slot.map(|slot| self.view(&slot)).transpose()
     }
 
     fn optimizer(&self, sgd: &sgd::Sgd, target: Target) -> Result<Launch> {
         let Flat { len, param, grad, velocity, shadow, control, loss_scale, .. } = &self.plan.flat;
         let present = |slot: &Slot| (slot.len > 0).then(|| self.view(slot)).transpose();
-        let (shadow, loss_scale) = (present(shadow)?, present(loss_scale)?);
+        let (shadow, loss_scale, loss) = (present(shadow)?, present(loss_scale)?, self.loss()?);
         let buffers = sgd::Buffers {
             param: &self.view(param)?,
             grad: &self.view(grad)?,
@@ -181,6 +188,7 @@ impl Binder<'_> {
             shadow: shadow.as_ref(),
             control: &self.view(control)?,
             loss_scale: loss_scale.as_ref(),
+            loss: loss.as_ref(),
             grad_scale: self.fused.graph.grad_scale,
             len: *len,
             decay_end: *len,

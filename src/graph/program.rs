@@ -324,7 +324,8 @@ impl Program {
         Ok(values.to_real::<f64>().into_iter().map(|gate| gate != 0.0).collect())
     }
 
-    /// Runs forward, backward where the graph was differentiated, and the optimizer where there is one.
+    /// Runs forward, backward where the graph was differentiated, and the optimizer where there is one. A step whose
+    /// loss is not finite is skipped: parameters and velocities stay, running statistics do not.
     ///
     /// Fails where the graph has parameters or buffers and [`load`](Self::load) has not set them, and where an input
     /// was never set: what memory holds then is not a network's.
@@ -337,11 +338,18 @@ impl Program {
         self.executor.run()?;
         self.missing.run = false;
         self.batches += i64::from(self.graph.mode == Mode::Train);
-        if self.optimizer.is_some() && self.first_step {
+        if self.optimizer.is_some() && self.first_step && self.is_loss_finite()? {
             self.first_step = false;
             self.write_control()?;
         }
         Ok(())
+    }
+
+    /// Whether the last run's loss was finite, without which its step was skipped.
+    fn is_loss_finite(&self) -> Result<bool> {
+        let Some(loss) = self.graph.loss else { return Ok(true) };
+        let loss = HostTensor { shape: [1].into(), data: self.executor.read(&self.slot(loss)?)? };
+        Ok(loss.first_non_finite().is_none())
     }
 
     /// Waits until everything that was started has ended; reports the first failure.

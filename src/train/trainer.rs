@@ -8,12 +8,12 @@ use super::evaluate::{Evaluation, Evaluator};
 use super::metrics::{Metrics, Progress};
 use super::schedule::Length;
 use super::settings::Settings;
-use crate::data::{Batch, Loader, Splits};
+use crate::data::{Batch, Dataset, Loader, Splits};
 use crate::device::Device;
-use crate::graph::{Buffer, Mode, Program};
+use crate::graph::{Graph, Interpreter, Mode, Program};
 use crate::models::{self, BuildOptions, Model};
 use crate::ops::loss_scale;
-use crate::tensor::StateDict;
+use crate::tensor::{DType, HostTensor, Real, StateDict};
 use crate::{Error, Result};
 
 /// Follows a run. An error ends the run and is returned from it.
@@ -37,8 +37,6 @@ pub struct Trainer<'a> {
     settings: Settings,
     splits: &'a Splits,
     model: Model,
-    /// Its batch norms, in the order in which they run.
-    norms: Vec<String>,
     loader: Loader<'a>,
     length: Length,
     parameter_count: usize,
@@ -106,21 +104,24 @@ impl<'a> Trainer<'a> {
         }
         let model = models::find(&settings.model)?;
         let loader = Loader::train(train, settings.batch, settings.augment, settings.seed)?;
-        let options = BuildOptions { loss: true, smoothing: settings.smoothing, grad_scale: 1.0 };
-        let mut graph = model.build(Mode::Train, settings.batch, train.shape(), train.classes(), options)?;
+        let mut graph = Self::graph(&model, &settings, train)?;
         graph.differentiate()?;
         let state = model.initialise(&graph, settings.seed);
         let parameter_count = graph.parameter_count();
-        let norm = |buffer: &Buffer| buffer.name.strip_suffix(".running_mean").map(String::from);
-        let norms = graph.buffers().iter().filter_map(norm).collect();
         let program = Program::compile(&graph, device, settings.dtype, Some(settings.optimizer()?))?;
         let evaluator = Evaluator::new(&model, train.shape(), train.classes(), settings.batch, device, settings.dtype)?;
         let length = Length { epochs: settings.epochs, steps: loader.steps() };
         let sums = Sums::default();
         Ok((
-            Self { settings, splits, model, norms, loader, length, parameter_count, program, evaluator, step: 0, sums },
+            Self { settings, splits, model, loader, length, parameter_count, program, evaluator, step: 0, sums },
             state,
         ))
+    }
+
+    /// The network as a run trains it, with its loss.
+    fn graph(model: &Model, settings: &Settings, train: &Dataset) -> Result<Graph> {
+        let options = BuildOptions { loss: true, smoothing: settings.smoothing, grad_scale: 1.0 };
+        model.build(Mode::Train, settings.batch, train.shape(), train.classes(), options)
     }
 
     /// What decides the run.
@@ -194,18 +195,32 @@ impl<'a> Trainer<'a> {
         Ok(found)
     }
 
-    /// Where the last step's numbers stopped being finite, in words. Its update has spoiled all weights since, but the
-    /// running statistics are of its forward pass: the input of the first batch norm whose are not finite was not.
-    fn lost_in_step(&self, state: &StateDict) -> Option<String> {
-        let finite = |norm: &String| {
-            let sound =
-                |kind: &str| state.get(&format!("{norm}.{kind}")).is_some_and(|t| t.first_non_finite().is_none());
-            sound("running_mean") && sound("running_var")
-        };
-        match self.norms.iter().position(|norm| !finite(norm)) {
-            None => self.norms.last().map(|last| format!("{last} or one behind it")),
-            Some(0) => Some(format!("one before {}", self.norms[0])),
-            Some(i) => Some(format!("{} or one between it and {}", self.norms[i - 1], self.norms[i])),
+    /// The first layer whose output is not finite in the last step, which took `batch` and whose loss was not finite:
+    /// such a step leaves the weights as they were. `None` where none is on the CPU.
+    fn lost_in_step(&self, batch: &Batch) -> Result<Option<String>> {
+        fn run<T: Real>(
+            graph: &Graph,
+            state: &StateDict,
+            batch: &Batch,
+            trainer: &Trainer<'_>,
+        ) -> Result<Option<String>> {
+            let mut interpreter = Interpreter::<T>::new(graph, trainer.settings.dtype);
+            interpreter.load(state)?;
+            interpreter.set_input("input", &batch.input)?;
+            interpreter.set_labels(&batch.labels)?;
+            interpreter.set_gates(&trainer.program.gates()?)?;
+            interpreter.run_fast();
+            Ok(interpreter.first_non_finite())
+        }
+        let graph = Self::graph(&self.model, &self.settings, &self.splits.train)?;
+        let mut state = self.program.state()?;
+        // The step has moved the running statistics, which training does not read.
+        for buffer in graph.buffers() {
+            state.insert(buffer.name.clone(), HostTensor::f32(buffer.shape.clone(), vec![0.0; buffer.shape.len()]));
+        }
+        match self.settings.dtype {
+            DType::F64 => run::<f64>(&graph, &state, batch, self),
+            _ => run::<f32>(&graph, &state, batch, self),
         }
     }
 
@@ -261,16 +276,18 @@ impl<'a> Trainer<'a> {
         let mut time = Duration::ZERO;
         let mut start = Instant::now();
         let first = self.sums.steps;
-        let mut ready = self.feed(batches)?;
-        while ready {
+        let mut next = self.feed(batches)?;
+        while let Some(batch) = next {
             let rate = self.rate(self.step);
             self.program.set_learning_rate(rate)?;
             self.program.run()?;
-            ready = self.feed(batches)?;
+            next = self.feed(batches)?;
             let [loss, correct] = self.results()?;
             self.step += 1;
             if !loss.is_finite() {
-                let (what, layer) = (format!("the loss became {loss}"), self.lost_in_step(&self.program.state()?));
+                let what = format!("the loss became {loss}");
+                // The error is told without the layer where none can be found.
+                let layer = self.lost_in_step(&batch).ok().flatten();
                 return Err(Error::Diverged { what, step: self.step, learning_rate: rate, layer });
             }
             self.sums =
@@ -293,12 +310,12 @@ impl<'a> Trainer<'a> {
         Ok(time)
     }
 
-    /// Makes the next batch the input of the next step; false where there is none.
-    fn feed(&mut self, batches: &mut dyn FnMut() -> Option<Batch>) -> Result<bool> {
-        let Some(batch) = batches() else { return Ok(false) };
+    /// Makes the next batch the input of the next step, and returns it.
+    fn feed(&mut self, batches: &mut dyn FnMut() -> Option<Batch>) -> Result<Option<Batch>> {
+        let Some(batch) = batches() else { return Ok(None) };
         self.program.set_input("input", &batch.input)?;
         self.program.set_labels(&batch.labels)?;
-        Ok(true)
+        Ok(Some(batch))
     }
 
     /// Waits for the step: its loss, and how many of its images were recognised.

@@ -369,6 +369,41 @@ fn without_momentum_there_are_no_velocities() {
     }
 }
 
+/// A step whose loss is not finite changes no parameter and no velocity, and the first step is the first that is taken.
+#[test]
+fn a_step_whose_loss_is_not_finite_is_skipped() {
+    let graph = scaled(1.0);
+    let spec = Spec { momentum: 0.5, dampening: 0.5, nesterov: false, weight_decay: 0.0 };
+    for device in devices("skipped steps") {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let label = format!("{dtype} on {}", device.kind());
+            let after = |losses: &[f32]| {
+                let mut program = Program::compile(&graph, &device, dtype, Some(Sgd::new(spec).unwrap())).unwrap();
+                program.load(&state(&graph, 32)).unwrap();
+                program.set_learning_rate(0.5).unwrap();
+                program.set_labels(&LABELS).unwrap();
+                for factor in losses {
+                    let HostTensor { shape, data } = input(33);
+                    let mut data = HostTensor { shape: shape.clone(), data }.to_real::<f32>();
+                    data[0] *= factor;
+                    program.set_input("input", &HostTensor::f32(shape, data)).unwrap();
+                    program.run().unwrap();
+                    let loss = program.output("loss").unwrap();
+                    assert_eq!(loss.first_non_finite().is_none(), factor.is_finite(), "{label}");
+                }
+                let parameters: Vec<_> = graph.parameters().iter().map(|p| p.name.clone()).collect();
+                let mut state = program.state().unwrap();
+                state.retain(|name, _| parameters.contains(name));
+                (state, program.velocity().unwrap())
+            };
+            assert_eq!(after(&[f32::NAN, 1.0]), after(&[1.0]), "{label}: the first step");
+            assert_eq!(after(&[1.0, f32::INFINITY, f32::NAN, 1.0]), after(&[1.0, 1.0]), "{label}: a later one");
+            let (untouched, velocity) = after(&[f32::NAN]);
+            assert!(velocity.is_empty() && untouched.values().all(|t| t.first_non_finite().is_none()), "{label}");
+        }
+    }
+}
+
 #[test]
 fn losses_that_cannot_be_are_refused_by_name() {
     let refused = |smoothing, grad_scale| {

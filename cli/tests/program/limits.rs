@@ -125,6 +125,28 @@ fn a_limit_on_memory_ends_in_one_line() {
     assert!(failures > 0, "nothing lacked memory");
 }
 
+/// A run for which memory suffices, but not for its plots, is a good run.
+#[test]
+fn too_little_memory_for_a_plot_is_a_warning() {
+    let folder = folder();
+    let mut warned = Vec::new();
+    for mib in (20..=120).step_by(4) {
+        let train = format!("train --model resnet8_cifar --epochs 1 --device cpu --out out{mib}");
+        let output = with_memory(folder.path(), mib << 10, &train);
+        // Below the first limits the system does not load the program.
+        if output.status.success() {
+            let said = String::from_utf8(output.stderr).unwrap();
+            warned.push(said.contains("the curves are not drawn: out of memory: a plot needs"));
+            assert!(folder.path().join(format!("out{mib}/checkpoint.safetensors")).exists());
+        }
+    }
+    // Those with the least memory and no others.
+    assert!(
+        warned.contains(&true) && warned.is_sorted_by(|a, b| a >= b) && warned.last() == Some(&false),
+        "{warned:?}"
+    );
+}
+
 /// The program as a user of its own who may have `threads` threads, or `None` where that cannot be arranged.
 fn with_threads(folder: &Path, threads: usize, user: u32, arguments: &str) -> Option<Output> {
     let mut command = Command::new("prlimit");

@@ -25,6 +25,7 @@ struct Check {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Decide {
     flags: u64,
+    loss: u64,
     state: u64,
     flag_count: u32,
     interval: u32,
@@ -44,6 +45,8 @@ pub struct Buffers<'a> {
     pub grad: &'a View,
     /// [`flags`] numbers of 4 bytes, written and read in each run.
     pub flags: &'a View,
+    /// The f32 loss: where it is not finite the step is skipped. `None` lets the gradients alone decide.
+    pub loss: Option<&'a View>,
     /// [`STATE`] f32 numbers that live on between runs, as [`State::to_memory`](super::State::to_memory) lays them out.
     pub state: &'a View,
     /// Gradients; a multiple of 4.
@@ -60,12 +63,13 @@ pub fn flags(len: usize) -> usize {
 /// # Panics
 /// If a buffer is too small, `len` is 0 or no multiple of 4, or the gradients are not aligned to 16 bytes.
 pub fn launches(buffers: &Buffers<'_>) -> [Launch; 2] {
-    let Buffers { grad, flags: flags_view, state, len } = *buffers;
+    let Buffers { grad, flags: flags_view, loss, state, len } = *buffers;
     let blocks = flags(len);
     assert!(len > 0 && len.is_multiple_of(PER_THREAD), "loss scale: {len} gradients, expected a multiple of 4");
     assert!(grad.bytes() >= 4 * len && grad.address().is_multiple_of(16), "loss scale: less than {len} gradients");
     assert!(flags_view.bytes() >= 4 * blocks, "loss scale: less than {blocks} flags");
     assert!(state.bytes() >= 4 * STATE, "loss scale: a state of less than {STATE} numbers");
+    assert!(loss.is_none_or(|v| v.bytes() >= 4), "loss scale: a loss of less than 4 bytes");
     let params = Check { grad: grad.address(), flags: flags_view.address(), len: len as i64 };
     let read = 4 * len as u64;
     let written = 4 * blocks as u64;
@@ -76,6 +80,7 @@ pub fn launches(buffers: &Buffers<'_>) -> [Launch; 2] {
 
     let params = Decide {
         flags: flags_view.address(),
+        loss: loss.map_or(0, View::address),
         state: state.address(),
         flag_count: blocks as u32,
         interval: INTERVAL,
@@ -83,9 +88,10 @@ pub fn launches(buffers: &Buffers<'_>) -> [Launch; 2] {
         unused: 0,
     };
     let bytes = 4 * STATE as u64;
-    let cost = Cost { flops: 0, bytes_read: written + bytes, bytes_written: bytes };
-    let views = vec![flags_view.clone(), state.clone()];
-    // SAFETY: the flags of all blocks and the whole state, as asserted above.
+    let cost = Cost { flops: 0, bytes_read: written + bytes + 4 * u64::from(loss.is_some()), bytes_written: bytes };
+    let mut views = vec![flags_view.clone(), state.clone()];
+    views.extend(loss.cloned());
+    // SAFETY: the flags of all blocks, the whole state and the loss, if any, as asserted above.
     let decide = unsafe { Launch::new(&DECIDE, [1, 1, 1], &params, cost, views) };
     [check, decide]
 }

@@ -3,7 +3,7 @@
 //! The rule and its constants are those of `torch.amp.GradScaler`. After each backward pass:
 //!
 //! ```text
-//! a gradient is infinite or no number: the step is skipped, scale = max(scale / 2, 1), good = 0
+//! a gradient or the loss is infinite or no number: the step is skipped, scale = max(scale / 2, 1), good = 0
 //! else:                                the step is taken,   good = good + 1;
 //!                                      good = 2,000: scale = 2 scale where that is finite, good = 0
 //! ```
@@ -102,7 +102,7 @@ impl State {
         [scale, f64::from(good_steps), flag(self.fresh), self.used, flag(self.skip), flag(self.first)]
     }
 
-    /// After a run whose gradients are all finite, or not.
+    /// After a run whose loss and gradients are all finite, or not.
     pub fn decide(self, finite: bool) -> Self {
         let LossScale { scale, good_steps } = self.next;
         let decided = Self { used: scale, skip: !finite, first: self.fresh, ..self };

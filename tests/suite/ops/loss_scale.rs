@@ -23,10 +23,16 @@ fn values(view: &View) -> residuum::Result<Vec<f64>> {
 
 /// The state after a run with gradients `grad`.
 fn decide(machine: &Machine, grad: &[f64], state: State) -> residuum::Result<State> {
+    decide_after(None, machine, grad, state)
+}
+
+/// The state after a run with a loss and gradients `grad`.
+fn decide_after(loss: Option<f64>, machine: &Machine, grad: &[f64], state: State) -> residuum::Result<State> {
     let (grad_view, state) = (view(machine, grad)?, view(machine, &state.to_memory())?);
     // Whatever the flags held before counts for nothing.
     let flags = view(machine, &vec![1.0; flags(grad.len())])?;
-    let buffers = Buffers { grad: &grad_view, flags: &flags, state: &state, len: grad.len() };
+    let loss = loss.map(|loss| view(machine, &[loss])).transpose()?;
+    let buffers = Buffers { grad: &grad_view, flags: &flags, loss: loss.as_ref(), state: &state, len: grad.len() };
     launches(&buffers).iter().try_for_each(|launch| machine.backend.launch(launch))?;
     machine.backend.synchronize()?;
     let state = values(&state)?;
@@ -70,6 +76,17 @@ fn one_bad_gradient_among_many_skips_the_step() {
                     assert!(decide(machine, &wrong, with(8.0, 5)).unwrap().skip, "{bad} at {place} of {len}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_skips_the_step() {
+    let (grad, start) = ([1.0, 2.0, -3.0, 0.0], with(8.0, 5));
+    for machine in machines(Sweep::Schedules).filter(|m| !m.label.contains("replayed")) {
+        for loss in [0.5, f64::from(f32::MAX), f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let found = decide_after(Some(loss), machine, &grad, start).unwrap();
+            assert_eq!(found, start.decide(loss.is_finite()), "{}, {loss}", machine.label);
         }
     }
 }
@@ -130,6 +147,7 @@ fn step(machine: &Machine, scale: State, lr_and_first: [f64; 2]) -> residuum::Re
         shadow: Some(&shadow),
         control: &control,
         loss_scale: Some(&state),
+        loss: None,
         grad_scale: 2.0,
         len: LEN,
         decay_end: LEN,

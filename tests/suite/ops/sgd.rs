@@ -27,6 +27,11 @@ struct End {
 }
 
 fn run(start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> {
+    run_after(None, start, dtype, machine)
+}
+
+/// The step behind a loss.
+fn run_after(loss: Option<f64>, start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> {
     let backend = &*machine.backend;
     let len = start.param.len();
     let upload = |values: &[f64]| -> residuum::Result<View> {
@@ -42,6 +47,7 @@ fn run(start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> 
     // At the first step the velocity has not been written.
     let velocity = if start.state.first { upload(&vec![f64::NAN; len])? } else { upload(&start.velocity)? };
     let control = upload(&[start.state.lr, f64::from(u8::from(start.state.first))])?;
+    let loss = loss.map(|loss| upload(&[loss])).transpose()?;
     let shadow = match dtype {
         DType::F32 => None,
         _ => Some(View::whole(backend.allocate(len * dtype.bytes())?)),
@@ -53,6 +59,7 @@ fn run(start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> 
         shadow: shadow.as_ref(),
         control: &control,
         loss_scale: None,
+        loss: loss.as_ref(),
         grad_scale: start.state.grad_scale,
         len,
         decay_end: start.decay_end,
@@ -207,6 +214,25 @@ fn what_has_no_weight_is_not_read() {
     for machine in machines(Sweep::Quick) {
         let end = run(&start, DType::F32, machine).unwrap();
         assert_eq!((end.param, end.velocity), (after.clone(), vec![1.0; len]), "{}", machine.label);
+    }
+}
+
+/// A loss that is not finite skips the step; any other changes nothing.
+#[test]
+fn a_loss_that_is_not_finite_skips_the_step() {
+    let draw = |r: &mut Random| r.integers(12, 1, 64);
+    for machine in machines(Sweep::Quick) {
+        for dtype in DTYPES {
+            let start = start(SPECS[1], [12, 8], false, draw);
+            let plain = run(&start, dtype, machine).unwrap();
+            for loss in [0.0, -1.0, f64::from(f32::MAX)] {
+                assert!(run_after(Some(loss), &start, dtype, machine).unwrap() == plain, "{}, {loss}", machine.label);
+            }
+            for loss in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                let end = run_after(Some(loss), &start, dtype, machine).unwrap();
+                assert!(end.param == start.param && end.velocity == start.velocity, "{}, {loss}", machine.label);
+            }
+        }
     }
 }
 

@@ -174,12 +174,13 @@ fn an_optimizer_step_costs_what_it_touches() {
     let sgd = sgd::Sgd::new(spec).unwrap();
     let len = 5000;
     let flat = |elem| bind(&*backend, &TensorType { shape: [len].into(), elem }, DType::BF16, Write::Overwrite).view;
-    let [param, grad, velocity, shadow, control] =
-        [Elem::Stat, Elem::Stat, Elem::Stat, Elem::Real, Elem::Stat].map(flat);
+    let [param, grad, velocity, shadow, control, loss] =
+        [Elem::Stat, Elem::Stat, Elem::Stat, Elem::Real, Elem::Stat, Elem::Stat].map(flat);
     let mut wrong = Vec::new();
-    for shadow in [None, Some(&shadow)] {
+    for (shadow, loss) in [(None, None), (Some(&shadow), None), (None, Some(&loss))] {
         let buffers = sgd::Buffers {
             loss_scale: None,
+            loss,
             grad_scale: 1.0,
             param: &param,
             grad: &grad,
