@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use residuum::device::{threads, Backend, Device, Target, View};
+use residuum::device::{threads, Backend, Device, ExitWhereMemoryEnds, Target, View};
 use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass};
 use residuum::ops::{Arg, HostIo, HostMut, HostOp, HostRef, Io, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
@@ -159,8 +159,10 @@ fn magnitude(node: &Node, result: &TensorType, dtype: DType) -> Result<i64, Stri
 fn room<'a>(types: impl Iterator<Item = &'a TensorType>) -> Result<(), String> {
     let bytes =
         types.map(|ty| 16.0 * ty.shape.dims().iter().map(|&extent| extent as f64).product::<f64>()).sum::<f64>();
-    let reserved = Vec::<u8>::new().try_reserve_exact(bytes as usize);
-    reserved.map_err(|_| format!("no memory for {bytes} bytes of tensors"))
+    match ExitWhereMemoryEnds::has_room(bytes as usize) {
+        true => Ok(()),
+        false => Err(format!("no memory for {bytes} bytes of tensors")),
+    }
 }
 
 /// Whole numbers of -magnitude..=magnitude, different for every input.

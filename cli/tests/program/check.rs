@@ -103,4 +103,16 @@ fn a_problem_beyond_all_memory_fails_by_name() {
     let lines = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{lines}");
     assert!(lines.starts_with("huge fwd f32: ") && lines.ends_with("\n1 passed, 1 failed\n"), "{lines}");
+
+    // One that the library takes and the host has no memory for.
+    #[cfg(target_os = "linux")]
+    {
+        let large = "large\t1\t64\t64\t3000\t3000\t3000\t3000\t1\t1\t1\t1\t0\t0\t1\t1\t36864000000";
+        fs::write(folder.path().join("p.tsv"), format!("{HEADER}\n{large}\n{}\n", SOUND[1])).unwrap();
+        let output = crate::limits::with_memory(folder.path(), 4 << 20, "check conv2d --problems p.tsv --pass fwd");
+        let lines = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{lines}");
+        let refused = lines.starts_with("large fwd f32: no memory for ");
+        assert!(refused && lines.ends_with("\n1 passed, 1 failed\n"), "{lines}");
+    }
 }

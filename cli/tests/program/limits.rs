@@ -73,7 +73,7 @@ fn outcome(what: &str, command: &mut Command) -> Output {
 }
 
 /// The program in `folder` with at most `kib` KiB of address space.
-fn with_memory(folder: &Path, kib: usize, arguments: &str) -> Output {
+pub fn with_memory(folder: &Path, kib: usize, arguments: &str) -> Output {
     let mut command = Command::new("sh");
     command.current_dir(folder).env("RUST_BACKTRACE", "1");
     command.args(["-c", &format!("ulimit -v {kib} && exec \"$0\" \"$@\"")]);
