@@ -33,6 +33,27 @@ pub fn end(mut child: Child) -> Output {
     child.wait_with_output().unwrap()
 }
 
+#[cfg(unix)]
+fn send(signal: &str, child: &Child) {
+    let sent = std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success(), "{signal}");
+}
+
+/// Stops `child` where a file in `out` is half written.
+#[cfg(unix)]
+fn stop_in_a_write(child: &Child, out: &Path) {
+    let start = Instant::now();
+    loop {
+        send("STOP", child);
+        if names(out).iter().any(|name| name.ends_with(".tmp")) {
+            return;
+        }
+        send("CONT", child);
+        assert!(start.elapsed() < Duration::from_secs(60), "it never writes");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -135,19 +156,24 @@ fn a_resume_whose_checkpoint_is_gone_deletes_nothing() {
 }
 
 /// A folder that is moved away, with another run in its place: each run's lines stay its own.
+#[cfg(unix)]
 #[test]
 fn a_run_whose_folder_is_another_runs_ends() {
     let folder = folder();
     let train = "train --model resnet8_cifar --epochs 100000 --batch 512 --device cpu --out out";
     let first = start(folder.path(), train);
-    let metrics = folder.path().join("out/metrics.jsonl");
-    while !metrics.exists() {
+    // The last file of an epoch: the next write is some steps away.
+    let checkpoint = folder.path().join("out/checkpoint.safetensors");
+    while !checkpoint.exists() {
         std::thread::sleep(Duration::from_millis(1));
     }
+    // It must not end by itself before the other run has put a folder there.
+    send("STOP", &first);
     fs::rename(folder.path().join("out"), folder.path().join("moved")).unwrap();
     let second = "train --model resnet8_cifar --epochs 2 --batch 512 --device cpu --out out";
     let said = good(folder.path(), second);
     assert!(said.starts_with("test accuracy "));
+    send("CONT", &first);
     let ended = cause(train, &end(first), 1);
     // Where it was moved between the look and the write, the write finds nothing.
     assert!(ended.starts_with("out: no longer this run's folder") || ended.contains("No such file"), "{ended}");
@@ -302,16 +328,17 @@ fn an_interrupted_run_leaves_whole_files_only() {
     let rounds = 8;
     for round in 0..rounds {
         let child = start(folder.path(), &format!("{train} --resume"));
-        // From before its first line to well into its steps: some moments are inside a write.
+        // From before its first line to well into its steps, then inside a write.
         std::thread::sleep(Duration::from_millis(37 * round + round % 3));
         if round > 2 {
             while !out.join("metrics.jsonl").exists() {
                 std::thread::sleep(Duration::from_millis(1));
             }
+            stop_in_a_write(&child, &out);
         }
         let signal = ["INT", "TERM"][round as usize % 2];
-        let killed = std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
-        assert!(killed.success());
+        send(signal, &child);
+        send("CONT", &child);
         let output = end(child);
         assert!(!output.status.success());
         let left = if out.exists() { names(&out) } else { Vec::new() };
