@@ -6,7 +6,8 @@ use residuum::tensor::DType;
 
 use crate::bounds::{self, Channel};
 use crate::cases::batch_norm::{EXACT_SHAPES, SHAPES};
-use crate::harness::{check, check_refused, Case, Compare, Data, Judged, Random, Sweep, DTYPES};
+use crate::harness::{check, check_refused, reference, Case, Compare, Data, Judged, Random, Sweep, DTYPES};
+use crate::host::outputs;
 
 const ANY: f64 = f64::INFINITY;
 
@@ -110,6 +111,18 @@ fn backward_exact() {
             check(&Case::exact(name, op(shape, 1e-5, 0.1, Pass::Bwd { relu }), inputs).sliced(), Sweep::Schedules);
         }
     }
+}
+
+/// As torch: dy passes a ReLU that left NaN.
+#[test]
+fn a_nan_does_not_close_the_relu() {
+    let op = op([1, 1, 4, 1], 1e-5, 0.1, Pass::Bwd { relu: true });
+    let (dy, y) = (vec![1.0, 2.0, 4.0, 8.0], vec![f64::NAN, 1.0, 0.0, -1.0]);
+    let inputs = [dy, vec![1.0, -1.0, 0.0, 0.0], vec![1.0], vec![0.0], vec![1.0], y].map(Data::Real).to_vec();
+    let dbeta = Data::Real(vec![3.0]);
+    assert_eq!(reference(&op, &inputs, &[])[2], dbeta);
+    assert_eq!(outputs::<f32>(&op, &inputs, &[])[2], dbeta);
+    check(&Case::exact("batch_norm bwd of NaN", op, inputs), Sweep::Schedules);
 }
 
 pub fn channels_of(x: &[f64], channels: usize) -> Vec<Channel> {
