@@ -8,7 +8,7 @@ use super::batch_norm::powers;
 use crate::bounds;
 use crate::cases::batch_norm::SHAPES;
 use crate::cases::norm::EPILOGUES;
-use crate::harness::{check, check_refused, Case, Compare, Data, Judged, Launcher, Random, Sweep, DTYPES};
+use crate::harness::{check, check_refused, reference, Case, Compare, Data, Judged, Launcher, Random, Sweep, DTYPES};
 
 fn node(x: [usize; 4], epilogue: Epilogue) -> Node {
     Node { bn: BatchNorm::new(Spec { x, eps: 1e-5, momentum: 0.1 }).unwrap(), pass: Pass::Gradient(epilogue) }
@@ -61,6 +61,20 @@ fn exact() {
         for &epilogue in EPILOGUES {
             check(&exact_case(shape, epilogue), Sweep::Schedules);
         }
+    }
+}
+
+/// As torch: dz passes a ReLU that left NaN.
+#[test]
+fn a_nan_does_not_close_the_relu() {
+    for &epilogue in EPILOGUES.iter().filter(|e| matches!(e, Epilogue::Affine { .. })) {
+        let y = vec![f64::NAN, 1.0, 0.0, -1.0];
+        let inputs = [vec![1.0, 2.0, 4.0, 8.0], y, vec![1.0], vec![0.0], vec![0.0]].map(Data::Real).to_vec();
+        let op = Op::Norm(node([1, 1, 4, 1], epilogue));
+        let Data::Real(g) = &reference(&op, &inputs, &[])[0] else { panic!("numbers") };
+        assert_eq!(g[..2], [1.0, 2.0], "{epilogue:?}");
+        let name = format!("norm gradient of NaN {epilogue:?}");
+        check(&Case::exact(name, op, inputs).taking_in(), Sweep::Schedules);
     }
 }
 
