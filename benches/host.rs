@@ -7,7 +7,8 @@ mod bound;
 
 use bound::Bound;
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
-use residuum::ops::{add, batch_norm, conv2d, cross_entropy, linear, pool, relu, sgd, shortcut, Op};
+use residuum::control::sgd;
+use residuum::ops::{batch_norm, conv2d, cross_entropy, linear, pool, relu, shortcut, sum, Op};
 
 const BATCH: usize = 64;
 const STAGES: [(usize, usize); 3] = [(8, 16), (4, 32), (2, 64)];
@@ -30,13 +31,14 @@ fn conv(h: usize, c: usize, k: usize, stride: usize) -> conv2d::Conv2d {
 
 fn conv_passes(conv: conv2d::Conv2d) -> [Op; 3] {
     use conv2d::Pass;
-    [Pass::Fwd(Default::default()), Pass::BwdX, Pass::BwdW].map(|pass| Op::Conv2d(conv2d::Node { conv, pass }))
+    [Pass::fwd(false), Pass::BwdX(Default::default()), Pass::BwdW(Default::default())]
+        .map(|pass| Op::Conv2d(conv2d::Node { conv, pass }))
 }
 
 fn batch_norm_passes(x: [usize; 4]) -> [Op; 2] {
     let bn = batch_norm::BatchNorm::new(batch_norm::Spec { x, eps: 1e-5, momentum: 0.1 }).expect("a batch norm");
     let train = bn.train(true).expect("a training pass");
-    [Op::BatchNorm(train), Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Bwd { relu: true } })]
+    [Op::BatchNorm(train), Op::BatchNorm(bn.bwd(true))]
 }
 
 /// Every op of a training step.
@@ -57,7 +59,7 @@ fn network() -> Vec<Op> {
             layer(size, width, width, 1);
             let x = [BATCH, size, size, width];
             let relu = |pass| Op::Relu(relu::Node { shape: x.into(), pass });
-            rest.extend([Op::Add(add::Node { shape: x.into(), relu: false }), relu(relu::Pass::Fwd)]);
+            rest.extend([Op::Sum(sum::Node::of(x)), relu(relu::Pass::Fwd)]);
             rest.push(relu(relu::Pass::Bwd));
             if block == 0 && c != width {
                 let spec = shortcut::Spec { x: [BATCH, h, h, c], k: width, stride: 2, lead: 0 };
@@ -87,12 +89,11 @@ fn head() -> Vec<Op> {
         Op::Pool(pool.fwd()),
         Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd }),
         Op::CrossEntropy(loss.fwd()),
-        Op::CrossEntropy(cross_entropy::Node { loss, pass: cross_entropy::Pass::Bwd }),
+        Op::CrossEntropy(cross_entropy::Node { loss, pass: cross_entropy::Pass::Bwd(Default::default()) }),
     ];
     use linear::Pass;
-    for pass in [Pass::Fwd { bias: true }, Pass::BwdX, Pass::BwdW, Pass::BwdBias] {
-        ops.push(Op::Linear(linear::Node { linear, pass }));
-    }
+    ops.push(Op::Linear(linear.fwd(true)));
+    ops.extend([Pass::BwdX, Pass::BwdW, Pass::BwdBias].map(|pass| Op::Linear(linear::Node { linear, pass })));
     ops
 }
 

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use residuum::device::sim::{Arithmetic, Copies, Schedule, SimOptions};
 use residuum::device::{Backend, Device, Launch, Target, View};
-use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass, Spec};
+use residuum::ops::conv2d::{BwdW, BwdX, Conv2d, Node, Pass, Spec};
 use residuum::ops::{Arg, Io, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
@@ -45,7 +45,8 @@ fn convolutions(c: &mut Criterion) {
     let conv = Conv2d::new(spec).expect("a convolution");
     let mut group = c.benchmark_group("simulator");
     group.sample_size(10).throughput(Throughput::Elements(conv.macs()));
-    let passes = [("fwd", Pass::Fwd(Epilogue::default())), ("bwd_x", Pass::BwdX), ("bwd_w", Pass::BwdW)];
+    let passes =
+        [("fwd", Pass::fwd(false)), ("bwd_x", Pass::BwdX(BwdX::default())), ("bwd_w", Pass::BwdW(BwdW::default()))];
     let fast = SimOptions::default();
     let ways = [
         ("exact", fast),

@@ -2,11 +2,11 @@
 //!
 //! `cargo run --release --example 03_own_network`
 
+use residuum::control::sgd::{Sgd, Spec};
 use residuum::device::Device;
 use residuum::graph::{Builder, ConvOptions, LossOptions, Mode, Program};
 use residuum::models::init;
 use residuum::ops::pool::{Kind, Window};
-use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostTensor};
 
 fn main() -> residuum::Result<()> {

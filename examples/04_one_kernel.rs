@@ -6,7 +6,8 @@
 
 use residuum::device::sim::SimOptions;
 use residuum::device::{Device, Target, View};
-use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass, Spec};
+use residuum::ops::conv2d::{Conv2d, Fwd, Node, Pass, Spec};
+use residuum::ops::store::Epilogue;
 use residuum::ops::{Arg, Io, Operator, Write};
 use residuum::tensor::{DType, TensorType};
 
@@ -29,7 +30,10 @@ fn main() -> residuum::Result<()> {
         dilation: [1, 1],
         groups: 1,
     })?;
-    let op = Node { conv, pass: Pass::Fwd(Epilogue { relu: true, ..Default::default() }) };
+    let op = Node {
+        conv,
+        pass: Pass::Fwd(Fwd { epilogue: Epilogue { relu: true, ..Epilogue::default() }, ..Fwd::default() }),
+    };
     let target = Target { arch: backend.arch(), dtype: DType::F32 };
 
     let tensor = |ty: &TensorType, value: f32| -> residuum::Result<Arg> {

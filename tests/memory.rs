@@ -9,11 +9,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use residuum::control::sgd::{Sgd, Spec};
 use residuum::device::{Arch, Backend, Device, Launch, Memory};
 use residuum::graph::{Builder, ConvOptions, Graph, LossOptions, Mode, Program};
 use residuum::models::init::{initialise, Scheme};
 use residuum::ops::pool::{Kind, Window};
-use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostTensor, StateDict};
 use residuum::{Error, Result};
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use residuum::control::sgd;
 use residuum::device::{Arch, Backend, Device, Launch, Memory};
 use residuum::graph::{Mode, Program};
 use residuum::models::{self, BuildOptions};
-use residuum::ops::sgd;
 use residuum::tensor::philox::Philox;
 use residuum::tensor::{DType, HostTensor};
 use residuum::train::grad_scale;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use residuum::device::{threads, Backend, Device, ExitWhereMemoryEnds, Target, View};
-use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass};
+use residuum::ops::conv2d::{BwdW, BwdX, Conv2d, Node, Pass};
 use residuum::ops::{Arg, HostIo, HostMut, HostOp, HostRef, Io, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
@@ -62,7 +62,8 @@ enum Passes {
 
 impl Passes {
     fn list(self) -> Vec<Pass> {
-        let all = [(Self::Fwd, Pass::Fwd(Epilogue::default())), (Self::BwdX, Pass::BwdX), (Self::BwdW, Pass::BwdW)];
+        let [bwd_x, bwd_w] = [Pass::BwdX(BwdX::default()), Pass::BwdW(BwdW::default())];
+        let all = [(Self::Fwd, Pass::fwd(false)), (Self::BwdX, bwd_x), (Self::BwdW, bwd_w)];
         all.into_iter().filter(|(name, _)| self == Self::All || self == *name).map(|(_, pass)| pass).collect()
     }
 }
@@ -115,9 +116,10 @@ fn read(args: &Args) -> Result<Vec<Problem>, Failure> {
 fn pass_name(pass: Pass) -> &'static str {
     match pass {
         Pass::Fwd(_) => "fwd",
-        Pass::BwdX => "bwd_x",
-        Pass::BwdW => "bwd_w",
-        Pass::BwdBias => "bwd_bias",
+        Pass::BwdX(_) => "bwd_x",
+        Pass::BwdW(_) => "bwd_w",
+        Pass::Bwd(_) => "bwd",
+        Pass::BwdBias(_) => "bwd_bias",
     }
 }
 

@@ -4,7 +4,7 @@
 // stage, with cp.async where VECTOR (16-byte accesses: channels of a group, pixel strides and addresses are multiples of
 // it), else element by element. What lies outside its tensor becomes zero.
 //
-// Activations come from a Source: AsItIs, or one of norm_conv/sources.cuh that is computed from what is in memory. Such a
+// Activations come from a Source: AsItIs, or one of fused/sources.cuh that is computed from what is in memory. Such a
 // source is PENDING: the copies of a stage are not the operand yet, and finish(), once this thread's have arrived, makes
 // them so: of the raw() chunks, those of all its tensors, and the numbers() of their channels, with a ReLU where it
 // `activates`, a constant of some sources and a flag of the launch in others. Element by element a source is computed as

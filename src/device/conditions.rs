@@ -1,14 +1,14 @@
 //! The launch that tells the conditional nodes of a CUDA graph which gates are open.
 //!
 //! What a graph skips by such nodes is the device's affair, so the launch is made here and not by an op; its kernel is
-//! among those of `ops::gate`.
+//! among those of `control::gate`.
 
 use super::{Cost, Kernel, Launch, View};
 
 /// Gates of one launch at most: a kernel's parameters take 4 KiB.
 const MOST: usize = 128;
 
-/// `Conditions` of kernels/gate/conditions.cu.
+/// `Conditions` of kernels/control/conditions.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Conditions {

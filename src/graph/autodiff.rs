@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Graph, Origin, ValueId};
-use crate::ops::{add, join, Gradient, Op, Source};
+use crate::ops::{Gradient, Source};
 use crate::tensor::Elem;
 use crate::{Error, Result};
 
@@ -112,19 +112,15 @@ impl Graph {
             let why = "something outside of them must read it too: the shortcut";
             return Err(Error::unsupported("a value that branches alone read, which may be dropped", why));
         };
-        let shape = self.ty(first.grad).shape.clone();
         if !(more.is_empty() && dropped.is_empty()) && self.ty(first.grad).elem != Elem::Real {
             return Err(Error::unsupported("a statistic used twice", "give each use its own"));
         }
         let mut sum = first.grad;
         for part in more {
-            let op = Op::Add(add::Node { shape: shape.clone(), relu: false });
-            sum = self.add_gated(op, vec![sum, part.grad], &[], own)[0];
+            sum = self.add_sum(sum, part.grad, None, own);
         }
         for part in dropped {
-            let op = Op::Join(join::Node { shape: shape.clone(), keep: join::Keep::Gated, relu: false });
-            let inputs = [sum, part.grad].into_iter().chain(part.gate).collect();
-            sum = self.add_gated(op, inputs, &[], own)[0];
+            sum = self.add_sum(sum, part.grad, part.gate, own);
         }
         backward.parts.insert(value, vec![Part { grad: sum, gate: own }]);
         Ok(Some(sum))

@@ -1,14 +1,14 @@
 //! Stochastic depth: residual branches that a run may skip, forward and backward.
 //!
 //! The nodes of a branch carry its gate, their gradients' nodes too. Where it is closed a run skips them all: their
-//! values are not computed, and nothing reads them. What stands outside sees a branch only through [`Op::Join`], or what
-//! fusion makes of it, which leave a closed one out, and what a branch adds to a gradient outside comes after what is
+//! values are not computed, and nothing reads them. What stands outside sees a branch only through [`Op::Sum`], which
+//! leaves a closed one out, and what a branch adds to a gradient outside comes after what is
 //! there without it.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::{Builder, Graph, Mode, Node, Origin, ValueId};
-use crate::ops::{join, Behind, Op, Write};
+use crate::ops::{sum, Behind, Call, Op, Write};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -69,10 +69,10 @@ impl Builder {
         if shape != other {
             return Err(Error::Shape { what: "join".into(), expected: shape, found: other });
         }
-        let mut inputs = vec![shortcut, branch.value];
-        inputs.extend(branch.gate);
-        let keep = if branch.gate.is_some() { join::Keep::Gated } else { join::Keep::Scaled(branch.survival) };
-        Ok(self.node(Op::Join(join::Node { shape, keep, relu: false }), inputs, &[])[0])
+        let share = if branch.gate.is_some() { 1.0 } else { branch.survival };
+        let call = sum::Fwd { a: shortcut.into(), b: branch.value.into(), gate: branch.gate, y: None, signs: None };
+        let op = Op::Sum(sum::Node { form: call.form(), share, ..sum::Node::of(shape) });
+        Ok(self.graph.add(op, call, self.gate).y)
     }
 }
 
@@ -217,9 +217,10 @@ mod tests {
     use super::*;
     use crate::graph::fuse::{fuse, Runner};
     use crate::graph::{ConvOptions, LossOptions};
-    use crate::ops::norm::{self, Epilogue};
-    use crate::ops::norm_conv::{self, Pass};
+    use crate::ops::conv2d::{self, Bwd, Pass};
+    use crate::ops::norm;
     use crate::ops::pool::{Kind, Window};
+    use crate::ops::store::Mask;
 
     /// Two blocks that may be dropped, as kernels run them.
     fn fused() -> Graph {
@@ -260,18 +261,17 @@ mod tests {
     fn what_is_read_of_a_branch_is_behind_its_gate() {
         assert!(fused().check_gates().is_ok());
         let of_end = |node: &mut Node| match &mut node.op {
-            Op::BlockEnd(end) => std::mem::take(&mut end.gated),
+            Op::Sum(end) => end.form.gate.take().is_some(),
             _ => false,
         };
         assert!(changed(of_end).check_gates().is_err(), "the end of a block");
-        let of_epilogue = |node: &mut Node| match &mut node.op {
-            Op::NormConv(norm_conv::Node {
-                pass: Pass::Bwd { epilogue: Some(Epilogue::Signs { gated, .. }), .. },
-                ..
-            }) => std::mem::take(gated),
+        let of_mask = |node: &mut Node| match &mut node.op {
+            Op::Conv2d(conv2d::Node { pass: Pass::Bwd(Bwd { mask: Some(Mask::Signs { gate, .. }), .. }), .. }) => {
+                std::mem::take(gate).is_some()
+            }
             _ => false,
         };
-        assert!(changed(of_epilogue).check_gates().is_err(), "the epilogue of a gradient");
+        assert!(changed(of_mask).check_gates().is_err(), "the mask of a gradient");
     }
 
     #[test]

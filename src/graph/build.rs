@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use super::{Buffer, Graph, Mode, Origin, Parameter, ParameterKind, ValueId};
-use crate::ops::{add, batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, shortcut, Op};
+use crate::ops::conv2d::Fwd;
+use crate::ops::store::Epilogue;
+use crate::ops::{batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, shortcut, Op};
 use crate::tensor::{Shape, TensorType};
 use crate::{Error, Result};
 
@@ -108,12 +110,14 @@ impl Builder {
             ParameterKind::ConvWeight,
             TensorType::real([k, r, s, cg]),
         )?;
-        let mut inputs = vec![x, weight];
-        if bias {
-            inputs.push(self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)?);
-        }
-        let epilogue = conv2d::Epilogue { shift: bias, ..Default::default() };
-        Ok(self.node(Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(epilogue) }), inputs, &[])[0])
+        let shift = match bias {
+            true => Some(self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)?),
+            false => None,
+        };
+        let epilogue = Epilogue { shift, ..Epilogue::default() };
+        let call = Fwd { x: x.into(), w: weight, epilogue, y: None, moments: None, end: None };
+        let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::fwd(bias) });
+        Ok(self.graph.add(op, call, self.gate).y)
     }
 
     /// A batch norm (momentum 0.1) with the parameters `{name}.weight`, `{name}.bias` and the buffers
@@ -125,16 +129,19 @@ impl Builder {
         let c = shape[3];
         let gamma = self.per_channel(format!("{name}.weight"), c, ParameterKind::BatchNormWeight)?;
         let beta = self.per_channel(format!("{name}.bias"), c, ParameterKind::BatchNormBias)?;
-        let mean = self.buffer(format!("{name}.running_mean"), c)?;
-        let var = self.buffer(format!("{name}.running_var"), c)?;
+        let running_mean = self.buffer(format!("{name}.running_mean"), c)?;
+        let running_var = self.buffer(format!("{name}.running_var"), c)?;
         Ok(match self.graph.mode {
             Mode::Train => {
                 let node = bn.train(false).map_err(|e| within(name, e))?;
-                self.node(Op::BatchNorm(node), vec![x, gamma, beta], &[mean, var])[0]
+                let (running_mean, running_var) = (Some(running_mean), Some(running_var));
+                let (y, mean, invstd) = (None, None, None);
+                let call = batch_norm::Train { x, gamma, beta, y, mean, invstd, running_mean, running_var };
+                self.graph.add(Op::BatchNorm(node), call, self.gate).y
             }
             Mode::Infer => {
-                let node = batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu: false } };
-                self.node(Op::BatchNorm(node), vec![x, gamma, beta, mean, var], &[])[0]
+                let call = batch_norm::Infer { x, gamma, beta, running_mean, running_var, y: None };
+                self.graph.add(Op::BatchNorm(bn.infer(false)), call, self.gate).y
             }
         })
     }
@@ -142,7 +149,8 @@ impl Builder {
     /// `max(x, 0)`.
     pub fn relu(&mut self, x: ValueId) -> Result<ValueId> {
         let shape = self.graph.ty(x).shape.clone();
-        Ok(self.node(Op::Relu(relu::Node { shape, pass: relu::Pass::Fwd }), vec![x], &[])[0])
+        let op = Op::Relu(relu::Node { shape, pass: relu::Pass::Fwd });
+        Ok(self.graph.add(op, relu::Fwd { x, y: None }, self.gate).y)
     }
 
     /// `a + b`; fails where their shapes differ.
@@ -151,7 +159,7 @@ impl Builder {
         if shape != other {
             return Err(Error::Shape { what: "add".into(), expected: shape, found: other });
         }
-        Ok(self.node(Op::Add(add::Node { shape, relu: false }), vec![a, b], &[])[0])
+        Ok(self.graph.add_sum(a, b, None, self.gate))
     }
 
     /// The channels of `parts` side by side, in order; fails where there are none or their images differ in number or
@@ -165,7 +173,8 @@ impl Builder {
         }
         let channels = shapes.iter().map(|shape| shape[3]).collect();
         let concat = concat::Concat::new(concat::Spec { pixels, channels })?;
-        Ok(self.node(Op::Concat(concat.fwd()), parts.to_vec(), &[])[0])
+        let call = concat::Fwd { x: parts.to_vec(), y: None };
+        Ok(self.graph.add(Op::Concat(concat.fwd()), call, self.gate).y)
     }
 
     /// Pooling.
@@ -177,7 +186,7 @@ impl Builder {
     /// The parameter-free shortcut: every `stride`-th pixel, `lead` zero channels, the input's, zeros up to `k`.
     pub fn shortcut(&mut self, x: ValueId, k: usize, stride: usize, lead: usize) -> Result<ValueId> {
         let shortcut = shortcut::Shortcut::new(shortcut::Spec { x: self.shape(x), k, stride, lead })?;
-        Ok(self.node(Op::Shortcut(shortcut.fwd()), vec![x], &[])[0])
+        Ok(self.graph.add(Op::Shortcut(shortcut.fwd()), shortcut::Fwd { x, y: None }, self.gate).y)
     }
 
     /// A fully connected layer to `k` features with the parameters `{name}.weight` and `{name}.bias`; an image is
@@ -193,8 +202,8 @@ impl Builder {
             TensorType::real(linear.w_shape()),
         )?;
         let bias = self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)?;
-        let node = linear::Node { linear, pass: linear::Pass::Fwd { bias: true } };
-        Ok(self.node(Op::Linear(node), vec![x, weight, bias], &[])[0])
+        let call = linear::Fwd { x, w: weight, bias: Some(bias), y: None };
+        Ok(self.graph.add(Op::Linear(linear.fwd(true)), call, self.gate).y)
     }
 
     /// The softmax cross-entropy of `logits` against the input `labels`, which it adds, as the outputs `loss` and
@@ -211,12 +220,13 @@ impl Builder {
         let spec = cross_entropy::Spec { n, classes, smoothing, grad_scale };
         let loss = cross_entropy::CrossEntropy::new(spec)?;
         let labels = self.add_input("labels", TensorType::index([n]));
-        let outputs = self.node(Op::CrossEntropy(loss.fwd()), vec![logits, labels], &[]);
-        self.output("loss", outputs[0]);
-        self.output("correct", outputs[1]);
-        self.graph.loss = Some(outputs[0]);
+        let call = cross_entropy::Fwd { logits, labels, loss: None, correct: None };
+        let cross_entropy::Fwd { loss, correct, .. } = self.graph.add(Op::CrossEntropy(loss.fwd()), call, self.gate);
+        self.output("loss", loss);
+        self.output("correct", correct);
+        self.graph.loss = Some(loss);
         self.graph.grad_scale = grad_scale;
-        Ok(outputs[0])
+        Ok(loss)
     }
 
     /// Gives a value a name under which it can be read after a run.

@@ -1,14 +1,15 @@
 //! A planned program on the CPU.
 
+use super::executor::Executor;
 use super::fuse::Fused;
 use super::interpreter::host_data;
 use super::memory::{Flat, GateSlots, Plan};
-use super::program::Executor;
+use crate::control::gate;
+use crate::control::loss_scale::{self, State};
+use crate::control::sgd::{self, StepState};
 use crate::device::cpu::{Arena, Slot};
 use crate::device::threads;
-use crate::ops::loss_scale::{self, State};
-use crate::ops::sgd::{self, StepState};
-use crate::ops::{gate, HostIo, HostMut, HostRef, Op, Write};
+use crate::ops::{HostIo, HostMut, HostRef, Op, Write};
 use crate::tensor::{memory, DType, Elem, HostData, Real};
 use crate::{Error, Result};
 

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
+use super::executor::{Executor, Step};
 use super::fuse::Fused;
 use super::inputs::Inputs;
 use super::memory::{Flat, GateSlots, Plan};
-use super::program::{Executor, Step};
 use super::{Runs, ValueId};
+use crate::control::{gate, loss_scale, sgd};
 use crate::device::cpu::Slot;
 use crate::device::{Backend, Launch, Memory, Recording, Target, View};
-use crate::ops::{gate, loss_scale, sgd, Arg, Io, Write};
+use crate::ops::{Arg, Io, Write};
 use crate::tensor::{memory, DType, Elem, HostData};
 use crate::{Error, Result};
 

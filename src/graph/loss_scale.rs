@@ -1,9 +1,10 @@
-//! A moving loss scale in a training program: f16 programs with an optimizer have one, see [`crate::ops::loss_scale`].
+//! A moving loss scale in a training program: f16 programs with an optimizer have one, see [`crate::control::loss_scale`].
 
-use super::{Graph, Origin, Program};
+use super::{Graph, Node, Origin, Program};
+use crate::control::loss_scale::{LossScale, State, FRESH};
 use crate::device::cpu::Slot;
-use crate::ops::loss_scale::{LossScale, State, FRESH};
-use crate::ops::{cross_entropy, Op};
+use crate::ops::cross_entropy::{self, Pass};
+use crate::ops::{Call, Op};
 use crate::tensor::{Elem, HostData, HostTensor, TensorType};
 use crate::{Error, Result};
 
@@ -13,10 +14,10 @@ impl Graph {
         let mut graph = self.clone();
         let scale = graph.add_value(TensorType::stat([1]), Origin::LossScale);
         for node in &mut graph.nodes {
-            if let Op::CrossEntropy(loss @ cross_entropy::Node { pass: cross_entropy::Pass::Bwd, .. }) = &mut node.op {
-                loss.pass = cross_entropy::Pass::ScaledBwd;
-                node.inputs.push(scale);
-            }
+            let Op::CrossEntropy(cross_entropy::Node { loss, pass: Pass::Bwd(form) }) = node.op else { continue };
+            let call = cross_entropy::Bwd { loss_scale: Some(scale), ..node.bind(form) };
+            let op = Op::CrossEntropy(cross_entropy::Node { loss, pass: Pass::Bwd(call.form()) });
+            *node = Node::new(op, call, node.gate);
         }
         graph.loss_scale = Some(scale);
         graph

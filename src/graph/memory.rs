@@ -7,10 +7,11 @@
 use super::fuse::Fused;
 use super::pack::{pack, Lifetime};
 use super::saved::saved_activation_bytes;
+use super::storage::Storage;
 use super::{Graph, Origin, ValueId};
+use crate::control::{gate, loss_scale};
 use crate::device::cpu::Slot;
-use crate::ops::{gate, loss_scale};
-use crate::tensor::{DType, Elem, TensorType};
+use crate::tensor::{Elem, TensorType};
 use crate::{Error, Result};
 
 /// Every value and every flat tensor starts at a multiple of so many bytes.
@@ -18,47 +19,6 @@ pub(super) const ALIGN: usize = 256;
 
 /// Every parameter starts at a multiple of so many elements of the flat tensors.
 const PARAMETER_ALIGN: usize = 64;
-
-/// How a device stores elements.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Storage {
-    pub dtype: DType,
-    /// Bytes of [`Elem::Real`] and of [`Elem::Stat`].
-    pub real: usize,
-    pub stat: usize,
-    /// Whether kernels run on it, beside which inputs can be written.
-    pub kernels: bool,
-}
-
-impl Storage {
-    /// As the kernels store: Real in `dtype`, Stat in f32.
-    pub fn kernels(dtype: DType) -> Self {
-        Self { dtype, real: dtype.bytes(), stat: 4, kernels: true }
-    }
-
-    /// As the host stores: numbers of `bytes` bytes throughout, Real rounded to `dtype`.
-    pub fn host(dtype: DType, bytes: usize) -> Self {
-        Self { dtype, real: bytes, stat: bytes, kernels: false }
-    }
-
-    fn bytes(&self, elem: Elem) -> usize {
-        match elem {
-            Elem::Real => self.real,
-            Elem::Stat => self.stat,
-            Elem::Index | Elem::Byte => elem.bytes(self.dtype),
-        }
-    }
-
-    /// Bytes of all elements of `ty`.
-    pub fn value_bytes(&self, ty: &TensorType) -> usize {
-        ty.shape.len() * self.bytes(ty.elem)
-    }
-
-    /// Whether weights have a working copy beside the masters.
-    pub fn has_shadow(&self) -> bool {
-        matches!(self.dtype, DType::F16 | DType::BF16)
-    }
-}
 
 /// What a program holds in memory.
 #[derive(Clone, Debug)]

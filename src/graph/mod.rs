@@ -7,6 +7,7 @@
 mod autodiff;
 mod branch;
 mod build;
+mod executor;
 mod fuse;
 mod host;
 mod inputs;
@@ -18,15 +19,17 @@ mod pack;
 mod program;
 mod saved;
 mod state;
+mod storage;
 
 pub use branch::{Branch, Runs};
 pub use build::{Builder, ConvOptions, LossOptions};
+pub use executor::Step;
 pub use interpreter::Interpreter;
 pub use memory::Plan;
-pub use program::{Program, Step};
+pub use program::Program;
 pub use state::StateReport;
 
-use crate::ops::{Op, Write};
+use crate::ops::{conv2d, linear, sum, Call, Op, Write};
 use crate::tensor::{Shape, TensorType};
 
 /// What a graph is built for: it decides which pass of a batch norm is taken.
@@ -82,6 +85,34 @@ pub(crate) struct Node {
     pub writes: Vec<Write>,
     /// Where this holds 0, a run skips the node: it reads and writes nothing.
     pub gate: Option<ValueId>,
+}
+
+/// An output of a node: the value, and how it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub value: ValueId,
+    pub write: Write,
+}
+
+impl From<ValueId> for Stored {
+    fn from(value: ValueId) -> Self {
+        Self { value, write: Write::Overwrite }
+    }
+}
+
+impl Node {
+    /// The node of `op`, whose operands are `call`, in the branch of `gate`.
+    pub fn new(op: Op, call: impl Call<ValueId, Stored>, gate: Option<ValueId>) -> Self {
+        let (inputs, stored) = call.into_lists();
+        let (outputs, writes) = stored.into_iter().map(|s| (s.value, s.write)).unzip();
+        Self { op, inputs, outputs, writes, gate }
+    }
+
+    /// The operands by name; `form` is that of the node's op.
+    pub fn bind<C: Call<(), ()>>(&self, form: C) -> C::Of<ValueId, Stored> {
+        let stored = self.outputs.iter().zip(&self.writes).map(|(&value, &write)| Stored { value, write });
+        form.with(self.inputs.iter().copied(), stored)
+    }
 }
 
 /// What kind of parameter it is: for initialisation and for the scope of weight decay.
@@ -183,8 +214,11 @@ impl Graph {
     pub fn macs(&self) -> u64 {
         self.nodes
             .iter()
-            .filter(|n| matches!(n.op.operator().name(), "conv2d_fwd" | "linear_fwd"))
-            .map(|n| n.op.operator().flops() / 2)
+            .map(|n| match n.op {
+                Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. })
+                | Op::Linear(linear::Node { pass: linear::Pass::Fwd { .. }, .. }) => n.op.operator().flops() / 2,
+                _ => 0,
+            })
             .sum()
     }
 
@@ -223,6 +257,44 @@ impl Graph {
         let writes = vec![Write::Overwrite; outputs.len()];
         self.nodes.push(Node { op, inputs, outputs: outputs.clone(), writes, gate: None });
         outputs
+    }
+
+    /// Appends `op` with the operands of `call` in the branch of `gate`: each output is a new value, or the buffer that it
+    /// updates.
+    pub(crate) fn add<C: Call<ValueId, Option<ValueId>>>(
+        &mut self,
+        op: Op,
+        call: C,
+        gate: Option<ValueId>,
+    ) -> C::Of<ValueId, ValueId> {
+        let operands = op.operator().operands();
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        let mut types = operands.writes.into_iter().map(|(_, written)| written.ty);
+        let call = call.map(
+            |_, v| {
+                inputs.push(v);
+                v
+            },
+            |name, buffer| {
+                let Some(ty) = types.next() else { panic!("the op has no output `{name}`") };
+                let v = buffer.unwrap_or_else(|| self.add_value(ty, Origin::Node));
+                outputs.push(v);
+                v
+            },
+        );
+        let elements = |v: &ValueId| self.ty(*v).shape.len();
+        let wanted: Vec<_> = operands.reads.iter().map(|(_, read)| read.ty.shape.len()).collect();
+        assert_eq!(inputs.iter().map(elements).collect::<Vec<_>>(), wanted, "inputs of {}", op.operator().name());
+        let writes = vec![Write::Overwrite; outputs.len()];
+        self.nodes.push(Node { op, inputs, outputs, writes, gate });
+        call
+    }
+
+    /// Appends `a + b` in the branch of `gate`, or a alone where `open` is closed.
+    pub(crate) fn add_sum(&mut self, a: ValueId, b: ValueId, open: Option<ValueId>, gate: Option<ValueId>) -> ValueId {
+        let call = sum::Fwd { a: a.into(), b: b.into(), gate: open, y: None, signs: None };
+        let op = Op::Sum(sum::Node { form: call.form(), ..sum::Node::of(self.ty(a).shape.clone()) });
+        self.add(op, call, gate).y
     }
 
     /// As [`add_node`](Self::add_node), a node of the branch that `gate` closes.

@@ -1,69 +1,24 @@
 //! A graph made ready to run on a device.
 
 use std::collections::HashSet;
-use std::fmt;
 
+use super::executor::{Executor, Step};
 use super::fuse::{fuse, Fused, Runner, View};
 use super::host::{self, HostProgram};
 use super::interpreter::{check_gate_count, find};
 use super::kernels::{self, KernelProgram};
-use super::memory::{plan, GateSlots, Plan, Storage};
+use super::memory::{plan, GateSlots, Plan};
 use super::state::{counter, pad_channels, to_library, to_torch, torch_shape};
-use super::{Graph, Mode, Runs, StateReport, ValueId};
+use super::storage::Storage;
+use super::{Graph, Mode, StateReport, ValueId};
+use crate::control::gate;
+use crate::control::loss_scale::{LossScale, State};
+use crate::control::sgd::Sgd;
 use crate::device::cpu::Slot;
-use crate::device::{Cost, Device, Launch, Target};
-use crate::ops::gate;
-use crate::ops::loss_scale::{LossScale, State};
-use crate::ops::sgd::Sgd;
+use crate::device::{Device, Target};
+use crate::ops::Op;
 use crate::tensor::{memory, DType, Elem, HostData, HostTensor, Shape, StateDict};
 use crate::{Error, Result};
-
-/// A kernel launch of a program's run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The kernel's name.
-    pub kernel: &'static str,
-    /// The name of the op that it computes, or computes a part of.
-    pub op: &'static str,
-    /// The op's extents in a few words.
-    pub shape: String,
-    /// Blocks in x, y and z.
-    pub grid: [u32; 3],
-    /// What it computes and moves.
-    pub cost: Cost,
-    /// When a run does that.
-    pub runs: Runs,
-}
-
-impl Step {
-    pub(super) fn new(op: &'static str, shape: String, launch: &Launch, runs: Runs) -> Self {
-        Self { kernel: launch.kernel().name, op, shape, grid: launch.grid(), cost: launch.cost(), runs }
-    }
-}
-
-/// The arena of a program and the steps that work in it.
-pub(super) trait Executor: fmt::Debug + Send {
-    /// Sets a value, given in the library's layout.
-    fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()>;
-    /// Reads a value in the library's layout.
-    fn read(&self, slot: &Slot) -> Result<HostData>;
-    /// Sets an input of the next run; the last one may still be under way.
-    fn feed(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
-        self.write(slot, data)
-    }
-    /// Runs what depends on parameters and buffers only.
-    fn prepare(&mut self) -> Result<()>;
-    /// Runs the rest, the optimizer last.
-    fn run(&mut self) -> Result<()>;
-    /// The launches of `run`, in order.
-    fn steps(&self) -> &[Step] {
-        &[]
-    }
-    /// Waits for it.
-    fn synchronize(&self) -> Result<()> {
-        Ok(())
-    }
-}
 
 /// A graph, fused and with all memory planned, on a device. Running it allocates no memory there.
 #[derive(Debug)]
@@ -126,7 +81,7 @@ impl Program {
     ///
     /// Fails where the device cannot compute in `dtype` or has not enough memory, and where an optimizer is given for a
     /// graph that has not been differentiated. In f16 a program with an optimizer has a moving loss scale beside the
-    /// graph's fixed one, see [`loss_scale`](crate::ops::loss_scale). On the CPU f16 and bf16 are computed in f32 and rounded after each op.
+    /// graph's fixed one, see [`loss_scale`](crate::control::loss_scale). On the CPU f16 and bf16 are computed in f32 and rounded after each op.
     pub fn compile(graph: &Graph, device: &Device, dtype: DType, optimizer: Option<Sgd>) -> Result<Self> {
         if optimizer.is_some() && graph.parameters.iter().any(|p| p.grad.is_none()) {
             return Err(Error::invalid("optimizer", "the graph has not been differentiated"));
@@ -440,8 +395,11 @@ impl Program {
     }
 
     fn classes(&self) -> usize {
-        let loss = self.graph.nodes.iter().find(|n| n.op.operator().name() == "cross_entropy_fwd");
-        loss.and_then(|n| self.graph.ty(n.inputs[0]).shape.dims().last().copied()).unwrap_or(0)
+        let mut losses = self.graph.nodes.iter().filter_map(|node| match &node.op {
+            Op::CrossEntropy(node) => Some(node.loss.spec().classes),
+            _ => None,
+        });
+        losses.next().unwrap_or(0)
     }
 
     fn slot(&self, value: ValueId) -> Result<Slot> {

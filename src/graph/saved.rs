@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::fuse::Fused;
-use super::memory::Storage;
+use super::storage::Storage;
 use super::{Graph, Origin, ValueId};
 
 /// Bytes of the activations that are written up to the loss, or are inputs, and that an op after the loss reads. 0 in a

@@ -3,29 +3,27 @@
 //! A folder here has a folder of the same name in `kernels/`. The graph knows an op only through [`Operator`] and
 //! [`HostOp`].
 
-pub mod add;
 pub mod batch_norm;
-pub mod block_end;
 pub mod concat;
 pub mod conv2d;
 pub mod cross_entropy;
-pub mod gate;
-pub mod join;
 pub mod linear;
-pub mod loss_scale;
+pub mod load;
 pub mod norm;
-pub mod norm_conv;
 pub mod norm_pool;
-mod parallel;
+pub mod operands;
+pub(crate) mod parallel;
 pub mod pool;
 pub mod relu;
-pub mod sgd;
 pub mod shortcut;
-mod strips;
+pub mod store;
+pub(crate) mod strips;
+pub mod sum;
 mod touched;
 
 use std::fmt;
 
+pub use self::operands::{Call, Old, Operands, Read, Written};
 pub use crate::device::cpu::{HostMut, HostRef};
 use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::tensor::{DType, Real, Shape, TensorType};
@@ -41,25 +39,39 @@ pub trait Operator: fmt::Debug {
         self.inputs().first().map_or_else(String::new, |t| t.shape.summary())
     }
 
+    /// The inputs and outputs, in order, with their names.
+    fn operands(&self) -> Operands {
+        Operands::unnamed(self.inputs(), self.outputs(), &self.updates(), &self.accumulates(), &self.behind_gate())
+    }
+
     /// The types of the inputs, in order.
-    fn inputs(&self) -> Vec<TensorType>;
+    fn inputs(&self) -> Vec<TensorType> {
+        self.operands().reads.into_iter().map(|(_, read)| read.ty).collect()
+    }
 
     /// The types of the outputs, in order.
-    fn outputs(&self) -> Vec<TensorType>;
+    fn outputs(&self) -> Vec<TensorType> {
+        self.operands().writes.into_iter().map(|(_, written)| written.ty).collect()
+    }
 
     /// The outputs that update a buffer in place: they hold its old content when the op starts.
-    fn updates(&self) -> &'static [usize] {
-        &[]
+    fn updates(&self) -> Vec<usize> {
+        self.operands().written(|w| w.old == Old::Updated)
     }
 
     /// The outputs that can be added to what is there ([`Write::Accumulate`]).
-    fn accumulates(&self) -> &'static [usize] {
-        &[]
+    fn accumulates(&self) -> Vec<usize> {
+        self.operands().written(|w| w.old == Old::MayBeAddedTo)
     }
 
-    /// What of it is behind a gate of its own, its last input. Its cost is that of an open one.
+    /// The operands behind the op's own gate, its last input. Its cost is that of an open one.
     fn behind_gate(&self) -> Behind {
-        Behind::default()
+        let operands = self.operands();
+        let reads = operands.reads.iter().enumerate();
+        Behind {
+            inputs: reads.filter(|(_, (_, read))| read.gated).map(|(i, _)| i).collect(),
+            outputs: operands.written(|w| w.gated),
+        }
     }
 
     /// Floating-point operations, and the bytes of every input read and every output written once.
@@ -154,6 +166,14 @@ pub enum Gradient {
     },
 }
 
+impl Gradient {
+    /// The node `op` with the operands of `call`: where each input comes from, and whose gradient each output is.
+    pub fn node(op: Op, call: impl Call<Source, Option<usize>>) -> Self {
+        let (sources, targets) = call.into_lists();
+        Self::Node { op, sources, targets }
+    }
+}
+
 /// A tensor bound for launches.
 #[derive(Clone, Debug)]
 pub struct Arg {
@@ -176,39 +196,56 @@ pub struct Io<'a> {
     pub scratch: Option<&'a View>,
 }
 
-impl Io<'_> {
+impl<'a> Io<'a> {
+    /// The bound operands of `form` by name.
+    pub fn bind<C: Call<(), ()>>(&self, form: C) -> C::Of<&'a Arg, &'a Arg> {
+        form.with(self.inputs, self.outputs)
+    }
+
+    /// The views of all inputs and outputs.
+    pub(crate) fn views(&self) -> Vec<View> {
+        self.inputs.iter().chain(self.outputs).map(|arg| arg.view.clone()).collect()
+    }
+
+    /// Fails unless as many tensors are bound as `op` has.
+    pub(crate) fn check_counts(&self, op: &dyn Operator) -> Result<()> {
+        let Operands { reads, writes } = op.operands();
+        for (side, expected, found) in [("input", reads.len(), self.inputs), ("output", writes.len(), self.outputs)] {
+            if found.len() != expected {
+                return Err(Error::invalid(op.name(), format!("{} {side}s bound, expected {expected}", found.len())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails where the scratch memory has less than `expected` bytes.
+    pub(crate) fn check_scratch(&self, op: &str, expected: usize) -> Result<()> {
+        let found = self.scratch.map_or(0, View::bytes);
+        if found < expected {
+            return Err(Error::invalid(op, format!("{found} bytes of scratch memory, expected {expected}")));
+        }
+        Ok(())
+    }
+
     /// Fails unless there is a view for every tensor of `op`, large enough for it at its pixel stride, and for its
     /// scratch memory: what launch code relies on.
     pub fn check(&self, op: &dyn Operator, target: Target) -> Result<()> {
-        let sides = [("input", op.inputs(), self.inputs), ("output", op.outputs(), self.outputs)];
-        for (side, types, args) in sides {
-            if types.len() != args.len() {
-                return Err(Error::invalid(
-                    op.name(),
-                    format!("{} {side}s bound, expected {}", args.len(), types.len()),
-                ));
-            }
-            for (i, (ty, arg)) in types.iter().zip(args).enumerate() {
-                let needed = arg.elements(&ty.shape).map(|n| n * ty.elem.bytes(target.dtype));
-                if needed.is_none_or(|n| n > arg.view.bytes()) {
-                    return Err(Error::invalid(
-                        format!("{side} {i} of {}", op.name()),
-                        format!(
-                            "a view of {} bytes with a pixel stride of {} for {} of shape {}",
-                            arg.view.bytes(),
-                            arg.pixel_stride,
-                            target.dtype,
-                            ty.shape
-                        ),
-                    ));
-                }
+        self.check_counts(op)?;
+        let Operands { reads, writes } = op.operands();
+        let reads = reads.into_iter().map(|(name, read)| ("input", name, read.ty)).zip(self.inputs);
+        let writes = writes.into_iter().map(|(name, written)| ("output", name, written.ty)).zip(self.outputs);
+        for ((side, name, ty), arg) in reads.chain(writes) {
+            let needed = arg.elements(&ty.shape).map(|n| n * ty.elem.bytes(target.dtype));
+            if needed.is_none_or(|n| n > arg.view.bytes()) {
+                let (bytes, stride) = (arg.view.bytes(), arg.pixel_stride);
+                let problem = format!(
+                    "a view of {bytes} bytes with a pixel stride of {stride} for {} of shape {}",
+                    target.dtype, ty.shape
+                );
+                return Err(Error::invalid(format!("{side} `{name}` of {}", op.name()), problem));
             }
         }
-        let (found, expected) = (self.scratch.map_or(0, View::bytes), op.scratch_bytes(target));
-        if found < expected {
-            return Err(Error::invalid(op.name(), format!("{found} bytes of scratch memory, expected {expected}")));
-        }
-        Ok(())
+        self.check_scratch(op.name(), op.scratch_bytes(target))
     }
 }
 
@@ -237,7 +274,39 @@ pub struct HostIo<'a, T> {
     pub scratch: &'a mut [T],
 }
 
-impl<T: Real> HostIo<'_, T> {
+/// An output on the host.
+#[derive(Debug)]
+pub struct HostOut<'a, 'b, T> {
+    /// Where it is.
+    pub to: &'b mut HostMut<'a, T>,
+    /// How it is written.
+    pub write: Write,
+}
+
+impl<T: Real> HostOut<'_, '_, T> {
+    /// The numbers; panics where it does not hold numbers.
+    pub fn real(&mut self) -> &mut [T] {
+        self.to.real()
+    }
+
+    /// The bytes; panics where it does not hold bytes.
+    pub fn byte(&mut self) -> &mut [u8] {
+        self.to.byte()
+    }
+}
+
+impl<'a, T: Real> HostIo<'a, T> {
+    /// The operands of `form` by name.
+    pub fn bind<C: Call<(), ()>>(&mut self, form: C) -> C::Of<HostRef<'a, T>, HostOut<'a, '_, T>> {
+        let outputs = self.outputs.iter_mut().zip(&self.writes).map(|(to, &write)| HostOut { to, write });
+        form.with(self.inputs.iter().copied(), outputs)
+    }
+
+    /// As [`bind`](Self::bind), for operands that all hold numbers; panics where one does not.
+    pub fn numbers<C: Call<(), ()>>(&mut self, form: C) -> C::Of<&'a [T], &mut [T]> {
+        form.with(self.inputs.iter().map(HostRef::real), self.outputs.iter_mut().map(HostMut::real))
+    }
+
     /// All outputs, where every one of them holds numbers; panics where one does not or there are not `N`.
     pub fn reals<const N: usize>(&mut self) -> [&mut [T]; N] {
         let Ok(outputs) = <&mut [HostMut<'_, T>; N]>::try_from(self.outputs.as_mut_slice()) else {
@@ -257,86 +326,71 @@ impl<T: Real> HostIo<'_, T> {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Op {
-    Add(add::Node),
     BatchNorm(batch_norm::Node),
-    BlockEnd(block_end::Node),
     Concat(concat::Node),
     Conv2d(conv2d::Node),
     CrossEntropy(cross_entropy::Node),
-    Join(join::Node),
     Linear(linear::Node),
     Norm(norm::Node),
-    NormConv(norm_conv::Node),
     NormPool(norm_pool::Node),
     Pool(pool::Node),
     Relu(relu::Node),
     Shortcut(shortcut::Node),
+    Sum(sum::Node),
 }
 
 impl Op {
     /// What the graph asks of it.
     pub fn operator(&self) -> &dyn Operator {
         match self {
-            Self::Add(o) => o,
             Self::BatchNorm(o) => o,
-            Self::BlockEnd(o) => o,
             Self::Concat(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
-            Self::Join(o) => o,
             Self::Linear(o) => o,
             Self::Norm(o) => o,
-            Self::NormConv(o) => o,
             Self::NormPool(o) => o,
             Self::Pool(o) => o,
             Self::Relu(o) => o,
             Self::Shortcut(o) => o,
+            Self::Sum(o) => o,
         }
     }
 
     /// The op on the host, in `T`.
     pub fn host<T: Real>(&self) -> &dyn HostOp<T> {
         match self {
-            Self::Add(o) => o,
             Self::BatchNorm(o) => o,
-            Self::BlockEnd(o) => o,
             Self::Concat(o) => o,
             Self::Conv2d(o) => o,
             Self::CrossEntropy(o) => o,
-            Self::Join(o) => o,
             Self::Linear(o) => o,
             Self::Norm(o) => o,
-            Self::NormConv(o) => o,
             Self::NormPool(o) => o,
             Self::Pool(o) => o,
             Self::Relu(o) => o,
             Self::Shortcut(o) => o,
+            Self::Sum(o) => o,
         }
     }
 }
 
-/// Every kernel that launch code uses.
-pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
+/// Every kernel that the ops' launch code uses.
+pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
     [
-        add::KERNELS,
         batch_norm::KERNELS,
-        block_end::KERNELS,
         concat::KERNELS,
-        conv2d::KERNELS,
         cross_entropy::KERNELS,
-        gate::KERNELS,
-        join::KERNELS,
-        loss_scale::KERNELS,
         norm::KERNELS,
         norm::merge::KERNELS,
-        norm_conv::KERNELS,
         norm_pool::KERNELS,
         pool::KERNELS,
         relu::KERNELS,
-        sgd::KERNELS,
         shortcut::KERNELS,
+        sum::KERNELS,
     ]
     .into_iter()
     .flatten()
     .copied()
+    .chain(conv2d::kernels())
 }

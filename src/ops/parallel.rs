@@ -81,12 +81,12 @@ pub(super) fn add<T: Real>(a: &mut [T], b: &[T]) {
 }
 
 /// Pieces of `each` elements; one whole piece where `each` is 0.
-pub(super) fn split<T>(scratch: &mut [T], each: usize) -> Vec<&mut [T]> {
+pub(crate) fn split<T>(scratch: &mut [T], each: usize) -> Vec<&mut [T]> {
     scratch.chunks_mut(each.max(1)).collect()
 }
 
 /// Calls `f` for each lane with its number: here where there is one, else in parallel.
-pub(super) fn in_lanes<L: Send>(lanes: Vec<L>, f: impl Fn(usize, L) + Sync) {
+pub(crate) fn in_lanes<L: Send>(lanes: Vec<L>, f: impl Fn(usize, L) + Sync) {
     if lanes.len() == 1 {
         lanes.into_iter().for_each(|lane| f(0, lane));
     } else {

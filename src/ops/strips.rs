@@ -6,7 +6,7 @@ use crate::tensor::{DType, Shape};
 use crate::{Error, Result};
 
 /// Threads in a block.
-pub(super) const THREADS: u32 = 256;
+pub(crate) const THREADS: u32 = 256;
 /// Channels in a row of a tensor that has no pixels: 8 accesses of 16 bytes for each thread side by side.
 const FLAT_ROW: usize = 2048;
 /// Blocks that fill a large GPU several times over; with more there is nothing to gain.
@@ -156,7 +156,7 @@ fn too_large(rows: Rows) -> Error {
 }
 
 /// The entries for f32, f16 and bf16 of a kernel that takes a `P`.
-pub(super) const fn entries<P: bytemuck::Pod>(names: [&'static str; 3], shared_bytes: u32) -> [Kernel; 3] {
+pub(crate) const fn entries<P: bytemuck::Pod>(names: [&'static str; 3], shared_bytes: u32) -> [Kernel; 3] {
     [
         Kernel::new::<P>(names[0], THREADS, shared_bytes),
         Kernel::new::<P>(names[1], THREADS, shared_bytes),

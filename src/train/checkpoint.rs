@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use super::settings::{parse, Settings};
+use crate::control::loss_scale::LossScale;
 use crate::data::Normalize;
 use crate::models::weights::{self, Metadata};
-use crate::ops::loss_scale::LossScale;
 use crate::tensor::{DType, StateDict};
 use crate::{Error, Result};
 

@@ -4,9 +4,9 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use super::schedule::Schedule;
+use crate::control::sgd;
 use crate::data::Augment;
 use crate::models::weights::Metadata;
-use crate::ops::sgd;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -64,7 +64,7 @@ impl Default for Settings {
 }
 
 /// What gradients are multiplied by on their way in `dtype` where one pass stands alone: 256 in f16, whose least number is
-/// 6e-8, else 1. A run in f16 moves its scale instead, see [`loss_scale`](crate::ops::loss_scale).
+/// 6e-8, else 1. A run in f16 moves its scale instead, see [`loss_scale`](crate::control::loss_scale).
 pub fn grad_scale(dtype: DType) -> f64 {
     if dtype == DType::F16 {
         256.0

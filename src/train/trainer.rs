@@ -8,11 +8,11 @@ use super::evaluate::{Evaluation, Evaluator};
 use super::metrics::{Metrics, Progress};
 use super::schedule::Length;
 use super::settings::Settings;
+use crate::control::loss_scale;
 use crate::data::{Batch, Dataset, Loader, Splits};
 use crate::device::Device;
 use crate::graph::{Graph, Interpreter, Mode, Program};
 use crate::models::{self, BuildOptions, Model};
-use crate::ops::loss_scale;
 use crate::tensor::{DType, HostTensor, Real, StateDict};
 use crate::{Error, Result};
 

@@ -1,4 +1,6 @@
-//! Shapes of ReLU and add.
+//! Shapes of ReLU and sums, and the terms of these.
+
+use residuum::ops::load::{Affine, Load, Operand};
 
 /// N, H, W, C.
 pub const SHAPES: &[[usize; 4]] = &[
@@ -18,3 +20,9 @@ pub const SHAPES: &[[usize; 4]] = &[
 
 /// Large enough that a thread walks down several rows in f32.
 pub const LARGE: [usize; 4] = [1, 530, 1000, 4];
+
+/// A term of a sum: as it is or a batch norm's output, with a ReLU or not.
+pub fn term(affine: bool, relu: bool) -> Operand {
+    let load = if affine { Load::Affine { affine: Affine::default(), relu } } else { Load::AsIs };
+    Operand { load, ..Operand::default() }
+}

@@ -4,11 +4,11 @@
 pub mod batch_norm;
 pub mod concat;
 pub mod conv2d;
+pub mod conv2d_fused;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod networks;
 pub mod norm;
-pub mod norm_conv;
 pub mod pool;
 pub mod sgd;
 pub mod shortcut;

@@ -1,9 +1,11 @@
 //! The layers of the networks at their own size, which the benches run; the other tables have them scaled down for the
 //! tests. Each kind of layer of a network stands here once, with the batch that the network is trained with.
 
-use residuum::ops::norm::{Correction, Epilogue, Prologue};
-use residuum::ops::{add, batch_norm, block_end, conv2d, cross_entropy, linear, norm_conv, norm_pool};
-use residuum::ops::{pool, relu, shortcut, Op};
+use residuum::ops::conv2d::{Bwd, BwdW, BwdX, End, Fwd};
+use residuum::ops::load::{Affine, Load, Operand};
+use residuum::ops::store::{Mask, Moments, Normalised};
+use residuum::ops::{batch_norm, conv2d, cross_entropy, linear, norm_pool};
+use residuum::ops::{pool, relu, shortcut, sum, Op};
 use residuum::Result;
 
 /// A layer of a network.
@@ -57,6 +59,11 @@ pub enum Kind {
     Loss,
 }
 
+/// The mask of a batch norm and its ReLU.
+fn affine_mask(scaled: bool) -> Mask {
+    Mask::Affine { y: (), scale: (), shift: (), mean: (), relu: true, scaled }
+}
+
 impl Layer {
     /// The ops of a training step on `batch` images: forward, then backward where it has such passes.
     pub fn passes(&self, batch: usize) -> Result<Vec<Op>> {
@@ -65,17 +72,16 @@ impl Layer {
             Kind::Conv { .. } => {
                 use conv2d::Pass;
                 let conv = conv2d::Conv2d::new(self.conv(batch))?;
-                let passes = [Pass::Fwd(Default::default()), Pass::BwdX, Pass::BwdW];
+                let passes = [Pass::fwd(false), Pass::BwdX(BwdX::default()), Pass::BwdW(BwdW::default())];
                 passes.map(|pass| Op::Conv2d(conv2d::Node { conv, pass })).into()
             }
             Kind::BatchNorm => {
                 let bn = batch_norm::BatchNorm::new(batch_norm::Spec { x, eps: 1e-5, momentum: 0.1 })?;
-                let bwd = batch_norm::Node { bn, pass: batch_norm::Pass::Bwd { relu: true } };
-                vec![Op::BatchNorm(bn.train(true)?), Op::BatchNorm(bwd)]
+                vec![Op::BatchNorm(bn.train(true)?), Op::BatchNorm(bn.bwd(true))]
             }
             Kind::Block => {
                 let bwd = relu::Node { shape: x.into(), pass: relu::Pass::Bwd };
-                vec![Op::Add(add::Node { shape: x.into(), relu: true }), Op::Relu(bwd)]
+                vec![Op::Sum(sum::Node { relu: true, ..sum::Node::of(x) }), Op::Relu(bwd)]
             }
             Kind::StemPool | Kind::Transition | Kind::GlobalPool => {
                 let pool = pool::Pool::new(self.pool(x))?;
@@ -89,13 +95,13 @@ impl Layer {
             Kind::Classifier(k) => {
                 use linear::Pass;
                 let linear = linear::Linear::new(linear::Spec { x, k })?;
-                let passes = [Pass::Fwd { bias: true }, Pass::BwdX, Pass::BwdW, Pass::BwdBias];
-                passes.map(|pass| Op::Linear(linear::Node { linear, pass })).into()
+                let backward = [Pass::BwdX, Pass::BwdW, Pass::BwdBias].map(|pass| linear::Node { linear, pass });
+                std::iter::once(linear.fwd(true)).chain(backward).map(Op::Linear).collect()
             }
             Kind::Loss => {
                 let spec = cross_entropy::Spec { n: batch, classes: self.c, smoothing: 0.0, grad_scale: 1.0 };
                 let loss = cross_entropy::CrossEntropy::new(spec)?;
-                let bwd = cross_entropy::Node { loss, pass: cross_entropy::Pass::Bwd };
+                let bwd = cross_entropy::Node { loss, pass: cross_entropy::Pass::Bwd(Default::default()) };
                 vec![Op::CrossEntropy(loss.fwd()), Op::CrossEntropy(bwd)]
             }
         })
@@ -111,16 +117,17 @@ impl Layer {
                     (spec.h, spec.w) = (spec.h / 2, spec.w / 2); // pooled before
                 }
                 let conv = conv2d::Conv2d::new(spec)?;
-                self.fused_conv(&conv).map(|pass| Op::NormConv(norm_conv::Node { conv, pass })).into()
+                self.fused_conv(&conv).map(|pass| Op::Conv2d(conv2d::Node { conv, pass })).into()
             }
             Kind::Block => {
-                let (affine, activated) = ([true, false], [false; 2]);
-                vec![Op::BlockEnd(block_end::Node { shape, affine, activated, gated: false, relu: true, signs: true })]
+                let node = sum::Node { relu: true, ..sum::Node::of(shape) };
+                let load = Load::Affine { affine: Affine::default(), relu: false };
+                let form = sum::Fwd { a: Operand { value: (), load }, signs: Some(()), ..node.form };
+                vec![Op::Sum(sum::Node { form, ..node })]
             }
             Kind::StemPool => {
                 let pool = pool::Pool::new(self.pool(shape))?;
-                let bwd = Epilogue::Affine { relu: true, scaled: false };
-                [norm_pool::Pass::Fwd(Prologue { relu: true }), norm_pool::Pass::Bwd(bwd)]
+                [norm_pool::Pass::Fwd { relu: true }, norm_pool::Pass::Bwd(affine_mask(false))]
                     .map(|pass| Op::NormPool(norm_pool::Node { pool, pass }))
                     .into()
             }
@@ -135,27 +142,34 @@ impl Layer {
 
     /// The forward pass of a convolution and its gradients, by where it is: the stem, behind a pooling or beside a block,
     /// in a dense block, behind the end of a block, inside of one.
-    fn fused_conv(&self, conv: &conv2d::Conv2d) -> [norm_conv::Pass; 2] {
-        use norm_conv::Pass::{Bwd, BwdW, Fwd, FwdEnd};
-        let (prologue, correction) = (Some(Prologue { relu: true }), Some(Correction { a: true }));
-        let fwd = |prologue| Fwd { prologue, epilogue: conv2d::Epilogue::default(), moments: true };
+    fn fused_conv(&self, conv: &conv2d::Conv2d) -> [conv2d::Pass; 2] {
+        use conv2d::Pass;
+        let corrected = |a: bool| Load::Corrected { y: (), a: a.then_some(()), b: (), c: () };
+        let activated = Load::Affine { affine: Affine::default(), relu: true };
+        let operand = |load| Operand { value: (), load };
+        let moments = Some(Moments::default());
+        let fwd = |x| Pass::Fwd(Fwd { x: operand(x), moments, ..Fwd::default() });
+        let bwd = |dy, x, mask: Option<Mask>| {
+            let sums = mask.map(|mask| mask.sums());
+            Pass::Bwd(Bwd { dy: operand(dy), x: operand(x), mask, sums, ..Bwd::default() })
+        };
         let pointwise = conv.spec().kernel == [1, 1];
         let dense = self.network.starts_with("densenet");
         let beside = conv.spec().stride != [1, 1] || conv.spec().k == self.c;
         if self.c <= 4 {
-            [fwd(None), BwdW { correction, prologue: None }]
+            let bwd_w = BwdW { dy: operand(corrected(true)), ..BwdW::default() };
+            [fwd(Load::AsIs), Pass::BwdW(bwd_w)]
         } else if self.is_transition() || (pointwise && beside) {
-            [fwd(None), Bwd { correction, prologue: None, epilogue: None }]
+            [fwd(Load::AsIs), bwd(corrected(true), Load::AsIs, None)]
         } else if dense {
-            let correction = Some(Correction { a: pointwise });
-            let epilogue = Some(Epilogue::Affine { relu: true, scaled: pointwise });
-            [fwd(prologue), Bwd { correction, prologue, epilogue }]
+            [fwd(activated), bwd(corrected(pointwise), activated, Some(affine_mask(pointwise)))]
         } else if pointwise && conv.spec().k < self.c {
-            let epilogue = Some(Epilogue::Signs { norms: 1, gated: false });
-            [FwdEnd { affine: [true, false] }, Bwd { correction, prologue: None, epilogue }]
+            let end = Load::Sum { own: Some(Affine::default()), other: (), others: None };
+            let fwd = Fwd { x: operand(end), moments, end: Some(End::default()), ..Fwd::default() };
+            let mask = Mask::Signs { bits: (), first: Normalised::default(), second: None, gate: None };
+            [Pass::Fwd(fwd), bwd(corrected(true), Load::AsIs, Some(mask))]
         } else {
-            let epilogue = Some(Epilogue::Affine { relu: true, scaled: false });
-            [fwd(prologue), Bwd { correction, prologue, epilogue }]
+            [fwd(activated), bwd(corrected(true), activated, Some(affine_mask(false)))]
         }
     }
 

@@ -1,6 +1,6 @@
 //! Steps of the optimizer.
 
-use residuum::ops::sgd::Spec;
+use residuum::control::sgd::Spec;
 
 const PLAIN: Spec = Spec { momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
 

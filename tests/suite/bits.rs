@@ -1,9 +1,9 @@
 //! The same bits: on any number of threads, whatever the caches are, and however wide the processor's vectors are.
 
+use residuum::control::sgd::{Sgd, Spec};
 use residuum::device::Device;
 use residuum::graph::{Builder, Graph, Mode, Program};
 use residuum::models::{self, BuildOptions};
-use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 
 use crate::random::Random;

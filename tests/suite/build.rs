@@ -6,8 +6,6 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 
-use residuum::ops;
-
 use crate::machine;
 
 #[allow(dead_code)]
@@ -55,7 +53,7 @@ fn names_parameters_and_threads_are_those_that_nvcc_compiled() {
     let entries = entries.into_inner().expect("no panic");
 
     let mut wrong = Vec::new();
-    for kernel in ops::kernels() {
+    for kernel in residuum::kernels() {
         match entries.get(kernel.name) {
             None => wrong.push(format!("{} is in no kernel file", kernel.name)),
             Some(Entry { file, params, threads }) => {
@@ -71,12 +69,12 @@ fn names_parameters_and_threads_are_those_that_nvcc_compiled() {
         }
     }
     for (name, Entry { file, .. }) in &entries {
-        if !ops::kernels().any(|kernel| kernel.name == name) {
+        if !residuum::kernels().any(|kernel| kernel.name == name) {
             wrong.push(format!("{name} in {file} is in no op's KERNELS"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(ops::kernels().count() > 0);
+    assert!(residuum::kernels().count() > 0);
 }
 
 /// Compiles `source` to PTX and reads the entry points.
@@ -137,7 +135,7 @@ fn the_embedded_kernels_are_all_there_for_every_target_without_a_spill() {
         assert!(FATBINS.is_empty() && ENTRIES.is_empty() && USAGE.is_empty());
         return machine::skip("NVCC", "the test of the embedded kernels", "no nvcc was found when this was built");
     }
-    let mut expected: Vec<&str> = ops::kernels().map(|kernel| kernel.name).collect();
+    let mut expected: Vec<&str> = residuum::kernels().map(|kernel| kernel.name).collect();
     expected.sort_unstable();
     let embedded: Vec<&str> = ENTRIES.iter().map(|(name, _)| *name).collect();
     assert_eq!(embedded, expected, "the launch code's kernels");

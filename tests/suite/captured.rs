@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
+use residuum::control::sgd::{Sgd, Spec};
 use residuum::device::sim::SimOptions;
 use residuum::device::{Arch, Backend, Device, Launch, Memory};
 use residuum::graph::{Builder, ConvOptions, Graph, LossOptions, Mode, Program};
-use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostTensor, StateDict};
 use residuum::Result;
 
@@ -114,7 +114,7 @@ fn feed(program: &mut Program, i: usize, size: usize) {
 }
 
 /// Everything that a program carries from step to step.
-fn carried(program: &Program) -> (StateDict, StateDict, Option<residuum::ops::loss_scale::LossScale>) {
+fn carried(program: &Program) -> (StateDict, StateDict, Option<residuum::control::loss_scale::LossScale>) {
     (program.state().unwrap(), program.velocity().unwrap(), program.loss_scale().unwrap())
 }
 

@@ -2,14 +2,15 @@
 
 use residuum::device::{Device, Target, View};
 use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mode, Program};
-use residuum::ops::batch_norm::{BatchNorm, Node, Pass, Spec};
+use residuum::ops::batch_norm::{BatchNorm, Spec, Train};
 use residuum::ops::pool::{Kind, Window};
-use residuum::ops::{norm, Arg, HostIo, HostMut, HostRef, Io, Op, Operator, Write};
+use residuum::ops::{norm, Arg, Call, HostIo, HostMut, HostRef, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, HostTensor, Real, StateDict};
 
 use crate::bounds::{moved, U};
 use crate::harness::{check, check_dtype, decode, encode, Case, Compare, Data, Sweep};
 use crate::machine::devices;
+use crate::named::rules;
 use crate::random::Random;
 use crate::sweep::{machines, Machine};
 
@@ -85,7 +86,7 @@ fn the_host_gives_exactly_beta_at_inference() {
     let x: Vec<f32> = TORCH.iter().map(|row| row.0 as f32).collect();
     let c = x.len();
     let bn = BatchNorm::new(Spec { x: [1, 1, 9, c], eps: EPS, momentum: 0.1 }).unwrap();
-    let op = Op::BatchNorm(Node { bn, pass: Pass::Infer { relu: false } });
+    let op = Op::BatchNorm(bn.infer(false));
     let inputs = [x.repeat(9), vec![1.5; c], vec![BETA as f32; c], x, vec![0.0; c]];
     for host in [true, false] {
         let [y] = run(host, &op, &inputs, [9 * c]);
@@ -130,16 +131,17 @@ fn kernels_take_exact_statistics() {
     for shape in [[2, 1, 1, 9], [3, 1, 1, 7], [4, 8, 8, 16], [1, 61, 67, 3], [1, 300, 300, 2]] {
         let (c, name) = (shape[3], format!("constant channels {shape:?}"));
         let bn = BatchNorm::new(Spec { x: shape, eps: EPS, momentum: 0.5 }).unwrap();
-        let moments = Op::Norm(norm::Node { bn, pass: norm::Pass::Moments });
+        let moments = Op::Norm(norm::Node { bn, pass: norm::Pass::Measure });
         check(&Case::exact(&name, moments, vec![constant(shape, &numbers)]).sliced(), Sweep::Quick);
         let of_channels = |v: f64| Data::Real(vec![v; c]);
         let inputs = vec![constant(shape, &numbers), of_channels(1.0), of_channels(BETA)];
         let train = Op::BatchNorm(bn.train(false).unwrap());
         let case = Case::bounded(name, train, inputs, |j| {
-            let invstd = j.outputs[2].real().iter().map(|s| 4.0 * U * s).collect();
-            let means = j.outputs[1].real().iter().map(|&m| moved(2.0, m, 0.5, 0.0)).collect();
-            let [invstd, means] = [invstd, means].map(Compare::Within);
-            vec![Compare::Exact, Compare::Exact, invstd, means, Compare::Exact]
+            let Train { mean, invstd, .. } = j.numbers(Train::default());
+            let invstd = Compare::Within(invstd.iter().map(|s| 4.0 * U * s).collect());
+            let running_mean = Compare::Within(mean.iter().map(|&m| moved(2.0, m, 0.5, 0.0)).collect());
+            let exact = Train::default().map(|_, ()| (), |_, ()| Compare::Exact);
+            rules(Train { invstd, running_mean, ..exact })
         });
         check(&case.updating(vec![of_channels(2.0), of_channels(2.0)]).sliced(), Sweep::Quick);
     }
@@ -152,7 +154,7 @@ fn huge_numbers_are_numbers() {
     let bn = BatchNorm::new(Spec { x: shape, eps: EPS, momentum: 0.5 }).unwrap();
     let x = constant(shape, &[1e20, -3e30, 1e38]);
     check_dtype(
-        &Case::exact("huge", Op::Norm(norm::Node { bn, pass: norm::Pass::Moments }), vec![x]),
+        &Case::exact("huge", Op::Norm(norm::Node { bn, pass: norm::Pass::Measure }), vec![x]),
         DType::F32,
         Sweep::Quick,
     );
@@ -168,7 +170,7 @@ fn huge_numbers_are_numbers() {
 fn line(machine: &Machine, numbers: &[Vec<f64>; 4]) -> [Vec<f64>; 2] {
     let c = numbers[0].len();
     let bn = BatchNorm::new(Spec { x: [1, 1, 2, c], eps: EPS, momentum: 0.5 }).unwrap();
-    let op = norm::Node { bn, pass: norm::Pass::Affine };
+    let op = norm::Node { bn, pass: norm::Pass::Scale };
     let arg = |v: &[f64]| {
         let memory = machine.backend.allocate(4 * c).unwrap();
         memory.write(0, &encode(&Data::Real(v.to_vec()), Elem::Stat, DType::F32)).unwrap();

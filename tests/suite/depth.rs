@@ -6,12 +6,12 @@ mod watched;
 
 use std::collections::BTreeMap;
 
+use residuum::control::gate::{draw, thresholds};
+use residuum::control::sgd::{Sgd, Spec};
 use residuum::device::Device;
 use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mode, Program, ValueId};
 use residuum::models::{self, BuildOptions};
-use residuum::ops::gate::{draw, thresholds};
 use residuum::ops::pool::{Kind, Window};
-use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostTensor, StateDict};
 use residuum::Result;
 
@@ -258,7 +258,7 @@ fn inference_takes_each_branch_times_its_chance() {
     let d = distance(&fused["logits"], &found["logits"]);
     assert!(d <= 1e-12, "fused: {d:e}");
     let ops = program.ops();
-    let joins = ops.iter().filter(|name| **name == "join_scaled").count();
+    let joins = ops.iter().filter(|name| **name == "sum_scaled").count();
     assert_eq!(joins, 1, "only the branch that does not end in a batch norm keeps an op: {ops:?}");
     assert!(program.gates().unwrap().is_empty());
     assert!(program.set_gates(&[true; 4]).is_err(), "there are no gates at inference");
@@ -268,12 +268,16 @@ fn inference_takes_each_branch_times_its_chance() {
 fn fusion_leaves_a_pass_for_each_block_end_alone() {
     let train = network(Mode::Train, &Branches::Droppable);
     let ops = Program::compile(&train, &Device::cpu(), DType::F32, None).unwrap().ops();
-    let joins = ops.iter().filter(|name| **name == "join_gated").count();
+    let joins = ops.iter().filter(|name| **name == "sum_gated").count();
     assert_eq!(joins, 4, "a branch adds its gradient in place: {ops:?}");
     let whole = models::find("resnet20_cifar_survival05").unwrap();
     let graph = whole.build(Mode::Infer, 2, [3, 16, 16], 10, BuildOptions::default()).unwrap();
     let ops = Program::compile(&graph, &Device::cpu(), DType::F32, None).unwrap().ops();
-    assert!(!ops.iter().any(|name| name.starts_with("join") || name.starts_with("relu")), "{ops:?}");
+    assert!(
+        !ops.iter()
+            .any(|name| name.starts_with("sum_gated") || name.starts_with("sum_scaled") || name.starts_with("relu")),
+        "{ops:?}"
+    );
 }
 
 #[test]
@@ -359,7 +363,7 @@ fn misuse_is_an_error() {
     let y = b.add(y, inside.unwrap()).unwrap();
     b.output("y", y);
     let message = Program::compile(&b.finish(), &Device::cpu(), DType::F32, None).unwrap_err().to_string();
-    assert!(message.contains("add_fwd") && message.contains("may be dropped"), "{message}");
+    assert!(message.contains("sum_fwd") && message.contains("may be dropped"), "{message}");
     let graph = network(Mode::Train, &Branches::Droppable);
     let mut it = Interpreter::<f32>::new(&graph, DType::F32);
     assert!(it.set_gates(&[true; 3]).unwrap_err().to_string().contains("3 for 4 blocks"));

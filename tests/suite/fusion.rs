@@ -40,12 +40,12 @@ fn batch_norms_after_convolutions_are_in_pieces() {
         let ops = ops(name, Mode::Train, size);
         let count = |op: &str| ops.get(op).copied().unwrap_or(0);
         for pass in
-            ["batch_norm_train", "batch_norm_bwd", "relu_fwd", "relu_bwd", "add_fwd", "norm_gradient", "norm_moments"]
+            ["batch_norm_train", "batch_norm_bwd", "relu_fwd", "relu_bwd", "sum_fwd", "norm_gradient", "norm_moments"]
         {
             assert_eq!(count(pass), 0, "{name} {pass}: {ops:?}");
         }
         assert_eq!(
-            [count("norm_affine"), count("norm_coefficients"), count("block_end_fwd"), count("norm_conv_fwd_end")],
+            [count("norm_affine"), count("norm_coefficients"), count("sum_end"), count("conv2d_fwd_end")],
             [norms, norms, ends, taken],
             "{name}"
         );
@@ -65,12 +65,12 @@ fn blocks_that_may_be_dropped_have_no_pass_for_a_batch_norm() {
         let program = program(&graph);
         let kept = program.steps().iter().filter(|step| !matches!(step.runs, Runs::Without(_)));
         let names: std::collections::BTreeSet<&str> = kept.map(|step| step.op).collect();
-        for pass in ["batch_norm_train", "batch_norm_bwd", "relu_fwd", "relu_bwd", "norm_gradient", "join_gated"] {
+        for pass in ["batch_norm_train", "batch_norm_bwd", "relu_fwd", "relu_bwd", "norm_gradient", "sum_gated"] {
             assert!(!names.contains(pass), "{name} {pass}: {names:?}");
         }
         let ops = program.ops();
         let count = |op: &str| ops.iter().filter(|name| **name == op).count();
-        let found = [count("norm_affine"), count("norm_coefficients"), count("block_end_fwd")];
+        let found = [count("norm_affine"), count("norm_coefficients"), count("sum_end")];
         assert_eq!(found, [norms, norms, ends], "{name}");
         // In place of the first launch of every block, where that is dropped.
         assert_eq!(count("norm_gradient"), ends, "{name}");
@@ -90,9 +90,9 @@ fn pre_activation_blocks_have_next_to_no_whole_batch_norms() {
         let count = |op: &str| ops.get(op).copied().unwrap_or(0);
         let whole = if shortcuts > 0 { 1 + shortcuts } else { 0 };
         assert_eq!([count("batch_norm_train"), count("batch_norm_bwd")], [whole; 2], "{name}: {ops:?}");
-        assert_eq!([count("norm_affine"), count("norm_coefficients"), count("block_end_fwd")], [norms, norms, sums]);
+        assert_eq!([count("norm_affine"), count("norm_coefficients"), count("sum_end")], [norms, norms, sums]);
         assert_eq!(count("norm_gradient"), masked, "{name}: {ops:?}");
-        assert_eq!([count("add_fwd"), count("norm_moments")], [shortcuts; 2], "{name}: {ops:?}");
+        assert_eq!([count("sum_fwd"), count("norm_moments")], [shortcuts; 2], "{name}: {ops:?}");
         assert_eq!([count("relu_fwd"), count("relu_bwd")], [0; 2], "{name}: {ops:?}");
     }
 }
@@ -102,28 +102,20 @@ fn a_dense_block_is_one_buffer_without_copies_or_norms() {
     let ops = ops("densenet121", Mode::Train, 32);
     let count = |op: &str| ops.get(op).copied().unwrap_or(0);
     for pass in
-        ["concat_fwd", "concat_bwd", "add_fwd", "batch_norm_train", "batch_norm_bwd", "relu_bwd", "norm_gradient"]
+        ["concat_fwd", "concat_bwd", "sum_fwd", "batch_norm_train", "batch_norm_bwd", "relu_bwd", "norm_gradient"]
     {
         assert_eq!(count(pass), 0, "{pass}: {ops:?}");
     }
     // The moments of what the stem's pooling stores, and its gradient, have passes of their own.
-    assert_eq!([count("norm_affine"), count("norm_moments"), count("block_end_fwd")], [121, 1, 1], "{ops:?}");
+    assert_eq!([count("norm_affine"), count("norm_moments"), count("sum_end")], [121, 1, 1], "{ops:?}");
 }
 
 #[test]
 fn inference_has_convolutions_and_pools_only() {
     for (name, size, allowed) in [
         ("resnet50", 32, vec!["batch_norm_fold", "conv2d_fwd", "pool_max_fwd", "pool_avg_fwd", "linear_fwd"]),
-        (
-            "preact_resnet164_cifar",
-            8,
-            vec!["batch_norm_fold", "conv2d_fwd", "norm_conv_fwd", "norm_pool_avg_fwd", "linear_fwd"],
-        ),
-        (
-            "densenet121",
-            32,
-            vec!["batch_norm_fold", "conv2d_fwd", "norm_conv_fwd", "pool_max_fwd", "norm_pool_avg_fwd", "linear_fwd"],
-        ),
+        ("preact_resnet164_cifar", 8, vec!["batch_norm_fold", "conv2d_fwd", "norm_pool_avg_fwd", "linear_fwd"]),
+        ("densenet121", 32, vec!["batch_norm_fold", "conv2d_fwd", "pool_max_fwd", "norm_pool_avg_fwd", "linear_fwd"]),
     ] {
         let ops = ops(name, Mode::Infer, size);
         let others: Vec<_> = ops.keys().filter(|op| !allowed.contains(op)).collect();

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use residuum::control::sgd::{Sgd, Spec};
 use residuum::device::Device;
 use residuum::graph::{Graph, Interpreter, Mode, Program};
 use residuum::models::{self, BuildOptions, Model};
-use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::philox::fnv1a;
 use residuum::tensor::{DType, HostTensor, StateDict};
 use serde_json::Value;

@@ -4,7 +4,7 @@
 //! differences. Inputs keep away from kinks by more than a step.
 
 use residuum::ops::{
-    add, batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, shortcut, Gradient, Op, Source,
+    batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, shortcut, sum, Call, Gradient, Op, Source,
 };
 
 use crate::harness::{reference, Data, Random};
@@ -171,8 +171,7 @@ fn spread(name: &str, len: usize) -> Data {
 
 fn conv(name: &'static str, spec: conv2d::Spec, bias: bool) {
     let conv = conv2d::Conv2d::new(spec).expect("a convolution");
-    let pass = conv2d::Pass::Fwd(conv2d::Epilogue { shift: bias, ..Default::default() });
-    let op = Op::Conv2d(conv2d::Node { conv, pass });
+    let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::fwd(bias) });
     let inputs =
         op.operator().inputs().into_iter().enumerate().map(|(i, t)| normals(&format!("{name}{i}"), t.shape.len()));
     let point = Point::new(name, op.clone(), inputs.collect());
@@ -204,10 +203,12 @@ fn conv2d() {
 fn linear() {
     for bias in [false, true] {
         let linear = linear::Linear::new(linear::Spec { x: [3, 2, 2, 5], k: 4 }).expect("a layer");
-        let op = Op::Linear(linear::Node { linear, pass: linear::Pass::Fwd { bias } });
+        let op = Op::Linear(linear.fwd(bias));
         let inputs =
             op.operator().inputs().into_iter().enumerate().map(|(i, t)| normals(&format!("linear{i}"), t.shape.len()));
-        check(&Point::new("linear", op.clone(), inputs.collect()), if bias { &[0, 1, 2] } else { &[0, 1] });
+        let at = linear::Fwd { bias: bias.then_some(()), ..linear::Fwd::<()>::default() }.places();
+        let differentiable: Vec<usize> = [at.x, at.w].into_iter().chain(at.bias).collect();
+        check(&Point::new("linear", op.clone(), inputs.collect()), &differentiable);
     }
 }
 
@@ -230,7 +231,8 @@ fn batch_norm() {
             point.skip = |y| y > 0.0 && y < 8.0 * CLEARANCE;
             point.keep_rectified_clear(&bn);
         }
-        check(&point, &[0, 1, 2]);
+        let at = batch_norm::Train::<()>::default().places();
+        check(&point, &[at.x, at.gamma, at.beta]);
     }
 }
 
@@ -238,8 +240,9 @@ impl Point {
     /// Checks that no rectified element of a batch norm is near the kink.
     fn keep_rectified_clear(&self, bn: &batch_norm::BatchNorm) {
         let linear = Op::BatchNorm(bn.train(false).expect("a training pass"));
-        let y = reference(&linear, &self.inputs, &self.updates);
-        let near = y[0].real().iter().filter(|y| **y <= 0.0 && **y > -8.0 * CLEARANCE).count();
+        let at = batch_norm::Train::<()>::default().places();
+        let y = &reference(&linear, &self.inputs, &self.updates)[at.y];
+        let near = y.real().iter().filter(|y| **y <= 0.0 && **y > -8.0 * CLEARANCE).count();
         assert_eq!(near, 0, "{}: choose other inputs", self.name);
     }
 }
@@ -250,7 +253,7 @@ fn relu_and_add() {
     let len = shape.len();
     let op = Op::Relu(relu::Node { shape: shape.clone(), pass: relu::Pass::Fwd });
     check(&Point::new("relu", op, vec![spread("relu", len)]), &[0]);
-    let op = Op::Add(add::Node { shape, relu: false });
+    let op = Op::Sum(sum::Node::of(shape));
     check(&Point::new("add", op, vec![normals("a", len), normals("b", len)]), &[0, 1]);
 }
 

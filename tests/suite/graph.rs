@@ -1,9 +1,9 @@
 //! Graphs: programs against the interpreter, gradients against differences, state dicts, memory.
 
+use residuum::control::sgd::{Sgd, Spec};
 use residuum::device::Device;
 use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mode, Program};
 use residuum::ops::pool::{Kind, Window};
-use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 
 use crate::machine::devices;
@@ -206,7 +206,7 @@ fn fusion_folds_inference() {
     let listed = program.ops();
     assert!(!listed.contains(&"relu_fwd"), "every ReLU is in an epilogue: {listed:?}");
     assert!(!listed.contains(&"batch_norm_infer"), "every batch norm is folded: {listed:?}");
-    assert_eq!(listed.iter().filter(|n| **n == "add_fwd").count(), 1, "the addition to a shortcut stays: {listed:?}");
+    assert_eq!(listed.iter().filter(|n| **n == "sum_fwd").count(), 1, "the addition to a shortcut stays: {listed:?}");
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn fusion_shortens_training() {
     let count = |name: &str| listed.iter().filter(|n| **n == name).count();
     assert_eq!(count("relu_fwd"), 0, "each ReLU is in the op before it: {listed:?}");
     assert_eq!(count("relu_bwd"), 3, "after an addition or a biased convolution the mask stays an op: {listed:?}");
-    assert_eq!(count("add_fwd"), 3, "three block ends, and no sum of gradients: {listed:?}");
+    assert_eq!(count("sum_fwd"), 3, "three block ends, and no sum of gradients: {listed:?}");
 }
 
 /// Two nested residual blocks of one convolution each: gradients whose sums are themselves summed.

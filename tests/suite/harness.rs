@@ -82,8 +82,6 @@ pub struct Case {
     pub judge: Judge,
     /// How the NHWC tensors lie in memory, one run for each.
     pub layouts: &'static [Layout],
-    /// The inputs that are weights, which are always dense.
-    pub weights: &'static [usize],
     /// Whether what an output holds that is added to is more than a term of it: then the reference takes it in.
     pub takes_in: bool,
     /// Another way to run the op than the one that it chooses.
@@ -119,19 +117,13 @@ impl Case {
     }
 
     fn new(name: String, op: Op, inputs: Vec<Data>, judge: Judge) -> Self {
-        let (updates, weights) = (Vec::new(), &[][..]);
-        Self { name, op, inputs, updates, judge, layouts: &[Layout::Dense], weights, takes_in: false, launcher: None }
+        let updates = Vec::new();
+        Self { name, op, inputs, updates, judge, layouts: &[Layout::Dense], takes_in: false, launcher: None }
     }
 
     /// The old content of the outputs that the op updates.
     pub fn updating(mut self, updates: Vec<Data>) -> Self {
         self.updates = updates;
-        self
-    }
-
-    /// Input `i` is dense even then, for every `i` of `inputs`.
-    pub fn with_weights(mut self, inputs: &'static [usize]) -> Self {
-        self.weights = inputs;
         self
     }
 
@@ -251,6 +243,12 @@ pub fn reference_onto(op: &Op, inputs: &[Data], before: &[Option<Data>], writes:
     outputs
 }
 
+/// The places among the inputs of the operands called `name`.
+pub fn places(op: &dyn Operator, name: &str) -> Vec<usize> {
+    let reads = op.operands().reads;
+    (0..reads.len()).filter(|&i| reads[i].0 == name).collect()
+}
+
 fn blank(ty: &TensorType, fill: f64) -> Data {
     match ty.elem {
         Elem::Real | Elem::Stat => Data::Real(vec![fill; ty.shape.len()]),
@@ -305,7 +303,7 @@ struct Prepared<'a> {
     op: &'a Op,
     takes_in: bool,
     launcher: Option<&'a Launcher>,
-    weights: &'static [usize],
+    weights: Vec<usize>,
     dtype: DType,
     inputs: Vec<Data>,
     before: Vec<Option<Data>>,
@@ -326,7 +324,7 @@ impl<'a> Prepared<'a> {
             before[i] = Some(old);
         }
         if write == Write::Accumulate {
-            for &i in op.accumulates() {
+            for i in op.accumulates() {
                 let mut random = Random::new(&format!("{} before {i}", case.name));
                 before[i] = Some(Data::Real(random.integers(types[i].shape.len(), -4, 4)));
                 writes[i] = Write::Accumulate;
@@ -338,7 +336,7 @@ impl<'a> Prepared<'a> {
     }
 
     fn with(case: &'a Case, dtype: DType, inputs: Vec<Data>, before: Vec<Option<Data>>, writes: Vec<Write>) -> Self {
-        let (launcher, weights, after) = (case.launcher.as_ref(), case.weights, Vec::new());
+        let (launcher, weights, after) = (case.launcher.as_ref(), places(case.op.operator(), "w"), Vec::new());
         Self { op: &case.op, takes_in: case.takes_in, launcher, weights, dtype, inputs, before, after, writes }
     }
 

@@ -1,9 +1,13 @@
 //! The CPU's way of every op against the reference: in f64 and f32, overwriting and accumulating, on one and several
 //! threads, with the same bits on any number of them.
 
+use residuum::control::sgd;
+use residuum::ops::batch_norm::{self, Bwd, Fold, Infer, Train};
+use residuum::ops::conv2d::Fwd;
+use residuum::ops::store::Epilogue;
 use residuum::ops::{
-    add, batch_norm, concat, conv2d, cross_entropy, join, linear, pool, relu, sgd, shortcut, HostIo, HostMut, HostRef,
-    Op, Write,
+    concat, conv2d, cross_entropy, linear, pool, relu, shortcut, sum, Call, HostIo, HostMut, HostRef, Op, Operator,
+    Write,
 };
 use residuum::tensor::{DType, Elem, Real, Shape};
 
@@ -99,7 +103,7 @@ fn host<T: Number>(case: &Case, write: Write) -> Vec<Tensor<T>> {
         outputs[i] = Tensor::new(data);
     }
     if write == Write::Accumulate {
-        for &i in op.accumulates() {
+        for i in op.accumulates() {
             outputs[i] = Tensor::new(&Data::Real(old(case, i, op.outputs()[i].shape.len())));
             writes[i] = Write::Accumulate;
         }
@@ -311,8 +315,9 @@ fn convolutions() -> Vec<conv2d::Spec> {
 }
 
 fn passes(bias: bool) -> [conv2d::Pass; 4] {
-    let fwd = conv2d::Pass::Fwd(conv2d::Epilogue { shift: bias, ..Default::default() });
-    [fwd, conv2d::Pass::BwdX, conv2d::Pass::BwdW, conv2d::Pass::BwdBias]
+    use conv2d::Pass::{BwdBias, BwdW, BwdX};
+    let backward = (BwdX(Default::default()), BwdW(Default::default()), BwdBias(Default::default()));
+    [conv2d::Pass::fwd(bias), backward.0, backward.1, backward.2]
 }
 
 #[test]
@@ -345,9 +350,10 @@ fn a_conv2d_with_a_wrong_input_is_refused() {
 fn conv2d_epilogues() {
     for bits in 0..16 {
         let on = |bit: usize| bits & (1 << bit) != 0;
-        let epilogue = conv2d::Epilogue { scale: on(0), shift: on(1), residual: on(2), relu: on(3) };
+        let part = |i| on(i).then_some(());
+        let epilogue = Epilogue { scale: part(0), shift: part(1), residual: part(2), relu: on(3) };
         let conv = conv2d::Conv2d::new(conv2d::Spec { groups: 2, n: 40, ..DENSE }).expect("a convolution");
-        let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(epilogue) });
+        let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(Fwd { epilogue, ..Fwd::default() }) });
         check(&integers(&format!("{epilogue:?}"), op.clone()), Bound::Exact);
         // Rectifying makes no error larger: the magnitudes are those of the sum before it.
         check(&normals(&format!("{epilogue:?}"), op), Bound::Linear);
@@ -358,21 +364,16 @@ fn conv2d_epilogues() {
 fn linear() {
     for (n, f, k) in [(64, 64, 10), (1, 1, 1), (3, 2048, 100), (17, 33, 5), (128, 512, 64)] {
         let linear = linear::Linear::new(linear::Spec { x: [n, 1, 1, f], k }).expect("a layer");
-        for pass in [
-            linear::Pass::Fwd { bias: false },
-            linear::Pass::Fwd { bias: true },
-            linear::Pass::BwdX,
-            linear::Pass::BwdW,
-            linear::Pass::BwdBias,
-        ] {
-            let op = Op::Linear(linear::Node { linear, pass });
-            check(&integers(&format!("linear {n} {f} {k} {pass:?}"), op.clone()), Bound::Exact);
-            check(&normals(&format!("linear {n} {f} {k} {pass:?}"), op), Bound::Linear);
+        use linear::Pass;
+        let backward = [Pass::BwdX, Pass::BwdW, Pass::BwdBias].map(|pass| linear::Node { linear, pass });
+        for node in [false, true].map(|bias| linear.fwd(bias)).into_iter().chain(backward) {
+            let (op, name) = (Op::Linear(node), format!("{} {n} {f} {k}", node.name()));
+            check(&integers(&name, op.clone()), Bound::Exact);
+            check(&normals(&name, op), Bound::Linear);
         }
     }
     let image = linear::Linear::new(linear::Spec { x: [3, 2, 4, 5], k: 6 }).expect("a layer");
-    let op = Op::Linear(linear::Node { linear: image, pass: linear::Pass::Fwd { bias: true } });
-    check(&integers("linear of an image", op), Bound::Exact);
+    check(&integers("linear of an image", Op::Linear(image.fwd(true))), Bound::Exact);
 }
 
 fn batch_norm(x: [usize; 4]) -> batch_norm::BatchNorm {
@@ -387,16 +388,17 @@ fn batch_norm_training() {
     for x in BATCH_NORMS {
         for relu in [false, true] {
             let name = format!("batch norm {x:?} {relu}");
+            let at = Train::<()>::default().places();
             let mut case = normals(&name, Op::BatchNorm(batch_norm(x).train(relu).expect("a pass")));
             let mut random = Random::new(&name);
             case.updates = vec![Data::Real(random.normals(x[3], 0.0, 1.0)), Data::Real(random.reals(x[3], 0.5, 2.0))];
             // The mean is off by a few roundings of the largest element, which count against the least deviation.
             let largest = case.inputs[0].real().iter().fold(0.0f64, |a, b| a.max(b.abs()));
-            let invstd = &reference(&case.op, &case.inputs, &case.updates)[2];
+            let invstd = &reference(&case.op, &case.inputs, &case.updates)[at.invstd];
             let condition = largest * invstd.real().iter().fold(0.0f64, |a, &b| a.max(b));
             let bound = Bound::Relative(16.0 * (1.0 + condition));
             check(&case, bound);
-            refuses(&case, bound, 0);
+            refuses(&case, bound, at.x);
         }
     }
 }
@@ -404,17 +406,15 @@ fn batch_norm_training() {
 #[test]
 fn batch_norm_inference_and_fold() {
     for x in BATCH_NORMS {
-        let passes = [
-            batch_norm::Pass::Infer { relu: false },
-            batch_norm::Pass::Infer { relu: true },
-            batch_norm::Pass::Fold { bias: false, share: 1.0 },
-            batch_norm::Pass::Fold { bias: true, share: 0.75 },
-        ];
-        for pass in passes {
-            let name = format!("batch norm {x:?} {pass:?}");
-            let op = Op::BatchNorm(batch_norm::Node { bn: batch_norm(x), pass });
-            let mut case = normals(&name, op);
-            let variance = if matches!(pass, batch_norm::Pass::Fold { .. }) { 3 } else { 4 };
+        let (bn, infer, fold) = (batch_norm(x), Infer::<()>::default().places(), Fold::<()>::default().places());
+        for (pass, variance, node) in [
+            ("infer", infer.running_var, bn.infer(false)),
+            ("infer with ReLU", infer.running_var, bn.infer(true)),
+            ("fold", fold.running_var, bn.fold(false, 1.0)),
+            ("fold with bias", fold.running_var, bn.fold(true, 0.75)),
+        ] {
+            let name = format!("batch norm {x:?} {pass}");
+            let mut case = normals(&name, Op::BatchNorm(node));
             case.inputs[variance] = Data::Real(Random::new(&name).reals(x[3], 0.5, 2.0));
             check(&case, Bound::Relative(32.0));
         }
@@ -426,9 +426,8 @@ fn batch_norm_backward() {
     for x in BATCH_NORMS {
         for relu in [false, true] {
             let name = format!("batch norm backward {x:?} {relu}");
-            let op = Op::BatchNorm(batch_norm::Node { bn: batch_norm(x), pass: batch_norm::Pass::Bwd { relu } });
-            let mut case = normals(&name, op);
-            case.inputs[4] = Data::Real(Random::new(&name).reals(x[3], 0.5, 2.0));
+            let mut case = normals(&name, Op::BatchNorm(batch_norm(x).bwd(relu)));
+            case.inputs[Bwd::<()>::default().places().invstd] = Data::Real(Random::new(&name).reals(x[3], 0.5, 2.0));
             // The sums' errors grow at most with the elements of a channel, but as a share of the largest sum they stay
             // below that of a random walk: 16 sqrt(m).
             let m = (x[0] * x[1] * x[2]) as f64;
@@ -436,7 +435,7 @@ fn batch_norm_backward() {
             check(&case, bound);
             // With a ReLU the largest dy may not count.
             if !relu {
-                (0..5).for_each(|input| refuses(&case, bound, input));
+                (0..case.inputs.len()).for_each(|input| refuses(&case, bound, input));
             }
         }
     }
@@ -446,12 +445,13 @@ fn batch_norm_backward() {
 fn batch_norm_statistics_survive_a_large_mean() {
     let x = [8, 28, 28, 5];
     let mut case = normals("large mean", Op::BatchNorm(batch_norm(x).train(false).expect("a pass")));
-    case.inputs[0] = Data::Real(Random::new("large mean").normals(x.iter().product(), 1000.0, 1.0));
+    let at = Train::<()>::default().places();
+    case.inputs[at.x] = Data::Real(Random::new("large mean").normals(x.iter().product(), 1000.0, 1.0));
     case.updates = vec![Data::Real(vec![0.0; 5]), Data::Real(vec![0.0; 5])];
     let case = rounded::<f32>(&case);
     let expected = reference(&case.op, &case.inputs, &case.updates);
     let got = host::<f32>(&case, Write::Overwrite);
-    for (got, expected) in [2, 4].map(|i| (got[i].data(), expected[i].clone())) {
+    for (got, expected) in [at.invstd, at.running_var].map(|i| (got[i].data(), expected[i].clone())) {
         for (got, expected) in got.real().iter().zip(expected.real()) {
             assert!((got / expected - 1.0).abs() < 1e-3, "{got} and {expected}");
         }
@@ -466,20 +466,20 @@ fn elementwise() {
         for op in [
             relu(relu::Pass::Fwd),
             relu(relu::Pass::Bwd),
-            Op::Add(add::Node { shape: shape.clone(), relu: false }),
-            Op::Add(add::Node { shape: shape.clone(), relu: true }),
+            Op::Sum(sum::Node::of(shape.clone())),
+            Op::Sum(sum::Node { relu: true, ..sum::Node::of(shape.clone()) }),
         ] {
             check(&integers(&format!("elementwise {len}"), op.clone()), Bound::Exact);
         }
-        for (keep, relu) in [(join::Keep::Gated, true), (join::Keep::Scaled(0.25), false)] {
-            let mut join = integers("join", Op::Join(join::Node { shape: shape.clone(), keep, relu }));
-            check(&join, Bound::Exact);
-            if keep == join::Keep::Gated {
-                join.inputs[1] = Data::Real(vec![f64::NAN; len]);
-                join.inputs[2] = Data::Real(vec![0.0]);
-                check(&join, Bound::Exact);
-            }
-        }
+        let plain = sum::Node::of(shape.clone());
+        let form = sum::Fwd { gate: Some(()), ..plain.form };
+        let at = form.places();
+        let mut gated = integers("gated", Op::Sum(sum::Node { form, relu: true, ..plain.clone() }));
+        check(&gated, Bound::Exact);
+        gated.inputs[at.b.value] = Data::Real(vec![f64::NAN; len]);
+        gated.inputs[at.gate.unwrap()] = Data::Real(vec![0.0]);
+        check(&gated, Bound::Exact);
+        check(&integers("scaled", Op::Sum(sum::Node { share: 0.25, ..plain })), Bound::Exact);
     }
     let mut nan = integers("nan", Op::Relu(relu::Node { shape: [3].into(), pass: relu::Pass::Fwd }));
     nan.inputs[0] = Data::Real(vec![f64::NAN, -1.0, 1.0]);
@@ -544,7 +544,7 @@ fn cross_entropy() {
     for (n, classes, smoothing) in [(64, 10, 0.1), (1, 1, 0.0), (7, 1000, 0.0)] {
         let spec = cross_entropy::Spec { n, classes, smoothing, grad_scale: 2.0 };
         let loss = cross_entropy::CrossEntropy::new(spec).expect("a loss");
-        for pass in [cross_entropy::Pass::Fwd, cross_entropy::Pass::Bwd] {
+        for pass in [cross_entropy::Pass::Fwd, cross_entropy::Pass::Bwd(Default::default())] {
             let mut random = Random::new("cross-entropy");
             let inputs =
                 vec![Data::Real(random.normals(n * classes, 0.0, 3.0)), Data::Index(random.labels(n, classes))];

@@ -1,10 +1,10 @@
 //! Training programs in f16: the loss scale that moves by itself, on every device.
 
+use residuum::control::loss_scale::{LossScale, INTERVAL};
+use residuum::control::sgd::{Sgd, Spec};
 use residuum::device::Device;
 use residuum::graph::{Builder, Graph, LossOptions, Mode, Program};
 use residuum::models::{self, BuildOptions};
-use residuum::ops::loss_scale::{LossScale, INTERVAL};
-use residuum::ops::sgd::{Sgd, Spec};
 use residuum::tensor::{DType, HostTensor, Shape, StateDict};
 
 use crate::machine::devices;

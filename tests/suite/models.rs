@@ -73,7 +73,7 @@ fn every_row_of_the_benches_has_launches() {
                 assert!(!launches.is_empty(), "{} {dtype} {layer:?}", op.name());
                 // A fused pass has no row that falls back to element by element.
                 let kernels: Vec<&str> = launches.iter().map(|launch| launch.kernel().name).collect();
-                let slow = op.name().starts_with("norm_conv") && kernels.iter().any(|name| name.ends_with("_scalar"));
+                let slow = kernels.iter().any(|name| name.starts_with("conv2d_fused") && name.ends_with("_scalar"));
                 assert!(!slow, "{dtype} {layer:?}: {kernels:?}");
             }
         }

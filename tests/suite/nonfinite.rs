@@ -12,7 +12,7 @@ mod rows;
 use residuum::device::{Arch, Device, Target};
 use residuum::graph::{Builder, ConvOptions, Mode, Program};
 use residuum::models::init::{initialise, Scheme};
-use residuum::ops::conv2d::Plan;
+use residuum::ops::conv2d::{Conv2d, Node, Plan};
 use residuum::ops::Operator;
 use residuum::tensor::{DType, HostTensor};
 
@@ -325,15 +325,17 @@ impl<P: PartialEq + Copy> Tested<P> {
     }
 }
 
-/// Every kernel of every pass, with and without a split of the reduction, on the first shape that it fits.
-#[test]
-fn convolutions() {
+/// Every kernel of every pass, with and without a split of the reduction, on the first shape that it fits; returns the
+/// kernels.
+fn check_convolutions(passes: impl Fn(Conv2d, bool) -> Vec<Node>) -> Vec<&'static str> {
     let (mut tested, mut problems) = (Tested::default(), Problems::new());
     for (conv, padded) in rows::convolutions() {
         let layout = if padded { Layout::Padded } else { Layout::Dense };
-        for node in rows::products(conv) {
-            check_host::<f32>(&rows::convolution(node), &mut problems);
-            check_host::<f64>(&rows::convolution(node), &mut problems);
+        for node in passes(conv, padded) {
+            if node.pass.is_plain() {
+                check_host::<f32>(&rows::convolution(node), &mut problems);
+                check_host::<f64>(&rows::convolution(node), &mut problems);
+            }
             for dtype in DTYPES {
                 let plans = node.plans(Target { arch: Arch::Sm80, dtype });
                 let mut table = None;
@@ -349,34 +351,19 @@ fn convolutions() {
         }
     }
     assert_none(&problems);
-    let kernels = tested.kernels();
+    tested.kernels()
+}
+
+#[test]
+fn convolutions() {
+    let kernels = check_convolutions(|conv, _| rows::products(conv));
     assert_eq!(kernels.len(), 99, "every tile of fwd, bwd_x and bwd_w: {kernels:?}");
 }
 
-/// The same with what is fused.
+/// The same with loads and stores of more operands.
 #[test]
 fn fused_convolutions() {
-    let (mut tested, mut problems) = (Tested::default(), Problems::new());
-    for (conv, padded) in rows::convolutions() {
-        let layout = if padded { Layout::Padded } else { Layout::Dense };
-        for node in rows::fused(conv, padded) {
-            for dtype in DTYPES {
-                let plans = node.plans(Target { arch: Arch::Sm80, dtype });
-                let mut table = None;
-                for plan in plans {
-                    if !tested.is_new(dtype, node.pass, &plan) {
-                        continue;
-                    }
-                    let table =
-                        table.get_or_insert_with(|| Table::new(&rows::fused_convolution(node), dtype, &mut problems));
-                    table.check_kernels(&rows::planned_fused(node, plan), dtype, layout, &mut problems);
-                    tested.add(dtype, node.pass, &plan);
-                }
-            }
-        }
-    }
-    assert_none(&problems);
-    let kernels = tested.kernels();
+    let kernels = check_convolutions(rows::fused);
     assert_eq!(kernels.len(), 141, "every tile of every pass: {kernels:?}");
 }
 

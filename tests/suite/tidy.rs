@@ -99,11 +99,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("tensor", &[]),
     ("device", &["tensor"]),
     ("ops", &["tensor", "device"]),
-    ("graph", &["tensor", "device", "ops"]),
-    ("models", &["files", "tensor", "device", "ops", "graph"]),
-    ("data", &["files", "tensor", "device", "ops", "graph"]),
-    ("train", &["files", "tensor", "device", "ops", "graph", "models", "data"]),
-    ("study", &["files", "tensor", "device", "ops", "graph", "models", "data", "train"]),
+    ("control", &["tensor", "device", "ops"]),
+    ("graph", &["tensor", "device", "ops", "control"]),
+    ("models", &["files", "tensor", "device", "ops", "control", "graph"]),
+    ("data", &["files", "tensor", "device", "ops", "control", "graph"]),
+    ("train", &["files", "tensor", "device", "ops", "control", "graph", "models", "data"]),
+    ("study", &["files", "tensor", "device", "ops", "control", "graph", "models", "data", "train"]),
 ];
 
 #[test]
@@ -161,13 +162,13 @@ fn kernels_keep_to_what_the_simulator_runs() {
 }
 
 #[test]
-fn a_folder_of_kernels_is_an_op() {
+fn a_folder_of_kernels_is_an_op_or_a_layer() {
     let mut wrong = Vec::new();
     for source in sources(&["kernels"]) {
         let folder = source.path.split('/').nth(1).unwrap_or_default();
-        let is_op = machine::root().join("src/ops").join(folder).join("mod.rs").is_file();
-        if !is_op && !["common", "sim"].contains(&folder) {
-            wrong.push(format!("{}: there is no src/ops/{folder}", source.path));
+        let is_there = |within: &str| machine::root().join(within).join(folder).join("mod.rs").is_file();
+        if !is_there("src/ops") && !is_there("src") && !["common", "sim"].contains(&folder) {
+            wrong.push(format!("{}: there is no src/ops/{folder} and no src/{folder}", source.path));
         }
     }
     assert_none(wrong);
@@ -178,7 +179,8 @@ fn unsafe_code_is_where_it_belongs_and_says_why() {
     let mut wrong = Vec::new();
     for source in sources(&["src", "cli/src", "examples", "benches"]).iter().filter(|s| s.is(&["rs"])) {
         let path = source.path.as_str();
-        let allowed = path.starts_with("src/device/") || (path.starts_with("src/ops/") && path.ends_with("/launch.rs"));
+        let allowed = path.starts_with("src/device/")
+            || (["src/ops/", "src/control/"].iter().any(|layer| path.starts_with(layer)) && path.contains("/launch"));
         let lines: Vec<&str> = source.text.lines().collect();
         for (number, line) in source.code().iter().filter(|(_, line)| has_word(line, "unsafe")) {
             // A declaration promises nothing yet; `# Safety` in its documentation is clippy's to check.

@@ -3,10 +3,10 @@
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
+use residuum::control::loss_scale::LossScale;
 use residuum::data::{digits, Augment, Dataset, Images, Source, Splits};
 use residuum::device::Device;
 use residuum::models;
-use residuum::ops::loss_scale::LossScale;
 use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 use residuum::train::{Checkpoint, Evaluator, Metrics, Observer, Progress, Settings, Trainer};
 

@@ -416,7 +416,7 @@ fn an_end_of_a_block_that_a_convolution_takes() {
         });
         case.check();
         let program = Program::compile(&case.graph, &Device::blueprint(Arch::Sm90), DType::F32, None).unwrap();
-        let found = program.ops().into_iter().filter(|&op| op == "norm_conv_fwd_end").count();
+        let found = program.ops().into_iter().filter(|&op| op == "conv2d_fwd_end").count();
         assert_eq!(found, taken, "wiring {wiring}");
     }
 }

@@ -30,7 +30,7 @@ fn the_json_is_one_object_whose_totals_are_the_sums() {
     for launch in launches {
         assert_eq!(keys(launch), expected);
         let kernel = launch["kernel"].as_str().unwrap();
-        assert!(residuum::ops::kernels().any(|k| k.name == kernel), "{kernel} is a kernel");
+        assert!(residuum::kernels().any(|k| k.name == kernel), "{kernel} is a kernel");
         assert!(launch["seconds"].as_f64().unwrap() > 0.0 && launch["bytes_written"].as_u64().unwrap() > 0, "{launch}");
     }
     let totals = &plan["totals"];

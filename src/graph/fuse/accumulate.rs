@@ -1,7 +1,7 @@
 //! Sums of gradients without an op of their own.
 
 use super::{count_uses, Graph, ValueId};
-use crate::ops::{add, join, Op, Write};
+use crate::ops::{sum, Op, Write};
 
 /// `b = f(..); c = a + b` becomes `a += f(..)` where `a` is not read any more.
 pub(super) fn in_place(graph: &mut Graph) {
@@ -21,12 +21,13 @@ pub(super) fn in_place(graph: &mut Graph) {
     graph.outputs.iter().for_each(|(_, v)| last_read[v.index()] = usize::MAX);
     let mut removed = vec![false; graph.nodes.len()];
     for (i, removed) in removed.iter_mut().enumerate() {
-        let (pairs, gate) = match (&graph.nodes[i].op, &graph.nodes[i].inputs[..]) {
-            (Op::Add(add::Node { relu: false, .. }), &[a, b]) => (vec![(a, b), (b, a)], graph.nodes[i].gate),
-            // What a branch contributes comes to what is there without it, where the gate is open.
-            (Op::Join(join::Node { relu: false, .. }), &[a, b, gate]) => (vec![(a, b)], Some(gate)),
-            _ => continue,
-        };
+        let node = &graph.nodes[i];
+        let Op::Sum(sum::Node { form, share: 1.0, relu: false, .. }) = &node.op else { continue };
+        let sum::Fwd { a, b, gate, y, .. } = node.bind(*form);
+        let (a, b, c) = (a.value, b.value, y.value);
+        // What a branch contributes comes to what is there without it, where the gate is open.
+        let pairs = if gate.is_some() { vec![(a, b)] } else { vec![(a, b), (b, a)] };
+        let gate = gate.or(node.gate);
         for (a, b) in pairs {
             let (a, b) = (alias[a.index()], alias[b.index()]);
             let (Some(at), Some(by)) = (written_by[a.index()], written_by[b.index()]) else { continue };
@@ -41,7 +42,6 @@ pub(super) fn in_place(graph: &mut Graph) {
             if !fits || !quiet || !together || graph.nodes[by].writes[j] != Write::Overwrite {
                 continue;
             }
-            let c = graph.nodes[i].outputs[0];
             graph.nodes[by].outputs[j] = a;
             graph.nodes[by].writes[j] = Write::Accumulate;
             alias[c.index()] = a;

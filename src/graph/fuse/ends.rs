@@ -4,11 +4,13 @@
 //! convolution loads each element once, it takes the two in place of the one, and stores what the rest of the block and
 //! the backward pass read of it.
 
-use super::index::Index;
+use super::index::{Index, Reader};
 use super::Fused;
 use crate::graph::{Graph, Node};
-use crate::ops::norm_conv::{self, allows_end};
-use crate::ops::{block_end, conv2d, Op, Write};
+use crate::ops::conv2d::{self, End, Fwd};
+use crate::ops::load::Load;
+use crate::ops::store::Moments;
+use crate::ops::{sum, Call, Op};
 
 /// Moves the end of every block of `fused` into the convolution behind it that can take it.
 pub(super) fn load(fused: &mut Fused) {
@@ -29,36 +31,41 @@ pub(super) fn load(fused: &mut Fused) {
 /// The first convolution that can take the end of a block of node `i`, if there is one.
 fn taker(graph: &Graph, index: &Index, i: usize) -> Option<usize> {
     let node = &graph.nodes[i];
-    let Op::BlockEnd(block_end::Node { activated: [false, false], gated: false, relu: true, signs: true, .. }) =
-        node.op
-    else {
-        return None;
-    };
-    let z = node.outputs[0];
+    let Op::Sum(sum::Node { form, relu: true, .. }) = node.op else { return None };
+    let sum::Fwd { a, b, gate: None, y, signs: Some(_) } = node.bind(form) else { return None };
+    let z = y.value;
     // Slices of other tensors may lie where 16-byte accesses do not fit.
-    let aligned = node.inputs[..2].iter().chain([&z]).all(|&v| index.is_alone(v));
-    let takes = |&&(reader, at): &&(usize, usize)| {
-        let Op::NormConv(norm_conv::Node { conv, pass }) = graph.nodes[reader].op else { return false };
-        pass == norm_conv::Pass::Fwd { prologue: None, epilogue: conv2d::Epilogue::default(), moments: true }
-            && allows_end(&conv)
-            && at == 0
+    let aligned = [a.value, b.value, z].into_iter().all(|v| index.is_alone(v));
+    let plain = [a, b].iter().all(|term| matches!(term.load, Load::AsIs | Load::Affine { relu: false, .. }));
+    let takes = |r: &&Reader| {
+        let Op::Conv2d(conv2d::Node { conv, pass }) = graph.nodes[r.node].op else { return false };
+        pass == conv2d::Pass::Fwd(Fwd { moments: Some(Moments::default()), ..Fwd::default() })
+            && conv.can_load_sum()
+            && r.operand == "x"
             // What a branch that may be dropped does, it does for itself only.
-            && graph.nodes[reader].gate == node.gate
+            && graph.nodes[r.node].gate == node.gate
     };
-    index.readers(z).iter().find(takes).filter(|_| aligned).map(|&(reader, _)| reader)
+    index.readers(z).iter().find(takes).filter(|_| aligned && plain).map(|r| r.node)
 }
 
 /// One node in place of `end` and `conv`.
 fn join(end: &Node, conv: &Node) -> Node {
-    let (Op::BlockEnd(block_end::Node { affine, .. }), Op::NormConv(norm_conv::Node { conv: shape, .. })) =
+    let (Op::Sum(sum::Node { form, .. }), Op::Conv2d(conv2d::Node { conv: shape, pass: conv2d::Pass::Fwd(conv_form) })) =
         (&end.op, &conv.op)
     else {
         unreachable!("`taker` knows the ops")
     };
-    let op = Op::NormConv(norm_conv::Node { conv: *shape, pass: norm_conv::Pass::FwdEnd { affine: *affine } });
-    let mut inputs = vec![end.inputs[0], conv.inputs[1], end.inputs[1]];
-    inputs.extend(&end.inputs[2..]);
-    let outputs: Vec<_> = conv.outputs.iter().chain(&end.outputs).copied().collect();
-    let writes = vec![Write::Overwrite; outputs.len()];
-    Node { op, inputs, outputs, writes, gate: end.gate }
+    let sum::Fwd { a, b, y: z, signs: Some(signs), .. } = end.bind(*form) else {
+        unreachable!("`taker` asks for the signs")
+    };
+    let affine = |load| match load {
+        Load::Affine { affine, .. } => Some(affine),
+        _ => None,
+    };
+    let mut call = conv.bind(*conv_form);
+    call.x.value = a.value;
+    call.x.load = Load::Sum { own: affine(a.load), other: b.value, others: affine(b.load) };
+    call.end = Some(End { z, signs });
+    let op = Op::Conv2d(conv2d::Node { conv: *shape, pass: conv2d::Pass::Fwd(call.form()) });
+    Node::new(op, call, end.gate)
 }

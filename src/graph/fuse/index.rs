@@ -5,9 +5,18 @@ use std::collections::HashMap;
 use super::View;
 use crate::graph::{Graph, ValueId};
 
+/// A node that reads a value.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reader {
+    pub node: usize,
+    /// Which of the node's operands the value is.
+    pub operand: &'static str,
+    /// Its place among the node's inputs.
+    pub at: usize,
+}
+
 pub(super) struct Index {
-    /// Node and input position, in the order in which they run.
-    readers: Vec<Vec<(usize, usize)>>,
+    readers: Vec<Vec<Reader>>,
     writers: Vec<Vec<usize>>,
     outputs: Vec<bool>,
     views: Vec<Option<View>>,
@@ -29,7 +38,10 @@ impl Index {
             begun: HashMap::new(),
         };
         for (i, node) in graph.nodes.iter().enumerate() {
-            node.inputs.iter().enumerate().for_each(|(at, v)| index.readers[v.index()].push((i, at)));
+            let names = node.op.operator().operands().reads.into_iter().map(|(name, _)| name);
+            for ((at, v), operand) in node.inputs.iter().enumerate().zip(names) {
+                index.readers[v.index()].push(Reader { node: i, operand, at });
+            }
             node.outputs.iter().for_each(|v| index.writers[v.index()].push(i));
         }
         graph.outputs.iter().for_each(|(_, v)| index.outputs[v.index()] = true);
@@ -43,8 +55,8 @@ impl Index {
         index
     }
 
-    /// The nodes that read `v`, each with the position among its inputs.
-    pub fn readers(&self, v: ValueId) -> &[(usize, usize)] {
+    /// The nodes that read `v`, in the order in which they run.
+    pub fn readers(&self, v: ValueId) -> &[Reader] {
         &self.readers[v.index()]
     }
 
@@ -64,13 +76,13 @@ impl Index {
 
     /// Whether `reader` alone reads what `writer` leaves in `v`, and nobody adds to it.
     pub fn sole_reader(&self, v: ValueId, writer: usize, reader: usize) -> bool {
-        let read = self.readers(v).iter().all(|&(r, _)| r <= writer || r == reader);
+        let read = self.readers(v).iter().all(|r| r.node <= writer || r.node == reader);
         read && self.writers(v).iter().all(|&w| w <= writer)
     }
 
     /// Whether what `v` holds behind node `from` is still there for all readers of `of`, which do not change it either.
     pub fn keeps(&self, v: ValueId, from: usize, of: ValueId) -> bool {
-        let last = self.readers(of).iter().map(|&(reader, _)| reader).max().unwrap_or(from);
+        let last = self.readers(of).iter().map(|r| r.node).max().unwrap_or(from);
         self.writers(v).iter().all(|&w| w <= from || w > last)
     }
 

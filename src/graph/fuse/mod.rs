@@ -18,8 +18,11 @@ mod transition;
 use std::collections::HashMap;
 
 pub(super) use self::concat::View;
-use super::{Graph, Node, ValueId};
-use crate::ops::{add, batch_norm, conv2d, join, relu, Op};
+use super::{Graph, Node, Stored, ValueId};
+use crate::ops::batch_norm::{self, Bwd, Fold, Infer, Train};
+use crate::ops::conv2d;
+use crate::ops::load::Affine;
+use crate::ops::{relu, sum, Call, Op};
 
 /// A graph after fusion.
 #[derive(Clone, Debug)]
@@ -51,7 +54,7 @@ pub(super) enum Runner {
 /// What still has to be done to a stored value: `relu(scale[c] * v + shift[c] + residual)`.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pending {
-    scale_shift: Option<(ValueId, ValueId)>,
+    affine: Option<Affine<ValueId>>,
     residual: Option<ValueId>,
     relu: bool,
 }
@@ -82,8 +85,7 @@ pub(super) fn fuse(graph: &Graph, runner: Runner) -> Fused {
         match fuser.graph.nodes[i].op {
             Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Infer { .. }, .. }) => fuser.defer_norm(i),
             Op::Relu(relu::Node { pass: relu::Pass::Fwd, .. }) => fuser.defer_relu(i),
-            Op::Add(_) => fuser.defer_add(i),
-            Op::Join(_) => fuser.defer_join(i),
+            Op::Sum(_) => fuser.defer_sum(i),
             _ => {}
         }
     }
@@ -109,12 +111,14 @@ impl Fuser {
     fn new(graph: Graph) -> Self {
         let producer =
             graph.nodes.iter().enumerate().flat_map(|(i, n)| n.outputs.iter().map(move |&o| (o, i))).collect();
-        let is_bwd = |n: &Node| {
-            matches!(n.op, Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd { relu: false }, .. }))
-        };
-        let backward = graph.nodes.iter().enumerate().rev().filter(|(_, n)| is_bwd(n));
+        let backward = graph.nodes.iter().enumerate().rev().filter_map(|(i, n)| match n.op {
+            Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd(form @ Bwd { y: None, .. }), .. }) => {
+                Some((n.bind(form).mean, i))
+            }
+            _ => None,
+        });
         Self {
-            norm_backward: backward.map(|(i, n)| (n.inputs[3], i)).collect(),
+            norm_backward: backward.collect(),
             uses: count_uses(&graph),
             removed: vec![false; graph.nodes.len()],
             graph,
@@ -127,16 +131,18 @@ impl Fuser {
 
     /// The stored value behind `v` and what is pending on it, where `v` has a single reader and a convolution whose
     /// epilogue is still free for more stores it.
-    fn open_conv(&self, v: ValueId) -> Option<(ValueId, conv2d::Node, Pending)> {
+    fn open_conv(&self, v: ValueId) -> Option<(ValueId, conv2d::Fwd, Pending)> {
         let stored = self.stored.get(&v).copied().unwrap_or(v);
-        let Op::Conv2d(node @ conv2d::Node { pass: conv2d::Pass::Fwd(e), .. }) =
+        let Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(form), .. }) =
             self.graph.nodes[*self.producer.get(&stored)?].op
         else {
             return None;
         };
+        let e = form.epilogue;
         let pending = self.pending.get(&stored).map(|&(_, p)| p).unwrap_or_default();
-        let open = self.uses[v.index()] == 1 && !e.scale && !e.relu && !e.residual && !pending.relu;
-        open.then_some((stored, node, pending))
+        let free = e.scale.is_none() && e.residual.is_none() && !e.relu;
+        let open = self.uses[v.index()] == 1 && free && !pending.relu;
+        open.then_some((stored, form, pending))
     }
 
     fn defer(&mut self, i: usize, stored: ValueId, pending: Pending) {
@@ -148,27 +154,26 @@ impl Fuser {
 
     /// A batch norm on running statistics after a convolution: its scale and shift become pending.
     fn defer_norm(&mut self, i: usize) {
-        let Op::BatchNorm(norm) = self.graph.nodes[i].op else { return };
-        let inputs = self.graph.nodes[i].inputs.clone();
-        let Some((stored, conv, pending)) = self.open_conv(inputs[0]) else { return };
-        if pending.scale_shift.is_some() || pending.residual.is_some() {
+        let Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu } }) = self.graph.nodes[i].op
+        else {
+            return;
+        };
+        let Infer { x, gamma, beta, running_mean, running_var, .. } = self.graph.nodes[i].bind(Infer::default());
+        let Some((stored, form, pending)) = self.open_conv(x) else { return };
+        if pending.affine.is_some() || pending.residual.is_some() {
             return;
         }
-        let bias = matches!(conv.pass, conv2d::Pass::Fwd(conv2d::Epilogue { shift: true, .. }));
-        let mut fold_inputs = inputs[1..].to_vec();
-        if bias {
-            fold_inputs.push(self.graph.nodes[self.producer[&stored]].inputs[2]);
-        }
-        let fold = batch_norm::Node { bn: norm.bn, pass: batch_norm::Pass::Fold { bias, share: 1.0 } };
-        let outputs = self.graph.add_node(Op::BatchNorm(fold), fold_inputs, &[]);
+        let bias = self.graph.nodes[self.producer[&stored]].bind(form).epilogue.shift;
+        let op = Op::BatchNorm(bn.fold(bias.is_some(), 1.0));
+        let call = Fold { gamma, beta, running_mean, running_var, bias, scale: None, shift: None };
+        let Fold { scale, shift, .. } = self.graph.add(op, call, None);
         self.prepare.extend(self.graph.nodes.pop());
-        let relu = matches!(norm.pass, batch_norm::Pass::Infer { relu: true });
-        self.defer(i, stored, Pending { scale_shift: Some((outputs[0], outputs[1])), relu, ..pending });
+        self.defer(i, stored, Pending { affine: Some(Affine { scale, shift }), relu, ..pending });
     }
 
     /// A ReLU after something that can apply it before it stores.
     fn defer_relu(&mut self, i: usize) {
-        let x = self.graph.nodes[i].inputs[0];
+        let relu::Fwd { x, .. } = self.graph.nodes[i].bind(<relu::Fwd>::default());
         if let Some((stored, _, pending)) = self.open_conv(x) {
             self.defer(i, stored, Pending { relu: true, ..pending });
         } else if self.uses[x.index()] == 1 {
@@ -176,9 +181,15 @@ impl Fuser {
         }
     }
 
-    /// An addition of which the later operand is a convolution's output: the other becomes its residual.
-    fn defer_add(&mut self, i: usize) {
-        let [a, b] = self.graph.nodes[i].inputs[..] else { return };
+    /// A sum whose later operand is a convolution's output: the other becomes its residual. The end of a block at inference
+    /// is a sum only once its share is folded.
+    fn defer_sum(&mut self, i: usize) {
+        let Op::Sum(sum) = &self.graph.nodes[i].op else { return };
+        let sum::Fwd { a, b, gate: None, .. } = self.graph.nodes[i].bind(sum.form) else { return };
+        let (a, b, share) = (a.value, b.value, sum.share);
+        if share != 1.0 && !self.fold_share(i, b, share) {
+            return;
+        }
         let stored_at = |f: &Self, v: ValueId| {
             let stored = f.stored.get(&v).copied().unwrap_or(v);
             f.producer.get(&stored).copied()
@@ -191,29 +202,23 @@ impl Fuser {
         self.defer(i, stored, Pending { residual: Some(residual), ..pending });
     }
 
-    /// The end of a block at inference: where the branch ends in a batch norm that is folded, its share goes there, too.
-    /// What is left is an addition.
-    fn defer_join(&mut self, i: usize) {
-        let Op::Join(join::Node { shape, keep: join::Keep::Scaled(share), relu: false }) = &self.graph.nodes[i].op
-        else {
-            return;
-        };
-        let (addition, share) = (add::Node { shape: shape.clone(), relu: false }, *share);
-        let branch = self.graph.nodes[i].inputs[1];
+    /// Folds the share of `branch` in the sum of node `i` into the batch norm that the branch ends in, if that is folded
+    /// itself.
+    fn fold_share(&mut self, i: usize, branch: ValueId, share: f64) -> bool {
         let pending = self.stored.get(&branch).and_then(|stored| self.pending.get(stored)).map(|&(_, p)| p);
         // A ReLU commutes with the share, which is not negative.
-        let Some(Pending { scale_shift: Some((scale, _)), residual: None, .. }) = pending else { return };
-        let fold = self.prepare.iter_mut().rfind(|n| n.outputs[0] == scale).map(|n| &mut n.op);
-        let Some(Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Fold { share: folded, .. }, .. })) = fold
+        let Some(Pending { affine: Some(Affine { scale, .. }), residual: None, .. }) = pending else { return false };
+        let fold = self.prepare.iter_mut().rfind(|n| n.outputs.contains(&scale)).map(|n| &mut n.op);
+        let (Some(Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Fold { share: folded, .. }, .. })), 1) =
+            (fold, self.uses[branch.index()])
         else {
-            return;
+            return false;
         };
-        if self.uses[branch.index()] != 1 {
-            return;
-        }
         *folded = share;
-        self.graph.nodes[i].op = Op::Add(addition);
-        self.defer_add(i);
+        if let Op::Sum(sum) = &mut self.graph.nodes[i].op {
+            sum.share = 1.0;
+        }
+        true
     }
 
     /// A ReLU after an addition or a training batch norm, with its backward pass where there is one.
@@ -224,17 +229,13 @@ impl Fuser {
             return;
         }
         match self.graph.nodes[p].op.clone() {
-            Op::Add(node) if !node.relu && !self.stored.contains_key(&x) => {
-                self.graph.nodes[p].op = Op::Add(add::Node { relu: true, ..node });
-            }
-            Op::Join(node) if !node.relu => {
-                self.graph.nodes[p].op = Op::Join(join::Node { relu: true, ..node });
+            Op::Sum(node) if !node.relu && !self.stored.contains_key(&x) => {
+                self.graph.nodes[p].op = Op::Sum(sum::Node { relu: true, ..node });
             }
             Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu: false } })
                 if !self.stored.contains_key(&x) =>
             {
-                let pass = batch_norm::Pass::Infer { relu: true };
-                self.graph.nodes[p].op = Op::BatchNorm(batch_norm::Node { bn, pass });
+                self.graph.nodes[p].op = Op::BatchNorm(bn.infer(true));
             }
             Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Train { relu: false } }) => {
                 if !self.mask_norm_backward(p, y) {
@@ -245,7 +246,7 @@ impl Fuser {
             }
             _ => return,
         }
-        self.graph.nodes[p].outputs[0] = y;
+        self.graph.nodes[p].outputs.iter_mut().filter(|v| **v == x).for_each(|v| *v = y);
         self.producer.insert(y, p);
         self.removed[i] = true;
     }
@@ -253,24 +254,22 @@ impl Fuser {
     /// Lets the backward pass of the batch norm `p` apply the mask of the ReLU that gave `y`, in place of the ReLU's
     /// own backward op. True also where there is no backward pass.
     fn mask_norm_backward(&mut self, p: usize, y: ValueId) -> bool {
-        let mean = self.graph.nodes[p].outputs[1];
+        let mean = self.graph.nodes[p].bind(Train::default()).mean.value;
         let Some(&bwd) = self.norm_backward.get(&mean) else {
             return self.uses[mean.index()] == 0;
         };
-        let dy = self.graph.nodes[bwd].inputs[0];
-        let Some(&m) = self.producer.get(&dy) else { return false };
-        let masks = matches!(self.graph.nodes[m].op, Op::Relu(relu::Node { pass: relu::Pass::Bwd, .. }));
-        if !masks || self.graph.nodes[m].inputs[1] != y || self.uses[dy.index()] != 1 {
+        let Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Bwd(form) }) = self.graph.nodes[bwd].op else {
+            return false;
+        };
+        let norm = self.graph.nodes[bwd].bind(form);
+        let Some(&m) = self.producer.get(&norm.dy) else { return false };
+        let Some(relu::Bwd { dy: dz, y: of, .. }) = rectifier(&self.graph.nodes[m]) else { return false };
+        if of != y || self.uses[norm.dy.index()] != 1 {
             return false;
         }
-        let dz = self.graph.nodes[m].inputs[0];
         self.removed[m] = true;
         let node = &mut self.graph.nodes[bwd];
-        if let Op::BatchNorm(norm) = &mut node.op {
-            norm.pass = batch_norm::Pass::Bwd { relu: true };
-        }
-        node.inputs[0] = dz;
-        node.inputs.push(y);
+        *node = Node::new(Op::BatchNorm(bn.bwd(true)), Bwd { dy: dz, y: Some(y), ..norm }, node.gate);
         true
     }
 
@@ -278,18 +277,18 @@ impl Fuser {
     fn settle(&mut self) {
         for (stored, (value, pending)) in std::mem::take(&mut self.pending) {
             let node = &mut self.graph.nodes[self.producer[&stored]];
-            let Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(epilogue), .. }) = &mut node.op else {
+            let Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(form) }) = node.op else {
                 unreachable!("only convolutions store pending values")
             };
-            if let Some((scale, shift)) = pending.scale_shift {
-                node.inputs.truncate(2);
-                node.inputs.extend([scale, shift]);
-                (epilogue.scale, epilogue.shift) = (true, true);
+            let mut call = node.bind(form);
+            if let Some(Affine { scale, shift }) = pending.affine {
+                (call.epilogue.scale, call.epilogue.shift) = (Some(scale), Some(shift));
             }
-            node.inputs.extend(pending.residual);
-            epilogue.residual = pending.residual.is_some();
-            epilogue.relu = pending.relu;
-            node.outputs[0] = value;
+            call.epilogue.residual = pending.residual;
+            call.epilogue.relu = pending.relu;
+            call.y = value.into();
+            let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(call.form()) });
+            *node = Node::new(op, call, node.gate);
         }
     }
 
@@ -299,6 +298,14 @@ impl Fuser {
         let prepare = self.prepare.len();
         let nodes = self.prepare.into_iter().chain(kept).collect();
         Fused { graph: Graph { nodes, ..self.graph }, prepare, views: Vec::new() }
+    }
+}
+
+/// The operands of `node` if it is the backward pass of a ReLU.
+fn rectifier(node: &Node) -> Option<relu::Bwd<ValueId, Stored>> {
+    match node.op {
+        Op::Relu(relu::Node { pass: relu::Pass::Bwd, .. }) => Some(node.bind(relu::Bwd::default())),
+        _ => None,
     }
 }
 

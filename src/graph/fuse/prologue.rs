@@ -1,11 +1,12 @@
 //! Batch norms on running statistics that no convolution before them could take: whoever reads the result applies them
 //! while it loads.
 
-use super::index::Index;
+use super::index::{Index, Reader};
 use super::Fused;
 use crate::graph::{Graph, Node, Origin, ValueId};
-use crate::ops::norm::Prologue;
-use crate::ops::{batch_norm, conv2d, norm_conv, norm_pool, pool, Op, Write};
+use crate::ops::batch_norm::{self, Fold, Infer};
+use crate::ops::load::{Affine, Load};
+use crate::ops::{conv2d, norm_pool, pool, Call, Op};
 
 /// Moves every batch norm that it can into the ops that read it.
 pub(super) fn load_norms(fused: &mut Fused) {
@@ -17,26 +18,19 @@ pub(super) fn load_norms(fused: &mut Fused) {
         else {
             continue;
         };
-        let Node { inputs, outputs, .. } = fused.graph.nodes[i].clone();
-        if index.is_output(outputs[0])
-            || !index.is_alone(outputs[0])
-            || !index.readers(outputs[0]).iter().all(|&r| can_load(&fused.graph, r))
-        {
+        let Infer { x, gamma, beta, running_mean, running_var, y } = fused.graph.nodes[i].bind(Infer::default());
+        let y = y.value;
+        if index.is_output(y) || !index.is_alone(y) || !index.readers(y).iter().all(|r| can_load(&fused.graph, r)) {
             continue;
         }
         let mut number = || fused.graph.add_value(bn.per_channel(), Origin::Node);
-        let numbers = [number(), number()];
-        for &(reader, _) in index.readers(outputs[0]) {
-            load(&mut fused.graph.nodes[reader], inputs[0], numbers, Prologue { relu });
+        let (scale, shift) = (number(), number());
+        for reader in index.readers(y) {
+            load(&mut fused.graph.nodes[reader.node], x, Affine { scale, shift }, relu);
         }
-        let op = Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Fold { bias: false, share: 1.0 } });
-        folds.push(Node {
-            op,
-            inputs: inputs[1..].to_vec(),
-            outputs: numbers.to_vec(),
-            writes: vec![Write::Overwrite; 2],
-            gate: None,
-        });
+        let (scale, shift) = (scale.into(), shift.into());
+        let call = Fold { gamma, beta, running_mean, running_var, bias: None, scale, shift };
+        folds.push(Node::new(Op::BatchNorm(bn.fold(false, 1.0)), call, None));
         *removed = true;
     }
     fused.prepare += folds.len();
@@ -46,27 +40,29 @@ pub(super) fn load_norms(fused: &mut Fused) {
 }
 
 /// Whether `reader` can apply a batch norm to this input.
-fn can_load(graph: &Graph, (reader, at): (usize, usize)) -> bool {
+fn can_load(graph: &Graph, reader: &Reader) -> bool {
     let loads = matches!(
-        graph.nodes[reader].op,
+        graph.nodes[reader.node].op,
         Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. })
             | Op::Pool(pool::Node { pass: pool::Pass::Fwd, .. })
     );
-    loads && at == 0
+    loads && reader.at == 0
 }
 
-/// Lets `node` read `x` through `numbers`, scale and shift.
-fn load(node: &mut Node, x: ValueId, numbers: [ValueId; 2], prologue: Prologue) {
-    node.inputs[0] = x;
+/// Lets `node` read `x` through `affine` and a ReLU.
+fn load(node: &mut Node, x: ValueId, affine: Affine<ValueId>, relu: bool) {
     match node.op {
-        Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(epilogue) }) => {
-            let pass = norm_conv::Pass::Fwd { prologue: Some(prologue), epilogue, moments: false };
-            node.op = Op::NormConv(norm_conv::Node { conv, pass });
-            node.inputs.splice(2..2, numbers);
+        Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(form) }) => {
+            let mut call = node.bind(form);
+            call.x.value = x;
+            call.x.load = Load::Affine { affine, relu };
+            let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(call.form()) });
+            *node = Node::new(op, call, node.gate);
         }
         Op::Pool(pool::Node { pool, .. }) => {
-            node.op = Op::NormPool(norm_pool::Node { pool, pass: norm_pool::Pass::Fwd(prologue) });
-            node.inputs.extend(numbers);
+            node.inputs[0] = x;
+            node.op = Op::NormPool(norm_pool::Node { pool, pass: norm_pool::Pass::Fwd { relu } });
+            node.inputs.extend([affine.scale, affine.shift]);
         }
         _ => unreachable!("`can_load` knows the ops that load"),
     }

@@ -8,7 +8,8 @@ use std::collections::HashSet;
 use super::index::Index;
 use super::Fused;
 use crate::graph::{Node, Origin, ValueId};
-use crate::ops::{norm_conv, Op, Write};
+use crate::ops::conv2d::{self, Fwd, Pass};
+use crate::ops::Op;
 use crate::tensor::TensorType;
 
 /// Computes the output of every bottleneck again before the backward pass reads it.
@@ -20,31 +21,27 @@ pub(super) fn bottlenecks(fused: &mut Fused) {
     let mut dropped: HashSet<ValueId> = HashSet::new();
     for i in 0..loss {
         let node = &graph.nodes[i];
-        let Op::NormConv(norm_conv::Node { conv, pass: norm_conv::Pass::Fwd { prologue, epilogue, moments: true } }) =
+        let Op::Conv2d(conv2d::Node { conv, pass: Pass::Fwd(form @ Fwd { moments: Some(_), end: None, .. }) }) =
             node.op
         else {
             continue;
         };
-        let (x, y) = (node.inputs[0], node.outputs[0]);
-        let Some(&(first, _)) = index.readers(y).iter().find(|&&(reader, _)| reader > loss) else { continue };
+        let (mut call, gate) = (node.bind(form), node.gate);
+        let (x, y) = (call.x.value, call.y.value);
+        let Some(first) = index.readers(y).iter().find(|r| r.node > loss).map(|r| r.node) else { continue };
         // A sum of blocks would need the one before it.
-        let pointwise = conv.spec().kernel == [1, 1] && !epilogue.residual;
+        let pointwise = conv.spec().kernel == [1, 1] && call.epilogue.residual.is_none();
         if !pointwise || dropped.contains(&x) || index.writers(y).len() > 1 || !index.is_alone(y) {
             continue;
         }
         dropped.insert(y);
-        let (inputs, gate) = (node.inputs.clone(), node.gate);
-        let copy = graph.add_value(conv.y(), Origin::Node);
-        let [mean, var] = [0; 2].map(|_| graph.add_value(TensorType::stat([conv.spec().k]), Origin::Node));
-        let op =
-            Op::NormConv(norm_conv::Node { conv, pass: norm_conv::Pass::Fwd { prologue, epilogue, moments: true } });
-        again.push((
-            first,
-            Node { op, inputs, outputs: vec![copy, mean, var], writes: vec![Write::Overwrite; 3], gate },
-        ));
-        for &(reader, at) in index.readers(y).iter().filter(|&&(reader, _)| reader > loss) {
-            graph.nodes[reader].inputs[at] = copy;
+        call.y = graph.add_value(conv.y(), Origin::Node).into();
+        let mut number = |_, _| graph.add_value(TensorType::stat([conv.spec().k]), Origin::Node).into();
+        call.moments = call.moments.map(|moments| moments.map(&mut number));
+        for reader in index.readers(y).iter().filter(|r| r.node > loss) {
+            graph.nodes[reader.node].inputs[reader.at] = call.y.value;
         }
+        again.push((first, Node::new(Op::Conv2d(conv2d::Node { conv, pass: Pass::Fwd(form) }), call, gate)));
     }
     again.sort_by_key(|&(before, _)| before);
     let mut again = again.into_iter().peekable();

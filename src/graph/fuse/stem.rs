@@ -1,9 +1,9 @@
 //! Images with a pixel stride of four elements, as the stem's kernels read them: three channels do not fill an access.
 
-use super::index::Index;
+use super::index::{Index, Reader};
 use super::{Fused, View};
 use crate::graph::Origin;
-use crate::ops::{conv2d, Op};
+use crate::ops::Op;
 use crate::tensor::{Elem, TensorType};
 
 /// Elements from one pixel to the next of a padded input; those behind its channels hold zeros.
@@ -15,11 +15,7 @@ pub(super) fn pad_inputs(fused: &mut Fused) {
     for (_, x) in fused.graph.inputs.clone() {
         let ty = fused.graph.ty(x).clone();
         let (Elem::Real, &[n, h, w, c]) = (ty.elem, ty.shape.dims()) else { continue };
-        let pads = |&(reader, at): &(usize, usize)| match fused.graph.nodes[reader].op {
-            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. }) => at == 0,
-            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdW, .. }) => at == 1,
-            _ => false,
-        };
+        let pads = |r: &Reader| r.operand == "x" && matches!(fused.graph.nodes[r.node].op, Op::Conv2d(_));
         if c >= PIXEL || !index.is_alone(x) || index.is_output(x) || !index.readers(x).iter().all(pads) {
             continue;
         }

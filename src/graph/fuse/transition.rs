@@ -10,10 +10,12 @@
 //! pixel alone. Both are linear, so the results differ by rounding only.
 
 use super::count_uses;
-use crate::graph::{Graph, Node, Origin, ValueId};
-use crate::ops::conv2d::{self, Conv2d, Epilogue};
+use crate::graph::{Graph, Node, Origin, Stored, ValueId};
+use crate::ops::conv2d::{self, BwdW, BwdX, Conv2d, Fwd, Pass};
+use crate::ops::load::Operand;
 use crate::ops::pool::{self, Kind, Pool};
-use crate::ops::{Op, Write};
+use crate::ops::store::Epilogue;
+use crate::ops::{Call, Op, Write};
 use crate::tensor::TensorType;
 
 /// Exchanges every such pair.
@@ -50,12 +52,10 @@ impl Pair {
         let (Op::Pool(op), &[z]) = (&node.op, &node.inputs[..]) else { return None };
         let averages = matches!(op.pool.spec().kind, Kind::Average { count_padding: false });
         let conv = graph.nodes[..at].iter().rposition(|n| n.outputs == [z])?;
-        let Op::Conv2d(conv2d::Node { conv: by, pass: conv2d::Pass::Fwd(epilogue) }) = graph.nodes[conv].op else {
-            return None;
-        };
+        let Op::Conv2d(conv2d::Node { conv: by, pass }) = graph.nodes[conv].op else { return None };
         let (spec, [p, q]) = (*by.spec(), op.pool.output());
         let pointwise = (spec.kernel, spec.stride, spec.padding) == ([1; 2], [1; 2], [0; 2]);
-        let alone = epilogue == Epilogue::default() && uses[z.index()] == 1;
+        let alone = pass == Pass::fwd(false) && uses[z.index()] == 1;
         if op.pass != pool::Pass::Fwd || !averages || !pointwise || !alone || p * q >= spec.h * spec.w {
             return None;
         }
@@ -68,11 +68,7 @@ impl Pair {
     /// The backward nodes, where there are any; `None` where they are not the ones that are expected.
     fn with_backward(self, graph: &Graph, uses: &[usize], conv: Conv2d) -> Option<Self> {
         let Op::Pool(pool) = graph.nodes[self.pool].op else { return None };
-        let w = graph.nodes[self.conv].inputs[1];
-        let x = graph.nodes[self.conv].inputs[0];
-        let is = |n: &Node, pass, inputs: [ValueId; 2]| {
-            matches!(n.op, Op::Conv2d(c) if c == conv2d::Node { conv, pass }) && n.inputs == inputs
-        };
+        let Fwd { x, w, .. } = graph.nodes[self.conv].bind(Fwd::default());
         // Of several poolings of the same shape, this one's gradient is the one that the convolution's ops read.
         let unpools =
             graph.nodes.iter().enumerate().filter(
@@ -80,9 +76,14 @@ impl Pair {
             );
         for (unpool, node) in unpools {
             let dz = node.outputs[0];
-            let of = |pass, second| graph.nodes.iter().position(|n| is(n, pass, [dz, second]));
-            let Some(bwd_w) = of(conv2d::Pass::BwdW, x) else { continue };
-            let bwd_x = of(conv2d::Pass::BwdX, w);
+            let find = |is: &dyn Fn(Pass<ValueId, Stored>) -> bool| {
+                graph.nodes.iter().position(
+                    |n| matches!(n.op, Op::Conv2d(c) if c.conv == conv && c.pass.is_plain() && is(n.bind(c.pass))),
+                )
+            };
+            let reads = |dy: Operand<ValueId>| dy.value == dz;
+            let Some(bwd_w) = find(&|p| matches!(p, Pass::BwdW(c) if reads(c.dy) && c.x == x)) else { continue };
+            let bwd_x = find(&|p| matches!(p, Pass::BwdX(c) if reads(c.dy) && c.w == w));
             let read = 1 + usize::from(bwd_x.is_some());
             return (uses[dz.index()] == read).then_some(Self { backward: Some((unpool, bwd_w, bwd_x)), ..self });
         }
@@ -94,18 +95,23 @@ impl Pair {
     /// Rewrites the nodes: the first two in their places; behind them, the unpooling moves to where its gradient is.
     fn exchange(self, graph: &mut Graph) {
         let pooled = graph.add_value(TensorType::real(self.first.y_shape()), Origin::Node);
-        let conv = |pass| Op::Conv2d(conv2d::Node { conv: self.then, pass });
-        let (conv_node, pool_node) = (&graph.nodes[self.conv], &graph.nodes[self.pool]);
-        let (x, w, y) = (conv_node.inputs[0], conv_node.inputs[1], pool_node.outputs[0]);
-        graph.nodes[self.conv] = node(Op::Pool(self.first.fwd()), vec![x], pooled);
-        graph.nodes[self.pool] = node(conv(conv2d::Pass::Fwd(Epilogue::default())), vec![pooled, w], y);
+        let conv = |pass: Pass<ValueId, Stored>| {
+            Node::new(Op::Conv2d(conv2d::Node { conv: self.then, pass: pass.form() }), pass, None)
+        };
+        let Fwd { x, w, .. } = graph.nodes[self.conv].bind(Fwd::default());
+        let y = graph.nodes[self.pool].outputs[0];
+        graph.nodes[self.conv] = node(Op::Pool(self.first.fwd()), vec![x.value], pooled);
+        let fwd = Fwd { x: pooled.into(), w, epilogue: Epilogue::default(), y: y.into(), moments: None, end: None };
+        graph.nodes[self.pool] = conv(Pass::Fwd(fwd));
         let Some((unpool, bwd_w, bwd_x)) = self.backward else { return };
-        let (dy, dw) = (graph.nodes[unpool].inputs[0], graph.nodes[bwd_w].outputs[0]);
-        graph.nodes[bwd_w] = node(conv(conv2d::Pass::BwdW), vec![dy, pooled], dw);
+        let dy = graph.nodes[unpool].inputs[0];
+        let call = BwdW { dy: dy.into(), x: pooled.into(), ..graph.nodes[bwd_w].bind(BwdW::default()) };
+        graph.nodes[bwd_w] = conv(Pass::BwdW(call));
         if let Some(bwd_x) = bwd_x {
             let d_pooled = graph.add_value(TensorType::real(self.first.y_shape()), Origin::Node);
-            let dx = graph.nodes[bwd_x].outputs[0];
-            graph.nodes[bwd_x] = node(conv(conv2d::Pass::BwdX), vec![dy, w], d_pooled);
+            let call = graph.nodes[bwd_x].bind(BwdX::default());
+            let dx = call.dx.value;
+            graph.nodes[bwd_x] = conv(Pass::BwdX(BwdX { dy: dy.into(), dx: d_pooled.into(), ..call }));
             let op = Op::Pool(pool::Node { pool: self.first, pass: pool::Pass::Bwd });
             graph.nodes.insert(bwd_x + 1, node(op, vec![d_pooled], dx));
         }

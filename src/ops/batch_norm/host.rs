@@ -5,7 +5,7 @@
 //! larger than the deviation costs no digits. So a channel that is the same number everywhere has exactly this mean and
 //! the variance 0, and y is exactly beta.
 
-use super::{Node, Pass};
+use super::{Bwd, Infer, Node, Pass, Train};
 use crate::device::cpu::vectorized;
 use crate::ops::parallel::{in_lanes, repeat, split, Cut};
 use crate::ops::{HostIo, Write};
@@ -19,7 +19,7 @@ pub(super) fn run<T: Real>(node: &Node, io: &mut HostIo<'_, T>) {
     match node.pass {
         Pass::Train { relu } => train(node, relu, io),
         Pass::Infer { relu } => infer(node, relu, io),
-        Pass::Bwd { relu } => bwd(node, relu, io),
+        Pass::Bwd(form) => bwd(node, form, io),
         Pass::Fold { .. } => panic!("folding has no way of its own"),
     }
 }
@@ -30,7 +30,7 @@ pub(super) fn scratch(node: &Node) -> usize {
     match node.pass {
         Pass::Train { .. } => cut.parts * train_each(&cut) + 3 * cut.wide,
         Pass::Infer { .. } => 3 * cut.wide,
-        Pass::Bwd { .. } => cut.parts * 2 * cut.wide + 4 * cut.wide,
+        Pass::Bwd(_) => cut.parts * 2 * cut.wide + 4 * cut.wide,
         Pass::Fold { .. } => 0,
     }
 }
@@ -47,8 +47,8 @@ fn train_each(cut: &Cut) -> usize {
 
 fn train<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
     let cut = cut(node);
-    let [x, gamma, beta] = [0, 1, 2].map(|i| io.inputs[i].real());
-    let ([y, mean, invstd, running_mean, running_var], scratch) = io.split();
+    let scratch = std::mem::take(&mut io.scratch);
+    let Train { x, gamma, beta, y, mean, invstd, running_mean, running_var } = io.numbers(Train::default());
     let (parts, wide) = scratch.split_at_mut(cut.parts * train_each(&cut));
     cut.for_each(parts, train_each(&cut), |i, scratch| moments(&cut, &x[cut.range(i, x.len())], scratch));
     let (m, eps, momentum) = (node.bn.count() as f64, node.bn.spec.eps, node.bn.spec.momentum);
@@ -73,9 +73,9 @@ fn train<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
 
 fn infer<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
     let cut = cut(node);
-    let [x, gamma, beta, running_mean, running_var] = [0, 1, 2, 3, 4].map(|i| io.inputs[i].real());
     let eps = T::from_f64(node.bn.spec.eps);
-    let ([y], wide) = io.split();
+    let wide = std::mem::take(&mut io.scratch);
+    let Infer { x, gamma, beta, running_mean, running_var, y } = io.numbers(Infer::default());
     for k in 0..cut.c {
         wide[k] = gamma[k] / (running_var[k] + eps).sqrt();
         wide[cut.wide + k] = running_mean[k];
@@ -209,12 +209,12 @@ impl<'a, T: Real> Affine<'a, T> {
     }
 }
 
-fn bwd<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
+fn bwd<T: Real>(node: &Node, form: Bwd, io: &mut HostIo<'_, T>) {
     let cut = cut(node);
-    let accumulate = io.writes[0] == Write::Accumulate;
-    let [dy, x, gamma, mean, invstd] = [0, 1, 2, 3, 4].map(|i| io.inputs[i].real());
-    let y = if relu { io.inputs[5].real() } else { dy };
-    let ([dx, dgamma, dbeta], scratch) = io.split();
+    let scratch = std::mem::take(&mut io.scratch);
+    let accumulate = io.bind(form).dx.write == Write::Accumulate;
+    let Bwd { dy, x, gamma, mean, invstd, y, dx, dgamma, dbeta } = io.numbers(form);
+    let (relu, y) = (y.is_some(), y.unwrap_or(dy));
     let (parts, wide) = scratch.split_at_mut(cut.parts * 2 * cut.wide);
     let (center, wide) = wide.split_at_mut(cut.wide);
     repeat(mean, center);

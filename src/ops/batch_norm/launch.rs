@@ -1,6 +1,6 @@
 //! Which kernels, on what grid.
 
-use super::{BatchNorm, Node, Pass};
+use super::{BatchNorm, Infer, Node, Pass, Train};
 use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::ops::strips::{entries, for_dtype, Rows, Strips, THREADS};
 use crate::ops::{Arg, Io, Operator, Write};
@@ -178,19 +178,18 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     io.check(node, target)?;
     match node.pass {
         Pass::Train { relu } => {
-            let [x, gamma, beta] = node.args(io.inputs);
-            let [y, mean, invstd] = node.args(io.outputs);
+            let Train { x, gamma, beta, y, mean, invstd, .. } = io.bind(Train::default());
             let [stats, finalize] = node.launch_statistics(target.dtype, io)?;
             let parts = Parts { x, y, gamma, beta, mean, spread: invstd };
             Ok(vec![stats, finalize, node.launch_apply(target.dtype, &parts, relu, false)?])
         }
         Pass::Infer { relu } => {
-            let [x, gamma, beta, mean, spread] = node.args(io.inputs);
-            let [y] = node.args(io.outputs);
-            Ok(vec![node.launch_apply(target.dtype, &Parts { x, y, gamma, beta, mean, spread }, relu, true)?])
+            let Infer { x, gamma, beta, running_mean, running_var, y } = io.bind(Infer::default());
+            let parts = Parts { x, y, gamma, beta, mean: running_mean, spread: running_var };
+            Ok(vec![node.launch_apply(target.dtype, &parts, relu, true)?])
         }
-        Pass::Fold { share, .. } => node.launch_fold(share, io),
-        Pass::Bwd { .. } => node.launch_bwd(target.dtype, io),
+        Pass::Fold { form, share } => node.launch_fold(form, share, io),
+        Pass::Bwd(form) => node.launch_bwd(target.dtype, form, io),
     }
 }
 
@@ -244,10 +243,6 @@ impl Node {
         Rows::pixels(self.bn.count(), self.bn.spec.x[3])
     }
 
-    fn args<'a, const N: usize>(&self, args: &'a [Arg]) -> [&'a Arg; N] {
-        std::array::from_fn(|i| &args[i])
-    }
-
     /// The scratch memory and its two halves, for `strips`.
     fn halves(&self, strips: &Strips, io: &Io<'_>) -> Result<(View, [View; 2])> {
         let Some(scratch) = io.scratch else {
@@ -263,8 +258,7 @@ impl Node {
     }
 
     fn launch_statistics(&self, dtype: DType, io: &Io<'_>) -> Result<[Launch; 2]> {
-        let x = &io.inputs[0];
-        let [_, mean, invstd, running_mean, running_var] = self.args(io.outputs);
+        let Train { x, mean, invstd, running_mean, running_var, .. } = io.bind(Train::default());
         let strips = band_strips(&self.bn, dtype, &[x])?;
         let (scratch, from) = self.halves(&strips, io)?;
         let stats = band_moments(&self.bn, dtype, x, strips, [&from[0], &from[1]])?;
@@ -326,16 +320,15 @@ impl Node {
         Ok(unsafe { Launch::new(for_dtype(dtype, &APPLY)?, strips.grid()?, &params, cost, views) })
     }
 
-    fn launch_fold(&self, share: f64, io: &Io<'_>) -> Result<Vec<Launch>> {
-        let [gamma, beta, mean, var] = self.args(io.inputs);
-        let [scale, shift] = self.args(io.outputs);
+    fn launch_fold(&self, form: super::Fold, share: f64, io: &Io<'_>) -> Result<Vec<Launch>> {
+        let super::Fold { gamma, beta, running_mean, running_var, bias, scale, shift } = io.bind(form);
         let channels = self.bn.spec.x[3];
         let params = Fold {
             gamma: gamma.view.address(),
             beta: beta.view.address(),
-            mean: mean.view.address(),
-            var: var.view.address(),
-            bias: io.inputs.get(4).map_or(0, |a| a.view.address()),
+            mean: running_mean.view.address(),
+            var: running_var.view.address(),
+            bias: bias.map_or(0, |a| a.view.address()),
             scale: scale.view.address(),
             shift: shift.view.address(),
             channels: channels as u32,
@@ -349,10 +342,9 @@ impl Node {
         Ok(vec![unsafe { Launch::new(&FOLD, grid, &params, self.cost(DType::F32), views) }])
     }
 
-    fn launch_bwd(&self, dtype: DType, io: &Io<'_>) -> Result<Vec<Launch>> {
-        let invstd = &io.inputs[4];
-        let [_, dgamma, dbeta] = self.args(io.outputs);
-        let (sums, strips) = self.launch_sums(dtype, io)?;
+    fn launch_bwd(&self, dtype: DType, form: super::Bwd, io: &Io<'_>) -> Result<Vec<Launch>> {
+        let super::Bwd { invstd, dgamma, dbeta, .. } = io.bind(form);
+        let (sums, strips) = self.launch_sums(dtype, form, io)?;
         let (scratch, halves) = self.halves(&strips, io)?;
         let [dy_sum, dyx_sum] = halves.map(|view| view.address());
         let channels = self.bn.spec.x[3];
@@ -372,12 +364,11 @@ impl Node {
         let grid = [channels.div_ceil(MERGE_LANES) as u32, 1, 1];
         // SAFETY: a number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
         let finalize = unsafe { Launch::new(&BWD_FINALIZE, grid, &params, cost, views) };
-        Ok(vec![sums, finalize, self.launch_bwd_x(dtype, io)?])
+        Ok(vec![sums, finalize, self.launch_bwd_x(dtype, form, io)?])
     }
 
-    fn launch_sums(&self, dtype: DType, io: &Io<'_>) -> Result<(Launch, Strips)> {
-        let [dy, x, _, mean] = self.args(io.inputs);
-        let y = io.inputs.get(5);
+    fn launch_sums(&self, dtype: DType, form: super::Bwd, io: &Io<'_>) -> Result<(Launch, Strips)> {
+        let super::Bwd { dy, x, mean, y, .. } = io.bind(form);
         let rows = self.rows();
         let mut tensors = vec![dy, x];
         tensors.extend(y);
@@ -409,10 +400,8 @@ impl Node {
         Ok((launch, strips))
     }
 
-    fn launch_bwd_x(&self, dtype: DType, io: &Io<'_>) -> Result<Launch> {
-        let [dy, x, gamma, mean, invstd] = self.args(io.inputs);
-        let [dx, dgamma, dbeta] = self.args(io.outputs);
-        let y = io.inputs.get(5);
+    fn launch_bwd_x(&self, dtype: DType, form: super::Bwd, io: &Io<'_>) -> Result<Launch> {
+        let super::Bwd { dy, x, gamma, mean, invstd, y, dx, dgamma, dbeta } = io.bind(form);
         let rows = self.rows();
         let mut tensors = vec![dy, x, dx];
         tensors.extend(y);

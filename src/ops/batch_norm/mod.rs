@@ -21,7 +21,8 @@ pub(crate) use launch::KERNELS;
 pub(super) use launch::{band_moments, band_strips};
 pub(super) use reference::mean_of;
 
-use super::{Gradient, Io, Op, Operator, Source};
+use super::operands::call;
+use super::{Call, Gradient, Io, Op, Operands, Operator, Source, Written};
 use crate::device::{Launch, Target};
 use crate::tensor::{is_addressable, TensorType};
 use crate::{Error, Result};
@@ -91,33 +92,149 @@ impl BatchNorm {
         }
         Ok(Node { bn: self, pass: Pass::Train { relu } })
     }
+
+    /// The pass on running statistics.
+    pub fn infer(self, relu: bool) -> Node {
+        Node { bn: self, pass: Pass::Infer { relu } }
+    }
+
+    /// Folding after a convolution, with a bias or without; y is multiplied by `share`.
+    pub fn fold(self, bias: bool, share: f64) -> Node {
+        let form = Fold { bias: bias.then_some(()), ..Fold::default() };
+        Node { bn: self, pass: Pass::Fold { form, share } }
+    }
+
+    /// The backward pass; with `relu` that of the batch norm and the ReLU behind it.
+    pub fn bwd(self, relu: bool) -> Node {
+        Node { bn: self, pass: Pass::Bwd(Bwd { y: relu.then_some(()), ..Bwd::default() }) }
+    }
 }
+
+call! {
+    /// The operands of the training pass.
+    pub struct Train {
+        reads {
+            /// The input.
+            x: I [one],
+            /// A number a channel.
+            gamma: I [one],
+            /// A number a channel.
+            beta: I [one],
+        }
+        writes {
+            /// The output.
+            y: O [one],
+            /// The batch's mean of each channel.
+            mean: O [one],
+            /// `1 / sqrt(var + eps)` of each channel.
+            invstd: O [one],
+            /// Updated.
+            running_mean: O [one],
+            /// Updated.
+            running_var: O [one],
+        }
+    }
+}
+
+call! {
+    /// The operands of the pass on running statistics.
+    pub struct Infer {
+        reads {
+            /// The input.
+            x: I [one],
+            /// A number a channel.
+            gamma: I [one],
+            /// A number a channel.
+            beta: I [one],
+            /// A number a channel.
+            running_mean: I [one],
+            /// A number a channel.
+            running_var: I [one],
+        }
+        writes {
+            /// The output.
+            y: O [one],
+        }
+    }
+}
+
+call! {
+    /// The operands of folding; all hold a number a channel.
+    pub struct Fold {
+        reads {
+            /// The batch norm's gamma.
+            gamma: I [one],
+            /// Its beta.
+            beta: I [one],
+            /// Its running mean.
+            running_mean: I [one],
+            /// Its running variance.
+            running_var: I [one],
+            /// The bias of the convolution before it.
+            bias: Option<I> [maybe],
+        }
+        writes {
+            /// `scale[c]`.
+            scale: O [one],
+            /// `shift[c]`.
+            shift: O [one],
+        }
+    }
+}
+
+call! {
+    /// The operands of the backward pass.
+    pub struct Bwd {
+        reads {
+            /// The gradient of the output.
+            dy: I [one],
+            /// The input.
+            x: I [one],
+            /// A number a channel.
+            gamma: I [one],
+            /// The batch's mean of each channel.
+            mean: I [one],
+            /// `1 / sqrt(var + eps)` of each channel.
+            invstd: I [one],
+            /// The output, if a ReLU followed: dy counts as 0 where y is 0 or less.
+            y: Option<I> [maybe],
+        }
+        writes {
+            /// The gradient of the input.
+            dx: O [one],
+            /// A number a channel.
+            dgamma: O [one],
+            /// A number a channel.
+            dbeta: O [one],
+        }
+    }
+}
+
+impl Copy for Fold {}
+impl Copy for Bwd {}
 
 /// One pass of a batch norm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pass {
-    /// `x, gamma, beta -> y, mean, invstd, running_mean (updated), running_var (updated)`.
+    /// [`Train`].
     Train {
         /// Whether a ReLU follows.
         relu: bool,
     },
-    /// `x, gamma, beta, running_mean, running_var -> y`.
+    /// [`Infer`].
     Infer {
         /// Whether a ReLU follows.
         relu: bool,
     },
-    /// `gamma, beta, running_mean, running_var [, bias] -> scale, shift`.
+    /// [`Fold`].
     Fold {
-        /// Whether the convolution before it has a bias.
-        bias: bool,
+        /// Its operands.
+        form: Fold,
         /// What y is multiplied by: 1, or what a later op would multiply it by.
         share: f64,
     },
-    /// `dy, x, gamma, mean, invstd [, y] -> dx, dgamma, dbeta`; y where a ReLU followed.
-    Bwd {
-        /// Whether a ReLU followed: dy counts as 0 where y is 0 or less.
-        relu: bool,
-    },
+    /// [`Bwd`].
+    Bwd(Bwd),
 }
 
 /// A batch norm's pass in a graph.
@@ -139,41 +256,39 @@ impl Operator for Node {
         }
     }
 
-    fn inputs(&self) -> Vec<TensorType> {
-        let (x, c) = (self.bn.x(), self.bn.per_channel());
+    fn operands(&self) -> Operands {
+        let (x, c) = (|| self.bn.x(), || self.bn.per_channel());
         match self.pass {
-            Pass::Train { .. } => vec![x, c.clone(), c],
-            Pass::Infer { .. } => vec![x, c.clone(), c.clone(), c.clone(), c],
-            Pass::Fold { bias, .. } => vec![c; 4 + usize::from(bias)],
-            Pass::Bwd { relu } => {
-                let mut types = vec![x.clone(), x.clone(), c.clone(), c.clone(), c];
-                types.extend(relu.then_some(x));
-                types
-            }
-        }
-    }
-
-    fn outputs(&self) -> Vec<TensorType> {
-        let (x, c) = (self.bn.x(), self.bn.per_channel());
-        match self.pass {
-            Pass::Train { .. } => vec![x, c.clone(), c.clone(), c.clone(), c],
-            Pass::Infer { .. } => vec![x],
-            Pass::Fold { .. } => vec![c.clone(), c],
-            Pass::Bwd { .. } => vec![x, c.clone(), c],
-        }
-    }
-
-    fn updates(&self) -> &'static [usize] {
-        match self.pass {
-            Pass::Train { .. } => &[3, 4],
-            _ => &[],
-        }
-    }
-
-    fn accumulates(&self) -> &'static [usize] {
-        match self.pass {
-            Pass::Bwd { .. } => &[0],
-            _ => &[],
+            Pass::Train { .. } => Operands::of(Train {
+                x: x().into(),
+                gamma: c().into(),
+                beta: c().into(),
+                y: x().into(),
+                mean: c().into(),
+                invstd: c().into(),
+                running_mean: Written::updated(c()),
+                running_var: Written::updated(c()),
+            }),
+            Pass::Infer { .. } => Operands::of(Infer {
+                x: x().into(),
+                gamma: c().into(),
+                beta: c().into(),
+                running_mean: c().into(),
+                running_var: c().into(),
+                y: x().into(),
+            }),
+            Pass::Fold { form, .. } => Operands::of(form.map(|_, ()| c().into(), |_, ()| c().into())),
+            Pass::Bwd(form) => Operands::of(Bwd {
+                dy: x().into(),
+                x: x().into(),
+                gamma: c().into(),
+                mean: c().into(),
+                invstd: c().into(),
+                y: form.y.map(|()| x().into()),
+                dx: Written::accumulated(x()),
+                dgamma: c().into(),
+                dbeta: c().into(),
+            }),
         }
     }
 
@@ -191,11 +306,19 @@ impl Operator for Node {
         let Pass::Train { relu } = self.pass else {
             return Err(Error::unsupported(format!("gradient of {}", self.name()), "only the training pass has one"));
         };
-        let mut sources =
-            vec![Source::Grad(0), Source::Input(0), Source::Input(1), Source::Output(1), Source::Output(2)];
-        sources.extend(relu.then_some(Source::Output(0)));
-        let op = Op::BatchNorm(Self { bn: self.bn, pass: Pass::Bwd { relu } });
-        Ok(vec![Gradient::Node { op, sources, targets: vec![Some(0), Some(1), Some(2)] }])
+        let at = Train::<()>::default().places();
+        let bwd = Bwd {
+            dy: Source::Grad(at.y),
+            x: Source::Input(at.x),
+            gamma: Source::Input(at.gamma),
+            mean: Source::Output(at.mean),
+            invstd: Source::Output(at.invstd),
+            y: relu.then_some(Source::Output(at.y)),
+            dx: Some(at.x),
+            dgamma: Some(at.gamma),
+            dbeta: Some(at.beta),
+        };
+        Ok(vec![Gradient::node(Op::BatchNorm(self.bn.bwd(relu)), bwd)])
     }
 
     fn scratch_bytes(&self, target: Target) -> usize {

@@ -1,22 +1,22 @@
 //! The op in plain loops. Sums over a channel run in f64, whatever `T` is.
 
-use super::{host, Node, Pass};
+use super::{host, Bwd, Fold, Infer, Node, Pass, Train};
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
         match self.pass {
-            Pass::Train { relu } => self.train(relu, io),
-            Pass::Infer { relu } => self.infer(relu, io),
-            Pass::Fold { bias, share } => self.fold(bias, share, io),
-            Pass::Bwd { relu } => self.bwd(relu, io),
+            Pass::Train { relu } => self.train(relu, io.numbers(Train::default())),
+            Pass::Infer { relu } => self.infer(relu, io.numbers(Infer::default())),
+            Pass::Fold { form, share } => fold(self.bn.spec.eps, share, io.numbers(form)),
+            Pass::Bwd(form) => self.bwd(io.numbers(form)),
         }
     }
 
     fn host(&self, io: &mut HostIo<'_, T>) {
         match self.pass {
-            Pass::Fold { bias, share } => self.fold(bias, share, io),
+            Pass::Fold { form, share } => fold(self.bn.spec.eps, share, io.numbers(form)),
             _ => host::run(self, io),
         }
     }
@@ -27,9 +27,8 @@ impl<T: Real> HostOp<T> for Node {
 }
 
 impl Node {
-    fn train<T: Real>(&self, relu: bool, io: &mut HostIo<'_, T>) {
-        let [x, gamma, beta] = [0, 1, 2].map(|i| io.inputs[i].real());
-        let [y, mean, invstd, running_mean, running_var] = io.reals();
+    fn train<T: Real>(&self, relu: bool, call: Train<&[T], &mut [T]>) {
+        let Train { x, gamma, beta, y, mean, invstd, running_mean, running_var } = call;
         let (c, m) = (self.bn.spec().x[3], self.bn.count() as f64);
         let (eps, momentum) = (self.bn.spec().eps, self.bn.spec().momentum);
         for k in 0..c {
@@ -49,11 +48,10 @@ impl Node {
         }
     }
 
-    fn infer<T: Real>(&self, relu: bool, io: &mut HostIo<'_, T>) {
-        let [x, gamma, beta, running_mean, running_var] = [0, 1, 2, 3, 4].map(|i| io.inputs[i].real());
+    fn infer<T: Real>(&self, relu: bool, call: Infer<&[T], &mut [T]>) {
+        let Infer { x, gamma, beta, running_mean, running_var, y } = call;
         let eps = T::from_f64(self.bn.spec().eps);
         let c = self.bn.spec().x[3];
-        let [y] = io.reals();
         for (i, y) in y.iter_mut().enumerate() {
             let k = i % c;
             let xhat = (x[i] - running_mean[k]) / (running_var[k] + eps).sqrt();
@@ -61,23 +59,8 @@ impl Node {
         }
     }
 
-    fn fold<T: Real>(&self, bias: bool, share: f64, io: &mut HostIo<'_, T>) {
-        let [gamma, beta, running_mean, running_var] = [0, 1, 2, 3].map(|i| io.inputs[i].real());
-        let bias = bias.then(|| io.inputs[4].real());
-        let eps = self.bn.spec().eps;
-        let [scale, shift] = io.reals();
-        for k in 0..scale.len() {
-            // In f64, so that the shift is rounded once.
-            let [gamma, beta, mean, var] = [gamma, beta, running_mean, running_var].map(|v| v[k].to_f64());
-            scale[k] = T::from_f64(share * gamma / (var + eps).sqrt());
-            shift[k] = T::from_f64(share * beta + (bias.map_or(0.0, |b| b[k].to_f64()) - mean) * scale[k].to_f64());
-        }
-    }
-
-    fn bwd<T: Real>(&self, relu: bool, io: &mut HostIo<'_, T>) {
-        let [dy, x, gamma, mean, invstd] = [0, 1, 2, 3, 4].map(|i| io.inputs[i].real());
-        let y = relu.then(|| io.inputs[5].real());
-        let [dx, dgamma, dbeta] = io.reals();
+    fn bwd<T: Real>(&self, call: Bwd<&[T], &mut [T]>) {
+        let Bwd { dy, x, gamma, mean, invstd, y, dx, dgamma, dbeta } = call;
         let (c, m) = (self.bn.spec().x[3], T::from_usize(self.bn.count()));
         let counted = |i: usize| if y.is_none_or(|y| y[i].is_open()) { dy[i] } else { T::ZERO };
         let xhat = |i: usize| (x[i] - mean[i % c]) * invstd[i % c];
@@ -90,6 +73,16 @@ impl Node {
             let k = i % c;
             *dx = gamma[k] * invstd[k] * (counted(i) - dbeta[k] / m - xhat(i) * dgamma[k] / m);
         }
+    }
+}
+
+fn fold<T: Real>(eps: f64, share: f64, call: Fold<&[T], &mut [T]>) {
+    let Fold { gamma, beta, running_mean, running_var, bias, scale, shift } = call;
+    for k in 0..scale.len() {
+        // In f64, so that the shift is rounded once.
+        let [gamma, beta, mean, var] = [gamma, beta, running_mean, running_var].map(|v| v[k].to_f64());
+        scale[k] = T::from_f64(share * gamma / (var + eps).sqrt());
+        shift[k] = T::from_f64(share * beta + (bias.map_or(0.0, |b| b[k].to_f64()) - mean) * scale[k].to_f64());
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which kernels, on what grid: one copy for each part that does not lie in the whole already.
 
-use super::{Node, Pass};
+use super::{Bwd, Fwd, Node, Pass};
 use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::ops::strips::{entries, for_dtype, Rows, Strips};
 use crate::ops::{Arg, Io};
@@ -28,11 +28,17 @@ pub(crate) const KERNELS: &[&Kernel] = &[&COPY[0], &COPY[1], &COPY[2]];
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
     let (whole, parts) = match node.pass {
-        Pass::Fwd => (&io.outputs[0], io.inputs),
-        Pass::Bwd => (&io.inputs[0], io.outputs),
+        Pass::Fwd => {
+            let Fwd { x, y } = io.bind(node.concat.joins());
+            (y, x)
+        }
+        Pass::Bwd => {
+            let Bwd { dy, dx } = io.bind(node.concat.splits());
+            (dy, dx)
+        }
     };
     let mut launches = Vec::new();
-    for ((part, shape), at) in parts.iter().zip(node.concat.parts()).zip(node.concat.offsets()) {
+    for ((part, shape), at) in parts.into_iter().zip(node.concat.parts()).zip(node.concat.offsets()) {
         let slice = slice(whole, shape, at, target)?;
         if slice.view.address() == part.view.address() && slice.pixel_stride == part.pixel_stride {
             continue;

@@ -8,6 +8,7 @@ mod reference;
 
 pub(crate) use launch::KERNELS;
 
+use super::operands::{call, Call, Operands};
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
@@ -66,18 +67,56 @@ impl Concat {
         Node { concat: self, pass: Pass::Fwd }
     }
 
+    /// The form of the forward pass: as many parts as there are.
+    pub(crate) fn joins(&self) -> Fwd {
+        Fwd { x: vec![(); self.spec.channels.len()], y: () }
+    }
+
+    /// The form of the backward pass.
+    pub(crate) fn splits(&self) -> Bwd {
+        Bwd { dy: (), dx: vec![(); self.spec.channels.len()] }
+    }
+
     fn with_channels(&self, c: usize) -> [usize; 4] {
         let [n, h, w] = self.spec.pixels;
         [n, h, w, c]
     }
 }
 
+call! {
+    /// The forward pass.
+    pub struct Fwd {
+        reads {
+            /// The parts, in order.
+            x: Vec<I> [many],
+        }
+        writes {
+            /// The whole.
+            y: O [one],
+        }
+    }
+}
+
+call! {
+    /// The backward pass: a split.
+    pub struct Bwd {
+        reads {
+            /// The gradient of y.
+            dy: I [one],
+        }
+        writes {
+            /// The gradient of each part.
+            dx: Vec<O> [many],
+        }
+    }
+}
+
 /// One pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// `x_0, x_1, .. -> y`.
+    /// [`Fwd`].
     Fwd,
-    /// `dy -> dx_0, dx_1, ..`: a split.
+    /// [`Bwd`].
     Bwd,
 }
 
@@ -98,17 +137,12 @@ impl Operator for Node {
         }
     }
 
-    fn inputs(&self) -> Vec<TensorType> {
+    fn operands(&self) -> Operands {
+        let whole = TensorType::real(self.concat.whole());
+        let parts = self.concat.parts().into_iter().map(TensorType::real);
         match self.pass {
-            Pass::Fwd => self.concat.parts().into_iter().map(TensorType::real).collect(),
-            Pass::Bwd => vec![TensorType::real(self.concat.whole())],
-        }
-    }
-
-    fn outputs(&self) -> Vec<TensorType> {
-        match self.pass {
-            Pass::Fwd => vec![TensorType::real(self.concat.whole())],
-            Pass::Bwd => self.concat.parts().into_iter().map(TensorType::real).collect(),
+            Pass::Fwd => Operands::of(Fwd { x: parts.map(Into::into).collect(), y: whole.into() }),
+            Pass::Bwd => Operands::of(Bwd { dy: whole.into(), dx: parts.map(Into::into).collect() }),
         }
     }
 
@@ -121,8 +155,8 @@ impl Operator for Node {
             return Err(Error::unsupported("gradient of concat_bwd", "only the forward pass has one"));
         }
         let op = Op::Concat(Self { concat: self.concat.clone(), pass: Pass::Bwd });
-        let targets = (0..self.concat.spec.channels.len()).map(Some).collect();
-        Ok(vec![Gradient::Node { op, sources: vec![Source::Grad(0)], targets }])
+        let Fwd { x, y } = self.concat.joins().places();
+        Ok(vec![Gradient::node(op, Bwd { dy: Source::Grad(y), dx: x.into_iter().map(Some).collect() })])
     }
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {

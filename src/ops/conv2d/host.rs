@@ -15,10 +15,11 @@
 
 use std::ops::Range;
 
-use super::{Conv2d, Epilogue, Node, Pass, Spec};
+use super::{BwdBias, BwdW, BwdX, Conv2d, Fwd, Node, Pass, Spec};
 use crate::device::cpu::{gemm, vectorized, Matrix};
 use crate::ops::parallel::{self, in_lanes, split, Pieces};
-use crate::ops::{HostIo, Write};
+use crate::ops::store::Epilogue;
+use crate::ops::{HostIo, HostOp, HostOut, HostRef, Write};
 use crate::tensor::Real;
 
 /// The most lanes: as many as most machines have cores.
@@ -42,22 +43,31 @@ const BLOCKS: usize = 8;
 /// of at least so many channels: enough to pay for gathering the rows again.
 const BLOCK: usize = 64;
 
-/// Runs the op in the ways above.
+/// Runs a plain pass in the ways above; the others have no way of their own here.
 pub(super) fn run<T: Real>(node: &Node, io: &mut HostIo<'_, T>) {
+    if !node.pass.is_plain() {
+        return node.reference(io);
+    }
     let plan = Plan::new(&node.conv);
-    let accumulate = io.writes[0] == Write::Accumulate;
-    let inputs: Vec<&[T]> = io.inputs.iter().map(|i| i.real()).collect();
-    let ([out], scratch) = io.split();
+    let scratch = std::mem::take(&mut io.scratch);
     match node.pass {
-        Pass::Fwd(epilogue) => plan.fwd(epilogue, &inputs, out, scratch),
-        Pass::BwdX => plan.bwd_x(inputs[0], inputs[1], out, accumulate, scratch),
-        Pass::BwdW => plan.bwd_w(inputs[0], inputs[1], out, accumulate, scratch),
-        Pass::BwdBias => parallel::columns(inputs[0], out, accumulate, scratch),
+        Pass::Fwd(form) => plan.fwd(io.bind(form), scratch),
+        Pass::BwdX(form) => plan.bwd_x(io.bind(form), scratch),
+        Pass::BwdW(form) => plan.bwd_w(io.bind(form), scratch),
+        Pass::BwdBias(_) => {
+            let BwdBias { dy, mut dbias } = io.bind(BwdBias::default());
+            let adds = dbias.write == Write::Accumulate;
+            parallel::columns(dy.real(), dbias.real(), adds, scratch);
+        }
+        Pass::Bwd(_) => panic!("never plain"),
     }
 }
 
 /// Elements of scratch that [`run`] needs.
 pub(super) fn scratch(node: &Node) -> usize {
+    if !node.pass.is_plain() {
+        return 0;
+    }
     let plan = Plan::new(&node.conv);
     let rows = |lanes: usize, pixels: usize| if plan.direct { 0 } else { lanes * pixels * plan.row };
     match node.pass {
@@ -65,16 +75,17 @@ pub(super) fn scratch(node: &Node) -> usize {
             let cut = plan.cut(plan.pixels, 1);
             rows(cut.lanes, cut.chunk) + plan.transposed()
         }
-        Pass::BwdX => {
+        Pass::BwdX(_) => {
             let cut = plan.cut(plan.spec.n, plan.image);
             rows(cut.lanes, cut.chunk)
         }
-        Pass::BwdW => {
+        Pass::BwdW(_) => {
             let (cut, block) = plan.cut_weights();
             let partials = if cut.lanes > 1 { cut.lanes * plan.spec.k * plan.row } else { 0 };
             rows(cut.lanes * plan.spec.k.div_ceil(block), cut.chunk) + partials
         }
-        Pass::BwdBias => parallel::columns_scratch(plan.pixels * plan.spec.k, plan.spec.k),
+        Pass::BwdBias(_) => parallel::columns_scratch(plan.pixels * plan.spec.k, plan.spec.k),
+        Pass::Bwd(_) => 0,
     }
 }
 
@@ -145,8 +156,9 @@ impl Plan {
         (Cut { lanes: parts, units: each, chunk }, block)
     }
 
-    fn fwd<T: Real>(&self, epilogue: Epilogue, inputs: &[&[T]], y: &mut [T], scratch: &mut [T]) {
-        let (x, w) = (inputs[0], inputs[1]);
+    fn fwd<T: Real>(&self, call: Fwd<HostRef<'_, T>, HostOut<'_, '_, T>>, scratch: &mut [T]) {
+        let Fwd { x, w, epilogue, mut y, .. } = call;
+        let (x, w, epilogue, y) = (x.value.real(), w.real(), epilogue.map(|_, v| v.real()), y.real());
         let cut = self.cut(self.pixels, 1);
         let k = self.spec.k;
         let (turned, scratch) = scratch.split_at_mut(self.transposed());
@@ -169,12 +181,15 @@ impl Plan {
                     let to = Matrix::rows(pixels.len(), self.kg, k);
                     gemm((&mut y[g * self.kg..], to), rows, w, false);
                 }
-                vectorized(|| finish(epilogue, &inputs[2..], y, k, pixels.start));
+                vectorized(|| finish(epilogue, y, k, pixels.start));
             }
         });
     }
 
-    fn bwd_x<T: Real>(&self, dy: &[T], w: &[T], dx: &mut [T], accumulate: bool, scratch: &mut [T]) {
+    fn bwd_x<T: Real>(&self, call: BwdX<HostRef<'_, T>, HostOut<'_, '_, T>>, scratch: &mut [T]) {
+        let BwdX { dy, w, mut dx, .. } = call;
+        let accumulate = dx.write == Write::Accumulate;
+        let (dy, w, dx) = (dy.value.real(), w.real(), dx.real());
         let Spec { n, c, k, groups, .. } = self.spec;
         let image = self.spec.h * self.spec.w * c;
         let cut = self.cut(n, self.image);
@@ -205,7 +220,10 @@ impl Plan {
         });
     }
 
-    fn bwd_w<T: Real>(&self, dy: &[T], x: &[T], dw: &mut [T], accumulate: bool, scratch: &mut [T]) {
+    fn bwd_w<T: Real>(&self, call: BwdW<HostRef<'_, T>, HostOut<'_, '_, T>>, scratch: &mut [T]) {
+        let BwdW { dy, x, mut dw } = call;
+        let accumulate = dw.write == Write::Accumulate;
+        let (dy, x, dw) = (dy.value.real(), x.value.real(), dw.real());
         let (cut, block) = self.cut_weights();
         let blocks = self.spec.k.div_ceil(block);
         let partial = if cut.lanes > 1 { dw.len() } else { 0 };
@@ -377,26 +395,17 @@ fn add_partials<T: Real>(partials: &[T], dw: &mut [T], accumulate: bool) {
 }
 
 /// The epilogue, on the output pixels from `first` on.
-fn finish<T: Real>(epilogue: Epilogue, mut inputs: &[&[T]], y: &mut [T], k: usize, first: usize) {
-    let mut next = |given: bool| -> &[T] {
-        match (given, inputs) {
-            (true, [input, rest @ ..]) => {
-                inputs = rest;
-                input
-            }
-            _ => &[],
-        }
-    };
-    let (scale, shift, residual) = (next(epilogue.scale), next(epilogue.shift), next(epilogue.residual));
+fn finish<T: Real>(epilogue: Epilogue<&[T]>, y: &mut [T], k: usize, first: usize) {
+    let Epilogue { scale, shift, residual, relu } = epilogue;
     for (i, y) in y.chunks_exact_mut(k).enumerate() {
-        for (y, &scale) in y.iter_mut().zip(scale) {
+        for (y, &scale) in y.iter_mut().zip(scale.unwrap_or_default()) {
             *y *= scale;
         }
-        parallel::add(y, shift);
-        if epilogue.residual {
+        parallel::add(y, shift.unwrap_or_default());
+        if let Some(residual) = residual {
             parallel::add(y, &residual[(first + i) * k..]);
         }
-        if epilogue.relu {
+        if relu {
             y.iter_mut().for_each(|y| *y = y.maximum(T::ZERO));
         }
     }

@@ -1,38 +1,61 @@
 //! Which kernels, on what grid.
 //!
-//! A pass is one launch of a tiled matrix product, and where its reduction is split a second one that adds the splits.
+//! A pass is one launch of a tiled matrix product. Where its reduction is split a second one adds the splits. A plain pass
+//! has kernels of its own; the others load and store with more operands, and what their tiles leave of their columns is
+//! merged after them. Where the reduction is split no tile has whole sums: then moments are taken from y afterwards, and
+//! a masked gradient is not split.
 
-pub(in crate::ops) mod bind;
-pub(in crate::ops) mod choose;
-pub(in crate::ops) mod params;
-pub(in crate::ops) mod product;
-pub(in crate::ops) mod variants;
+mod bind;
+mod both;
+mod choose;
+mod end;
+mod fused;
+mod loads;
+mod params;
+mod passes;
+mod product;
+mod variants;
 
-pub use choose::Plan;
+pub use self::choose::Plan;
 
 use self::bind::{int, Matrix};
-use self::choose::{bias_splits, Problem, Product};
+use self::choose::{bias_splits, y_dims, Problem, Product};
 use self::params::{BiasParams, ReduceParams};
-use self::product::{address, grid, Bound, Extras};
-use self::variants::{BIAS_COLS, BWD_W, BWD_X, FWD, REDUCE_THREADS};
-use super::{Conv2d, Node, Pass};
-use crate::device::{Cost, Kernel, Launch, Target, View};
-use crate::ops::{Arg, Io, Operator, Write};
+use self::passes::Run;
+use self::product::{address, grid, Extras};
+use self::variants::{BIAS_COLS, REDUCE_THREADS};
+use super::{BwdBias, BwdW, BwdX, Conv2d, Fwd, Node, Pass};
+use crate::device::{Cost, Kernel, Launch, Target};
+use crate::ops::batch_norm::{self, BatchNorm};
+use crate::ops::norm;
+use crate::ops::norm::merge::Bands;
+use crate::ops::{Io, Operator, Write};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// Every entry point.
-pub(crate) static KERNELS: &[&Kernel] = &variants::ALL;
+pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
+    variants::ALL.iter().chain(fused::variants::ALL.iter()).copied()
+}
 
-/// The product that `node` is; `None` for the bias gradient, which is none.
+/// The product that `node` is, or the one of its two that may be split; `None` for the bias gradient, which is none.
 fn problem(node: &Node) -> Option<Problem> {
-    let (product, table): (_, &[_]) = match node.pass {
-        Pass::Fwd(_) => (Product::Fwd, &FWD),
-        Pass::BwdX => (Product::BwdX, &BWD_X),
-        Pass::BwdW => (Product::BwdW, &BWD_W),
-        Pass::BwdBias => return None,
+    let plain = node.pass.is_plain();
+    let (product, table, split_launches, raw): (_, &[_], _, _) = match node.pass {
+        Pass::Fwd(_) if plain => (Product::Fwd, &variants::FWD, Some(1), true),
+        Pass::Fwd(_) if node.loads_sum() => (Product::Fwd, &fused::variants::END, Some(3), false),
+        Pass::Fwd(Fwd { x, moments, .. }) => {
+            let launches = if moments.is_some() { 3 } else { 1 };
+            (Product::Fwd, &fused::variants::FWD, Some(launches), x.load.is_as_it_is())
+        }
+        Pass::BwdX(_) if plain => (Product::BwdX, &variants::BWD_X, Some(1), true),
+        Pass::BwdX(BwdX { mask, .. }) => (Product::BwdX, &fused::variants::BWD_X, mask.is_none().then_some(1), true),
+        Pass::BwdW(_) if plain => (Product::BwdW, &variants::BWD_W, Some(1), true),
+        Pass::BwdW(BwdW { x, .. }) => (Product::BwdW, &fused::variants::BWD_W, Some(1), x.load.is_as_it_is()),
+        Pass::Bwd(_) => return Some(both::problems(node).w),
+        Pass::BwdBias(_) => return None,
     };
-    Some(Problem { conv: node.conv, product, table, split_launches: Some(1), raw: true })
+    Some(Problem { conv: node.conv, product, table, split_launches, raw })
 }
 
 /// Every way to compute `node`, for tests and benchmarks.
@@ -41,16 +64,74 @@ pub(super) fn plans(node: &Node, target: Target) -> Vec<Plan> {
 }
 
 fn choose(node: &Node, target: Target) -> Option<Plan> {
-    choose::choose(&problem(node)?, target.dtype)
+    match node.pass {
+        Pass::Bwd(_) => both::choose(node, target.dtype),
+        _ => choose::choose(&problem(node)?, target.dtype),
+    }
+}
+
+/// Numbers that a tile leaves of a column.
+fn left(node: &Node, plan: Plan) -> usize {
+    match node.pass {
+        Pass::Fwd(Fwd { moments: Some(_), .. }) if plan.splits() == 1 => 2,
+        Pass::BwdX(BwdX { mask: Some(mask), .. }) | Pass::Bwd(super::Bwd { mask: Some(mask), .. }) => {
+            mask.sums().count()
+        }
+        _ => 0,
+    }
+}
+
+/// The separate pass for the moments of y, if they are wanted and the tiles of `plan` do not compute them.
+fn measuring(node: &Node, plan: Plan) -> Result<Option<BatchNorm>> {
+    if plan.splits() == 1 || !matches!(node.pass, Pass::Fwd(Fwd { moments: Some(_), .. })) {
+        return Ok(None);
+    }
+    let (spec, [p, q]) = (node.conv.spec(), node.conv.output());
+    // Moments need neither eps nor momentum.
+    BatchNorm::new(batch_norm::Spec { x: [spec.n, p, q, spec.k], eps: 1.0, momentum: 0.0 }).map(Some)
+}
+
+/// Columns of the result.
+fn columns(node: &Node) -> usize {
+    match node.pass {
+        Pass::BwdX(_) | Pass::Bwd(_) => node.conv.spec().c,
+        _ => node.conv.spec().k,
+    }
+}
+
+/// Row tiles of all residues where they have `rows` rows: what is merged.
+fn bands(node: &Node, rows: usize) -> Bands {
+    let problem = match node.pass {
+        Pass::Bwd(_) => Some(both::problems(node).x),
+        _ => problem(node),
+    };
+    let shape = problem.map(|problem| problem.shape());
+    let count = shape.map_or(0, |shape| shape.m.div_ceil(rows) * shape.residues);
+    Bands { count, channels: columns(node) }
+}
+
+/// Rows of the tiles whose columns are merged, of either of the plan's kernels.
+fn rows(node: &Node, plan: Plan) -> [usize; 2] {
+    match node.pass {
+        Pass::Bwd(_) => both::data_plan(plan).rows(),
+        _ => plan.rows(),
+    }
 }
 
 /// Bytes of scratch memory where `node` runs as `plan` says, or as it chooses.
 pub(super) fn scratch_bytes(node: &Node, target: Target, plan: Option<Plan>) -> usize {
-    match (problem(node), plan.or_else(|| choose(node, target))) {
-        (Some(problem), Some(plan)) => plan.partial_bytes(&problem),
-        (None, _) => bias_splits(y_dims(node)[0]) * node.conv.spec.k * 4,
-        _ => 0,
-    }
+    let Some(problem) = problem(node) else { return bias_splits(y_dims(&node.conv)[0]) * node.conv.spec.k * 4 };
+    let Some(plan) = plan.or_else(|| choose(node, target)) else { return 0 };
+    let numbers = left(node, plan);
+    // Which of the plan's kernels runs depends on the addresses: enough for either.
+    let tiles = rows(node, plan).map(|rows| match numbers {
+        0 => 0,
+        _ => numbers * bands(node, rows).bytes() + bands(node, rows).merge_bytes(numbers),
+    });
+    let measure = |bn| norm::Node { bn, pass: norm::Pass::Measure }.scratch_bytes(target);
+    let after = measuring(node, plan).ok().flatten().map_or(0, measure);
+    // One after the other: partial sums, then what measures y.
+    plan.partial_bytes(&problem).max(after) + tiles.into_iter().max().unwrap_or(0)
 }
 
 /// The launches of `node` as `plan` says, or as it chooses.
@@ -59,38 +140,20 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>, plan: Option<Pl
         let reason = "f64 runs on the cpu device only";
         return Err(Error::unsupported(format!("{} in {}", node.name(), target.dtype), reason));
     };
+    io.check_counts(node)?;
     let problem = problem(node);
     if plan.is_some_and(|plan| !problem.is_some_and(|p| choose::fits(plan, &p, target.dtype))) {
         return Err(Error::invalid(node.name(), "the plan is for another pass or dtype"));
     }
-    let call = Call { node, dtype: target.dtype, io, scratch: scratch(node, target, io, plan)? };
-    match (problem, plan.or_else(|| choose(node, target))) {
-        (Some(problem), Some(plan)) => call.product(problem, plan),
-        (None, _) => call.bwd_bias(bias),
-        (Some(_), None) => Err(Error::unsupported(node.name(), format!("no kernel for {}", target.dtype))),
-    }
-}
-
-/// The scratch memory, if it is large enough.
-fn scratch<'a>(node: &Node, target: Target, io: &Io<'a>, plan: Option<Plan>) -> Result<Option<&'a View>> {
-    let needed = scratch_bytes(node, target, plan);
-    match io.scratch {
-        Some(view) if view.bytes() >= needed => Ok(Some(view)),
-        _ if needed == 0 => Ok(None),
-        given => {
-            let found = given.map_or(0, View::bytes);
-            Err(Error::invalid(node.name(), format!("{found} bytes of scratch memory, {needed} expected")))
-        }
-    }
-}
-
-/// y or its gradient, [rows, cols].
-fn y_dims(node: &Node) -> [usize; 2] {
-    choose::y_dims(&node.conv)
+    io.check_scratch(node.name(), scratch_bytes(node, target, plan))?;
+    let Some(problem) = problem else { return bwd_bias(node, bias, target, io) };
+    let plan = plan.or_else(|| choose(node, target));
+    let plan = plan.ok_or_else(|| Error::unsupported(node.name(), format!("no kernel for {}", target.dtype)))?;
+    Run::new(node, target, problem, plan, io)?.launches(io)
 }
 
 /// The launch that adds `splits` partial results of `out`'s shape.
-pub(in crate::ops) fn add_splits<'a>(
+fn add_splits<'a>(
     conv: &Conv2d,
     dtype: DType,
     [partial, out]: [Matrix<'a>; 2],
@@ -126,84 +189,29 @@ pub(in crate::ops) fn add_splits<'a>(
     Ok(unsafe { Launch::new(kernel, grid, &params, cost, views) })
 }
 
-/// One pass with its operands.
-struct Call<'a> {
-    node: &'a Node,
-    dtype: DType,
-    io: &'a Io<'a>,
-    scratch: Option<&'a View>,
-}
-
-impl<'a> Call<'a> {
-    fn input(&self, i: usize) -> Result<&'a Arg> {
-        product::input(self.io, self.node.name(), i)
-    }
-
-    fn output(&self) -> Result<&'a Arg> {
-        product::output(self.io, self.node.name(), 0)
-    }
-
-    fn extras(&self) -> Result<Extras<'a>> {
-        let accumulate = self.output()?.write == Write::Accumulate;
-        let Pass::Fwd(e) = self.node.pass else { return Ok(Extras { accumulate, ..Extras::default() }) };
-        let mut next = 2;
-        let mut take = |on: bool, what: &str, stat: bool| -> Result<Option<Matrix<'a>>> {
-            if !on {
-                return Ok(None);
-            }
-            next += 1;
-            let arg = self.input(next - 1)?;
-            Ok(Some(match stat {
-                true => Matrix::dense(what, &arg.view, [1, self.node.conv.spec.k], 4)?,
-                false => Matrix::pixels(what, arg, y_dims(self.node), self.dtype.bytes())?,
-            }))
-        };
-        Ok(Extras {
-            scale: take(e.scale, "scale", true)?,
-            shift: take(e.shift, "shift", true)?,
-            residual: take(e.residual, "residual", false)?,
-            relu: e.relu,
-            accumulate,
-        })
-    }
-
-    fn product(&self, problem: Problem, plan: Plan) -> Result<Vec<Launch>> {
-        let operands = [self.input(0)?, self.input(1)?, self.output()?];
-        let bound = Bound::new(problem, plan, self.dtype, operands, self.extras()?, self.scratch)?;
-        let (kernel, grid) = (&bound.formed().variant.kernel, bound.grid()?);
-        // SAFETY: the variant's row in `variants` names the parameters of its product; every matrix was checked to lie in
-        // its view, and the kernel stays inside the tensors that these extents and strides describe.
-        let first = unsafe {
-            match problem.product {
-                Product::BwdW => Launch::new(kernel, grid, &bound.weight_params()?, bound.cost(), bound.views()),
-                _ => Launch::new(kernel, grid, &bound.gather_params()?, bound.cost(), bound.views()),
-            }
-        };
-        let second = bound.reduce(if problem.product == Product::BwdW { DType::F32 } else { self.dtype })?;
-        Ok(std::iter::once(first).chain(second).collect())
-    }
-
-    fn bwd_bias(&self, kernel: &'static Kernel) -> Result<Vec<Launch>> {
-        let [rows, cols] = y_dims(self.node);
-        let dy = Matrix::pixels("dy", self.input(0)?, [rows, cols], self.dtype.bytes())?;
-        let dbias = Matrix::dense("dbias", &self.output()?.view, [1, cols], 4)?;
-        let splits = bias_splits(rows);
-        let scratch = self.scratch.ok_or_else(|| Error::invalid(self.node.name(), "no scratch memory"))?;
-        let partial = Matrix::dense("scratch", scratch, [splits, cols], 4)?;
-        let params = BiasParams {
-            dy: dy.address(),
-            partial: partial.address(),
-            rows: rows as i64,
-            rows_per_split: rows.div_ceil(splits) as i64,
-            cols: int(cols)?,
-            dy_stride: dy.stride(),
-        };
-        let cost = Cost { flops: (rows * cols) as u64, bytes_read: dy.bytes(), bytes_written: partial.bytes() };
-        let grid = grid(&self.node.conv, self.node.name(), [cols.div_ceil(BIAS_COLS), splits, 1])?;
-        let views = vec![dy.view.clone(), partial.view.clone()];
-        // SAFETY: the entry takes BiasParams; dy and the partial sums were checked to lie in their views.
-        let sums = unsafe { Launch::new(kernel, grid, &params, cost, views) };
-        let second = add_splits(&self.node.conv, DType::F32, [partial, dbias], &self.extras()?, splits)?;
-        Ok(vec![sums, second])
-    }
+fn bwd_bias(node: &Node, kernel: &'static Kernel, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    let BwdBias { dy, dbias } = io.bind(BwdBias::default());
+    let accumulate = dbias.write == Write::Accumulate;
+    let [rows, cols] = y_dims(&node.conv);
+    let dy = Matrix::pixels("dy", dy, [rows, cols], target.dtype.bytes())?;
+    let dbias = Matrix::dense("dbias", &dbias.view, [1, cols], 4)?;
+    let splits = bias_splits(rows);
+    let scratch = io.scratch.ok_or_else(|| Error::invalid(node.name(), "no scratch memory"))?;
+    let partial = Matrix::dense("scratch", scratch, [splits, cols], 4)?;
+    let params = BiasParams {
+        dy: dy.address(),
+        partial: partial.address(),
+        rows: rows as i64,
+        rows_per_split: rows.div_ceil(splits) as i64,
+        cols: int(cols)?,
+        dy_stride: dy.stride(),
+    };
+    let cost = Cost { flops: (rows * cols) as u64, bytes_read: dy.bytes(), bytes_written: partial.bytes() };
+    let grid = grid(&node.conv, node.name(), [cols.div_ceil(BIAS_COLS), splits, 1])?;
+    let views = vec![dy.view.clone(), partial.view.clone()];
+    // SAFETY: the entry takes BiasParams; dy and the partial sums were checked to lie in their views.
+    let sums = unsafe { Launch::new(kernel, grid, &params, cost, views) };
+    let second =
+        add_splits(&node.conv, DType::F32, [partial, dbias], &Extras { accumulate, ..Extras::default() }, splits)?;
+    Ok(vec![sums, second])
 }

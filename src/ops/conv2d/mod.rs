@@ -8,6 +8,10 @@
 //! bwd_w  dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, ...]         in f32
 //! ```
 //!
+//! An operand may be transformed while it is [loaded](super::load), and what is done to a result before it is
+//! [stored](super::store) comes from the ops behind it: batch norms and ReLUs next to a convolution cost no pass over memory
+//! of their own.
+//!
 //! A NaN or an infinity reaches the sums that have it as a factor, and no others: also where kernels compute several
 //! narrow groups as one. But for the zeros beside an image: as in torch it depends on the way whether they are
 //! multiplied (the kernels do it, and on the CPU fwd and bwd_w, unless 1x1 without padding; the reference does not). So
@@ -15,14 +19,14 @@
 //! infinite dy of all of its output channel's dw.
 
 mod host;
-pub(super) mod launch;
+mod launch;
+mod pass;
 mod reference;
 
-pub use launch::Plan;
-pub(crate) use launch::KERNELS;
+pub(crate) use self::launch::kernels;
+pub use self::launch::Plan;
+pub use self::pass::{Bwd, BwdBias, BwdW, BwdX, End, Fwd, Node, Pass};
 
-use super::{Gradient, Io, Op, Operator, Source};
-use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -151,6 +155,14 @@ impl Conv2d {
         Self { spec, ..*self }
     }
 
+    /// Whether a forward pass can load the end of a residual block ([`Load::Sum`](super::load::Load)): each element of x is
+    /// loaded by the tiles of one row, in pieces of 8 channels. That is so for 1x1 kernels with stride 1, no padding, one
+    /// group and a multiple of 8 channels.
+    pub fn can_load_sum(&self) -> bool {
+        let s = self.spec;
+        s.kernel == [1, 1] && s.stride == [1, 1] && s.padding == [0, 0] && s.groups == 1 && s.c.is_multiple_of(8)
+    }
+
     /// Which rows (`axis` 0) or columns (`axis` 1) of x a tap of the kernel reaches.
     fn reached(&self, axis: usize) -> Vec<bool> {
         let Spec { h, w, kernel, stride, padding, dilation, .. } = self.spec;
@@ -170,148 +182,5 @@ impl Conv2d {
     pub fn macs(&self) -> u64 {
         let [_, r, s, cg] = self.w_shape();
         self.y().shape.len() as u64 * (r * s * cg) as u64
-    }
-}
-
-/// What the forward pass does to the sum before it is stored:
-/// `y = relu(scale[k] * sum + shift[k] + residual[n,p,q,k])`, each part only where set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Epilogue {
-    /// Multiply by a number per output channel: a folded batch norm.
-    pub scale: bool,
-    /// Add a number per output channel: a bias or a folded batch norm.
-    pub shift: bool,
-    /// Add a tensor of the output's shape.
-    pub residual: bool,
-    /// Replace negative results by 0.
-    pub relu: bool,
-}
-
-/// One pass of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pass {
-    /// `x, w [, scale][, shift][, residual] -> y`.
-    Fwd(Epilogue),
-    /// `dy, w -> dx`.
-    BwdX,
-    /// `dy, x -> dw`, in f32.
-    BwdW,
-    /// `dy -> dbias`, in f32.
-    BwdBias,
-}
-
-/// A convolution's pass in a graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Node {
-    /// The convolution.
-    pub conv: Conv2d,
-    /// The pass.
-    pub pass: Pass,
-}
-
-impl Operator for Node {
-    fn name(&self) -> &'static str {
-        match self.pass {
-            Pass::Fwd(_) => "conv2d_fwd",
-            Pass::BwdX => "conv2d_bwd_x",
-            Pass::BwdW => "conv2d_bwd_w",
-            Pass::BwdBias => "conv2d_bwd_bias",
-        }
-    }
-
-    fn summary(&self) -> String {
-        self.conv.spec.summary()
-    }
-
-    fn inputs(&self) -> Vec<TensorType> {
-        let c = &self.conv;
-        let w = TensorType::real(c.w_shape());
-        match self.pass {
-            Pass::Fwd(e) => {
-                let mut types = vec![c.x(), w];
-                let per_channel = TensorType::stat([c.spec.k]);
-                types.extend([e.scale, e.shift].iter().filter(|&&on| on).map(|_| per_channel.clone()));
-                types.extend(e.residual.then(|| c.y()));
-                types
-            }
-            Pass::BwdX => vec![c.y(), w],
-            Pass::BwdW => vec![c.y(), c.x()],
-            Pass::BwdBias => vec![c.y()],
-        }
-    }
-
-    fn outputs(&self) -> Vec<TensorType> {
-        let c = &self.conv;
-        match self.pass {
-            Pass::Fwd(_) => vec![c.y()],
-            Pass::BwdX => vec![c.x()],
-            Pass::BwdW => vec![TensorType::stat(c.w_shape())],
-            Pass::BwdBias => vec![TensorType::stat([c.spec.k])],
-        }
-    }
-
-    fn accumulates(&self) -> &'static [usize] {
-        match self.pass {
-            Pass::Fwd(_) => &[],
-            _ => &[0],
-        }
-    }
-
-    fn flops(&self) -> u64 {
-        match self.pass {
-            Pass::BwdBias => self.conv.y().shape.len() as u64,
-            _ => 2 * self.conv.macs(),
-        }
-    }
-
-    fn gradient(&self, needed: &[bool]) -> Result<Vec<Gradient>> {
-        let Pass::Fwd(epilogue @ Epilogue { scale: false, residual: false, relu: false, .. }) = self.pass else {
-            return Err(Error::unsupported(
-                format!("gradient of {}", self.name()),
-                "only a forward pass without scale, residual and ReLU has one; differentiate before fusing",
-            ));
-        };
-        let rule = |pass: Pass, sources: Vec<Source>, target: usize| Gradient::Node {
-            op: Op::Conv2d(Self { conv: self.conv, pass }),
-            sources,
-            targets: vec![Some(target)],
-        };
-        let mut rules = Vec::new();
-        if epilogue.shift && needed[2] {
-            rules.push(rule(Pass::BwdBias, vec![Source::Grad(0)], 2));
-        }
-        if needed[1] {
-            rules.push(rule(Pass::BwdW, vec![Source::Grad(0), Source::Input(0)], 1));
-        }
-        if needed[0] {
-            rules.push(rule(Pass::BwdX, vec![Source::Grad(0), Source::Input(1)], 0));
-        }
-        Ok(rules)
-    }
-
-    fn scratch_bytes(&self, target: Target) -> usize {
-        launch::scratch_bytes(self, target, None)
-    }
-
-    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
-        launch::launches(self, target, io, None)
-    }
-}
-
-impl Node {
-    /// Every way in which the kernels can compute this pass: each tile, with and without a split of the reduction. For
-    /// tests and benchmarks; [`Operator::launches`] chooses one by the shape. None in f64 and for [`Pass::BwdBias`].
-    pub fn plans(&self, target: Target) -> Vec<Plan> {
-        launch::plans(self, target)
-    }
-
-    /// As [`Operator::scratch_bytes`], for `plan`.
-    pub fn scratch_bytes_with(&self, target: Target, plan: Plan) -> usize {
-        launch::scratch_bytes(self, target, Some(plan))
-    }
-
-    /// As [`Operator::launches`], for a `plan` of [`Node::plans`] for the same target.
-    pub fn launches_with(&self, target: Target, io: &Io<'_>, plan: Plan) -> Result<Vec<Launch>> {
-        launch::launches(self, target, io, Some(plan))
     }
 }

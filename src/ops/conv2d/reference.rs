@@ -2,26 +2,40 @@
 
 use rayon::prelude::*;
 
-use super::{host, Conv2d, Epilogue, Node, Pass, Spec};
+use super::{host, Bwd, BwdBias, BwdW, BwdX, Conv2d, End, Fwd, Node, Pass, Spec};
 use crate::device::threads;
-use crate::ops::{HostIo, HostOp};
+use crate::ops::store::{write_signs, Epilogue, Mask, Moments, Sums};
+use crate::ops::{norm, HostIo, HostOp, HostOut, HostRef, Write};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
         threads::ensure();
-        let conv = &self.conv;
+        let (conv, Spec { c, k, .. }) = (&self.conv, self.conv.spec);
         match self.pass {
-            Pass::Fwd(epilogue) => fwd(conv, epilogue, io),
-            Pass::BwdX => bwd_x(conv, io),
-            Pass::BwdW => bwd_w(conv, io),
-            Pass::BwdBias => {
-                let dy = io.inputs[0].real();
-                let [dbias] = io.reals();
-                dbias.fill(T::ZERO);
-                for (i, &dy) in dy.iter().enumerate() {
-                    dbias[i % conv.spec.k] += dy;
+            Pass::Fwd(form) => self.fwd(io.bind(form)),
+            Pass::BwdX(form) => {
+                let BwdX { dy, w, mask, dx, sums } = io.bind(form);
+                let gradient = bwd_x(conv, &dy.loaded(k), w.real());
+                store(conv, mask, gradient, dx, sums);
+            }
+            Pass::BwdW(form) => {
+                let BwdW { dy, x, dw } = io.bind(form);
+                add(bwd_w(conv, &dy.loaded(k), &x.loaded(c)), dw);
+            }
+            Pass::Bwd(form) => {
+                let Bwd { dy, w, x, mask, dx, dw, sums } = io.bind(form);
+                let (dy, x) = (dy.loaded(k), x.loaded(c));
+                add(bwd_w(conv, &dy, &x), dw);
+                store(conv, mask, bwd_x(conv, &dy, w.real()), dx, sums);
+            }
+            Pass::BwdBias(_) => {
+                let BwdBias { dy, dbias } = io.bind(BwdBias::default());
+                let mut sums = vec![T::ZERO; k];
+                for (i, &dy) in dy.real().iter().enumerate() {
+                    sums[i % k] += dy;
                 }
+                add(sums, dbias);
             }
         }
     }
@@ -35,21 +49,51 @@ impl<T: Real> HostOp<T> for Node {
     }
 }
 
+/// Writes `v`, or adds it. Unlike other references this one adds: what a mask does after the addition is no sum.
+fn add<T: Real>(v: Vec<T>, mut out: HostOut<'_, '_, T>) {
+    let adds = out.write == Write::Accumulate;
+    out.real().iter_mut().zip(v).for_each(|(out, v)| *out = if adds { *out + v } else { v });
+}
+
+/// Stores dx, through its mask if there is one.
+fn store<T: Real>(
+    conv: &Conv2d,
+    mask: Option<Mask<HostRef<'_, T>>>,
+    gradient: Vec<T>,
+    dx: HostOut<'_, '_, T>,
+    sums: Option<Sums<HostOut<'_, '_, T>>>,
+) {
+    match (mask, sums) {
+        (Some(mask), Some(sums)) => norm::reference_gradient(mask, conv.spec.c, &gradient, dx, sums),
+        _ => add(gradient, dx),
+    }
+}
+
+impl Node {
+    fn fwd<T: Real>(&self, call: Fwd<HostRef<'_, T>, HostOut<'_, '_, T>>) {
+        let Fwd { x, w, epilogue, mut y, moments, end } = call;
+        let x = x.loaded(self.conv.spec.c);
+        if let Some(End { mut z, mut signs }) = end {
+            z.real().copy_from_slice(&x);
+            write_signs(&x, self.conv.spec.c, signs.byte());
+        }
+        fwd(&self.conv, epilogue.map(|_, v| v.real()), &x, w.real(), y.real());
+        if let Some(Moments { mut mean, mut var }) = moments {
+            norm::reference_moments(y.real(), Moments { mean: mean.real(), var: var.real() });
+        }
+    }
+}
+
 /// The input row that tap `r` of output row `p` reads (`axis` 0), or the column (`axis` 1); `None` in the padding.
 fn read_by(spec: &Spec, axis: usize, p: usize, r: usize) -> Option<usize> {
     let size = [spec.h, spec.w][axis];
     (p * spec.stride[axis] + r * spec.dilation[axis]).checked_sub(spec.padding[axis]).filter(|&h| h < size)
 }
 
-fn fwd<T: Real>(conv: &Conv2d, epilogue: Epilogue, io: &mut HostIo<'_, T>) {
+fn fwd<T: Real>(conv: &Conv2d, epilogue: Epilogue<&[T]>, x: &[T], w: &[T], y: &mut [T]) {
     let spec = conv.spec;
     let ([p, q], [_, r, s, cg]) = (conv.output(), conv.w_shape());
     let kg = spec.k / spec.groups;
-    let mut inputs = io.inputs.iter().map(|i| i.real());
-    let mut next = |given: bool| if given { inputs.next().unwrap_or_default() } else { &[] };
-    let (x, w) = (next(true), next(true));
-    let (scale, shift, residual) = (next(epilogue.scale), next(epilogue.shift), next(epilogue.residual));
-    let [y] = io.reals();
     y.par_iter_mut().enumerate().for_each(|(at, y)| {
         let (n, i, j, k) = (at / (p * q * spec.k), at / (q * spec.k) % p, at / spec.k % q, at % spec.k);
         let mut sum = T::ZERO;
@@ -63,27 +107,25 @@ fn fwd<T: Real>(conv: &Conv2d, epilogue: Epilogue, io: &mut HostIo<'_, T>) {
                 }
             }
         }
-        if epilogue.scale {
+        if let Some(scale) = epilogue.scale {
             sum *= scale[k];
         }
-        if epilogue.shift {
+        if let Some(shift) = epilogue.shift {
             sum += shift[k];
         }
-        if epilogue.residual {
+        if let Some(residual) = epilogue.residual {
             sum += residual[at];
         }
         *y = if epilogue.relu { sum.maximum(T::ZERO) } else { sum };
     });
 }
 
-fn bwd_x<T: Real>(conv: &Conv2d, io: &mut HostIo<'_, T>) {
+fn bwd_x<T: Real>(conv: &Conv2d, dy: &[T], w: &[T]) -> Vec<T> {
     let spec = conv.spec;
     let ([p, q], [_, r, s, cg]) = (conv.output(), conv.w_shape());
     let kg = spec.k / spec.groups;
-    let (dy, w) = (io.inputs[0].real(), io.inputs[1].real());
-    let [dx] = io.reals();
+    let mut dx = vec![T::ZERO; conv.x().shape.len()];
     dx.par_chunks_exact_mut(spec.h * spec.w * spec.c).enumerate().for_each(|(n, dx)| {
-        dx.fill(T::ZERO);
         for (i, j) in (0..p).flat_map(|i| (0..q).map(move |j| (i, j))) {
             for (r_, s_) in (0..r).flat_map(|r| (0..s).map(move |s| (r, s))) {
                 let (Some(h), Some(v)) = (read_by(&spec, 0, i, r_), read_by(&spec, 1, j, s_)) else { continue };
@@ -98,17 +140,16 @@ fn bwd_x<T: Real>(conv: &Conv2d, io: &mut HostIo<'_, T>) {
             }
         }
     });
+    dx
 }
 
-fn bwd_w<T: Real>(conv: &Conv2d, io: &mut HostIo<'_, T>) {
+fn bwd_w<T: Real>(conv: &Conv2d, dy: &[T], x: &[T]) -> Vec<T> {
     let spec = conv.spec;
     let ([p, q], [_, r, s, cg]) = (conv.output(), conv.w_shape());
     let kg = spec.k / spec.groups;
-    let (dy, x) = (io.inputs[0].real(), io.inputs[1].real());
-    let [dw] = io.reals();
+    let mut dw = vec![T::ZERO; conv.w_shape().iter().product()];
     dw.par_chunks_exact_mut(cg).enumerate().for_each(|(at, dw)| {
         let (k, r_, s_) = (at / (r * s), at / s % r, at % s);
-        dw.fill(T::ZERO);
         for (n, i, j) in (0..spec.n).flat_map(|n| (0..p).flat_map(move |i| (0..q).map(move |j| (n, i, j)))) {
             let (Some(h), Some(v)) = (read_by(&spec, 0, i, r_), read_by(&spec, 1, j, s_)) else { continue };
             let dy = dy[((n * p + i) * q + j) * spec.k + k];
@@ -118,4 +159,5 @@ fn bwd_w<T: Real>(conv: &Conv2d, io: &mut HostIo<'_, T>) {
             }
         }
     });
+    dw
 }

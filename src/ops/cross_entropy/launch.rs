@@ -1,6 +1,6 @@
 //! Which kernels, on what grid.
 
-use super::{Node, Pass, Spec};
+use super::{Bwd, Fwd, Node, Pass, Spec};
 use crate::device::{Cost, Kernel, Launch, Target};
 use crate::ops::strips::{entries, for_dtype, THREADS};
 use crate::ops::{Io, Operator};
@@ -12,7 +12,7 @@ const SHARED: u32 = THREADS * 2 * 4;
 /// `CrossEntropyFwd` of kernels/cross_entropy/cross_entropy.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Fwd {
+struct FwdParams {
     logits: u64,
     labels: u64,
     loss: u64,
@@ -38,7 +38,7 @@ struct Mean {
 /// `CrossEntropyBwd` of kernels/cross_entropy/cross_entropy.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Bwd {
+struct BwdParams {
     logits: u64,
     labels: u64,
     dlogits: u64,
@@ -50,10 +50,10 @@ struct Bwd {
 }
 
 static FWD: [Kernel; 3] =
-    entries::<Fwd>(["cross_entropy_fwd_f32", "cross_entropy_fwd_f16", "cross_entropy_fwd_bf16"], SHARED);
+    entries::<FwdParams>(["cross_entropy_fwd_f32", "cross_entropy_fwd_f16", "cross_entropy_fwd_bf16"], SHARED);
 static MEAN: Kernel = Kernel::new::<Mean>("cross_entropy_mean_f32", THREADS, SHARED);
 static BWD: [Kernel; 3] =
-    entries::<Bwd>(["cross_entropy_bwd_f32", "cross_entropy_bwd_f16", "cross_entropy_bwd_bf16"], SHARED);
+    entries::<BwdParams>(["cross_entropy_bwd_f32", "cross_entropy_bwd_f16", "cross_entropy_bwd_bf16"], SHARED);
 
 pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &MEAN, &BWD[0], &BWD[1], &BWD[2]];
 
@@ -61,7 +61,7 @@ pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &MEAN, &BWD[
 pub(super) fn scratch_bytes(node: &Node, _target: Target) -> usize {
     match node.pass {
         Pass::Fwd => 2 * node.loss.spec.n * size_of::<f32>(),
-        Pass::Bwd | Pass::ScaledBwd => 0,
+        Pass::Bwd(_) => 0,
     }
 }
 
@@ -69,7 +69,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     io.check(node, target)?;
     match node.pass {
         Pass::Fwd => fwd(node, target, io),
-        Pass::Bwd | Pass::ScaledBwd => bwd(node, target, io),
+        Pass::Bwd(form) => bwd(node, form, target, io),
     }
 }
 
@@ -82,7 +82,7 @@ fn extents(spec: &Spec) -> Result<[u32; 2]> {
 }
 
 fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
-    let (logits, labels, loss, correct) = (&io.inputs[0], &io.inputs[1], &io.outputs[0], &io.outputs[1]);
+    let Fwd { logits, labels, loss, correct } = io.bind(Fwd::default());
     let Some(scratch) = io.scratch else {
         return Err(Error::invalid(node.name(), "no scratch memory"));
     };
@@ -90,7 +90,7 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let [n, classes] = extents(spec)?;
     let rows = scratch.address();
     let rows_bytes = u64::from(n) * 8;
-    let params = Fwd {
+    let params = FwdParams {
         logits: logits.view.address(),
         labels: labels.view.address(),
         loss: rows,
@@ -120,15 +120,15 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     Ok(vec![fwd, mean])
 }
 
-fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
-    let (logits, labels, dlogits) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
+fn bwd(node: &Node, form: Bwd, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    let Bwd { logits, labels, loss_scale, dlogits } = io.bind(form);
     let spec = &node.loss.spec;
     let [n, classes] = extents(spec)?;
-    let params = Bwd {
+    let params = BwdParams {
         logits: logits.view.address(),
         labels: labels.view.address(),
         dlogits: dlogits.view.address(),
-        loss_scale: io.inputs.get(2).map_or(0, |scale| scale.view.address()),
+        loss_scale: loss_scale.map_or(0, |scale| scale.view.address()),
         classes,
         on: (1.0 - spec.smoothing) as f32,
         everywhere: (spec.smoothing / spec.classes as f64) as f32,

@@ -20,6 +20,7 @@ mod reference;
 
 pub(crate) use launch::KERNELS;
 
+use super::operands::{call, Call, Operands};
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
@@ -73,16 +74,51 @@ impl CrossEntropy {
     }
 }
 
+call! {
+    /// The forward pass.
+    #[derive(Copy)]
+    pub struct Fwd {
+        reads {
+            /// `[N,K]`.
+            logits: I [one],
+            /// `[N]`.
+            labels: I [one],
+        }
+        writes {
+            /// `[1]`.
+            loss: O [one],
+            /// `[1]`: how many images were right.
+            correct: O [one],
+        }
+    }
+}
+
+call! {
+    /// The backward pass. The incoming gradient is 1 by definition: a loss is where differentiation starts.
+    #[derive(Copy)]
+    pub struct Bwd {
+        reads {
+            /// `[N,K]`.
+            logits: I [one],
+            /// `[N]`.
+            labels: I [one],
+            /// `[1]`: multiplies the gradient, and moves between runs, see `control::loss_scale`.
+            loss_scale: Option<I> [maybe],
+        }
+        writes {
+            /// The gradient of the logits.
+            dlogits: O [one],
+        }
+    }
+}
+
 /// One pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
-    /// `logits, labels -> loss[1], correct[1]`.
+    /// [`Fwd`].
     Fwd,
-    /// `logits, labels -> dlogits`. The incoming gradient is 1 by definition: a loss is where differentiation starts.
-    Bwd,
-    /// `logits, labels, loss_scale[1] -> dlogits`: multiplied by a scale that moves between runs, see
-    /// [`loss_scale`](super::loss_scale).
-    ScaledBwd,
+    /// [`Bwd`].
+    Bwd(Bwd),
 }
 
 /// A loss's pass in a graph.
@@ -98,22 +134,24 @@ impl Operator for Node {
     fn name(&self) -> &'static str {
         match self.pass {
             Pass::Fwd => "cross_entropy_fwd",
-            Pass::Bwd | Pass::ScaledBwd => "cross_entropy_bwd",
+            Pass::Bwd(_) => "cross_entropy_bwd",
         }
     }
 
-    fn inputs(&self) -> Vec<TensorType> {
+    fn operands(&self) -> Operands {
         let Spec { n, classes, .. } = self.loss.spec;
-        let mut inputs = vec![TensorType::real([n, classes]), TensorType::index([n])];
-        inputs.extend((self.pass == Pass::ScaledBwd).then(|| TensorType::stat([1])));
-        inputs
-    }
-
-    fn outputs(&self) -> Vec<TensorType> {
-        let Spec { n, classes, .. } = self.loss.spec;
+        let (logits, labels) = (TensorType::real([n, classes]), TensorType::index([n]).into());
+        let number = || TensorType::stat([1]);
         match self.pass {
-            Pass::Fwd => vec![TensorType::stat([1]), TensorType::stat([1])],
-            Pass::Bwd | Pass::ScaledBwd => vec![TensorType::real([n, classes])],
+            Pass::Fwd => {
+                Operands::of(Fwd { logits: logits.into(), labels, loss: number().into(), correct: number().into() })
+            }
+            Pass::Bwd(Bwd { loss_scale, .. }) => Operands::of(Bwd {
+                logits: logits.clone().into(),
+                labels,
+                loss_scale: loss_scale.map(|()| number().into()),
+                dlogits: logits.into(),
+            }),
         }
     }
 
@@ -122,8 +160,10 @@ impl Operator for Node {
     }
 
     fn gradient(&self, _needed: &[bool]) -> Result<Vec<Gradient>> {
-        let op = Op::CrossEntropy(Self { loss: self.loss, pass: Pass::Bwd });
-        Ok(vec![Gradient::Node { op, sources: vec![Source::Input(0), Source::Input(1)], targets: vec![Some(0)] }])
+        let op = Op::CrossEntropy(Self { loss: self.loss, pass: Pass::Bwd(Bwd::default()) });
+        let at = <Fwd>::default().places();
+        let (logits, labels) = (Source::Input(at.logits), Source::Input(at.labels));
+        Ok(vec![Gradient::node(op, Bwd { logits, labels, loss_scale: None, dlogits: Some(at.logits) })])
     }
 
     fn scratch_bytes(&self, target: Target) -> usize {

@@ -1,23 +1,22 @@
 //! The op in plain loops.
 
-use super::{Node, Pass, Spec};
+use super::{Bwd, Fwd, Node, Pass, Spec};
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
         let Spec { n, classes, smoothing, grad_scale } = *self.loss.spec();
-        let (logits, labels) = (io.inputs[0].real(), io.inputs[1].index());
         let on = T::from_f64(1.0 - smoothing);
         let everywhere = T::from_f64(smoothing / classes as f64);
         // A label that is no class makes its image's loss and gradient NaN.
         let of_label = |logits: &[T], label: i32| usize::try_from(label).ok().and_then(|k| logits.get(k).copied());
         let nan = T::from_f64(f64::NAN);
-        let images = logits.chunks_exact(classes).zip(labels);
         match self.pass {
             Pass::Fwd => {
+                let Fwd { logits, labels, loss: mut mean, correct: mut count } = io.bind(Fwd::default());
                 let (mut loss, mut correct) = (T::ZERO, 0);
-                for (logits, &label) in images {
+                for (logits, &label) in logits.real().chunks_exact(classes).zip(labels.index()) {
                     let log_sum = log_sum_exp(logits);
                     loss += of_label(logits, label).map_or(nan, |l| on * (log_sum - l));
                     // Without smoothing the other classes do not count, whatever their logits: 0 times infinity is 0.
@@ -26,15 +25,15 @@ impl<T: Real> HostOp<T> for Node {
                     }
                     correct += usize::from(first_largest(logits).is_some_and(|k| k as i32 == label));
                 }
-                let [out, count] = io.reals();
-                out[0] = loss / T::from_usize(n);
-                count[0] = T::from_usize(correct);
+                mean.real().fill(loss / T::from_usize(n));
+                count.real().fill(T::from_usize(correct));
             }
-            Pass::Bwd | Pass::ScaledBwd => {
-                let loss_scale = io.inputs.get(2).map_or(T::ONE, |scale| scale.real()[0]);
+            Pass::Bwd(form) => {
+                let Bwd { logits, labels, loss_scale, mut dlogits } = io.bind(form);
+                let loss_scale = loss_scale.map_or(T::ONE, |scale| scale.real()[0]);
                 let scale = T::from_f64(grad_scale / n as f64) * loss_scale;
-                let [dlogits] = io.reals();
-                for ((logits, &label), d) in images.zip(dlogits.chunks_exact_mut(classes)) {
+                let images = logits.real().chunks_exact(classes).zip(labels.index());
+                for ((logits, &label), d) in images.zip(dlogits.real().chunks_exact_mut(classes)) {
                     let log_sum = log_sum_exp(logits);
                     let on = of_label(logits, label).map_or(nan, |_| on);
                     let others = on * T::ZERO;

@@ -4,10 +4,10 @@
 //! features in the library's order, so flattening never copies. To the kernels it is a convolution whose kernel covers
 //! the image: they are conv2d's.
 
-mod launch;
 mod reference;
 
-use super::{conv2d, Gradient, Io, Op, Operator, Source};
+use super::operands::call;
+use super::{conv2d, Call, Gradient, Io, Op, Operands, Operator, Source, Written};
 use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -57,21 +57,89 @@ impl Linear {
     pub fn w_shape(&self) -> [usize; 4] {
         self.conv.w_shape()
     }
+
+    /// The forward pass, with a bias or without.
+    pub fn fwd(self, bias: bool) -> Node {
+        Node { linear: self, pass: Pass::Fwd(Fwd { bias: bias.then_some(()), ..Fwd::default() }) }
+    }
 }
+
+call! {
+    /// The operands of the forward pass.
+    pub struct Fwd {
+        reads {
+            /// The input.
+            x: I [one],
+            /// The weight.
+            w: I [one],
+            /// `bias[k]`.
+            bias: Option<I> [maybe],
+        }
+        writes {
+            /// The output.
+            y: O [one],
+        }
+    }
+}
+
+call! {
+    /// The operands of the input's gradient.
+    pub struct BwdX {
+        reads {
+            /// The gradient of the output.
+            dy: I [one],
+            /// The weight.
+            w: I [one],
+        }
+        writes {
+            /// The gradient of the input.
+            dx: O [one],
+        }
+    }
+}
+
+call! {
+    /// The operands of the weight's gradient.
+    pub struct BwdW {
+        reads {
+            /// The gradient of the output.
+            dy: I [one],
+            /// The input.
+            x: I [one],
+        }
+        writes {
+            /// The gradient of the weight, in f32.
+            dw: O [one],
+        }
+    }
+}
+
+call! {
+    /// The operands of the bias's gradient.
+    pub struct BwdBias {
+        reads {
+            /// The gradient of the output.
+            dy: I [one],
+        }
+        writes {
+            /// The gradient of the bias, in f32.
+            dbias: O [one],
+        }
+    }
+}
+
+impl Copy for Fwd {}
 
 /// One pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// `x, w [, bias] -> y`.
-    Fwd {
-        /// Whether there is a bias.
-        bias: bool,
-    },
-    /// `dy, w -> dx`.
+    /// [`Fwd`].
+    Fwd(Fwd),
+    /// [`BwdX`].
     BwdX,
-    /// `dy, x -> dw`, in f32.
+    /// [`BwdW`].
     BwdW,
-    /// `dy -> dbias`, in f32.
+    /// [`BwdBias`].
     BwdBias,
 }
 
@@ -93,6 +161,17 @@ impl Node {
     fn per_feature(&self) -> TensorType {
         TensorType::stat([self.linear.extents()[2]])
     }
+
+    /// The pass of `conv` that has the operands of this one.
+    fn as_conv(&self, conv: conv2d::Conv2d) -> conv2d::Node {
+        let pass = match self.pass {
+            Pass::Fwd(form) => conv2d::Pass::fwd(form.bias.is_some()),
+            Pass::BwdX => conv2d::Pass::BwdX(Default::default()),
+            Pass::BwdW => conv2d::Pass::BwdW(Default::default()),
+            Pass::BwdBias => conv2d::Pass::BwdBias(Default::default()),
+        };
+        conv2d::Node { conv, pass }
+    }
 }
 
 impl Operator for Node {
@@ -110,33 +189,22 @@ impl Operator for Node {
         format!("n{n} c{f} k{k}")
     }
 
-    fn inputs(&self) -> Vec<TensorType> {
-        let (x, w) = (self.linear.conv.x(), TensorType::real(self.linear.w_shape()));
+    fn operands(&self) -> Operands {
+        let (x, y, w_shape) = (self.linear.conv.x(), self.y(), self.linear.w_shape());
+        let w = TensorType::real(w_shape);
         match self.pass {
-            Pass::Fwd { bias } => {
-                let mut types = vec![x, w];
-                types.extend(bias.then(|| self.per_feature()));
-                types
+            Pass::Fwd(form) => Operands::of(Fwd {
+                x: x.into(),
+                w: w.into(),
+                bias: form.bias.map(|()| self.per_feature().into()),
+                y: y.into(),
+            }),
+            Pass::BwdX => Operands::of(BwdX { dy: y.into(), w: w.into(), dx: Written::accumulated(x) }),
+            Pass::BwdW => {
+                let dw = Written::accumulated(TensorType::stat(w_shape));
+                Operands::of(BwdW { dy: y.into(), x: x.into(), dw })
             }
-            Pass::BwdX => vec![self.y(), w],
-            Pass::BwdW => vec![self.y(), x],
-            Pass::BwdBias => vec![self.y()],
-        }
-    }
-
-    fn outputs(&self) -> Vec<TensorType> {
-        match self.pass {
-            Pass::Fwd { .. } => vec![self.y()],
-            Pass::BwdX => vec![self.linear.conv.x()],
-            Pass::BwdW => vec![TensorType::stat(self.linear.w_shape())],
-            Pass::BwdBias => vec![self.per_feature()],
-        }
-    }
-
-    fn accumulates(&self) -> &'static [usize] {
-        match self.pass {
-            Pass::Fwd { .. } => &[],
-            _ => &[0],
+            Pass::BwdBias => Operands::of(BwdBias { dy: y.into(), dbias: Written::accumulated(self.per_feature()) }),
         }
     }
 
@@ -149,32 +217,29 @@ impl Operator for Node {
     }
 
     fn gradient(&self, needed: &[bool]) -> Result<Vec<Gradient>> {
-        let Pass::Fwd { bias } = self.pass else {
+        let Pass::Fwd(form) = self.pass else {
             return Err(Error::unsupported(format!("gradient of {}", self.name()), "only the forward pass has one"));
         };
-        let rule = |pass: Pass, sources: Vec<Source>, target: usize| Gradient::Node {
-            op: Op::Linear(Self { linear: self.linear, pass }),
-            sources,
-            targets: vec![Some(target)],
-        };
+        let (at, op) = (form.places(), |pass| Op::Linear(Self { linear: self.linear, pass }));
+        let (dy, x, w) = (Source::Grad(at.y), Source::Input(at.x), Source::Input(at.w));
         let mut rules = Vec::new();
-        if bias && needed[2] {
-            rules.push(rule(Pass::BwdBias, vec![Source::Grad(0)], 2));
+        if at.bias.is_some_and(|bias| needed[bias]) {
+            rules.push(Gradient::node(op(Pass::BwdBias), BwdBias { dy, dbias: at.bias }));
         }
-        if needed[1] {
-            rules.push(rule(Pass::BwdW, vec![Source::Grad(0), Source::Input(0)], 1));
+        if needed[at.w] {
+            rules.push(Gradient::node(op(Pass::BwdW), BwdW { dy, x, dw: Some(at.w) }));
         }
-        if needed[0] {
-            rules.push(rule(Pass::BwdX, vec![Source::Grad(0), Source::Input(1)], 0));
+        if needed[at.x] {
+            rules.push(Gradient::node(op(Pass::BwdX), BwdX { dy, w, dx: Some(at.x) }));
         }
         Ok(rules)
     }
 
     fn scratch_bytes(&self, target: Target) -> usize {
-        launch::as_conv(self).scratch_bytes(target)
+        self.as_conv(self.linear.conv).scratch_bytes(target)
     }
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
-        launch::as_conv(self).launches(target, io)
+        self.as_conv(self.linear.conv).launches(target, io)
     }
 }

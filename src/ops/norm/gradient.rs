@@ -1,9 +1,8 @@
-//! What the launches with an [`Epilogue`] share: operands, bands, traffic, and the merge after them.
+//! What the launches with a [`Mask`] share: operands, bands, traffic, and the merge after them.
 
-use super::launch::band_views;
-use super::merge::{self, Bands};
-use super::Epilogue;
+use super::merge::{self, band_views, Bands};
 use crate::device::{Cost, Launch, View};
+use crate::ops::store::{Mask, Sums};
 use crate::ops::strips::{Rows, Strips};
 use crate::ops::{Arg, Write};
 use crate::tensor::{DType, TensorType};
@@ -30,17 +29,17 @@ pub(in crate::ops) struct Operands {
     unused: u32,
 }
 
-/// Forms of an epilogue that have kernels of their own.
+/// Forms of a mask that have kernels of their own.
 pub(in crate::ops) const FORMS: usize = 3;
 
-/// An epilogue with its tensors, which have been checked ([`crate::ops::Io::check`]).
+/// A mask with its tensors, which have been checked ([`crate::ops::Io::check`]).
 pub(in crate::ops) struct Bound<'a> {
-    pub epilogue: Epilogue,
+    pub mask: Mask<&'a Arg>,
     /// N, H, W, C of the gradient.
     pub shape: [usize; 4],
-    pub operands: &'a [Arg],
-    /// g and the sums.
-    pub outputs: &'a [Arg],
+    /// What is stored.
+    pub g: &'a Arg,
+    pub sums: Sums<&'a Arg>,
 }
 
 /// Where the bands of a launch leave their sums.
@@ -52,9 +51,9 @@ pub(in crate::ops) struct BandSums {
 }
 
 /// Bytes of scratch memory for the sums of the bands and for merging them.
-pub(in crate::ops) fn scratch_bytes(epilogue: Epilogue, shape: [usize; 4], dtype: DType) -> usize {
+pub(in crate::ops) fn scratch_bytes(mask: Mask, shape: [usize; 4], dtype: DType) -> usize {
     let count = Strips::bands(rows(shape), dtype, false).map_or(0, |s| s.band_count());
-    let (bands, sums) = (Bands { count, channels: shape[3] }, epilogue.sums(shape[3]).len());
+    let (bands, sums) = (Bands { count, channels: shape[3] }, mask.sums().count());
     sums * bands.bytes() + bands.merge_bytes(sums)
 }
 
@@ -65,18 +64,16 @@ fn rows([n, h, w, c]: [usize; 4]) -> Rows {
 impl<'a> Bound<'a> {
     /// Which of the [`FORMS`] it is: one batch norm, or the signs of a block's end with one or two.
     pub fn form(&self) -> usize {
-        match self.epilogue {
-            Epilogue::Affine { .. } => 0,
-            Epilogue::Signs { norms, .. } => norms,
+        match &self.mask {
+            Mask::Affine { .. } => 0,
+            Mask::Signs { second: None, .. } => 1,
+            Mask::Signs { second: Some(_), .. } => 2,
         }
     }
 
     /// The tensors y.
     fn ys(&self) -> Vec<&'a Arg> {
-        match self.epilogue {
-            Epilogue::Affine { .. } => vec![&self.operands[0]],
-            Epilogue::Signs { norms, .. } => (0..norms).map(|i| &self.operands[1 + 2 * i]).collect(),
-        }
+        self.mask.normalised().into_iter().map(|n| *n.y).collect()
     }
 
     /// The bands of a launch that also reads `numbers` and window `positions`, and their places in the scratch memory.
@@ -88,50 +85,51 @@ impl<'a> Bound<'a> {
         scratch: Option<&View>,
     ) -> Result<BandSums> {
         let rows = rows(self.shape);
-        let all = [numbers, &self.ys(), &[&self.outputs[0]]].concat();
+        let all = [numbers, &self.ys(), &[self.g]].concat();
         let strips = Strips::bands(rows, dtype, rows.wide(dtype, &all, positions))?;
         let bands = Bands { count: strips.band_count(), channels: self.shape[3] };
-        let (views, scratch) = band_views(bands, self.outputs.len() - 1, scratch)?;
+        let (views, scratch) = band_views(bands, self.sums.count(), scratch)?;
         Ok(BandSums { strips, bands, views, scratch })
     }
 
     /// The kernels' view of it.
     pub fn params(&self, sums: &BandSums) -> Operands {
-        let (rows, ys, g) = (rows(self.shape), self.ys(), &self.outputs[0]);
-        let address = |i: usize| self.operands[i].view.address();
-        let second = |of: &dyn Fn(&Arg) -> u64| [of(ys[0]), ys.get(1).map_or(0, |y| of(y))];
-        let (signs, means) = match self.epilogue {
-            Epilogue::Affine { .. } => (None, [address(3), 0]),
-            Epilogue::Signs { norms, .. } => {
-                (Some(&self.operands[0]), [address(2), if norms == 2 { address(4) } else { 0 }])
-            }
-        };
-        let (relu, scaled) = match self.epilogue {
-            Epilogue::Affine { relu, scaled } => (relu, scaled),
-            Epilogue::Signs { .. } => (true, false),
-        };
-        Operands {
-            g: g.view.address(),
-            y: second(&|y| y.view.address()),
-            bits: signs.map_or(0, |s| s.view.address()),
-            scale: if signs.is_none() { address(1) } else { 0 },
-            shift: if signs.is_none() { address(2) } else { 0 },
-            mean: means,
-            sums: std::array::from_fn(|i| sums.views.get(i).map_or(0, View::address)),
-            open: if self.epilogue.is_gated() { address(self.operands.len() - 1) } else { 0 },
+        let (rows, g) = (rows(self.shape), self.g);
+        let address = |arg: &Arg| arg.view.address();
+        let params = Operands {
+            g: address(g),
             g_stride: rows.stride(g),
-            y_stride: second(&|y| rows.stride(y) as u64).map(|stride| stride as i64),
-            bits_stride: signs.map_or(0, |s| rows.stride(s)),
-            relu: relu.into(),
-            scaled: scaled.into(),
+            sums: std::array::from_fn(|i| sums.views.get(i).map_or(0, View::address)),
             accumulate: (g.write == Write::Accumulate).into(),
-            unused: 0,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        match &self.mask {
+            &Mask::Affine { y, scale, shift, mean, relu, scaled } => Operands {
+                y: [address(y), 0],
+                y_stride: [rows.stride(y), 0],
+                scale: address(scale),
+                shift: address(shift),
+                mean: [address(mean), 0],
+                relu: relu.into(),
+                scaled: scaled.into(),
+                ..params
+            },
+            &Mask::Signs { bits, first, second, gate } => Operands {
+                bits: address(bits),
+                bits_stride: rows.stride(bits),
+                y: [address(first.y), second.map_or(0, |n| address(n.y))],
+                y_stride: [rows.stride(first.y), second.map_or(0, |n| rows.stride(n.y))],
+                mean: [address(first.mean), second.map_or(0, |n| address(n.mean))],
+                open: gate.map_or(0, address),
+                relu: 1,
+                ..params
+            },
         }
     }
 
     /// Every view that a launch with `inputs` touches.
     pub fn views(&self, inputs: &[Arg], sums: &BandSums) -> Vec<View> {
-        let args = inputs.iter().chain([&self.outputs[0]]).map(|a| a.view.clone());
+        let args = inputs.iter().chain([self.g]).map(|a| a.view.clone());
         args.chain(sums.views.iter().cloned()).collect()
     }
 
@@ -139,7 +137,7 @@ impl<'a> Bound<'a> {
     /// written.
     pub fn cost(&self, dtype: DType, inputs: &[TensorType], flops: u64, sums: &BandSums) -> Cost {
         let g = TensorType::real(self.shape).bytes(dtype) as u64;
-        let old = if self.outputs[0].write == Write::Accumulate { g } else { 0 };
+        let old = if self.g.write == Write::Accumulate { g } else { 0 };
         Cost {
             flops,
             bytes_read: inputs.iter().map(|t| t.bytes(dtype) as u64).sum::<u64>() + old,
@@ -150,7 +148,7 @@ impl<'a> Bound<'a> {
     /// The launches that merge the bands' sums.
     pub fn merge(&self, sums: &BandSums) -> Result<Vec<Launch>> {
         let from: Vec<&View> = sums.views.iter().collect();
-        let to: Vec<&View> = self.outputs[1..].iter().map(|a| &a.view).collect();
+        let to: Vec<&View> = self.sums.list().into_iter().map(|arg| &arg.view).collect();
         merge::sums(sums.bands, &from, &to, Some(&sums.scratch))
     }
 }

@@ -1,19 +1,20 @@
 //! Which kernels, on what grid.
 
 use super::gradient::{self, Bound, Operands, FORMS};
-use super::merge::{self, BandRows, Bands};
-use super::{Epilogue, Node, Pass};
+use super::merge::{self, band_views, BandRows, Bands};
+use super::{Coefficients, Gradient, Measure, Node, Pass, Scale};
 use crate::device::{Kernel, Launch, Target, View};
-use crate::ops::batch_norm;
+use crate::ops::batch_norm::{self, BatchNorm};
+use crate::ops::store::Moments;
 use crate::ops::strips::{entries, for_dtype, Strips, THREADS};
-use crate::ops::{Arg, Io, Operator, Write};
+use crate::ops::{Arg, Call, Io, Operator, Write};
 use crate::tensor::DType;
-use crate::{Error, Result};
+use crate::Result;
 
 /// `Affine` of kernels/norm/channels.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Affine {
+struct AffineParams {
     gamma: u64,
     beta: u64,
     mean: u64,
@@ -33,7 +34,7 @@ struct Affine {
 /// `Coefficients` of kernels/norm/channels.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Coefficients {
+struct CoefficientsParams {
     dy_sum: u64,
     dyx_sum: u64,
     gamma: u64,
@@ -56,15 +57,15 @@ struct Coefficients {
 /// `OfStored` of kernels/norm/gradient.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Gradient {
+struct GradientParams {
     dz: u64,
     stride: i64,
     epilogue: Operands,
     strips: Strips,
 }
 
-static AFFINE: Kernel = Kernel::new::<Affine>("norm_affine_f32", THREADS, 0);
-static COEFFICIENTS: Kernel = Kernel::new::<Coefficients>("norm_coefficients_f32", THREADS, 0);
+static AFFINE: Kernel = Kernel::new::<AffineParams>("norm_affine_f32", THREADS, 0);
+static COEFFICIENTS: Kernel = Kernel::new::<CoefficientsParams>("norm_coefficients_f32", THREADS, 0);
 
 /// Shared memory for so many sums of a row of strips of the 16-bit types.
 pub(in crate::ops) const fn sums_shared(sums: u32) -> u32 {
@@ -72,15 +73,15 @@ pub(in crate::ops) const fn sums_shared(sums: u32) -> u32 {
 }
 
 static GRADIENT: [[Kernel; 3]; FORMS] = [
-    entries::<Gradient>(
+    entries::<GradientParams>(
         ["norm_gradient_f32_affine", "norm_gradient_f16_affine", "norm_gradient_bf16_affine"],
         sums_shared(2),
     ),
-    entries::<Gradient>(
+    entries::<GradientParams>(
         ["norm_gradient_f32_signs", "norm_gradient_f16_signs", "norm_gradient_bf16_signs"],
         sums_shared(2),
     ),
-    entries::<Gradient>(
+    entries::<GradientParams>(
         ["norm_gradient_f32_signs_two", "norm_gradient_f16_signs_two", "norm_gradient_bf16_signs_two"],
         sums_shared(3),
     ),
@@ -102,50 +103,52 @@ pub(crate) const KERNELS: &[&Kernel] = &[
 
 pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
     match node.pass {
-        Pass::Moments => {
+        Pass::Measure => {
             let bands = batch_norm::band_strips(&node.bn, target.dtype, &[]).map_or(0, |s| s.band_count());
             let bands = Bands { count: bands, channels: node.bn.spec().x[3] };
             2 * bands.bytes() + bands.merge_bytes(2)
         }
-        Pass::Gradient(epilogue) => gradient::scratch_bytes(epilogue, node.bn.spec().x, target.dtype),
-        Pass::Affine | Pass::Coefficients { .. } => 0,
+        Pass::Gradient(Gradient { mask, .. }) => gradient::scratch_bytes(mask, node.bn.spec().x, target.dtype),
+        Pass::Scale | Pass::Coefficients(_) => 0,
     }
 }
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
     match node.pass {
-        Pass::Moments => moments(node, target, io),
-        Pass::Affine => Ok(vec![affine(node, io)]),
-        Pass::Gradient(epilogue) => launch_gradient(node, epilogue, target, io),
-        Pass::Coefficients { lazy, bias } => Ok(vec![coefficients(node, lazy, bias, io)]),
+        Pass::Measure => {
+            let Measure { y, moments } = io.bind(Measure::default());
+            measure(&node.bn, target, y, moments.map(|_, to| &to.view), io.scratch)
+        }
+        Pass::Scale => Ok(vec![scale(node, io)]),
+        Pass::Gradient(form) => launch_gradient(node, form, target, io),
+        Pass::Coefficients(form) => Ok(vec![coefficients(node, form, io)]),
     }
 }
 
-/// `tensors` tensors of partial results in the scratch memory, and what is left of it for merging them.
-pub(in crate::ops) fn band_views(bands: Bands, tensors: usize, scratch: Option<&View>) -> Result<(Vec<View>, View)> {
-    let Some(scratch) = scratch else { return Err(Error::invalid("norm", "no scratch memory")) };
-    let views = (0..tensors).map(|i| scratch.part(i * bands.bytes(), bands.bytes())).collect::<Result<_>>()?;
-    Ok((views, scratch.part(tensors * bands.bytes(), bands.merge_bytes(tensors))?))
-}
-
-fn moments(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
-    let y = &io.inputs[0];
-    let strips: Strips = batch_norm::band_strips(&node.bn, target.dtype, &[y])?;
-    let bands = Bands { count: strips.band_count(), channels: node.bn.spec().x[3] };
-    let (views, scratch) = band_views(bands, 2, io.scratch)?;
+/// The launches that leave the moments of `y`, the input of `bn`.
+pub(in crate::ops) fn measure(
+    bn: &BatchNorm,
+    target: Target,
+    y: &Arg,
+    Moments { mean, var }: Moments<&View>,
+    scratch: Option<&View>,
+) -> Result<Vec<Launch>> {
+    let strips: Strips = batch_norm::band_strips(bn, target.dtype, &[y])?;
+    let bands = Bands { count: strips.band_count(), channels: bn.spec().x[3] };
+    let (views, scratch) = band_views(bands, 2, scratch)?;
     let from = [&views[0], &views[1]];
-    let rows = BandRows { rows: node.bn.count(), each: strips.rows_per_band() as usize };
-    let mut launches = vec![batch_norm::band_moments(&node.bn, target.dtype, y, strips, from)?];
-    launches.extend(merge::moments(bands, rows, from, [&io.outputs[0].view, &io.outputs[1].view], Some(&scratch))?);
+    let rows = BandRows { rows: bn.count(), each: strips.rows_per_band() as usize };
+    let mut launches = vec![batch_norm::band_moments(bn, target.dtype, y, strips, from)?];
+    launches.extend(merge::moments(bands, rows, from, [mean, var], Some(&scratch))?);
     Ok(launches)
 }
 
-fn launch_gradient(node: &Node, epilogue: Epilogue, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
-    let dz = &io.inputs[0];
-    let bound = Bound { epilogue, shape: node.bn.spec().x, operands: &io.inputs[1..], outputs: io.outputs };
+fn launch_gradient(node: &Node, form: Gradient, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    let Gradient { dz, mask, g, sums } = io.bind(form);
+    let bound = Bound { mask, shape: node.bn.spec().x, g, sums };
     let sums = bound.bands(target.dtype, &[dz], &[], io.scratch)?;
-    let params = Gradient {
+    let params = GradientParams {
         dz: dz.view.address(),
         stride: dz.pixel_stride as i64,
         epilogue: bound.params(&sums),
@@ -166,19 +169,18 @@ fn channel_grid(node: &Node) -> [u32; 3] {
     [node.bn.spec().x[3].div_ceil(THREADS as usize) as u32, 1, 1]
 }
 
-fn affine(node: &Node, io: &Io<'_>) -> Launch {
-    let [gamma, beta, mean, var] = addresses(io.inputs);
-    let [scale, shift, running_mean, running_var] = addresses(io.outputs);
+fn scale(node: &Node, io: &Io<'_>) -> Launch {
+    let call = io.bind(Scale::default()).map(|_, arg| arg.view.address(), |_, arg| arg.view.address());
     let (spec, m) = (node.bn.spec(), node.bn.count() as f64);
-    let params = Affine {
-        gamma,
-        beta,
-        mean,
-        var,
-        scale,
-        shift,
-        running_mean,
-        running_var,
+    let params = AffineParams {
+        gamma: call.gamma,
+        beta: call.beta,
+        mean: call.moments.mean,
+        var: call.moments.var,
+        scale: call.scale,
+        shift: call.shift,
+        running_mean: call.running_mean,
+        running_var: call.running_var,
         channels: spec.x[3] as u32,
         eps: spec.eps as f32,
         momentum: spec.momentum as f32,
@@ -190,45 +192,36 @@ fn affine(node: &Node, io: &Io<'_>) -> Launch {
     let mut cost = node.cost(DType::F32);
     cost.bytes_read += 2 * node.bn.per_channel().bytes(DType::F32) as u64;
     // SAFETY: every view holds a number for each channel (`Io::check`).
-    unsafe { Launch::new(&AFFINE, channel_grid(node), &params, cost, views(io)) }
+    unsafe { Launch::new(&AFFINE, channel_grid(node), &params, cost, io.views()) }
 }
 
-fn coefficients(node: &Node, lazy: bool, bias: bool, io: &Io<'_>) -> Launch {
-    let [dy_sum, dyx_sum, gamma, mean, var] = addresses(io.inputs);
-    let [dgamma, dbeta] = addresses(io.outputs);
-    let [b, c] = addresses(&io.outputs[if lazy { 2 } else { 3 }..]);
-    let adds = |i: usize| lazy && io.outputs[i].write == Write::Accumulate;
+fn coefficients(node: &Node, form: Coefficients, io: &Io<'_>) -> Launch {
+    let call = io.bind(form);
+    let adds = |arg: &Arg| arg.write == Write::Accumulate;
+    let (add_b, add_c) = (adds(call.b), adds(call.c));
+    let call = call.map(|_, arg| arg.view.address(), |_, arg| arg.view.address());
     let spec = node.bn.spec();
-    let params = Coefficients {
-        dy_sum,
-        dyx_sum,
-        gamma,
-        mean,
-        var,
-        dgamma,
-        dbeta,
-        a: if lazy { 0 } else { io.outputs[2].view.address() },
-        b,
-        c,
-        dbias: if bias { io.outputs[io.outputs.len() - 1].view.address() } else { 0 },
+    let params = CoefficientsParams {
+        dy_sum: call.dy_sum,
+        dyx_sum: call.dyx_sum,
+        gamma: call.gamma,
+        mean: call.moments.mean,
+        var: call.moments.var,
+        dgamma: call.dgamma,
+        dbeta: call.dbeta,
+        a: call.a.unwrap_or(0),
+        b: call.b,
+        c: call.c,
+        dbias: call.dbias.unwrap_or(0),
         channels: spec.x[3] as u32,
         eps: spec.eps as f32,
         count: node.bn.count() as f32,
         inverse_count: 1.0 / node.bn.count() as f32,
-        add_b: adds(2).into(),
-        add_c: adds(3).into(),
+        add_b: add_b.into(),
+        add_c: add_c.into(),
     };
     let mut cost = node.cost(DType::F32);
-    cost.bytes_read += (usize::from(adds(2)) + usize::from(adds(3))) as u64 * 4 * spec.x[3] as u64;
+    cost.bytes_read += (usize::from(add_b) + usize::from(add_c)) as u64 * 4 * spec.x[3] as u64;
     // SAFETY: every view holds a number for each channel (`Io::check`); `a` and `dbias` may be null.
-    unsafe { Launch::new(&COEFFICIENTS, channel_grid(node), &params, cost, views(io)) }
-}
-
-/// The addresses of the first `N` of `args`.
-fn addresses<const N: usize>(args: &[Arg]) -> [u64; N] {
-    std::array::from_fn(|i| args[i].view.address())
-}
-
-fn views(io: &Io<'_>) -> Vec<View> {
-    io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect()
+    unsafe { Launch::new(&COEFFICIENTS, channel_grid(node), &params, cost, io.views()) }
 }

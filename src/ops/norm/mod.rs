@@ -21,103 +21,107 @@ mod launch;
 pub mod merge;
 mod reference;
 
-pub(super) use launch::sums_shared;
 pub(crate) use launch::KERNELS;
-pub(super) use reference::gradient as reference_gradient;
+pub(super) use launch::{measure, sums_shared};
+pub(super) use reference::{gradient as reference_gradient, moments as reference_moments};
 
 use super::batch_norm::BatchNorm;
-use super::{Behind, Io, Operator};
+use super::operands::call;
+use super::store::{Mask, Moments, Sums};
+use super::{Io, Operands, Operator, Written};
 use crate::device::{Launch, Target};
-use crate::tensor::TensorType;
 use crate::Result;
 
-/// How a consumer loads an activation: `z = x * scale[c] + shift[c]`, rounded to the storage type. Padding stays 0.
-///
-/// Its operands, where the op's documentation says `prologue`, are `scale, shift`: a number a channel each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Prologue {
-    /// Whether negative results become 0.
-    pub relu: bool,
-}
-
-/// How a consumer loads a gradient: `dy = a[k] * g + b[k] * y + c[k]`, rounded to the storage type.
-///
-/// Its operands, where the op's documentation says `correction`, are `y [, a], b, c`: y of dy's shape, a number a channel
-/// each of the others; without `a` it is 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Correction {
-    /// Whether there is an `a`.
-    pub a: bool,
-}
-
-/// What the producer of a gradient dz does to it before it is stored, and which sums of it it leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Epilogue {
-    /// The value went through one batch norm: operands `y, scale, shift, mean`, the sums `dy_sum, dyx_sum`.
-    ///
-    /// `v = dz (+ what is there, where dz is accumulated and not scaled)`, then, with a ReLU, 0 where
-    /// `y * scale + shift`, rounded to the storage type, is 0 or less. The sums are of v. Stored is v, or with
-    /// `scaled` what is there plus `scale * v` (accumulated), or `scale * v` (overwritten).
-    Affine {
-        /// Whether a ReLU followed the batch norm.
-        relu: bool,
-        /// Whether what is stored is multiplied by the scale, after the sums.
-        scaled: bool,
-    },
-    /// The value is the end of a residual block: `max(n_0(y_0) + n_1(y_1), 0)` or `max(n_0(y_0) + shortcut, 0)`, n_i a
-    /// batch norm. Operands `bits, y_0, mean_0 [, y_1, mean_1] [, gate]`, sums `dy_sum, dyx_sum_0 [, dyx_sum_1]`.
-    ///
-    /// `v = dz (+ what is there)`, then 0 where the bit is not set (see [`super::block_end`]). Stored is v.
-    Signs {
-        /// Batch norms whose outputs were added: 1 or 2.
-        norms: usize,
-        /// Whether n_0 is in a branch that may be dropped: where the gate is 0, y_0 and mean_0 are not read, and dyx_sum_0
-        /// is 0.
-        gated: bool,
-    },
-}
-
-/// Bytes of a pixel of the signs of `channels` channels: bit `c % 8` of byte `c / 8` is 0 where channel c is 0 or less.
-pub fn sign_bytes(channels: usize) -> usize {
-    channels.div_ceil(8)
-}
-
-impl Epilogue {
-    /// The types of its operands, for a gradient of shape `[N,H,W,C]`.
-    pub fn operands(&self, shape: [usize; 4]) -> Vec<TensorType> {
-        let [n, h, w, c] = shape;
-        let (y, number) = (TensorType::real(shape), TensorType::stat([c]));
-        match *self {
-            Self::Affine { .. } => vec![y, number.clone(), number.clone(), number],
-            Self::Signs { norms, gated } => {
-                let mut types = vec![TensorType::byte([n, h, w, sign_bytes(c)])];
-                (0..norms).for_each(|_| types.extend([y.clone(), number.clone()]));
-                types.extend(gated.then(|| TensorType::stat([1])));
-                types
-            }
+call! {
+    /// `y -> mean, var`: where the producer of y cannot leave them.
+    #[derive(Copy)]
+    pub struct Measure {
+        reads {
+            /// `[N,H,W,C]`.
+            y: I [one],
+        }
+        writes {
+            /// Of y.
+            moments: Moments<O> [group],
         }
     }
+}
 
-    /// The types of its sums.
-    pub fn sums(&self, channels: usize) -> Vec<TensorType> {
-        let norms = match *self {
-            Self::Affine { .. } => 1,
-            Self::Signs { norms, .. } => norms,
-        };
-        vec![TensorType::stat([channels]); 1 + norms]
+call! {
+    /// Scale and shift of a batch norm, and its running statistics. As [`BatchNorm::train`], for at least 2 elements a
+    /// channel.
+    #[derive(Copy)]
+    pub struct Scale {
+        reads {
+            /// A number a channel, as all operands.
+            gamma: I [one],
+            /// Beta.
+            beta: I [one],
+            /// Of y.
+            moments: Moments<I> [group],
+        }
+        writes {
+            /// `gamma / sqrt(var + eps)`.
+            scale: O [one],
+            /// `beta - mean scale`.
+            shift: O [one],
+            /// Updated.
+            running_mean: O [one],
+            /// Updated.
+            running_var: O [one],
+        }
     }
+}
 
-    /// Whether its last operand is a gate.
-    pub fn is_gated(&self) -> bool {
-        matches!(self, Self::Signs { gated: true, .. })
+call! {
+    /// Masks a gradient and sums it: where its producer cannot do it.
+    #[derive(Copy)]
+    pub struct Gradient {
+        reads {
+            /// `[N,H,W,C]`.
+            dz: I [one],
+            /// What is done to it.
+            mask: Mask<I> [group],
+        }
+        writes {
+            /// Of the shape of dz; may be added to.
+            g: O [one],
+            /// Of g.
+            sums: Sums<O> [group],
+        }
     }
+}
 
-    /// What is behind the gate, in an op whose operands of this epilogue are inputs from `operand` on and whose sums are
-    /// outputs from `sum` on.
-    pub(super) fn behind_gate(&self, operand: usize, sum: usize) -> Behind {
-        match self.is_gated() {
-            true => Behind { inputs: vec![operand + 1, operand + 2], outputs: vec![sum + 1] },
-            false => Behind::default(),
+call! {
+    /// The gradients of gamma and beta, and the numbers of the correction.
+    ///
+    /// Without `a` the gradients were `scaled` and accumulated, and b and c may be added to.
+    #[derive(Copy)]
+    pub struct Coefficients {
+        reads {
+            /// The sum of g, a number a channel, as all operands.
+            dy_sum: I [one],
+            /// The sum of `g (y - mean)`.
+            dyx_sum: I [one],
+            /// Gamma.
+            gamma: I [one],
+            /// Of y.
+            moments: Moments<I> [group],
+        }
+        writes {
+            /// The gradient of gamma.
+            dgamma: O [one],
+            /// The gradient of beta.
+            dbeta: O [one],
+            /// Of the correction.
+            a: Option<O> [maybe],
+            /// Of the correction.
+            b: O [one],
+            /// Of the correction.
+            c: O [one],
+            /// The gradient of a bias that was added to what became y: the sum of dy, `a dy_sum + m (b mean + c)`, which is 0
+            /// but for rounding.
+            dbias: Option<O> [maybe],
         }
     }
 }
@@ -125,23 +129,14 @@ impl Epilogue {
 /// One piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// `y -> mean, var`: where the producer cannot leave them.
-    Moments,
-    /// `gamma, beta, mean, var -> scale, shift, running_mean (updated), running_var (updated)`. As
-    /// [`BatchNorm::train`], for at least 2 elements a channel.
-    Affine,
-    /// `dz, epilogue -> g, sums`: where the producer of dz cannot do it.
-    Gradient(Epilogue),
-    /// `dy_sum, dyx_sum, gamma, mean, var -> dgamma, dbeta [, a], b, c [, dbias]`.
-    ///
-    /// With `lazy` there is no `a`, and b and c can be accumulated.
-    Coefficients {
-        /// Whether the gradients were `scaled` and accumulated.
-        lazy: bool,
-        /// Whether a bias was added to what became y: its gradient is the sum of dy, `a dy_sum + m (b mean + c)`, which is
-        /// 0 but for rounding.
-        bias: bool,
-    },
+    /// Mean and variance.
+    Measure,
+    /// Scale and shift.
+    Scale,
+    /// Mask and sums.
+    Gradient(Gradient),
+    /// The correction's numbers.
+    Coefficients(Coefficients),
 }
 
 /// A piece of a batch norm in a graph.
@@ -156,70 +151,62 @@ pub struct Node {
 impl Operator for Node {
     fn name(&self) -> &'static str {
         match self.pass {
-            Pass::Moments => "norm_moments",
-            Pass::Affine => "norm_affine",
+            Pass::Measure => "norm_moments",
+            Pass::Scale => "norm_affine",
             Pass::Gradient(_) => "norm_gradient",
-            Pass::Coefficients { .. } => "norm_coefficients",
+            Pass::Coefficients(_) => "norm_coefficients",
         }
     }
 
-    fn inputs(&self) -> Vec<TensorType> {
-        let (y, c) = (self.bn.x(), self.bn.per_channel());
+    fn operands(&self) -> Operands {
+        let (y, number) = (self.bn.x(), || self.bn.per_channel());
         match self.pass {
-            Pass::Moments => vec![y],
-            Pass::Affine => vec![c; 4],
-            Pass::Gradient(epilogue) => {
-                let mut types = vec![y];
-                types.extend(epilogue.operands(self.bn.spec().x));
-                types
+            Pass::Measure => {
+                Operands::of(Measure { y: y.into(), moments: Moments { mean: number().into(), var: number().into() } })
             }
-            Pass::Coefficients { .. } => vec![c; 5],
-        }
-    }
-
-    fn outputs(&self) -> Vec<TensorType> {
-        let (y, c) = (self.bn.x(), self.bn.per_channel());
-        match self.pass {
-            Pass::Moments => vec![c; 2],
-            Pass::Affine => vec![c; 4],
-            Pass::Gradient(epilogue) => {
-                let mut types = vec![y];
-                types.extend(epilogue.sums(self.bn.spec().x[3]));
-                types
+            Pass::Scale => Operands::of(Scale {
+                gamma: number().into(),
+                beta: number().into(),
+                moments: Moments { mean: number().into(), var: number().into() },
+                scale: number().into(),
+                shift: number().into(),
+                running_mean: Written::updated(number()),
+                running_var: Written::updated(number()),
+            }),
+            Pass::Gradient(Gradient { mask, .. }) => Operands::of(Gradient {
+                dz: y.clone().into(),
+                mask: mask.types(self.bn.spec().x),
+                g: Written::accumulated(y),
+                sums: mask.sum_types(self.bn.spec().x),
+            }),
+            Pass::Coefficients(form) => {
+                let added = |_: ()| match form.a {
+                    Some(()) => number().into(),
+                    None => Written::accumulated(number()),
+                };
+                Operands::of(Coefficients {
+                    dy_sum: number().into(),
+                    dyx_sum: number().into(),
+                    gamma: number().into(),
+                    moments: Moments { mean: number().into(), var: number().into() },
+                    dgamma: number().into(),
+                    dbeta: number().into(),
+                    a: form.a.map(|()| number().into()),
+                    b: added(form.b),
+                    c: added(form.c),
+                    dbias: form.dbias.map(|()| number().into()),
+                })
             }
-            Pass::Coefficients { lazy, bias } => vec![c; if lazy { 4 } else { 5 } + usize::from(bias)],
-        }
-    }
-
-    fn updates(&self) -> &'static [usize] {
-        match self.pass {
-            Pass::Affine => &[2, 3],
-            _ => &[],
-        }
-    }
-
-    fn accumulates(&self) -> &'static [usize] {
-        match self.pass {
-            Pass::Gradient(_) => &[0],
-            Pass::Coefficients { lazy: true, .. } => &[2, 3],
-            _ => &[],
-        }
-    }
-
-    fn behind_gate(&self) -> Behind {
-        match self.pass {
-            Pass::Gradient(epilogue) => epilogue.behind_gate(1, 1),
-            _ => Behind::default(),
         }
     }
 
     fn flops(&self) -> u64 {
         let (elements, channels) = (self.bn.x().shape.len() as u64, self.bn.spec().x[3] as u64);
         match self.pass {
-            Pass::Moments => 3 * elements,
-            Pass::Affine => 12 * channels,
+            Pass::Measure => 3 * elements,
+            Pass::Scale => 12 * channels,
             Pass::Gradient(_) => 6 * elements,
-            Pass::Coefficients { .. } => 12 * channels,
+            Pass::Coefficients(_) => 12 * channels,
         }
     }
 

@@ -1,20 +1,24 @@
 //! The pieces in plain loops. Sums over a channel run in f64, whatever `T` is.
 
-use super::{sign_bytes, Epilogue, Node, Pass};
+use super::{Coefficients, Gradient, Measure, Node, Pass, Scale};
 use crate::ops::batch_norm::mean_of;
-use crate::ops::{HostIo, HostMut, HostOp, HostRef, Write};
+use crate::ops::store::{sign_bytes, Mask, Moments, Sums};
+use crate::ops::{HostIo, HostOp, HostOut, HostRef, Write};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
         match self.pass {
-            Pass::Moments => self.moments(io),
-            Pass::Affine => self.affine(io),
-            Pass::Gradient(epilogue) => {
-                let (dz, operands) = (io.inputs[0].real(), &io.inputs[1..]);
-                gradient(epilogue, self.bn.spec().x[3], dz, operands, &mut io.outputs, io.writes[0]);
+            Pass::Measure => {
+                let Measure { y, moments: Moments { mut mean, mut var } } = io.bind(Measure::default());
+                moments(y.real(), Moments { mean: mean.real(), var: var.real() });
             }
-            Pass::Coefficients { lazy, bias } => self.coefficients(lazy, bias, io),
+            Pass::Scale => self.scale(io),
+            Pass::Gradient(form) => {
+                let Gradient { dz, mask, g, sums } = io.bind(form);
+                gradient(mask, self.bn.spec().x[3], dz.real(), g, sums);
+            }
+            Pass::Coefficients(form) => self.coefficients(form, io),
         }
     }
 
@@ -23,22 +27,24 @@ impl<T: Real> HostOp<T> for Node {
     }
 }
 
-impl Node {
-    fn moments<T: Real>(&self, io: &mut HostIo<'_, T>) {
-        let y = io.inputs[0].real();
-        let [mean, var] = io.reals();
-        let (c, m) = (self.bn.spec().x[3], self.bn.count() as f64);
-        for k in 0..c {
-            let channel = || y.iter().skip(k).step_by(c).map(|v| v.to_f64());
-            let mu = mean_of(channel, m);
-            mean[k] = T::from_f64(mu);
-            var[k] = T::from_f64(channel().map(|v| (v - mu) * (v - mu)).sum::<f64>() / m);
-        }
+/// Mean and biased variance of each channel of y.
+pub(in crate::ops) fn moments<T: Real>(y: &[T], Moments { mean, var }: Moments<&mut [T]>) {
+    let (c, m) = (mean.len(), (y.len() / mean.len()) as f64);
+    for k in 0..c {
+        let channel = || y.iter().skip(k).step_by(c).map(|v| v.to_f64());
+        let mu = mean_of(channel, m);
+        mean[k] = T::from_f64(mu);
+        var[k] = T::from_f64(channel().map(|v| (v - mu) * (v - mu)).sum::<f64>() / m);
     }
+}
 
-    fn affine<T: Real>(&self, io: &mut HostIo<'_, T>) {
-        let [gamma, beta, mean, var] = [0, 1, 2, 3].map(|i| io.inputs[i].real());
-        let [scale, shift, running_mean, running_var] = io.reals();
+impl Node {
+    fn scale<T: Real>(&self, io: &mut HostIo<'_, T>) {
+        let Scale { gamma, beta, moments, mut scale, mut shift, mut running_mean, mut running_var } =
+            io.bind(Scale::default());
+        let [gamma, beta, mean, var] = [gamma, beta, moments.mean, moments.var].map(|v| v.real());
+        let (scale, shift, running_mean, running_var) =
+            (scale.real(), shift.real(), running_mean.real(), running_var.real());
         let (m, momentum) = (self.bn.count() as f64, self.bn.spec().momentum);
         let eps = T::from_f64(self.bn.spec().eps);
         let moved = |old: T, new: f64| T::from_f64((1.0 - momentum) * old.to_f64() + momentum * new);
@@ -50,70 +56,70 @@ impl Node {
         }
     }
 
-    fn coefficients<T: Real>(&self, lazy: bool, bias: bool, io: &mut HostIo<'_, T>) {
-        let [dy_sum, dyx_sum, gamma, mean, var] = [0, 1, 2, 3, 4].map(|i| io.inputs[i].real());
+    fn coefficients<T: Real>(&self, form: Coefficients, io: &mut HostIo<'_, T>) {
+        let mut call = io.bind(form);
+        let [dy_sum, dyx_sum, gamma] = [call.dy_sum, call.dyx_sum, call.gamma].map(|v| v.real());
+        let Moments { mean, var } = call.moments.map(|_, v| v.real());
         let (m, eps) = (T::from_usize(self.bn.count()), T::from_f64(self.bn.spec().eps));
-        let first = if lazy { 2 } else { 3 };
-        let old = |i: usize, v: T| if io.writes[i] == Write::Accumulate { v } else { T::ZERO };
+        let add = |out: &mut HostOut<'_, '_, T>, k: usize, v: T| {
+            let old = if out.write == Write::Accumulate { out.real()[k] } else { T::ZERO };
+            out.real()[k] = old + v;
+        };
         for k in 0..gamma.len() {
             let invstd = T::ONE / (var[k] + eps).sqrt();
             let dgamma = invstd * dyx_sum[k];
             let a = gamma[k] * invstd;
             let b = -a * invstd * dgamma / m;
             let c = -a * dy_sum[k] / m - b * mean[k];
-            io.outputs[0].real()[k] = dgamma;
-            io.outputs[1].real()[k] = dy_sum[k];
-            if !lazy {
-                io.outputs[2].real()[k] = a;
+            call.dgamma.real()[k] = dgamma;
+            call.dbeta.real()[k] = dy_sum[k];
+            if let Some(out) = &mut call.a {
+                out.real()[k] = a;
             }
-            for (i, v) in [(first, b), (first + 1, c)] {
-                let to = &mut io.outputs[i].real()[k];
-                *to = old(i, *to) + v;
-            }
-            if bias {
-                io.outputs[first + 2].real()[k] = a * dy_sum[k] + m * (b * mean[k] + c);
+            add(&mut call.b, k, b);
+            add(&mut call.c, k, c);
+            if let Some(dbias) = &mut call.dbias {
+                dbias.real()[k] = a * dy_sum[k] + m * (b * mean[k] + c);
             }
         }
     }
 }
 
-/// What an [`Epilogue`] does to dz, which has `c` channels: `outputs` are g and the sums. Unlike other references it
-/// adds to what is there, where `write` says so: that is part of what it computes.
+/// What a [`Mask`] does to dz, which has `c` channels. Unlike other references it adds to what is there, where g's write
+/// says so: that is part of what it computes.
 pub(in crate::ops) fn gradient<T: Real>(
-    epilogue: Epilogue,
+    mask: Mask<HostRef<'_, T>>,
     c: usize,
     dz: &[T],
-    operands: &[HostRef<'_, T>],
-    outputs: &mut [HostMut<'_, T>],
-    write: Write,
+    mut g: HostOut<'_, '_, T>,
+    sums: Sums<HostOut<'_, '_, T>>,
 ) {
-    let real = |i: usize| operands[i].real();
-    let (norms, scaled) = match epilogue {
-        Epilogue::Affine { scaled, .. } => (vec![(real(0), real(3))], scaled),
-        Epilogue::Signs { norms, .. } => ((0..norms).map(|n| (real(1 + 2 * n), real(2 + 2 * n))).collect(), false),
-    };
-    let closed = epilogue.is_gated() && real(operands.len() - 1)[0] == T::ZERO;
-    let open = |i: usize| match epilogue {
-        Epilogue::Affine { relu, .. } => !relu || (real(0)[i] * real(1)[i % c] + real(2)[i % c]).is_open(),
-        Epilogue::Signs { .. } => {
-            let byte = operands[0].byte()[i / c * sign_bytes(c) + i % c / 8];
-            byte >> (i % c % 8) & 1 == 1
+    let norms: Vec<_> = mask.normalised().into_iter().map(|n| (n.y.real(), n.mean.real())).collect();
+    let closed = mask.gate().is_some_and(|gate| gate.real()[0] == T::ZERO);
+    let open = |i: usize| match &mask {
+        Mask::Affine { y, scale, shift, relu, .. } => {
+            !relu || (y.real()[i] * scale.real()[i % c] + shift.real()[i % c]).is_open()
         }
+        Mask::Signs { bits, .. } => bits.byte()[i / c * sign_bytes(c) + i % c / 8] >> (i % c % 8) & 1 == 1,
     };
-    let mut sums = vec![vec![0.0; c]; 1 + norms.len()];
-    let g = outputs[0].real();
-    for (i, g) in g.iter_mut().enumerate() {
+    let scale = match &mask {
+        Mask::Affine { scale, scaled: true, .. } => Some(scale.real()),
+        _ => None,
+    };
+    let mut found = vec![vec![0.0; c]; 1 + norms.len()];
+    let adds = g.write == Write::Accumulate;
+    for (i, g) in g.real().iter_mut().enumerate() {
         let k = i % c;
-        let old = if write == Write::Accumulate { *g } else { T::ZERO };
-        let v = if scaled { dz[i] } else { dz[i] + old };
+        let old = if adds { *g } else { T::ZERO };
+        let v = if scale.is_some() { dz[i] } else { dz[i] + old };
         let v = if open(i) { v } else { T::ZERO };
-        sums[0][k] += v.to_f64();
+        found[0][k] += v.to_f64();
         for (n, (y, mean)) in norms.iter().enumerate().skip(usize::from(closed)) {
-            sums[1 + n][k] += v.to_f64() * (y[i].to_f64() - mean[k].to_f64());
+            found[1 + n][k] += v.to_f64() * (y[i].to_f64() - mean[k].to_f64());
         }
-        *g = if scaled { old + real(1)[k] * v } else { v };
+        *g = scale.map_or(v, |scale| old + scale[k] * v);
     }
-    for (output, sums) in outputs[1..].iter_mut().zip(sums) {
-        output.real().iter_mut().zip(sums).for_each(|(to, sum)| *to = T::from_f64(sum));
+    for (mut to, found) in sums.list().into_iter().zip(found) {
+        to.real().iter_mut().zip(found).for_each(|(to, sum)| *to = T::from_f64(sum));
     }
 }

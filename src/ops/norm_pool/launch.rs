@@ -3,8 +3,9 @@
 use super::{Node, Pass};
 use crate::device::{Kernel, Launch, Target};
 use crate::ops::norm::gradient::{self, BandSums, Bound, Operands, FORMS};
-use crate::ops::norm::{sums_shared, Epilogue, Prologue};
+use crate::ops::norm::sums_shared;
 use crate::ops::pool::{AvgFwd, AvgGradient, Kind, MaxFwd, MaxGradient};
+use crate::ops::store::Mask;
 use crate::ops::strips::{entries, for_dtype, Strips, THREADS};
 use crate::ops::{Io, Operator};
 use crate::Result;
@@ -122,30 +123,30 @@ pub(crate) const KERNELS: &[&Kernel] = &[
 
 pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
     match node.pass {
-        Pass::Fwd(_) => 0,
-        Pass::Bwd(epilogue) => gradient::scratch_bytes(epilogue, node.pool.spec().x, target.dtype),
+        Pass::Fwd { .. } => 0,
+        Pass::Bwd(mask) => gradient::scratch_bytes(mask, node.pool.spec().x, target.dtype),
     }
 }
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
     match (node.pool.spec().kind, node.pass) {
-        (Kind::Max, Pass::Fwd(prologue)) => Ok(vec![max_fwd(node, prologue, target, io)?]),
-        (Kind::Average { .. }, Pass::Fwd(prologue)) => Ok(vec![avg_fwd(node, prologue, target, io)?]),
-        (kind, Pass::Bwd(epilogue)) => bwd(node, kind, epilogue, target, io),
+        (Kind::Max, Pass::Fwd { relu }) => Ok(vec![max_fwd(node, relu, target, io)?]),
+        (Kind::Average { .. }, Pass::Fwd { relu }) => Ok(vec![avg_fwd(node, relu, target, io)?]),
+        (kind, Pass::Bwd(mask)) => bwd(node, kind, mask, target, io),
     }
 }
 
 impl Numbers {
-    fn new(prologue: Prologue, io: &Io<'_>) -> Self {
+    fn new(relu: bool, io: &Io<'_>) -> Self {
         let [scale, shift] = [1, 2].map(|i| io.inputs[i].view.address());
-        Self { scale, shift, relu: prologue.relu.into(), unused: 0 }
+        Self { scale, shift, relu: relu.into(), unused: 0 }
     }
 }
 
-fn max_fwd(node: &Node, prologue: Prologue, target: Target, io: &Io<'_>) -> Result<Launch> {
+fn max_fwd(node: &Node, relu: bool, target: Target, io: &Io<'_>) -> Result<Launch> {
     let pool = MaxFwd::new(&node.pool, target.dtype, &io.inputs[0], [&io.outputs[0], &io.outputs[1]])?;
-    let params = NormMaxFwd { pool, numbers: Numbers::new(prologue, io) };
+    let params = NormMaxFwd { pool, numbers: Numbers::new(relu, io) };
     let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
     let kernel = for_dtype(target.dtype, &MAX_FWD)?;
     // SAFETY: `strips` covers y and index, windows lie inside x, and all, the channels' numbers too, are as large as that
@@ -153,9 +154,9 @@ fn max_fwd(node: &Node, prologue: Prologue, target: Target, io: &Io<'_>) -> Resu
     Ok(unsafe { Launch::new(kernel, pool.strips.grid()?, &params, node.cost(target.dtype), views) })
 }
 
-fn avg_fwd(node: &Node, prologue: Prologue, target: Target, io: &Io<'_>) -> Result<Launch> {
+fn avg_fwd(node: &Node, relu: bool, target: Target, io: &Io<'_>) -> Result<Launch> {
     let (pool, tree) = AvgFwd::new(&node.pool, target.dtype, &io.inputs[0], &io.outputs[0])?;
-    let params = NormAvgFwd { pool, numbers: Numbers::new(prologue, io) };
+    let params = NormAvgFwd { pool, numbers: Numbers::new(relu, io) };
     let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
     let kernel = for_dtype(target.dtype, if tree { &AVG_FWD_TREE } else { &AVG_FWD })?;
     // SAFETY: `strips` covers y, windows lie inside x, and all, the channels' numbers too, are as large as that
@@ -163,9 +164,13 @@ fn avg_fwd(node: &Node, prologue: Prologue, target: Target, io: &Io<'_>) -> Resu
     Ok(unsafe { Launch::new(kernel, pool.strips.grid()?, &params, node.cost(target.dtype), views) })
 }
 
-fn bwd(node: &Node, kind: Kind, epilogue: Epilogue, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+fn bwd(node: &Node, kind: Kind, mask: Mask, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let results = node.results().len();
-    let bound = Bound { epilogue, shape: node.pool.spec().x, operands: &io.inputs[results..], outputs: io.outputs };
+    let mut operands = io.inputs[results..].iter();
+    let mask = mask.map(|_, ()| operands.next().expect("checked"));
+    let mut left = io.outputs[1..].iter();
+    let sums = mask.form().sums().map(|_, ()| left.next().expect("checked"));
+    let bound = Bound { mask, shape: node.pool.spec().x, g: &io.outputs[0], sums };
     let positions: Vec<_> = io.inputs[1..results].iter().collect();
     let sums = bound.bands(target.dtype, &[&io.inputs[0]], &positions, io.scratch)?;
     let mut launches = vec![first_of_bwd(node, kind, &bound, &sums, target, io)?];

@@ -6,8 +6,8 @@ mod reference;
 
 pub(crate) use launch::KERNELS;
 
-use super::norm::{self, Prologue};
 use super::pool::{Kind, Pool};
+use super::store::Mask;
 use super::{Behind, Io, Operator};
 use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
@@ -17,9 +17,12 @@ use crate::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
     /// `x, x_scale, x_shift: prologue -> y`, and for a maximum also `index`, as in pool.
-    Fwd(Prologue),
+    Fwd {
+        /// Whether a ReLU follows the batch norm.
+        relu: bool,
+    },
     /// `dy [, index], operands of the epilogue -> dx, sums of the epilogue`.
-    Bwd(norm::Epilogue),
+    Bwd(Mask),
 }
 
 /// A fused pooling's pass in a graph.
@@ -43,22 +46,22 @@ impl Node {
 impl Operator for Node {
     fn name(&self) -> &'static str {
         match (self.pool.spec().kind, self.pass) {
-            (Kind::Max, Pass::Fwd(_)) => "norm_pool_max_fwd",
+            (Kind::Max, Pass::Fwd { .. }) => "norm_pool_max_fwd",
             (Kind::Max, Pass::Bwd(_)) => "norm_pool_max_bwd",
-            (Kind::Average { .. }, Pass::Fwd(_)) => "norm_pool_avg_fwd",
+            (Kind::Average { .. }, Pass::Fwd { .. }) => "norm_pool_avg_fwd",
             (Kind::Average { .. }, Pass::Bwd(_)) => "norm_pool_avg_bwd",
         }
     }
 
     fn inputs(&self) -> Vec<TensorType> {
         match self.pass {
-            Pass::Fwd(_) => {
+            Pass::Fwd { .. } => {
                 let number = TensorType::stat([self.pool.spec().x[3]]);
                 vec![self.pool.x(), number.clone(), number]
             }
-            Pass::Bwd(epilogue) => {
+            Pass::Bwd(mask) => {
                 let mut types = self.results();
-                types.extend(epilogue.operands(self.pool.spec().x));
+                mask.types(self.pool.spec().x).map(|_, read| types.push(read.ty));
                 types
             }
         }
@@ -66,26 +69,36 @@ impl Operator for Node {
 
     fn outputs(&self) -> Vec<TensorType> {
         match self.pass {
-            Pass::Fwd(_) => self.results(),
-            Pass::Bwd(epilogue) => {
+            Pass::Fwd { .. } => self.results(),
+            Pass::Bwd(mask) => {
                 let mut types = vec![self.pool.x()];
-                types.extend(epilogue.sums(self.pool.spec().x[3]));
+                types.extend(mask.sum_types(self.pool.spec().x).list().into_iter().map(|sum| sum.ty));
                 types
             }
         }
     }
 
-    fn accumulates(&self) -> &'static [usize] {
+    fn accumulates(&self) -> Vec<usize> {
         match self.pass {
-            Pass::Fwd(_) => &[],
-            Pass::Bwd(_) => &[0],
+            Pass::Fwd { .. } => vec![],
+            Pass::Bwd(_) => vec![0],
         }
     }
 
     fn behind_gate(&self) -> Behind {
         match self.pass {
-            Pass::Fwd(_) => Behind::default(),
-            Pass::Bwd(epilogue) => epilogue.behind_gate(self.results().len(), 1),
+            Pass::Fwd { .. } => Behind::default(),
+            Pass::Bwd(mask) => {
+                let mut at = self.results().len()..;
+                let mut behind = Behind::default();
+                mask.types(self.pool.spec().x).map(|_, read| {
+                    let i = at.next().unwrap_or(0);
+                    behind.inputs.extend(read.gated.then_some(i));
+                });
+                let sums = mask.sum_types(self.pool.spec().x).list().into_iter().enumerate();
+                behind.outputs.extend(sums.filter(|(_, sum)| sum.gated).map(|(i, _)| 1 + i));
+                behind
+            }
         }
     }
 
@@ -95,7 +108,7 @@ impl Operator for Node {
         let along = |axis: usize, count: usize| (0..count).map(|i| self.pool.span(axis, i).len()).sum::<usize>();
         let taken = (n * c * along(0, p) * along(1, q)) as u64;
         match self.pass {
-            Pass::Fwd(_) => 3 * taken,
+            Pass::Fwd { .. } => 3 * taken,
             Pass::Bwd(_) => taken + 6 * self.pool.x().shape.len() as u64,
         }
     }
@@ -106,5 +119,8 @@ impl Operator for Node {
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
         launch::launches(self, target, io)
+    }
+    fn updates(&self) -> Vec<usize> {
+        Vec::new()
     }
 }

@@ -220,10 +220,10 @@ impl Operator for Node {
         }
     }
 
-    fn accumulates(&self) -> &'static [usize] {
+    fn accumulates(&self) -> Vec<usize> {
         match self.pass {
-            Pass::Fwd => &[],
-            Pass::Bwd => &[0],
+            Pass::Fwd => vec![],
+            Pass::Bwd => vec![0],
         }
     }
 
@@ -249,6 +249,13 @@ impl Operator for Node {
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
         launch::launches(self, target, io)
+    }
+    fn updates(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    fn behind_gate(&self) -> crate::ops::Behind {
+        crate::ops::Behind::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which kernels, on what grid.
 
-use super::{Node, Pass};
+use super::{Bwd, Fwd, Node, Pass};
 use crate::device::{Kernel, Launch, Target};
 use crate::ops::strips::{entries, for_dtype, Rows, Strips};
 use crate::ops::{Io, Write};
@@ -12,7 +12,7 @@ const WALK: usize = 4;
 /// `ReluFwd` of kernels/relu/relu.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Fwd {
+struct FwdParams {
     x: u64,
     y: u64,
     x_stride: i64,
@@ -23,7 +23,7 @@ struct Fwd {
 /// `ReluBwd` of kernels/relu/relu.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Bwd {
+struct BwdParams {
     dy: u64,
     y: u64,
     dx: u64,
@@ -35,8 +35,8 @@ struct Bwd {
     unused: u32,
 }
 
-static FWD: [Kernel; 3] = entries::<Fwd>(["relu_fwd_f32", "relu_fwd_f16", "relu_fwd_bf16"], 0);
-static BWD: [Kernel; 3] = entries::<Bwd>(["relu_bwd_f32", "relu_bwd_f16", "relu_bwd_bf16"], 0);
+static FWD: [Kernel; 3] = entries::<FwdParams>(["relu_fwd_f32", "relu_fwd_f16", "relu_fwd_bf16"], 0);
+static BWD: [Kernel; 3] = entries::<BwdParams>(["relu_bwd_f32", "relu_bwd_f16", "relu_bwd_bf16"], 0);
 
 pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &BWD[0], &BWD[1], &BWD[2]];
 
@@ -50,21 +50,26 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
 }
 
 fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
-    let (x, y) = (&io.inputs[0], &io.outputs[0]);
+    let Fwd { x, y } = io.bind(Fwd::default());
     let rows = Rows::of(&node.shape, &[x, y]);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[]))?;
-    let params =
-        Fwd { x: x.view.address(), y: y.view.address(), x_stride: rows.stride(x), y_stride: rows.stride(y), strips };
+    let params = FwdParams {
+        x: x.view.address(),
+        y: y.view.address(),
+        x_stride: rows.stride(x),
+        y_stride: rows.stride(y),
+        strips,
+    };
     let (kernel, views) = (for_dtype(target.dtype, &FWD)?, vec![x.view.clone(), y.view.clone()]);
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), views) })
 }
 
 fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
-    let (dy, y, dx) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
+    let Bwd { dy, y, dx } = io.bind(Bwd::default());
     let rows = Rows::of(&node.shape, &[dy, y, dx]);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, y, dx], &[]))?;
-    let params = Bwd {
+    let params = BwdParams {
         dy: dy.view.address(),
         y: y.view.address(),
         dx: dx.view.address(),

@@ -6,17 +6,50 @@ mod reference;
 
 pub(crate) use launch::KERNELS;
 
+use super::operands::{call, Call, Operands, Written};
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};
 use crate::tensor::{Shape, TensorType};
 use crate::Result;
 
+call! {
+    /// The forward pass.
+    #[derive(Copy)]
+    pub struct Fwd {
+        reads {
+            /// The input.
+            x: I [one],
+        }
+        writes {
+            /// `max(x, 0)`.
+            y: O [one],
+        }
+    }
+}
+
+call! {
+    /// The backward pass.
+    #[derive(Copy)]
+    pub struct Bwd {
+        reads {
+            /// The gradient of y.
+            dy: I [one],
+            /// The output.
+            y: I [one],
+        }
+        writes {
+            /// The gradient of x; may be added to.
+            dx: O [one],
+        }
+    }
+}
+
 /// One pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// `x -> y`.
+    /// [`Fwd`].
     Fwd,
-    /// `dy, y -> dx`.
+    /// [`Bwd`].
     Bwd,
 }
 
@@ -37,22 +70,11 @@ impl Operator for Node {
         }
     }
 
-    fn inputs(&self) -> Vec<TensorType> {
-        let t = TensorType::real(self.shape.clone());
+    fn operands(&self) -> Operands {
+        let ty = || TensorType::real(self.shape.clone());
         match self.pass {
-            Pass::Fwd => vec![t],
-            Pass::Bwd => vec![t.clone(), t],
-        }
-    }
-
-    fn outputs(&self) -> Vec<TensorType> {
-        vec![TensorType::real(self.shape.clone())]
-    }
-
-    fn accumulates(&self) -> &'static [usize] {
-        match self.pass {
-            Pass::Fwd => &[],
-            Pass::Bwd => &[0],
+            Pass::Fwd => Operands::of(Fwd { x: ty().into(), y: ty().into() }),
+            Pass::Bwd => Operands::of(Bwd { dy: ty().into(), y: ty().into(), dx: Written::accumulated(ty()) }),
         }
     }
 
@@ -62,7 +84,8 @@ impl Operator for Node {
 
     fn gradient(&self, _needed: &[bool]) -> Result<Vec<Gradient>> {
         let op = Op::Relu(Self { shape: self.shape.clone(), pass: Pass::Bwd });
-        Ok(vec![Gradient::Node { op, sources: vec![Source::Grad(0), Source::Output(0)], targets: vec![Some(0)] }])
+        let Fwd { x, y } = <Fwd>::default().places();
+        Ok(vec![Gradient::node(op, Bwd { dy: Source::Grad(y), y: Source::Output(y), dx: Some(x) })])
     }
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {

@@ -1,6 +1,6 @@
 //! The op in plain loops.
 
-use super::{Node, Pass};
+use super::{Bwd, Fwd, Node, Pass};
 use crate::ops::{parallel, HostIo, HostOp, Write};
 use crate::tensor::Real;
 
@@ -8,34 +8,38 @@ impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
         match self.pass {
             Pass::Fwd => {
-                let x = io.inputs[0].real();
-                let [y] = io.reals();
-                for i in 0..y.len() {
-                    y[i] = x[i].maximum(T::ZERO);
-                }
+                let Fwd { x, mut y } = io.bind(Fwd::default());
+                y.real().iter_mut().zip(x.real()).for_each(|(y, &x)| *y = x.maximum(T::ZERO));
             }
             Pass::Bwd => {
-                let (dy, y) = (io.inputs[0].real(), io.inputs[1].real());
-                let [dx] = io.reals();
-                for i in 0..dx.len() {
-                    dx[i] = passed((&dy[i], &y[i]));
-                }
+                let Bwd { dy, y, mut dx } = io.bind(Bwd::default());
+                dx.real().iter_mut().zip(dy.real().iter().zip(y.real())).for_each(|(dx, g)| *dx = passed(g));
             }
         }
     }
 
     fn host(&self, io: &mut HostIo<'_, T>) {
-        let accumulate = io.writes[0] == Write::Accumulate;
-        let (a, b) = (io.inputs[0].real(), io.inputs.get(1).map(|b| b.real()).unwrap_or_default());
-        let [out] = io.reals();
-        parallel::elements(out, |first, out| {
-            let (a, b) = (&a[first..], b.get(first..).unwrap_or_default());
-            match (self.pass, accumulate) {
-                (Pass::Fwd, _) => out.iter_mut().zip(a).for_each(|(y, &x)| *y = x.maximum(T::ZERO)),
-                (Pass::Bwd, false) => out.iter_mut().zip(a.iter().zip(b)).for_each(|(dx, g)| *dx = passed(g)),
-                (Pass::Bwd, true) => out.iter_mut().zip(a.iter().zip(b)).for_each(|(dx, g)| *dx += passed(g)),
+        match self.pass {
+            Pass::Fwd => {
+                let Fwd { x, mut y } = io.bind(Fwd::default());
+                let x = x.real();
+                parallel::elements(y.real(), |first, y| {
+                    y.iter_mut().zip(&x[first..]).for_each(|(y, &x)| *y = x.maximum(T::ZERO));
+                });
             }
-        });
+            Pass::Bwd => {
+                let Bwd { dy, y, mut dx } = io.bind(Bwd::default());
+                let (dy, y, adds) = (dy.real(), y.real(), dx.write == Write::Accumulate);
+                parallel::elements(dx.real(), |first, dx| {
+                    let gradients = dx.iter_mut().zip(dy[first..].iter().zip(&y[first..]));
+                    if adds {
+                        gradients.for_each(|(dx, g)| *dx += passed(g));
+                    } else {
+                        gradients.for_each(|(dx, g)| *dx = passed(g));
+                    }
+                });
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which kernels, on what grid.
 
-use super::{Node, Pass, Spec};
+use super::{Bwd, Fwd, Node, Pass, Spec};
 use crate::device::{Cost, Kernel, Launch, Target};
 use crate::ops::strips::{entries, for_dtype, Rows, Strips};
 use crate::ops::{touched, Arg, Io, Write};
@@ -36,7 +36,7 @@ pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &BWD[0], &BW
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
-    let (src, dst) = (&io.inputs[0], &io.outputs[0]);
+    let (src, dst) = ends(node, io);
     let Spec { x: [n, h, w, c], stride, lead, .. } = node.shortcut.spec;
     let [_, p, q, k] = node.shortcut.y_shape();
     let (entries, rows) = match node.pass {
@@ -71,11 +71,25 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, cost(node, target.dtype, io), views) }])
 }
 
+/// What is read and what is written.
+fn ends<'a>(node: &Node, io: &Io<'a>) -> (&'a Arg, &'a Arg) {
+    match node.pass {
+        Pass::Fwd => {
+            let Fwd { x, y } = io.bind(Fwd::default());
+            (x, y)
+        }
+        Pass::Bwd => {
+            let Bwd { dy, dx } = io.bind(Bwd::default());
+            (dy, dx)
+        }
+    }
+}
+
 /// Of x only the pixels that are kept count, of dy only the channels; a dx that is overwritten is so everywhere.
 fn cost(node: &Node, dtype: DType, io: &Io<'_>) -> Cost {
     let Spec { x: [n, h, w, c], stride, .. } = node.shortcut.spec;
     let mut cost = io.cost(node, dtype);
-    let (src, dst, element) = (&io.inputs[0], &io.outputs[0], dtype.bytes());
+    let ((src, dst), element) = (ends(node, io), dtype.bytes());
     let kept = |extent: usize| (0..extent).map(|i| i % stride == 0).collect::<Vec<_>>();
     let (lines, columns) = (kept(h), kept(w));
     let pixels = |x: &Arg| x.touched_pixels([n, h, w, c], element, [&lines, &columns]);

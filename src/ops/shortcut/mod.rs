@@ -7,6 +7,7 @@ mod reference;
 
 pub(crate) use launch::KERNELS;
 
+use super::operands::{call, Call, Operands, Written};
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
@@ -63,12 +64,42 @@ impl Shortcut {
     }
 }
 
+call! {
+    /// The forward pass.
+    #[derive(Copy)]
+    pub struct Fwd {
+        reads {
+            /// `[N,H,W,C]`.
+            x: I [one],
+        }
+        writes {
+            /// `[N,P,Q,K]`.
+            y: O [one],
+        }
+    }
+}
+
+call! {
+    /// The backward pass.
+    #[derive(Copy)]
+    pub struct Bwd {
+        reads {
+            /// The gradient of y.
+            dy: I [one],
+        }
+        writes {
+            /// The gradient of x; may be added to.
+            dx: O [one],
+        }
+    }
+}
+
 /// One pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// `x -> y`.
+    /// [`Fwd`].
     Fwd,
-    /// `dy -> dx`.
+    /// [`Bwd`].
     Bwd,
 }
 
@@ -89,24 +120,11 @@ impl Operator for Node {
         }
     }
 
-    fn inputs(&self) -> Vec<TensorType> {
+    fn operands(&self) -> Operands {
+        let (x, y) = (TensorType::real(self.shortcut.spec.x), TensorType::real(self.shortcut.y_shape()));
         match self.pass {
-            Pass::Fwd => vec![TensorType::real(self.shortcut.spec.x)],
-            Pass::Bwd => vec![TensorType::real(self.shortcut.y_shape())],
-        }
-    }
-
-    fn outputs(&self) -> Vec<TensorType> {
-        match self.pass {
-            Pass::Fwd => vec![TensorType::real(self.shortcut.y_shape())],
-            Pass::Bwd => vec![TensorType::real(self.shortcut.spec.x)],
-        }
-    }
-
-    fn accumulates(&self) -> &'static [usize] {
-        match self.pass {
-            Pass::Fwd => &[],
-            Pass::Bwd => &[0],
+            Pass::Fwd => Operands::of(Fwd { x: x.into(), y: y.into() }),
+            Pass::Bwd => Operands::of(Bwd { dy: y.into(), dx: Written::accumulated(x) }),
         }
     }
 
@@ -116,7 +134,8 @@ impl Operator for Node {
 
     fn gradient(&self, _needed: &[bool]) -> Result<Vec<Gradient>> {
         let op = Op::Shortcut(Self { shortcut: self.shortcut, pass: Pass::Bwd });
-        Ok(vec![Gradient::Node { op, sources: vec![Source::Grad(0)], targets: vec![Some(0)] }])
+        let Fwd { x, y } = <Fwd>::default().places();
+        Ok(vec![Gradient::node(op, Bwd { dy: Source::Grad(y), dx: Some(x) })])
     }
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {

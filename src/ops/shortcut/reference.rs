@@ -1,15 +1,24 @@
 //! The op in plain loops.
 
-use super::{Node, Pass, Spec};
-use crate::ops::{parallel, HostIo, HostOp, Write};
+use super::{Bwd, Fwd, Node, Pass, Spec};
+use crate::ops::{parallel, HostIo, HostOp, HostOut, Write};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
         let Spec { x: [n, h, w, c], k, stride, lead } = *self.shortcut.spec();
         let [_, p, q, _] = self.shortcut.y_shape();
-        let src = io.inputs[0].real();
-        let [dst] = io.reals();
+        let (src, mut dst) = match self.pass {
+            Pass::Fwd => {
+                let Fwd { x, y } = io.bind(Fwd::default());
+                (x.real(), y)
+            }
+            Pass::Bwd => {
+                let Bwd { dy, dx } = io.bind(Bwd::default());
+                (dy.real(), dx)
+            }
+        };
+        let dst = dst.real();
         dst.fill(T::ZERO);
         for n in 0..n {
             for i in 0..p {
@@ -28,12 +37,11 @@ impl<T: Real> HostOp<T> for Node {
     fn host(&self, io: &mut HostIo<'_, T>) {
         let Spec { x: [_, h, w, c], k, stride, lead } = *self.shortcut.spec();
         let [_, p, q, _] = self.shortcut.y_shape();
-        if self.pass == Pass::Fwd || io.writes[0] == Write::Overwrite {
+        let mut bwd = (self.pass == Pass::Bwd).then(|| io.bind(Bwd::default()));
+        let Some(Bwd { dy, dx: HostOut { to: dx, write: Write::Accumulate } }) = &mut bwd else {
             return self.reference(io);
-        }
-        let dy = io.inputs[0].real();
-        let [dx] = io.reals();
-        for (dx, dy) in dx.chunks_exact_mut(h * w * c).zip(dy.chunks_exact(p * q * k)) {
+        };
+        for (dx, dy) in dx.real().chunks_exact_mut(h * w * c).zip(dy.real().chunks_exact(p * q * k)) {
             for (pixel, dy) in dy.chunks_exact(k).enumerate() {
                 let x = (pixel / q * w + pixel % q) * stride * c;
                 parallel::add(&mut dx[x..x + c], &dy[lead..]);

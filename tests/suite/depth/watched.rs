@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex};
 use residuum::device::sim::SimOptions;
 use residuum::device::{Arch, Backend, Cost, Device, Kernel, Launch, Memory, View};
 use residuum::graph::Mode;
-use residuum::ops;
 use residuum::tensor::DType;
 use residuum::{Error, Result};
 
@@ -98,13 +97,13 @@ fn no_kernel_touches_anything_behind_a_closed_gate() {
     memory.write(0, bytemuck::cast_slice(&[0.0f32, 1.0])).unwrap();
     let gate = |at: usize| View::new(memory.clone(), at, 4).unwrap();
     let mut faults = 0;
-    for kernel in ops::kernels() {
+    for kernel in residuum::kernels() {
         let launch = launch_on_nothing(kernel);
         let closed = sim.launch(&launch.clone().gated(gate(0)));
         assert!(closed.is_ok(), "{}: {closed:?}", kernel.name);
         faults += usize::from(sim.launch(&launch.gated(gate(4))).is_err());
     }
-    let all = ops::kernels().count();
+    let all = residuum::kernels().count();
     assert!(10 * faults > 9 * all, "behind an open gate {faults} of {all} kernels notice that nothing is there");
 }
 

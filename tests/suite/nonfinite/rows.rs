@@ -1,17 +1,19 @@
 //! The table: every op with finite inputs.
 
 use residuum::ops::batch_norm::{self, BatchNorm};
-use residuum::ops::conv2d::{self, Conv2d, Epilogue as Output, Plan};
+use residuum::ops::conv2d::{self, BwdBias, BwdW, BwdX, Conv2d, Fwd, Plan};
 use residuum::ops::cross_entropy::{self, CrossEntropy};
-use residuum::ops::norm::{self, Epilogue, Prologue};
-use residuum::ops::norm_conv;
+use residuum::ops::load::Operand;
+use residuum::ops::norm::{self, Coefficients, Gradient};
 use residuum::ops::norm_pool;
 use residuum::ops::pool::{self, Kind, Pool};
-use residuum::ops::{add, block_end, concat, join, linear, relu, shortcut, Op};
+use residuum::ops::store::{Epilogue, Mask};
+use residuum::ops::{concat, linear, relu, shortcut, sum, Call, Op, Operator};
 use residuum::tensor::{Elem, TensorType};
 
-use crate::cases::norm::EPILOGUES;
-use crate::cases::norm_conv::{BOTH, DATA, ENDS, FORWARD, WEIGHT};
+use crate::cases::conv2d_fused::{BOTH, DATA, ENDS, FORWARD, WEIGHT};
+use crate::cases::elementwise::term;
+use crate::cases::norm::MASKS;
 use crate::cases::pool::{CASES, LARGE_AVERAGES};
 use crate::harness::{reference, Case, Data, Launcher, Random};
 
@@ -71,7 +73,7 @@ impl Row {
 
     /// Whether it is a plain convolution, whose sums come with the reference's infinities.
     pub fn is_convolution(&self) -> bool {
-        self.case.op.operator().name().starts_with("conv2d_")
+        matches!(&self.case.op, Op::Conv2d(node) if node.pass.is_plain())
     }
 
     /// Whether input `i` is the gate of a branch.
@@ -83,32 +85,36 @@ impl Row {
     /// their product is no part of the sum (an infinite weight, or in a weight's gradient an infinite dy; see
     /// [`conv2d`](residuum::ops::conv2d)), or those of a ReLU before the convolution.
     pub fn zeros(&self, (tensor, element): (usize, usize), o: usize, i: usize) -> bool {
-        use conv2d::Pass::{BwdW, BwdX};
-        // Whether it leaves dx, which output is dw, and from which input on dy is corrected.
-        let (conv, data, weights, correction) = match &self.case.op {
-            Op::Conv2d(node) => (node.conv, node.pass == BwdX, (node.pass == BwdW).then_some(0), None),
+        use conv2d::Pass;
+        let node = match &self.case.op {
+            Op::Conv2d(node) => node,
             Op::Linear(node) if node.pass == linear::Pass::BwdX => {
-                let c = self.case.op.operator().outputs()[0].shape.dims()[3];
-                return tensor == 1 && i % c == element % c;
+                let [.., c] = node.linear.w_shape();
+                return tensor == linear::BwdX::<()>::default().places().w && i % c == element % c;
             }
-            Op::NormConv(node) => match node.pass {
-                norm_conv::Pass::Fwd { .. } | norm_conv::Pass::FwdEnd { .. } => (node.conv, false, None, None),
-                norm_conv::Pass::BwdX { .. } => (node.conv, true, None, None),
-                norm_conv::Pass::BwdW { correction, .. } => (node.conv, false, Some(0), correction.map(|c| (2, c))),
-                norm_conv::Pass::Bwd { correction, .. } => (node.conv, true, Some(1), correction.map(|c| (3, c))),
-            },
             _ => return false,
         };
+        let (conv, loaded) = (node.conv, |operand: Operand<usize>| {
+            let mut inputs = Vec::new();
+            operand.map("", |_, input| inputs.push(input));
+            inputs
+        });
+        let (dy, w, dw) = match node.pass.places() {
+            Pass::Fwd(call) => (Vec::new(), Some(call.w), None),
+            Pass::BwdX(call) => (Vec::new(), Some(call.w), None),
+            Pass::BwdW(call) => (loaded(call.dy), None, Some(call.dw)),
+            Pass::Bwd(call) => (loaded(call.dy), Some(call.w), Some(call.dw)),
+            Pass::BwdBias(_) => return false,
+        };
         let (spec, [_, r, s, cg]) = (conv.spec(), conv.w_shape());
-        if weights == Some(o) {
-            let corrects = correction.is_some_and(|(y, c)| (y..y + 3 + usize::from(c.a)).contains(&tensor));
-            return (tensor == 0 || corrects) && element % spec.k == i / (r * s * cg);
+        if dw == Some(o) {
+            return dy.contains(&tensor) && element % spec.k == i / (r * s * cg);
         }
-        if tensor != 1 || weights == Some(0) {
+        if w != Some(tensor) {
             return false;
         }
         let k = element / (r * s * cg);
-        if data {
+        if !matches!(node.pass, Pass::Fwd(_)) {
             i % spec.c == k / (spec.k / spec.groups) * cg + element % cg
         } else {
             i % spec.k == k
@@ -134,20 +140,22 @@ pub fn elementwise() -> Vec<Row> {
     let mut rows = Vec::new();
     for shape in [SHAPE, [1, 2, 2, 24]] {
         for relu in [false, true] {
-            rows.push(Row::new(format!("add {shape:?} relu {relu}"), Op::Add(add::Node { shape: shape.into(), relu })));
-            for keep in [join::Keep::Gated, join::Keep::Scaled(0.5)] {
-                let node = join::Node { shape: shape.into(), keep, relu };
-                rows.push(Row::new(format!("join {shape:?} {keep:?} relu {relu}"), Op::Join(node)));
-            }
-            for affine in [[false, false], [true, false], [true, true]] {
-                let node =
-                    block_end::Node { shape, affine, activated: [false, !relu], gated: !relu, relu, signs: true };
-                rows.push(Row::new(format!("{node:?}"), Op::BlockEnd(node)));
-            }
+            let plain = sum::Node { relu, ..sum::Node::of(shape) };
+            let gated = sum::Node { form: sum::Fwd { gate: Some(()), ..plain.form }, ..plain.clone() };
+            let scaled = sum::Node { share: 0.5, ..plain.clone() };
+            let ends = [[false, false], [true, false], [true, true]].map(|[a, b]| {
+                let (a, b) = (term(a, false), term(b, !relu));
+                let form = sum::Fwd { a, b, gate: (!relu).then_some(()), signs: Some(()), ..plain.form };
+                sum::Node { form, ..plain.clone() }
+            });
+            let nodes = [plain, gated, scaled].into_iter().chain(ends);
+            rows.extend(nodes.map(|node| Row::new(format!("{node:?}"), Op::Sum(node))));
         }
         let op = |pass| Op::Relu(relu::Node { shape: shape.into(), pass });
         rows.push(Row::new(format!("relu fwd {shape:?}"), op(relu::Pass::Fwd)));
-        rows.push(Row::new(format!("relu bwd {shape:?}"), op(relu::Pass::Bwd)).choosing([1]));
+        rows.push(
+            Row::new(format!("relu bwd {shape:?}"), op(relu::Pass::Bwd)).choosing([<relu::Bwd>::default().places().y]),
+        );
         let spec = shortcut::Spec { x: shape, k: shape[3] + 5, stride: 2, lead: 2 };
         for pass in [shortcut::Pass::Fwd, shortcut::Pass::Bwd] {
             let shortcut = shortcut::Shortcut::new(spec).unwrap();
@@ -169,42 +177,45 @@ pub fn norms() -> Vec<Row> {
     for shape in [SHAPE, [5, 9, 9, 24]] {
         let bn = BatchNorm::new(batch_norm::Spec { x: shape, eps: 1e-5, momentum: 0.1 }).unwrap();
         for relu in [false, true] {
-            use batch_norm::Pass;
-            for pass in [Pass::Train { relu }, Pass::Infer { relu }, Pass::Fold { bias: relu, share: 0.5 }] {
-                rows.push(Row::new(format!("{pass:?} {shape:?}"), Op::BatchNorm(batch_norm::Node { bn, pass })));
-            }
-            let op = Op::BatchNorm(batch_norm::Node { bn, pass: Pass::Bwd { relu } });
-            rows.push(Row::new(format!("batch_norm bwd {shape:?} relu {relu}"), op).choosing([5]).multiplying([1]));
+            let forward = [bn.train(relu).unwrap(), bn.infer(relu), bn.fold(relu, 0.5)];
+            let row = |node: batch_norm::Node| {
+                Row::new(format!("{} {shape:?} relu {relu}", node.name()), Op::BatchNorm(node))
+            };
+            rows.extend(forward.map(row));
+            let at = batch_norm::Bwd { y: relu.then_some(()), ..batch_norm::Bwd::<()>::default() }.places();
+            rows.push(row(bn.bwd(relu)).choosing(at.y).multiplying([at.x]));
         }
         let row = |pass| Row::new(format!("{pass:?} {shape:?}"), Op::Norm(norm::Node { bn, pass }));
-        rows.extend([norm::Pass::Moments, norm::Pass::Affine].map(row));
+        rows.extend([norm::Pass::Measure, norm::Pass::Scale].map(row));
         for (lazy, bias) in [(false, false), (true, false), (false, true)] {
             // A bias before a batch norm has no gradient, but of numbers that are not finite.
-            rows.push(row(norm::Pass::Coefficients { lazy, bias }).multiplying(0..if bias { 5 } else { 0 }));
+            let (a, dbias) = ((!lazy).then_some(()), bias.then_some(()));
+            let pass = norm::Pass::Coefficients(Coefficients { a, dbias, ..Coefficients::default() });
+            rows.push(row(pass).multiplying(0..if bias { 5 } else { 0 }));
         }
-        for &epilogue in EPILOGUES {
-            rows.push(
-                row(norm::Pass::Gradient(epilogue)).choosing(masks(epilogue, 1)).multiplying(factors(epilogue, 1)),
-            );
+        for &mask in MASKS {
+            let form = Gradient { mask, sums: mask.sums(), ..Gradient::default() };
+            let at = form.places().mask;
+            rows.push(row(norm::Pass::Gradient(form)).choosing(masks(at)).multiplying(factors(at)));
         }
     }
     rows.into_iter().map(Row::sliced).collect()
 }
 
-/// The operands of an epilogue, which are inputs from `first` on, that say whether a ReLU was open.
-fn masks(epilogue: Epilogue, first: usize) -> Vec<usize> {
-    match epilogue {
-        Epilogue::Affine { relu: true, .. } => vec![first, first + 1, first + 2],
+/// The operands of a mask that say whether a ReLU was open.
+fn masks(mask: Mask<usize>) -> Vec<usize> {
+    match mask {
+        Mask::Affine { y, scale, shift, relu: true, .. } => vec![y, scale, shift],
         _ => Vec::new(),
     }
 }
 
 /// Those that are multiplied by the gradient: y and the mean of each batch norm, and a scale.
-fn factors(epilogue: Epilogue, first: usize) -> Vec<usize> {
-    match epilogue {
-        Epilogue::Affine { scaled: false, .. } => vec![first, first + 3],
-        Epilogue::Affine { scaled: true, .. } => vec![first, first + 1, first + 3],
-        Epilogue::Signs { norms, .. } => (first + 1..=first + 2 * norms).collect(),
+fn factors(mask: Mask<usize>) -> Vec<usize> {
+    let of_norms = mask.normalised().into_iter().flat_map(|n| [*n.y, *n.mean]);
+    match mask {
+        Mask::Affine { scale, scaled: true, .. } => of_norms.chain([scale]).collect(),
+        _ => of_norms.collect(),
     }
 }
 
@@ -228,15 +239,16 @@ pub fn poolings() -> Vec<Row> {
             rows.push(index(Row::new(format!("pool bwd {kind:?} {row:?}"), fwd(pool::Pass::Bwd))));
             let fused = |pass| Op::NormPool(norm_pool::Node { pool, pass });
             let relu = i % 2 == 0;
-            let op = fused(norm_pool::Pass::Fwd(Prologue { relu }));
+            let op = fused(norm_pool::Pass::Fwd { relu });
             // A shift moves all of a window, so that it chooses nothing, unless it is NaN.
             let choice = (kind == Kind::Max).then_some(2);
             rows.push(Row::new(format!("norm_pool {kind:?} {row:?} relu {relu}"), op).multiplying(choice));
-            for epilogue in [EPILOGUES[i % 4], EPILOGUES[4 + i % 4]] {
-                let op = fused(norm_pool::Pass::Bwd(epilogue));
-                let first = 1 + usize::from(kind == Kind::Max);
-                let row = Row::new(format!("norm_pool bwd {kind:?} {row:?} {epilogue:?}"), op);
-                rows.push(index(row.choosing(masks(epilogue, first)).multiplying(factors(epilogue, first))));
+            for mask in [MASKS[i % 4], MASKS[4 + i % 4]] {
+                let op = fused(norm_pool::Pass::Bwd(mask));
+                let mut next = 1 + usize::from(kind == Kind::Max)..;
+                let at = mask.map(|_, ()| next.next().expect("any number"));
+                let row = Row::new(format!("norm_pool bwd {kind:?} {row:?} {mask:?}"), op);
+                rows.push(index(row.choosing(masks(at)).multiplying(factors(at))));
             }
         }
     }
@@ -248,19 +260,22 @@ pub fn losses() -> Vec<Row> {
     let mut rows = Vec::new();
     for (n, classes, smoothing) in [(3, 7, 0.0), (2, 300, 0.0), (3, 10, 0.1)] {
         let spec = cross_entropy::Spec { n, classes, smoothing, grad_scale: 2.0 };
-        for pass in [cross_entropy::Pass::Fwd, cross_entropy::Pass::Bwd, cross_entropy::Pass::ScaledBwd] {
+        use cross_entropy::{Bwd, Pass};
+        let scaled = Bwd { loss_scale: Some(()), ..Bwd::default() };
+        for pass in [Pass::Fwd, Pass::Bwd(Bwd::default()), Pass::Bwd(scaled)] {
             let op = Op::CrossEntropy(cross_entropy::Node { loss: CrossEntropy::new(spec).unwrap(), pass });
             let name = format!("cross_entropy {pass:?} {spec:?}");
             let mut row = Row::new(name.clone(), op);
-            row.case.inputs[1] = Data::Index(Random::new(&name).labels(n, classes));
-            row.counts.extend((pass == cross_entropy::Pass::Fwd).then_some(1));
+            row.case.inputs[scaled.places().labels] = Data::Index(Random::new(&name).labels(n, classes));
+            row.counts.extend((pass == Pass::Fwd).then_some(1));
             rows.push(row);
         }
     }
     let linear = linear::Linear::new(linear::Spec { x: [3, 2, 1, 8], k: 10 }).unwrap();
-    for pass in [linear::Pass::Fwd { bias: true }, linear::Pass::BwdX, linear::Pass::BwdW, linear::Pass::BwdBias] {
-        rows.push(Row::new(format!("linear {pass:?}"), Op::Linear(linear::Node { linear, pass })));
-    }
+    use linear::Pass::{BwdBias, BwdW, BwdX};
+    let backward = [BwdX, BwdW, BwdBias].map(|pass| linear::Node { linear, pass });
+    let nodes = std::iter::once(linear.fwd(true)).chain(backward);
+    rows.extend(nodes.map(|node| Row::new(node.name(), Op::Linear(node))));
     rows
 }
 
@@ -285,22 +300,28 @@ pub fn convolutions() -> Vec<(Conv2d, bool)> {
     all.map(|conv| (conv, false)).into_iter().chain(stems.map(|conv| (conv, true))).collect()
 }
 
-const PLAIN: Output = Output { scale: false, shift: false, residual: false, relu: false };
-
-/// The passes of conv2d.
+/// The plain passes of conv2d.
 pub fn products(conv: Conv2d) -> Vec<conv2d::Node> {
-    let full = Output { scale: true, shift: true, residual: true, relu: true };
-    use conv2d::Pass::{BwdBias, BwdW, BwdX, Fwd};
-    [Fwd(PLAIN), Fwd(full), BwdX, BwdW, BwdBias].map(|pass| conv2d::Node { conv, pass }).into()
+    use conv2d::Pass;
+    let epilogue = Epilogue { scale: Some(()), shift: Some(()), residual: Some(()), relu: true };
+    let full = Pass::Fwd(Fwd { epilogue, ..Fwd::default() });
+    let backward = [Pass::BwdX(BwdX::default()), Pass::BwdW(BwdW::default()), Pass::BwdBias(BwdBias::default())];
+    [Pass::fwd(false), full].into_iter().chain(backward).map(|pass| conv2d::Node { conv, pass }).collect()
 }
 
 /// A pass of conv2d, as it is chosen.
 pub fn convolution(node: conv2d::Node) -> Row {
+    use conv2d::Pass;
     let row = Row::new(format!("{node:?}"), Op::Conv2d(node));
-    let weights = matches!(node.pass, conv2d::Pass::Fwd(_) | conv2d::Pass::BwdX);
-    let rectified =
-        if matches!(node.pass, conv2d::Pass::Fwd(Output { relu: true, .. })) { vec![0] } else { Vec::new() };
-    Row { case: row.case.with_weights(if weights { &[1] } else { &[] }), rectified, ..row }
+    let mask = match node.pass.places() {
+        Pass::BwdX(call) => call.mask,
+        Pass::Bwd(call) => call.mask,
+        _ => None,
+    };
+    let (chooses, multiplied) = mask.map_or((Vec::new(), Vec::new()), |mask| (masks(mask), factors(mask)));
+    let relu = matches!(node.pass, Pass::Fwd(Fwd { epilogue: Epilogue { relu: true, .. }, .. }));
+    let rectified = if relu { vec![0] } else { Vec::new() };
+    Row { chooses, multiplied, rectified, ..row }
 }
 
 /// The same by `plan`.
@@ -313,72 +334,38 @@ pub fn planned(node: conv2d::Node, plan: Plan) -> Row {
     Row { case: Case { name: format!("{} in {}", plan.kernel(), plan.splits()), ..case }, ..row }
 }
 
-/// Fused passes with every part.
-pub fn fused(conv: Conv2d, stem: bool) -> Vec<norm_conv::Node> {
+/// Passes that load and store with more operands, with every part.
+pub fn fused(conv: Conv2d, stem: bool) -> Vec<conv2d::Node> {
     let mut passes = vec![FORWARD[1], WEIGHT[2]];
     if !stem {
         passes.extend([FORWARD[0], FORWARD[5], DATA[0], DATA[2], DATA[3], WEIGHT[0], BOTH[0], BOTH[2]]);
     }
-    passes.extend(norm_conv::allows_end(&conv).then_some(ENDS[1]));
-    passes.into_iter().map(|(_, pass)| norm_conv::Node { conv, pass }).collect()
-}
-
-/// A fused pass, as it is chosen.
-pub fn fused_convolution(node: norm_conv::Node) -> Row {
-    use norm_conv::Pass::{Bwd, BwdW, BwdX};
-    let row = Row::new(format!("{node:?}"), Op::NormConv(node));
-    let (chooses, multiplied) = match node.pass {
-        BwdX { epilogue: Some(e), .. } | Bwd { epilogue: Some(e), .. } => {
-            let first = row.case.inputs.len() - e.operands([1; 4]).len();
-            (masks(e, first), factors(e, first))
-        }
-        _ => (Vec::new(), Vec::new()),
-    };
-    let weights: &'static [usize] = if matches!(node.pass, BwdW { .. }) { &[] } else { &[1] };
-    let relu = matches!(node.pass, norm_conv::Pass::Fwd { epilogue: Output { relu: true, .. }, .. });
-    let rectified = if relu { vec![0] } else { Vec::new() };
-    Row { case: row.case.with_weights(weights), chooses, multiplied, rectified, ..row }
-}
-
-/// The same by `plan`.
-pub fn planned_fused(node: norm_conv::Node, plan: Plan) -> Row {
-    let row = fused_convolution(node);
-    let case = row.case.launched_by(Launcher {
-        scratch_bytes: Box::new(move |target| node.scratch_bytes_with(target, plan)),
-        launches: Box::new(move |target, io| node.launches_with(target, io, plan)),
-    });
-    Row { case: Case { name: format!("{} in {}", plan.kernel(), plan.splits()), ..case }, ..row }
+    passes.extend(conv.can_load_sum().then_some(ENDS[1]));
+    passes.into_iter().map(|(_, pass)| conv2d::Node { conv, pass }).collect()
 }
 
 /// The names of all ops.
-pub const OPS: [&str; 41] = [
-    "add_fwd",
+pub const OPS: [&str; 38] = [
     "batch_norm_bwd",
     "batch_norm_fold",
     "batch_norm_infer",
     "batch_norm_train",
-    "block_end_fwd",
     "concat_bwd",
     "concat_fwd",
+    "conv2d_bwd",
     "conv2d_bwd_bias",
     "conv2d_bwd_w",
     "conv2d_bwd_x",
     "conv2d_fwd",
+    "conv2d_fwd_end",
     "cross_entropy_bwd",
     "cross_entropy_fwd",
-    "join_gated",
-    "join_scaled",
     "linear_bwd_bias",
     "linear_bwd_w",
     "linear_bwd_x",
     "linear_fwd",
     "norm_affine",
     "norm_coefficients",
-    "norm_conv_bwd",
-    "norm_conv_bwd_w",
-    "norm_conv_bwd_x",
-    "norm_conv_fwd",
-    "norm_conv_fwd_end",
     "norm_gradient",
     "norm_moments",
     "norm_pool_avg_bwd",
@@ -393,4 +380,8 @@ pub const OPS: [&str; 41] = [
     "relu_fwd",
     "shortcut_bwd",
     "shortcut_fwd",
+    "sum_end",
+    "sum_fwd",
+    "sum_gated",
+    "sum_scaled",
 ];

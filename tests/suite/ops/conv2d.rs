@@ -5,18 +5,25 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use proptest::prelude::*;
 
 use residuum::device::{Arch, Cost, Target, View};
-use residuum::ops::conv2d::{Conv2d, Epilogue, Node, Pass, Plan, Spec};
+use residuum::ops::conv2d::{BwdBias, BwdW, BwdX, Conv2d, Fwd, Node, Pass, Plan, Spec};
+use residuum::ops::load::{Load, Operand};
+use residuum::ops::store::Epilogue;
 use residuum::ops::{Arg, Io, Op, Operator, Write};
 use residuum::tensor::{DType, TensorType};
 
 use crate::bounds;
 use crate::cases::conv2d::{crossed, layers, odd, peers, stems, widths, Row};
 use crate::harness::{
-    check_dtype, check_refused, machines, reference, Case, Compare, Data, Launcher, Random, Sweep, DTYPES,
+    check_dtype, check_refused, machines, places, reference, Case, Compare, Data, Launcher, Random, Sweep, DTYPES,
 };
 
-const PLAIN: Pass = Pass::Fwd(Epilogue { scale: false, shift: false, residual: false, relu: false });
-const PRODUCTS: [Pass; 3] = [PLAIN, Pass::BwdX, Pass::BwdW];
+const AS_IS: Operand = Operand { value: (), load: Load::AsIs };
+const NO_EPILOGUE: Epilogue = Epilogue { scale: None, shift: None, residual: None, relu: false };
+const FWD: Pass = Pass::Fwd(Fwd { x: AS_IS, w: (), epilogue: NO_EPILOGUE, y: (), moments: None, end: None });
+const BWD_X: Pass = Pass::BwdX(BwdX { dy: AS_IS, w: (), mask: None, dx: (), sums: None });
+const BWD_W: Pass = Pass::BwdW(BwdW { dy: AS_IS, x: AS_IS, dw: () });
+const BWD_BIAS: Pass = Pass::BwdBias(BwdBias { dy: (), dbias: () });
+const PRODUCTS: [Pass; 3] = [FWD, BWD_X, BWD_W];
 
 /// Whether the long lists run: RESIDUUM_LONG=1.
 fn long() -> bool {
@@ -29,8 +36,8 @@ fn terms(node: &Node) -> usize {
     let spec = node.conv.spec();
     match node.pass {
         Pass::Fwd(_) => r * s * cg,
-        Pass::BwdX => r * s * spec.k / spec.groups,
-        Pass::BwdW | Pass::BwdBias => spec.n * node.conv.output().iter().product::<usize>(),
+        Pass::BwdX(_) | Pass::Bwd(_) => r * s * spec.k / spec.groups,
+        Pass::BwdW(_) | Pass::BwdBias(_) => spec.n * node.conv.output().iter().product::<usize>(),
     }
 }
 
@@ -38,7 +45,7 @@ fn terms(node: &Node) -> usize {
 /// benchdnn, `get_safe_n_acc`).
 fn integers(name: &str, node: &Node, dtype: DType) -> Vec<Data> {
     let mut random = Random::new(name);
-    let stored_in_f32 = matches!(node.pass, Pass::BwdW | Pass::BwdBias);
+    let stored_in_f32 = matches!(node.pass, Pass::BwdW(_) | Pass::BwdBias(_));
     let (most, digits) = match dtype {
         DType::F32 => (32, 24),
         DType::F16 => (2, if stored_in_f32 { 24 } else { 11 }),
@@ -47,16 +54,15 @@ fn integers(name: &str, node: &Node, dtype: DType) -> Vec<Data> {
     let safe = ((1u64 << digits) / (most * most) as u64) as usize;
     let period = terms(node).div_ceil(safe);
     let mut inputs: Vec<Data> = Vec::new();
-    for (i, ty) in node.inputs().iter().enumerate() {
-        let period = if i == 0 { period } else { 1 };
-        inputs.push(Data::Real(random.sparse(ty.shape.len(), -most, most, period)));
+    for (name, read) in node.operands().reads {
+        let thin = name == "dy" || (name == "x" && matches!(node.pass, Pass::Fwd(_)));
+        inputs.push(Data::Real(random.sparse(read.ty.shape.len(), -most, most, if thin { period } else { 1 })));
     }
     inputs
 }
 
 fn exact(name: &str, node: Node, dtype: DType) -> Case {
-    let case = Case::exact(format!("{name} {}", node.name()), Op::Conv2d(node), integers(name, &node, dtype));
-    case.with_weights(if matches!(node.pass, Pass::Fwd(_) | Pass::BwdX) { &[1] } else { &[] })
+    Case::exact(format!("{name} {}", node.name()), Op::Conv2d(node), integers(name, &node, dtype))
 }
 
 /// Bounds on a sum of products, from the sum of their magnitudes.
@@ -109,7 +115,7 @@ fn on_all_cores(rows: &[Row], check: impl Fn(&Row) + Sync) {
 /// Every pass of every row in every dtype, dense and as slices of wider tensors, on one schedule.
 fn check_rows(rows: &[Row]) {
     on_all_cores(rows, |row| {
-        for pass in PRODUCTS.into_iter().chain([Pass::BwdBias]) {
+        for pass in PRODUCTS.into_iter().chain([BWD_BIAS]) {
             let node = Node { conv: row.conv(), pass };
             for dtype in DTYPES {
                 check_dtype(&exact(&row.name, node, dtype).sliced(), dtype, Sweep::Quick);
@@ -163,14 +169,15 @@ fn launched(name: &str, pass: Pass, stride: usize) -> Option<(&'static str, Cost
     let node = Node { conv: named(name).conv(), pass };
     let backend = &machines(Sweep::Quick).next()?.backend;
     let target = Target { arch: backend.arch(), dtype: DType::BF16 };
-    let bound = |(i, ty): (usize, &TensorType)| {
+    let bound = |name: &str, ty: &TensorType| {
         let [.., c] = *ty.shape.dims() else { panic!("channels") };
-        let pixel_stride = if i == usize::from(pass == Pass::BwdW) { stride } else { c };
+        let pixel_stride = if name == "x" { stride } else { c };
         let bytes = ty.shape.len() / c * pixel_stride * 4;
         Arg { view: View::whole(backend.allocate(bytes).expect("memory")), pixel_stride, write: Write::Overwrite }
     };
-    let inputs: Vec<Arg> = node.inputs().iter().enumerate().map(bound).collect();
-    let outputs: Vec<Arg> = node.outputs().iter().map(|ty| bound((usize::MAX, ty))).collect();
+    let operands = node.operands();
+    let inputs: Vec<Arg> = operands.reads.iter().map(|(name, read)| bound(name, &read.ty)).collect();
+    let outputs: Vec<Arg> = operands.writes.iter().map(|(name, written)| bound(name, &written.ty)).collect();
     let scratch = View::whole(backend.allocate(node.scratch_bytes(target).max(1)).expect("memory"));
     let io = Io { inputs: &inputs, outputs: &outputs, scratch: Some(&scratch) };
     let launch = node.launches(target, &io).expect("launches").remove(0);
@@ -179,10 +186,10 @@ fn launched(name: &str, pass: Pass, stride: usize) -> Option<(&'static str, Cost
 
 #[test]
 fn the_layout_of_x_decides_between_the_kernels() {
-    for (pass, y) in [(PLAIN, "fwd"), (Pass::BwdW, "bwd_w")] {
+    for (pass, y) in [(FWD, "fwd"), (BWD_W, "bwd_w")] {
         let Some((stem, cost)) = launched("imagenet stem", pass, 4) else { return };
         assert!(stem.starts_with(&format!("conv2d_{y}_bf16")) && stem.ends_with("_stem"), "{stem}");
-        let other = if pass == PLAIN { 64 * 7 * 7 * 3 } else { 11 * 10 * 64 };
+        let other = if pass == FWD { 64 * 7 * 7 * 3 } else { 11 * 10 * 64 };
         // Whole sectors, wherever x begins in one.
         let (pads, x) = (2 * 21 * 19 * 4, cost.bytes_read - 2 * other);
         assert!((pads..pads + 64).contains(&x), "the pad travels along: {x} bytes of x, {pads} with its pads");
@@ -256,9 +263,9 @@ fn every_tile_is_exact_with_and_without_splits() {
 fn every_epilogue_is_exact() {
     let row = named("cifar 64");
     for bits in 0..16 {
-        let on = |bit: u32| bits >> bit & 1 == 1;
-        let epilogue = Epilogue { scale: on(0), shift: on(1), residual: on(2), relu: on(3) };
-        let node = Node { conv: row.conv(), pass: Pass::Fwd(epilogue) };
+        let on = |bit: u32| (bits >> bit & 1 == 1).then_some(());
+        let epilogue = Epilogue { scale: on(0), shift: on(1), residual: on(2), relu: on(3).is_some() };
+        let node = Node { conv: row.conv(), pass: Pass::Fwd(Fwd { epilogue, ..Fwd::default() }) };
         for dtype in DTYPES {
             let case = exact(&format!("epilogue {bits}"), node, dtype).sliced();
             check_dtype(&case, dtype, Sweep::Quick);
@@ -272,7 +279,7 @@ fn every_epilogue_is_exact() {
 #[test]
 fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
     for row in ["cifar 16 to 32", "primes", "long reduction"].map(named) {
-        for pass in PRODUCTS.into_iter().chain([Pass::BwdBias]) {
+        for pass in PRODUCTS.into_iter().chain([BWD_BIAS]) {
             let node = Node { conv: row.conv(), pass };
             let case = bounded(&row.name, node, reals(&row.name, &node));
             for dtype in DTYPES {
@@ -288,8 +295,7 @@ fn packed_groups_and_stems_are_within_bounds_and_the_same_on_every_schedule() {
         for pass in PRODUCTS {
             let node = Node { conv: row.conv(), pass };
             let case = bounded(&row.name, node, reals(&row.name, &node));
-            let weights: &[usize] = if pass == Pass::BwdW { &[] } else { &[1] };
-            let case = case.with_weights(weights).padded();
+            let case = case.padded();
             for dtype in DTYPES {
                 check_dtype(&case, dtype, Sweep::TensorCores);
             }
@@ -304,8 +310,9 @@ fn a_missing_product_is_refused() {
         let node = Node { conv: row.conv(), pass };
         let inputs = reals(&row.name, &node);
         let mut without = inputs.clone();
-        let Data::Real(weights) = &mut without[1] else { panic!("numbers") };
-        weights[7] = 0.0;
+        let factor = if pass == BWD_W { "x" } else { "w" };
+        let Data::Real(factors) = &mut without[places(&node, factor)[0]] else { panic!("numbers") };
+        factors[7] = 0.0;
         check_refused(&bounded(&row.name, node, inputs), &without, &DTYPES);
     }
 }

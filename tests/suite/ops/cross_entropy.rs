@@ -1,16 +1,19 @@
 //! The loss: bounded; the number of right answers is exact.
 
-use residuum::ops::cross_entropy::{CrossEntropy, Node, Pass, Spec};
-use residuum::ops::Op;
+use residuum::ops::cross_entropy::{Bwd, CrossEntropy, Fwd, Node, Pass, Spec};
+use residuum::ops::{Call, Op};
 
 use crate::bounds;
 use crate::cases::cross_entropy::CASES;
-use crate::harness::{check, check_refused, reference, Case, Compare, Data, Judged, Random, Sweep, DTYPES};
+use crate::harness::{check, check_refused, reference, Case, Compare, Data, Random, Sweep, DTYPES};
 use crate::host::outputs;
 
 fn op(spec: Spec, pass: Pass) -> Op {
     Op::CrossEntropy(Node { loss: CrossEntropy::new(spec).unwrap(), pass })
 }
+
+/// The backward pass with a loss scale in memory.
+const SCALED: Bwd = Bwd { logits: (), labels: (), loss_scale: Some(()), dlogits: () };
 
 fn inputs(name: &str, spec: &Spec) -> Vec<Data> {
     let mut random = Random::new(name);
@@ -25,19 +28,20 @@ fn inputs(name: &str, spec: &Spec) -> Vec<Data> {
 }
 
 /// The largest distance between two logits of an image.
-fn range(j: &Judged<'_>, classes: usize) -> f64 {
+fn range(logits: &Data, classes: usize) -> f64 {
     let of = |row: &[f64]| {
         let (low, high) = row.iter().fold((f64::MAX, f64::MIN), |(a, b), &v| (a.min(v), b.max(v)));
         high - low
     };
-    j.inputs[0].real().chunks(classes).map(of).fold(0.0, f64::max)
+    logits.real().chunks(classes).map(of).fold(0.0, f64::max)
 }
 
 fn fwd(spec: Spec) -> Case {
     let name = format!("cross_entropy fwd {spec:?}");
     let inputs = inputs(&name, &spec);
     Case::bounded(name, op(spec, Pass::Fwd), inputs, move |j| {
-        let range = range(j, spec.classes);
+        let Fwd { logits, .. } = <Fwd>::default().with(j.inputs, j.outputs);
+        let range = range(logits, spec.classes);
         let largest = range + (spec.classes as f64).ln();
         let bound = bounds::mean_loss(spec.n, largest, bounds::image_loss(spec.classes, range));
         vec![Compare::Within(vec![bound]), Compare::Exact]
@@ -47,23 +51,23 @@ fn fwd(spec: Spec) -> Case {
 fn bwd(spec: Spec) -> Case {
     let name = format!("cross_entropy bwd {spec:?}");
     let inputs = inputs(&name, &spec);
-    bounded_bwd(name, spec, Pass::Bwd, inputs)
+    bounded_bwd(name, spec, Bwd::default(), inputs)
 }
 
-/// With a loss scale in memory.
 fn scaled_bwd(spec: Spec, loss_scale: f64) -> Case {
     let name = format!("cross_entropy bwd {spec:?} loss scale {loss_scale}");
     let mut inputs = inputs(&name, &spec);
     inputs.push(Data::Real(vec![loss_scale]));
-    bounded_bwd(name, spec, Pass::ScaledBwd, inputs)
+    bounded_bwd(name, spec, SCALED, inputs)
 }
 
-fn bounded_bwd(name: String, spec: Spec, pass: Pass, inputs: Vec<Data>) -> Case {
-    Case::bounded(name, op(spec, pass), inputs, move |j| {
-        let loss_scale = j.inputs.get(2).map_or(1.0, |scale| scale.real()[0]);
-        let (range, scale) = (range(j, spec.classes), loss_scale * spec.grad_scale / spec.n as f64);
-        let bound = j.outputs[0].real().iter().enumerate().map(|(i, d)| {
-            let right = label(&j.inputs[1], i / spec.classes) == i % spec.classes;
+fn bounded_bwd(name: String, spec: Spec, form: Bwd, inputs: Vec<Data>) -> Case {
+    Case::bounded(name, op(spec, Pass::Bwd(form)), inputs, move |j| {
+        let Bwd { logits, labels, loss_scale, dlogits } = form.with(j.inputs, j.outputs);
+        let loss_scale = loss_scale.map_or(1.0, |scale| scale.real()[0]);
+        let (range, scale) = (range(logits, spec.classes), loss_scale * spec.grad_scale / spec.n as f64);
+        let bound = dlogits.real().iter().enumerate().map(|(i, d)| {
+            let right = label(labels, i / spec.classes) == i % spec.classes;
             let target = spec.smoothing / spec.classes as f64 + if right { 1.0 - spec.smoothing } else { 0.0 };
             bounds::logit_gradient(spec.classes, range, scale, d / scale + target, target)
         });
@@ -95,7 +99,7 @@ fn the_loss_scale_is_read_from_memory() {
     }
     let case = scaled_bwd(CASES[1], 16.0);
     let mut wrong = case.inputs.clone();
-    wrong[2] = Data::Real(vec![32.0]);
+    wrong[SCALED.places().loss_scale.unwrap()] = Data::Real(vec![32.0]);
     check_refused(&case, &wrong, &DTYPES);
 }
 
@@ -104,7 +108,7 @@ fn a_wrong_label_is_found() {
     for &spec in CASES.iter().filter(|s| s.classes > 1) {
         for case in [fwd(spec), bwd(spec)] {
             let mut wrong = case.inputs.clone();
-            let Data::Index(labels) = &mut wrong[1] else { unreachable!() };
+            let Data::Index(labels) = &mut wrong[SCALED.places().labels] else { unreachable!() };
             let last = labels.len() - 1;
             labels[last] = (labels[last] + 1) % spec.classes as i32;
             check_refused(&case, &wrong, &DTYPES);
@@ -117,9 +121,10 @@ fn a_wrong_label_is_found() {
 fn a_lost_class_is_found() {
     let spec = Spec { n: 1, classes: 300, smoothing: 0.1, grad_scale: 1.0 };
     for mut case in [fwd(spec), bwd(spec)] {
-        case.inputs[0] = Data::Real(Random::new("lost class").normals(300, 0.0, 1.0));
+        let at = SCALED.places().logits;
+        case.inputs[at] = Data::Real(Random::new("lost class").normals(300, 0.0, 1.0));
         let mut wrong = case.inputs.clone();
-        let Data::Real(logits) = &mut wrong[0] else { unreachable!() };
+        let Data::Real(logits) = &mut wrong[at] else { unreachable!() };
         logits[299] -= 20.0;
         check_refused(&case, &wrong, &DTYPES);
     }
@@ -156,7 +161,7 @@ fn non_finite_logits_are_torchs() {
         let inputs = vec![Data::Real(logits.into()), Data::Index(vec![0])];
         let near =
             |found: f64, want: f64| found == want || (found.is_nan() && want.is_nan()) || (found - want).abs() < 1e-5;
-        for pass in [Pass::Fwd, Pass::Bwd] {
+        for pass in [Pass::Fwd, Pass::Bwd(Bwd::default())] {
             let op = op(spec, pass);
             let want = if pass == Pass::Fwd { vec![loss] } else { gradient.into() };
             let hosts = [

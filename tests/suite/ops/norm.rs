@@ -3,7 +3,7 @@
 use residuum::device::{Launch, View};
 use residuum::ops::batch_norm::{BatchNorm, Spec};
 use residuum::ops::norm::merge::{self, BandRows, Bands};
-use residuum::ops::norm::{Node, Pass};
+use residuum::ops::norm::{Coefficients, Node, Pass};
 use residuum::ops::Op;
 
 use super::batch_norm::{channels_of, exact_input, powers};
@@ -142,14 +142,14 @@ fn moments_exact() {
     for &shape in EXACT_SHAPES {
         let name = format!("norm moments exact {shape:?}");
         let x = exact_input(&mut Random::new(&name), shape);
-        check(&Case::exact(name, op(shape, 1.0, Pass::Moments), vec![Data::Real(x)]).sliced(), Sweep::Schedules);
+        check(&Case::exact(name, op(shape, 1.0, Pass::Measure), vec![Data::Real(x)]).sliced(), Sweep::Schedules);
     }
 }
 
 fn moments_case(shape: [usize; 4], mean: f64) -> Case {
     let name = format!("norm moments {shape:?} mean {mean}");
     let x = Random::new(&name).normals(shape.iter().product(), mean, 1.0);
-    Case::bounded(name, op(shape, 1.0, Pass::Moments), vec![Data::Real(x)], move |j| {
+    Case::bounded(name, op(shape, 1.0, Pass::Measure), vec![Data::Real(x)], move |j| {
         let all = channels_of(j.inputs[0].real(), shape[3]);
         let (means, vars) = all.iter().map(|c| (c.mean_bound(), c.var_bound())).unzip();
         vec![Compare::Within(means), Compare::Within(vars)]
@@ -206,7 +206,7 @@ fn affine() {
             let off = bounds::moved(7.0, 16.0 * m / (m - 1.0), 0.5, 0.0);
             [vec![Compare::Exact; 3], vec![Compare::Within(vec![off; channels])]].concat()
         };
-        let case = Case::bounded(name, op(shape, 0.25, Pass::Affine), inputs.map(Data::Real).into(), judge);
+        let case = Case::bounded(name, op(shape, 0.25, Pass::Scale), inputs.map(Data::Real).into(), judge);
         check(&case.updating(updates.into()), Sweep::Schedules);
     }
 }
@@ -219,11 +219,8 @@ fn affine_of_real_numbers() {
     let mut random = Random::new("norm affine of real numbers");
     let inputs = [(0.5, 1.5), (-1.0, 1.0), (-3.0, 3.0), (0.1, 4.0)].map(|(a, b)| random.reals(channels, a, b));
     let updates = [random.reals(channels, -1.0, 1.0), random.reals(channels, 0.5, 2.0)].map(Data::Real);
-    let case = Case::bounded(
-        "norm affine of real numbers",
-        op(shape, eps, Pass::Affine),
-        inputs.map(Data::Real).into(),
-        |j| {
+    let case =
+        Case::bounded("norm affine of real numbers", op(shape, eps, Pass::Scale), inputs.map(Data::Real).into(), |j| {
             let magnitude = |i: usize| {
                 let [_, beta, mean, _] = [0, 1, 2, 3].map(|i| j.inputs[i].real());
                 let scale = j.outputs[0].real();
@@ -236,9 +233,8 @@ fn affine_of_real_numbers() {
                 }
             };
             (0..4).map(|i| Compare::Within(magnitude(i))).collect()
-        },
-    )
-    .updating(updates.into());
+        })
+        .updating(updates.into());
     check(&case, Sweep::Schedules);
     let mut wrong = case.inputs.clone();
     let biased = wrong[3].real().iter().map(|v| v * 104.0 / 105.0).collect();
@@ -261,7 +257,9 @@ fn coefficients() {
                 variances(&mut random, channels),
             ];
             let inputs = inputs.map(Data::Real).into();
-            check(&Case::exact(name, op(shape, 0.25, Pass::Coefficients { lazy, bias }), inputs), Sweep::Schedules);
+            let (a, dbias) = ((!lazy).then_some(()), bias.then_some(()));
+            let pass = Pass::Coefficients(Coefficients { a, dbias, ..Coefficients::default() });
+            check(&Case::exact(name, op(shape, 0.25, pass), inputs), Sweep::Schedules);
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Pooling with a batch norm and a ReLU before it: exact, but for divisors that are no powers of two.
 
-use residuum::ops::norm::{Epilogue, Prologue};
 use residuum::ops::norm_pool::{Node, Pass};
 use residuum::ops::pool::{self, Kind, Pool, Spec};
+use residuum::ops::store::Mask;
 use residuum::ops::Op;
 
 use super::batch_norm::powers;
 use super::norm_gradient::operands;
 use crate::bounds;
-use crate::cases::norm::EPILOGUES;
+use crate::cases::norm::MASKS;
 use crate::cases::pool::{Case as Row, CASES, LARGEST_MAX, LARGE_AVERAGES};
 use crate::harness::{check, check_refused, reference, Case, Compare, Data, Judged, Random, Sweep, DTYPES};
 
@@ -24,7 +24,7 @@ fn forward(row: &Row, kind: Kind, relu: bool) -> Case {
     let mut random = Random::new(&name);
     let c = row.x[3];
     let inputs = [random.integers(row.x.iter().product(), -4, 4), powers(&mut random, c), random.integers(c, -3, 3)];
-    let op = Op::NormPool(Node { pool: pool(row, kind), pass: Pass::Fwd(Prologue { relu }) });
+    let op = Op::NormPool(Node { pool: pool(row, kind), pass: Pass::Fwd { relu } });
     let inputs = inputs.map(Data::Real).into();
     if kind == Kind::Max {
         return Case::exact(name, op, inputs).sliced();
@@ -63,9 +63,9 @@ fn a_wrong_shift_is_found() {
     }
 }
 
-fn backward(row: &Row, kind: Kind, epilogue: Epilogue) -> Case {
+fn backward(row: &Row, kind: Kind, mask: Mask) -> Case {
     let pool = pool(row, kind);
-    let name = format!("norm_pool bwd {kind:?} {row:?} {epilogue:?}");
+    let name = format!("norm_pool bwd {kind:?} {row:?} {mask:?}");
     let mut random = Random::new(&name);
     let dy = Data::Real(random.integers(pool.y_shape().iter().product(), -8, 8));
     let mut inputs = vec![dy.clone()];
@@ -74,8 +74,8 @@ fn backward(row: &Row, kind: Kind, epilogue: Epilogue) -> Case {
         let fwd = Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd });
         inputs.push(reference(&fwd, &[x], &[]).remove(1));
     }
-    inputs.extend(operands(&mut random, epilogue, row.x));
-    let op = Op::NormPool(Node { pool, pass: Pass::Bwd(epilogue) });
+    inputs.extend(operands(&mut random, mask, row.x));
+    let op = Op::NormPool(Node { pool, pass: Pass::Bwd(mask) });
     let [p, q] = pool.output();
     if (0..p).all(|i| (0..q).all(|j| kind == Kind::Max || pool.divisor(i, j).is_power_of_two())) {
         return Case::exact(name, op, inputs).sliced().taking_in();
@@ -107,9 +107,9 @@ fn row_channels(j: &Judged<'_>) -> usize {
 #[test]
 fn backward_of_a_maximum() {
     for (i, row) in CASES.iter().chain([&LARGEST_MAX]).enumerate() {
-        for (k, &epilogue) in EPILOGUES.iter().enumerate() {
-            let sweep = if i < 4 || i % EPILOGUES.len() == k { Sweep::Schedules } else { Sweep::Quick };
-            check(&backward(row, Kind::Max, epilogue), sweep);
+        for (k, &mask) in MASKS.iter().enumerate() {
+            let sweep = if i < 4 || i % MASKS.len() == k { Sweep::Schedules } else { Sweep::Quick };
+            check(&backward(row, Kind::Max, mask), sweep);
         }
     }
 }
@@ -117,9 +117,9 @@ fn backward_of_a_maximum() {
 #[test]
 fn backward_of_an_average() {
     for (i, row) in CASES.iter().chain(&LARGE_AVERAGES[..4]).enumerate() {
-        for (k, &epilogue) in EPILOGUES.iter().enumerate() {
-            let sweep = if i < 4 || i % EPILOGUES.len() == k { Sweep::Schedules } else { Sweep::Quick };
-            check(&backward(row, AVERAGE, epilogue), sweep);
+        for (k, &mask) in MASKS.iter().enumerate() {
+            let sweep = if i < 4 || i % MASKS.len() == k { Sweep::Schedules } else { Sweep::Quick };
+            check(&backward(row, AVERAGE, mask), sweep);
         }
     }
 }
@@ -129,7 +129,7 @@ fn backward_of_an_average() {
 fn a_lost_window_is_found() {
     for kind in [Kind::Max, AVERAGE] {
         for row in [&CASES[1], &CASES[4]] {
-            let case = backward(row, kind, EPILOGUES[1]);
+            let case = backward(row, kind, MASKS[1]);
             let mut wrong = case.inputs.clone();
             let Data::Real(dy) = &mut wrong[0] else { unreachable!() };
             let lost = (0..dy.len()).rev().find(|&i| dy[i] != 0.0).unwrap();

@@ -1,11 +1,12 @@
 //! Each op of the case tables on its own, with more images.
 
+use residuum::control::sgd;
 use residuum::device::sim::probe;
 use residuum::device::{Backend, Target, View};
-use residuum::ops::conv2d::Epilogue;
-use residuum::ops::norm_conv::{self, allows_end};
-use residuum::ops::{add, linear};
-use residuum::ops::{batch_norm, conv2d, cross_entropy, pool, relu, sgd, shortcut, Arg, Io, Op, Operator, Write};
+use residuum::ops::conv2d::{BwdBias, BwdW, BwdX, Fwd};
+use residuum::ops::store::Epilogue;
+use residuum::ops::{batch_norm, conv2d, cross_entropy, linear, pool, relu, shortcut, sum};
+use residuum::ops::{Arg, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
 use super::{assert_none, backend, difference};
@@ -73,13 +74,13 @@ fn images(mut x: [usize; 4]) -> [usize; 4] {
 
 #[test]
 fn convolutions_cost_what_they_touch() {
-    let whole = Epilogue { scale: true, shift: true, residual: true, relu: true };
+    let epilogue = Epilogue { scale: Some(()), shift: Some(()), residual: Some(()), relu: true };
     let passes = [
-        conv2d::Pass::Fwd(Epilogue::default()),
-        conv2d::Pass::Fwd(whole),
-        conv2d::Pass::BwdX,
-        conv2d::Pass::BwdW,
-        conv2d::Pass::BwdBias,
+        conv2d::Pass::fwd(false),
+        conv2d::Pass::Fwd(Fwd { epilogue, ..Fwd::default() }),
+        conv2d::Pass::BwdX(BwdX::default()),
+        conv2d::Pass::BwdW(BwdW::default()),
+        conv2d::Pass::BwdBias(BwdBias::default()),
     ];
     check(cases::conv2d::layers().into_iter().flat_map(|row| {
         let conv = conv2d::Conv2d::new(conv2d::Spec { n: row.spec.n * IMAGES, ..row.spec }).unwrap();
@@ -89,10 +90,10 @@ fn convolutions_cost_what_they_touch() {
 
 #[test]
 fn ends_of_blocks_cost_what_they_touch() {
-    let rows = cases::conv2d::layers().into_iter().filter(|row| allows_end(&row.conv()));
+    let rows = cases::conv2d::layers().into_iter().filter(|row| row.conv().can_load_sum());
     check(rows.flat_map(|row| {
         let conv = conv2d::Conv2d::new(conv2d::Spec { n: row.spec.n * IMAGES, ..row.spec }).unwrap();
-        cases::norm_conv::ENDS.map(|(_, pass)| (row.name.clone(), Op::NormConv(norm_conv::Node { conv, pass })))
+        cases::conv2d_fused::ENDS.map(|(_, pass)| (row.name.clone(), Op::Conv2d(conv2d::Node { conv, pass })))
     }));
 }
 
@@ -101,8 +102,8 @@ fn linear_layers_cost_what_they_touch() {
     use linear::Pass::*;
     check([([40, 1, 1, 256], 100), ([32, 4, 4, 32], 64)].into_iter().flat_map(|(x, k)| {
         let linear = linear::Linear::new(linear::Spec { x, k }).unwrap();
-        [Fwd { bias: true }, BwdX, BwdW, BwdBias]
-            .map(|pass| ("linear".to_string(), Op::Linear(linear::Node { linear, pass })))
+        let backward = [BwdX, BwdW, BwdBias].map(|pass| linear::Node { linear, pass });
+        std::iter::once(linear.fwd(true)).chain(backward).map(|node| ("linear".to_string(), Op::Linear(node)))
     }));
 }
 
@@ -113,8 +114,8 @@ fn elementwise_ops_cost_what_they_touch() {
         [
             Op::Relu(relu::Node { shape: shape.clone(), pass: relu::Pass::Fwd }),
             Op::Relu(relu::Node { shape: shape.clone(), pass: relu::Pass::Bwd }),
-            Op::Add(add::Node { shape: shape.clone(), relu: false }),
-            Op::Add(add::Node { shape, relu: true }),
+            Op::Sum(sum::Node::of(shape.clone())),
+            Op::Sum(sum::Node { relu: true, ..sum::Node::of(shape) }),
         ]
         .map(|op| ("elementwise".to_string(), op))
     }));
@@ -122,17 +123,10 @@ fn elementwise_ops_cost_what_they_touch() {
 
 #[test]
 fn batch_norms_cost_what_they_touch() {
-    use batch_norm::Pass::*;
     check(cases::batch_norm::SHAPES.iter().flat_map(|&x| {
         let bn = batch_norm::BatchNorm::new(batch_norm::Spec { x: images(x), eps: 1e-5, momentum: 0.1 }).unwrap();
-        let passes = [
-            Train { relu: true },
-            Infer { relu: false },
-            Fold { bias: true, share: 1.0 },
-            Bwd { relu: false },
-            Bwd { relu: true },
-        ];
-        passes.map(|pass| ("batch norm".to_string(), Op::BatchNorm(batch_norm::Node { bn, pass })))
+        let passes = [bn.train(true).unwrap(), bn.infer(false), bn.fold(true, 1.0), bn.bwd(false), bn.bwd(true)];
+        passes.map(|node| ("batch norm".to_string(), Op::BatchNorm(node)))
     }));
 }
 
@@ -162,7 +156,7 @@ fn losses_cost_what_they_touch() {
     check(cases::cross_entropy::CASES.iter().flat_map(|&spec| {
         let loss = cross_entropy::CrossEntropy::new(cross_entropy::Spec { n: spec.n * IMAGES, ..spec }).unwrap();
         let fwd = loss.fwd();
-        let bwd = cross_entropy::Node { pass: cross_entropy::Pass::Bwd, ..fwd };
+        let bwd = cross_entropy::Node { pass: cross_entropy::Pass::Bwd(Default::default()), ..fwd };
         [fwd, bwd].map(|node| (format!("{spec:?}"), Op::CrossEntropy(node)))
     }));
 }

@@ -4,7 +4,7 @@
 //! never stored, it is *pending*: whoever reads it (a convolution, a pooling, the end of a block) applies scale, shift
 //! and ReLU while it loads. Backward, the op that stores the gradient of the activation masks it and leaves the two sums,
 //! and the gradient of the input is pending: a convolution's backward passes apply the correction while they load.
-//! Where the op that stores a gradient cannot do its part, a [`norm::Pass::Gradient`] does; where a reader cannot load
+//! Where the op that stores a gradient cannot do its part, a [`norm::Gradient`](crate::ops::norm::Gradient) does; where a reader cannot load
 //! what is pending, the batch norm stays whole.
 //!
 //! The input is a convolution's output of its own, or a sum that others read too: then the gradient is corrected in place,
@@ -17,12 +17,14 @@ mod shared;
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::index::Index;
-use super::{Fused, View};
-use crate::graph::{Graph, Origin, ValueId};
-use crate::ops::batch_norm::{self, BatchNorm};
-use crate::ops::norm::{self, Epilogue};
-use crate::ops::{add, conv2d, join, pool, relu, Op, Write};
+use super::index::{Index, Reader};
+use super::{rectifier, Fused, View};
+use crate::graph::{Graph, Node, Origin, Stored, ValueId};
+use crate::ops::batch_norm::{self, BatchNorm, Bwd, Train};
+use crate::ops::conv2d::{self, Pass};
+use crate::ops::load::Affine;
+use crate::ops::store::{sign_bytes, Mask, Moments, Sums};
+use crate::ops::{pool, relu, sum, Op, Write};
 use crate::tensor::TensorType;
 
 /// A batch norm that is taken to pieces.
@@ -32,15 +34,14 @@ struct Norm {
     relu: bool,
     /// Its backward node.
     bwd: usize,
-    /// Its input and the gradient of that; the activation and its gradient.
+    /// Its input and the gradient of that, with how it is written; the activation and its gradient.
     y: ValueId,
     dy: ValueId,
+    write: Write,
     z: ValueId,
     dz: ValueId,
-    mean: ValueId,
-    var: ValueId,
-    scale: ValueId,
-    shift: ValueId,
+    moments: Moments<ValueId>,
+    affine: Affine<ValueId>,
     /// The numbers of the correction; without `a` the gradient of the input is added to what others contribute.
     a: Option<ValueId>,
     b: ValueId,
@@ -66,19 +67,25 @@ struct Signs {
     /// The backward node of the ReLU.
     bwd: usize,
     /// The batch norms whose sums are left.
-    norms: Vec<usize>,
+    norms: Masked,
     /// The gate of the first of them, where that is in a branch that may be dropped.
     gate: Option<ValueId>,
 }
 
+/// The batch norms in front of a ReLU, by their keys.
+#[derive(Clone, Copy)]
+struct Masked {
+    first: usize,
+    second: Option<usize>,
+}
+
 /// What the op that stores a gradient does to it on top.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Tail {
-    epilogue: Epilogue,
-    operands: Vec<ValueId>,
-    sums: Vec<ValueId>,
+    mask: Mask<ValueId>,
+    sums: Sums<ValueId>,
     /// Where it is stored, and how, if not as before.
-    store: Option<(ValueId, Write)>,
+    store: Option<Stored>,
 }
 
 /// A pending gradient: `a g + b y + c`.
@@ -154,8 +161,8 @@ struct Plan {
     index: Index,
     norms: Norms,
     ends: Ends,
-    /// The nodes whose first output's moments are wanted: mean and variance.
-    moments: BTreeMap<usize, [ValueId; 2]>,
+    /// The nodes whose first output's moments are wanted.
+    moments: BTreeMap<usize, Moments<ValueId>>,
     /// The pending gradients by the values that they replace.
     pending: BTreeMap<ValueId, Pending>,
 }
@@ -169,7 +176,7 @@ pub(super) fn split(fused: &mut Fused) {
     for i in 0..fused.graph.nodes.len() {
         let found = plan.find_own(&mut fused.graph, i).or_else(|| plan.find_sum(&mut fused.graph, i));
         if let Some((writer, norm)) = found {
-            plan.moments.insert(writer, [norm.mean, norm.var]);
+            plan.moments.insert(writer, norm.moments);
             plan.norms.insert(i, norm);
         }
     }
@@ -186,6 +193,8 @@ struct Pair {
     bwd: usize,
     y: ValueId,
     dy: ValueId,
+    /// How dy is written.
+    write: Write,
     z: ValueId,
     dz: ValueId,
 }
@@ -197,46 +206,50 @@ impl Plan {
         let Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Train { relu } }) = node.op else {
             return None;
         };
-        let (y, z) = (node.inputs[0], node.outputs[0]);
-        let &[(bwd, 3)] = self.index.readers(node.outputs[1]) else { return None };
-        let (dz, dy) = (graph.nodes[bwd].inputs[0], graph.nodes[bwd].outputs[0]);
-        self.takes_pending(graph, z, bwd).then_some(Pair { bn, relu, bwd, y, dy, z, dz })
+        let Train { x, y: z, mean, .. } = node.bind(Train::default());
+        let &[Reader { node: bwd, .. }] = self.index.readers(mean.value) else { return None };
+        let Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd(form), .. }) = graph.nodes[bwd].op else {
+            return None;
+        };
+        let Bwd { dy: dz, dx, .. } = graph.nodes[bwd].bind(form);
+        let pair = Pair { bn, relu, bwd, y: x, dy: dx.value, write: dx.write, z: z.value, dz };
+        self.takes_pending(graph, z.value, bwd).then_some(pair)
     }
 
     /// The batch norm of node `i` after a convolution whose output nobody else reads, and that convolution's node.
     fn find_own(&self, graph: &mut Graph, i: usize) -> Option<(usize, Norm)> {
-        let Pair { bn, relu, bwd, y, dy, z, dz } = self.find_pair(graph, i)?;
+        let Pair { bn, relu, bwd, y, dy, write, z, dz } = self.find_pair(graph, i)?;
         let index = &self.index;
         let &[conv] = index.writers(y) else { return None };
-        let Op::Conv2d(conv2d::Node { conv: shape, pass: conv2d::Pass::Fwd(epilogue) }) = graph.nodes[conv].op else {
-            return None;
-        };
-        let with_bias = conv2d::Epilogue { shift: true, ..conv2d::Epilogue::default() };
-        let plain = [conv2d::Epilogue::default(), with_bias].contains(&epilogue)
-            && graph.nodes[bwd].writes[0] == Write::Overwrite;
+        let Op::Conv2d(conv2d::Node { conv: shape, pass }) = graph.nodes[conv].op else { return None };
+        let plain = [false, true].map(Pass::fwd).contains(&pass) && write == Write::Overwrite;
         let alone = index.is_alone(y) && index.is_alone(dy) && !index.is_output(y);
-        let private = index.readers(y).iter().all(|&(reader, _)| reader == i || reader == bwd);
-        let of_bias = |&&(reader, _): &&(usize, usize)| {
-            matches!(graph.nodes[reader].op, Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdBias, .. }))
+        let private = index.readers(y).iter().all(|r| r.node == i || r.node == bwd);
+        let of_bias = |r: &Reader| match graph.nodes[r.node].op {
+            Op::Conv2d(conv2d::Node { pass: Pass::BwdBias(form), .. }) => {
+                Some((r.node, graph.nodes[r.node].bind(form).dbias.value))
+            }
+            _ => None,
         };
-        let bias = index.readers(dy).iter().find(of_bias).map(|&(reader, _)| (reader, graph.nodes[reader].outputs[0]));
+        let bias = index.readers(dy).iter().find_map(of_bias);
         let corrected = index.writers(dy) == [bwd]
             && index
                 .readers(dy)
                 .iter()
-                .all(|&r| is_gradient_of(graph, shape, r) || bias.is_some_and(|(node, _)| node == r.0));
+                .all(|r| is_gradient_of(graph, shape, r) || bias.is_some_and(|(node, _)| node == r.node));
         if !plain || !alone || !private || !corrected || self.norms.get(i).is_some() {
             return None;
         }
         let mut number = || graph.add_value(bn.per_channel(), Origin::Node);
-        let [mean, var, scale, shift, a, b, c] = std::array::from_fn(|_| number());
-        let a = Some(a);
-        Some((conv, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a, b, c, settles: false, bias }))
+        let moments = Moments { mean: number(), var: number() };
+        let affine = Affine { scale: number(), shift: number() };
+        let (a, b, c) = (Some(number()), number(), number());
+        Some((conv, Norm { bn, relu, bwd, y, dy, write, z, dz, moments, affine, a, b, c, settles: false, bias }))
     }
 
     /// The batch norm of node `i` whose input others may read too, and the node that stores that.
     fn find_sum(&self, graph: &mut Graph, i: usize) -> Option<(usize, Norm)> {
-        let Pair { bn, relu, bwd, y, dy, z, dz } = self.find_pair(graph, i)?;
+        let Pair { bn, relu, bwd, y, dy, write, z, dz } = self.find_pair(graph, i)?;
         let index = &self.index;
         let &[writer] = index.writers(y) else { return None };
         let alone = index.is_alone(y) && index.is_alone(dy) && graph.nodes[writer].outputs[0] == y;
@@ -246,26 +259,24 @@ impl Plan {
             return None;
         }
         let mut number = || graph.add_value(bn.per_channel(), Origin::Node);
-        let [mean, var, scale, shift, b, c] = std::array::from_fn(|_| number());
-        Some((
-            writer,
-            Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a: None, b, c, settles: true, bias: None },
-        ))
+        let moments = Moments { mean: number(), var: number() };
+        let affine = Affine { scale: number(), shift: number() };
+        let (a, b, c, bias) = (None, number(), number(), None);
+        Some((writer, Norm { bn, relu, bwd, y, dy, write, z, dz, moments, affine, a, b, c, settles: true, bias }))
     }
 
     /// Whether all readers of the activation `z` can load it pending.
     fn takes_pending(&self, graph: &Graph, z: ValueId, bwd: usize) -> bool {
         let index = &self.index;
         let mut ends = 0;
-        let all = index.readers(z).iter().all(|&(reader, at)| match &graph.nodes[reader].op {
-            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. })
-            | Op::Pool(pool::Node { pass: pool::Pass::Fwd, .. }) => at == 0,
-            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdW, .. }) => at == 1,
-            op if as_end(op).is_some() => {
+        let all = index.readers(z).iter().all(|r| match &graph.nodes[r.node].op {
+            Op::Conv2d(_) => r.operand == "x",
+            Op::Pool(pool::Node { pass: pool::Pass::Fwd, .. }) => r.at == 0,
+            Op::Sum(_) if as_end(&graph.nodes[r.node]).is_some() => {
                 ends += 1;
                 true
             }
-            _ => reader == bwd,
+            _ => r.node == bwd,
         });
         let only = index.writers(z).len() == 1 && index.is_alone(z) && !index.is_output(z);
         all && only && ends <= 1
@@ -274,9 +285,8 @@ impl Plan {
     /// Finds the ends of blocks that load pending operands.
     fn find_ends(&mut self, graph: &mut Graph) {
         for i in 0..graph.nodes.len() {
-            let Some(BlockEnd { relu, gate }) = as_end(&graph.nodes[i].op) else { continue };
-            let operands = [graph.nodes[i].inputs[0], graph.nodes[i].inputs[1]];
-            let mut norms = operands.map(|v| self.norms.of_activation(v));
+            let Some((&sum::Node { relu, .. }, end)) = as_end(&graph.nodes[i]) else { continue };
+            let mut norms = [end.a, end.b].map(|term| self.norms.of_activation(term.value));
             if let (false, [Some(_), Some(second)]) = (relu, norms) {
                 // The gradient's epilogue takes the sums of one.
                 self.keep_whole(second);
@@ -285,8 +295,7 @@ impl Plan {
             if norms == [None; 2] {
                 continue;
             }
-            let gate = gate.map(|at| graph.nodes[i].inputs[at]);
-            let signs = if relu { self.find_signs(graph, graph.nodes[i].outputs[0], norms, gate) } else { None };
+            let signs = if relu { self.find_signs(graph, end.y.value, norms, end.gate) } else { None };
             self.ends.insert(i, End { norms, signs });
         }
     }
@@ -300,8 +309,8 @@ impl Plan {
         norms: [Option<usize>; 2],
         gate: Option<ValueId>,
     ) -> Option<Signs> {
-        let (bwd, [n, h, w, c]) = (self.find_relu(graph, y)?, graph.ty(y).shape.nhwc()?);
-        let ds = graph.nodes[bwd].outputs[0];
+        let ((bwd, relu), [n, h, w, c]) = (self.find_relu(graph, y)?, graph.ty(y).shape.nhwc()?);
+        let ds = relu.dx.value;
         let is_masked = |key: &usize| {
             let n = &self.norms[*key];
             let stored = n.dz == ds && self.index.last_writer(ds, n.bwd) == Some(bwd);
@@ -310,53 +319,45 @@ impl Plan {
         };
         let [first, second] = norms.map(|key| key.filter(is_masked));
         let gate = gate.filter(|_| second.is_some());
-        let norms: Vec<usize> =
-            if gate.is_some() { [second, first] } else { [first, second] }.into_iter().flatten().collect();
-        if norms.is_empty() || !self.index.is_alone(ds) {
+        let mut found = if gate.is_some() { [second, first] } else { [first, second] }.into_iter().flatten();
+        let norms = Masked { first: found.next()?, second: found.next() };
+        if !self.index.is_alone(ds) {
             return None;
         }
-        let bits = graph.add_value(TensorType::byte([n, h, w, norm::sign_bytes(c)]), Origin::Node);
+        let bits = graph.add_value(TensorType::byte([n, h, w, sign_bytes(c)]), Origin::Node);
         Some(Signs { bits, bwd, norms, gate })
     }
 
     fn keep_whole(&mut self, key: usize) {
         let Some(norm) = self.norms.remove(key) else { return };
         for writer in self.index.writers(norm.y) {
-            if self.moments.get(writer) == Some(&[norm.mean, norm.var]) {
+            if self.moments.get(writer) == Some(&norm.moments) {
                 self.moments.remove(writer);
             }
         }
     }
 
-    /// The backward node of the ReLU that gave `y`.
-    fn find_relu(&self, graph: &Graph, y: ValueId) -> Option<usize> {
-        let is_bwd = |&&(reader, at): &&(usize, usize)| {
-            at == 1 && matches!(graph.nodes[reader].op, Op::Relu(relu::Node { pass: relu::Pass::Bwd, .. }))
-        };
-        self.index.readers(y).iter().find(is_bwd).map(|&(reader, _)| reader)
+    /// The backward node of the ReLU that gave `y`, with its operands.
+    fn find_relu(&self, graph: &Graph, y: ValueId) -> Option<(usize, relu::Bwd<ValueId, Stored>)> {
+        let readers = self.index.readers(y).iter().map(|r| r.node);
+        readers.filter_map(|i| Some((i, rectifier(&graph.nodes[i])?))).find(|(_, relu)| relu.y == y)
     }
 }
 
-/// An addition at the end of a block.
-struct BlockEnd {
-    relu: bool,
-    /// Where among its inputs the gate of the second operand is, if that may be dropped.
-    gate: Option<usize>,
-}
-
-/// `op` as the end of a block, if it can be one.
-fn as_end(op: &Op) -> Option<BlockEnd> {
-    match *op {
-        Op::Add(add::Node { relu, .. }) => Some(BlockEnd { relu, gate: None }),
-        Op::Join(join::Node { relu, keep: join::Keep::Gated, .. }) => Some(BlockEnd { relu, gate: Some(2) }),
+/// The sum of `node`, if it can be the end of a block, with its operands.
+fn as_end(node: &Node) -> Option<(&sum::Node, sum::Fwd<ValueId, Stored>)> {
+    match &node.op {
+        Op::Sum(sum) if sum.share == 1.0 => Some((sum, node.bind(sum.form))),
         _ => None,
     }
 }
 
 /// Whether `reader` is a backward pass of the convolution `shape` that reads this as its dy.
-fn is_gradient_of(graph: &Graph, shape: conv2d::Conv2d, (reader, at): (usize, usize)) -> bool {
-    match graph.nodes[reader].op {
-        Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::BwdX | conv2d::Pass::BwdW }) => at == 0 && conv == shape,
+fn is_gradient_of(graph: &Graph, shape: conv2d::Conv2d, reader: &Reader) -> bool {
+    match graph.nodes[reader.node].op {
+        Op::Conv2d(conv2d::Node { conv, pass: Pass::BwdX(_) | Pass::BwdW(_) }) => {
+            reader.operand == "dy" && conv == shape
+        }
         _ => false,
     }
 }

@@ -3,10 +3,20 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Norm, Pending, Plan, Signs, Tail};
-use crate::graph::{Graph, Node, Origin, ValueId};
+use crate::graph::fuse::rectifier;
+use crate::graph::{Graph, Node, Origin, Stored, ValueId};
 use crate::ops::batch_norm::BatchNorm;
-use crate::ops::norm::{self, Epilogue};
-use crate::ops::{conv2d, pool, Op, Write};
+use crate::ops::load::Affine;
+use crate::ops::norm::{self, Gradient};
+use crate::ops::store::{Mask, Normalised};
+use crate::ops::{conv2d, pool, relu, Call, Op, Write};
+
+/// The sums of a batch norm's gradient.
+#[derive(Clone, Copy)]
+pub(super) struct NormSums {
+    pub dy: ValueId,
+    pub dyx: ValueId,
+}
 
 /// A plan with a place for everything.
 pub(super) struct Placed {
@@ -14,7 +24,7 @@ pub(super) struct Placed {
     /// What nodes that store gradients do on top.
     pub tails: HashMap<usize, Tail>,
     /// The sums of each batch norm.
-    pub sums: BTreeMap<usize, [ValueId; 2]>,
+    pub sums: BTreeMap<usize, NormSums>,
     /// Gradients' own passes, each before a node.
     pub passes: HashMap<usize, Node>,
     pub removed: HashSet<usize>,
@@ -42,23 +52,27 @@ impl Placed {
     fn ends(&mut self, graph: &mut Graph) {
         let ends: Vec<Signs> = self.plan.ends.values().filter_map(|e| e.signs.clone()).collect();
         for Signs { bits, bwd, norms: keys, gate } in ends {
-            let bn = self.plan.norms[keys[0]].bn;
-            let sums = numbers(graph, &bn, 1 + keys.len());
-            let mut operands = vec![bits];
-            keys.iter().for_each(|k| operands.extend([self.plan.norms[*k].y, self.plan.norms[*k].mean]));
-            operands.extend(gate);
-            let epilogue = Epilogue::Signs { norms: keys.len(), gated: gate.is_some() };
-            let tail = Tail { epilogue, operands, sums: sums.clone(), store: None };
-            let (dz, ds) = (graph.nodes[bwd].inputs[0], graph.nodes[bwd].outputs[0]);
+            let bn = self.plan.norms[keys.first].bn;
+            let of = |key: usize| {
+                let n = &self.plan.norms[key];
+                Normalised { y: n.y, mean: n.moments.mean }
+            };
+            let mask = Mask::Signs { bits, first: of(keys.first), second: keys.second.map(of), gate };
+            let sums = mask.form().sums().map(|_, ()| graph.add_value(bn.per_channel(), Origin::Node));
+            let tail = Tail { mask, sums, store: None };
+            let Some(relu::Bwd { dy: dz, dx: Stored { value: ds, .. }, .. }) = rectifier(&graph.nodes[bwd]) else {
+                continue;
+            };
             self.removed.insert(bwd);
             if let Some(writer) = self.open_writer(graph, dz, bwd, true) {
                 self.append(graph, writer, bwd, bn, dz, tail);
                 self.alias.insert(ds, dz);
             } else {
-                self.passes.insert(bwd, pass(bn, tail, dz, (ds, Write::Overwrite), graph.nodes[bwd].gate));
+                self.passes.insert(bwd, pass(bn, tail, dz, ds.into(), graph.nodes[bwd].gate));
             }
-            for (i, &key) in keys.iter().enumerate() {
-                self.sums.insert(key, [sums[0], sums[1 + i]]);
+            for (key, dyx) in [(Some(keys.first), Some(sums.first)), (keys.second, sums.second)] {
+                let (Some(key), Some(dyx)) = (key, dyx) else { continue };
+                self.sums.insert(key, NormSums { dy: sums.dy, dyx });
                 self.correct(key, ds);
             }
         }
@@ -70,15 +84,16 @@ impl Placed {
             if self.sums.contains_key(&key) {
                 continue;
             }
-            let Norm { bn, relu, bwd, y, dy, dz, mean, scale, shift, a, settles, .. } = self.plan.norms[key];
-            let sums = numbers(graph, &bn, 2);
+            let Norm { bn, relu, bwd, y, dy, write, dz, moments, affine, a, settles, .. } = self.plan.norms[key];
             let shared = a.is_none();
-            let epilogue = Epilogue::Affine { relu, scaled: shared };
+            let Affine { scale, shift } = affine;
+            let mask = Mask::Affine { y, scale, shift, mean: moments.mean, relu, scaled: shared };
+            let sums = mask.form().sums().map(|_, ()| graph.add_value(bn.per_channel(), Origin::Node));
             // A shared gradient is added to straight away: in its batch norm's place.
-            let store = shared.then(|| (dy, graph.nodes[bwd].writes[0]));
-            let tail = Tail { epilogue, operands: vec![y, scale, shift, mean], sums: sums.clone(), store };
+            let store = shared.then_some(Stored { value: dy, write });
+            let tail = Tail { mask, sums, store };
             // The first batch norm of a concatenation overwrites the shared gradient, the others add to it after that.
-            let added = shared && graph.nodes[bwd].writes[0] == Write::Accumulate;
+            let added = shared && write == Write::Accumulate;
             let index = &self.plan.index;
             let fits = |&w: &usize| match shared {
                 true => {
@@ -94,11 +109,11 @@ impl Placed {
             if let Some(writer) = writer {
                 self.append(graph, writer, bwd, bn, dz, tail);
             } else {
-                let store = store.unwrap_or_else(|| (graph.add_value(bn.x(), Origin::Node), Write::Overwrite));
-                g = store.0;
+                let store = store.unwrap_or_else(|| graph.add_value(bn.x(), Origin::Node).into());
+                g = store.value;
                 self.passes.insert(bwd, pass(bn, tail, dz, store, graph.nodes[bwd].gate));
             }
-            self.sums.insert(key, [sums[0], sums[1]]);
+            self.sums.insert(key, NormSums { dy: sums.dy, dyx: sums.first });
             if !shared {
                 self.correct(key, g);
             }
@@ -110,7 +125,7 @@ impl Placed {
     fn is_touched(&self, v: ValueId, first: usize, last: usize) -> bool {
         let index = &self.plan.index;
         let left = self.plan.norms.of_gradient(v).filter(|n| n.a.is_some()).map(|n| n.dy);
-        let readers = left.chain([v]).flat_map(|read| index.readers(read)).map(|&(reader, _)| reader);
+        let readers = left.chain([v]).flat_map(|read| index.readers(read)).map(|r| r.node);
         readers.chain(index.writers(v).iter().copied()).any(|i| (first..last).contains(&i))
     }
 
@@ -126,7 +141,7 @@ impl Placed {
         let gate = graph.nodes[writer].gate;
         if let Some(gate) = gate.filter(|_| gate != graph.nodes[reader].gate) {
             let closed = graph.opposite(gate);
-            self.passes.insert(reader, pass(bn, tail.clone(), dz, (dz, Write::Overwrite), Some(closed)));
+            self.passes.insert(reader, pass(bn, tail, dz, dz.into(), Some(closed)));
         }
         self.tails.insert(writer, tail);
     }
@@ -138,7 +153,7 @@ impl Placed {
         let writer = index.last_writer(dz, reader)?;
         let stores_gradient = matches!(
             graph.nodes[writer].op,
-            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdX, .. })
+            Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdX(_), .. })
                 | Op::Pool(pool::Node { pass: pool::Pass::Bwd, .. })
         );
         // What a branch that may be dropped adds comes last, but it does not always come.
@@ -149,15 +164,9 @@ impl Placed {
     }
 }
 
-fn numbers(graph: &mut Graph, bn: &BatchNorm, count: usize) -> Vec<ValueId> {
-    (0..count).map(|_| graph.add_value(bn.per_channel(), Origin::Node)).collect()
-}
-
 /// The pass that masks and sums `dz` by itself.
-fn pass(bn: BatchNorm, tail: Tail, dz: ValueId, (g, write): (ValueId, Write), gate: Option<ValueId>) -> Node {
-    let op = Op::Norm(norm::Node { bn, pass: norm::Pass::Gradient(tail.epilogue) });
-    let mut writes = vec![Write::Overwrite; 1 + tail.sums.len()];
-    writes[0] = write;
-    let inputs = std::iter::once(dz).chain(tail.operands).collect();
-    Node { op, inputs, outputs: std::iter::once(g).chain(tail.sums).collect(), writes, gate }
+fn pass(bn: BatchNorm, tail: Tail, dz: ValueId, g: Stored, gate: Option<ValueId>) -> Node {
+    let call = Gradient { dz, mask: tail.mask, g, sums: tail.sums.map(|_, v| v.into()) };
+    let op = Op::Norm(norm::Node { bn, pass: norm::Pass::Gradient(call.form()) });
+    Node::new(op, call, gate)
 }

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
-use super::place::Placed;
-use super::{as_end, BlockEnd, Norm, Pending};
-use crate::graph::{Graph, Node, Origin, ValueId};
-use crate::ops::batch_norm::{self, BatchNorm};
-use crate::ops::norm::{self, Correction, Prologue};
-use crate::ops::{block_end, conv2d, norm_conv, norm_pool, pool, Op, Write};
+use super::place::{NormSums, Placed};
+use super::{as_end, Norm, Pending};
+use crate::graph::{Graph, Node, Origin, Stored, ValueId};
+use crate::ops::batch_norm::{self, BatchNorm, Bwd, Train};
+use crate::ops::conv2d::{self, Pass};
+use crate::ops::load::{Affine, Load, Operand};
+use crate::ops::norm::{self, Coefficients, Measure, Scale};
+use crate::ops::{norm_pool, pool, sum, Call, Op, Write};
 use crate::{Error, Result};
 
 /// Rewrites `graph` as `placed` says.
@@ -22,7 +24,7 @@ pub(super) fn rewrite(graph: &mut Graph, mut placed: Placed) {
         if !placed.removed.contains(&i) {
             let in_pieces = placed.plan.norms.of_backward(i).is_some();
             let node = if in_pieces { node } else { load_shared(graph, &placed, node, &mut rewritten) };
-            rewritten.push(placed.rewritten(graph, i, node));
+            rewritten.push(placed.rewritten(i, node));
             rewritten.extend(placed.moments(graph, i, &rewritten[rewritten.len() - 1]));
             rewritten.extend(placed.settled(graph, i, rewritten[rewritten.len() - 1].gate));
         }
@@ -49,33 +51,33 @@ fn last_place(alias: &mut HashMap<ValueId, ValueId>, v: ValueId) -> ValueId {
 
 /// Whether `node` corrects its first input while it loads.
 fn corrects(node: &Node) -> bool {
-    matches!(node.op, Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdX | conv2d::Pass::BwdW, .. }))
+    matches!(node.op, Op::Conv2d(conv2d::Node { pass: Pass::BwdX(_) | Pass::BwdW(_), .. }))
 }
 
 /// A reader that cannot correct a pending gradient gets it corrected.
 fn load_shared(graph: &mut Graph, placed: &Placed, mut node: Node, nodes: &mut Vec<Node>) -> Node {
     for at in 0..node.inputs.len() {
-        let Some(&Pending { g, y, a: None, b, c }) = placed.plan.pending.get(&node.inputs[at]) else { continue };
+        let Some(&pending @ Pending { g, a: None, .. }) = placed.plan.pending.get(&node.inputs[at]) else { continue };
         if at == 0 && corrects(&node) {
             continue;
         }
-        let ty = graph.ty(g).clone();
-        let Some(shape) = ty.shape.nhwc() else { continue };
-        let dy = graph.add_value(ty, Origin::Node);
-        nodes.push(overwrite(corrected(shape), vec![g, y, b, c], vec![dy], node.reads_under(at)));
+        let dy = graph.add_value(graph.ty(g).clone(), Origin::Node);
+        nodes.push(corrected(graph, pending, dy, node.reads_under(at)));
         node.inputs[at] = dy;
     }
     node
 }
 
 impl Placed {
-    fn rewritten(&mut self, graph: &Graph, i: usize, node: Node) -> Node {
+    fn rewritten(&mut self, i: usize, node: Node) -> Node {
         match node.op.clone() {
             Op::Conv2d(conv) => self.conv(i, conv, node),
             Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Train { .. }, .. }) => self.affine(i, node),
-            Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd { .. }, .. }) => self.coefficients(i, node),
+            Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd(form), .. }) => {
+                self.coefficients(i, form, node)
+            }
             Op::Pool(pool) => self.pool(i, pool, node),
-            op if as_end(&op).is_some() => self.end(graph, i, node),
+            Op::Sum(_) => self.end(i, node),
             _ => node,
         }
     }
@@ -87,100 +89,96 @@ impl Placed {
 
     /// A convolution next to batch norms in pieces.
     fn conv(&mut self, i: usize, conv: conv2d::Node, node: Node) -> Node {
-        let (activation, gradient) = match conv.pass {
-            conv2d::Pass::Fwd(_) => (Some(node.inputs[0]), None),
-            conv2d::Pass::BwdX => (None, Some(node.inputs[0])),
-            conv2d::Pass::BwdW => (Some(node.inputs[1]), Some(node.inputs[0])),
-            conv2d::Pass::BwdBias => return node,
-        };
-        let x = activation.and_then(|v| self.activation(v));
-        let dy = gradient.and_then(|v| self.plan.pending.get(&v).copied());
-        let moments = self.plan.moments.remove(&i);
-        let tail = self.tails.remove(&i);
-        if x.is_none() && dy.is_none() && moments.is_none() && tail.is_none() {
-            return node;
-        }
-        let Node { mut inputs, mut outputs, mut writes, gate, .. } = node;
-        let prologue = x.map(|n| Prologue { relu: n.relu });
-        let correction = dy.map(|p| Correction { a: p.a.is_some() });
-        let loads_x = x.map_or(Vec::new(), |n| vec![n.scale, n.shift]);
-        let loads_dy =
-            dy.map_or(Vec::new(), |p| [Some(p.y), p.a, Some(p.b), Some(p.c)].into_iter().flatten().collect());
-        let at = usize::from(conv.pass == conv2d::Pass::BwdW);
-        if let Some(n) = x {
-            inputs[at] = n.y;
-        }
-        if let Some(p) = dy {
-            inputs[0] = p.g;
-        }
-        let pass = match conv.pass {
-            conv2d::Pass::Fwd(epilogue) => {
-                inputs.splice(2..2, loads_x);
-                outputs.extend(moments.into_iter().flatten());
-                norm_conv::Pass::Fwd { prologue, epilogue, moments: moments.is_some() }
+        let mut pass = node.bind(conv.pass);
+        match &mut pass {
+            Pass::Fwd(call) => {
+                self.load_activation(&mut call.x);
+                call.moments = self.plan.moments.remove(&i).map(|moments| moments.map(|_, v| v.into()));
             }
-            conv2d::Pass::BwdX => {
-                inputs.extend(loads_dy);
-                let epilogue = tail.as_ref().map(|t| t.epilogue);
-                if let Some(tail) = tail {
-                    inputs.extend(tail.operands);
-                    (outputs[0], writes[0]) = tail.store.unwrap_or((outputs[0], writes[0]));
-                    outputs.extend(tail.sums);
+            Pass::BwdX(call) => {
+                self.load_gradient(&mut call.dy);
+                if let Some(tail) = self.tails.remove(&i) {
+                    call.dx = tail.store.unwrap_or(call.dx);
+                    call.mask = Some(tail.mask);
+                    call.sums = Some(tail.sums.map(|_, v| v.into()));
                 }
-                norm_conv::Pass::BwdX { correction, epilogue }
             }
-            _ => {
-                inputs.extend(loads_dy);
-                inputs.extend(loads_x);
-                norm_conv::Pass::BwdW { correction, prologue }
+            Pass::BwdW(call) => {
+                self.load_gradient(&mut call.dy);
+                self.load_activation(&mut call.x);
             }
-        };
-        writes.resize(outputs.len(), Write::Overwrite);
-        Node { op: Op::NormConv(norm_conv::Node { conv: conv.conv, pass }), inputs, outputs, writes, gate }
+            Pass::Bwd(_) | Pass::BwdBias(_) => {}
+        }
+        Node::new(Op::Conv2d(conv2d::Node { conv: conv.conv, pass: pass.form() }), pass, node.gate)
+    }
+
+    /// Loads `x` through its batch norm, if it is a pending activation.
+    fn load_activation(&self, x: &mut Operand<ValueId>) {
+        if let Some(Norm { y, affine, relu, .. }) = self.activation(x.value) {
+            *x = Operand { value: y, load: Load::Affine { affine, relu } };
+        }
+    }
+
+    /// Corrects `dy` while it is loaded, if it is a pending gradient.
+    fn load_gradient(&self, dy: &mut Operand<ValueId>) {
+        if let Some(&Pending { g, y, a, b, c }) = self.plan.pending.get(&dy.value) {
+            *dy = Operand { value: g, load: Load::Corrected { y, a, b, c } };
+        }
     }
 
     /// In place of a batch norm: its scale and shift.
     fn affine(&self, i: usize, node: Node) -> Node {
         let Some(n) = self.plan.norms.get(i) else { return node };
-        let op = Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Affine });
-        let inputs = vec![node.inputs[1], node.inputs[2], n.mean, n.var];
-        overwrite(op, inputs, vec![n.scale, n.shift, node.outputs[3], node.outputs[4]], node.gate)
+        let Train { gamma, beta, running_mean, running_var, .. } = node.bind(Train::default());
+        let (moments, scale, shift) = (n.moments, n.affine.scale.into(), n.affine.shift.into());
+        let call = Scale { gamma, beta, moments, scale, shift, running_mean, running_var };
+        Node::new(Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Scale }), call, node.gate)
     }
 
     /// In place of its backward pass: the gradients of gamma and beta and what consumers of dy need.
-    fn coefficients(&self, i: usize, node: Node) -> Node {
+    fn coefficients(&self, i: usize, form: Bwd, node: Node) -> Node {
         let Some((key, n)) = self.plan.norms.of_backward(i) else { return node };
-        let [dy_sum, dyx_sum] = self.sums[&key];
+        let NormSums { dy, dyx } = self.sums[&key];
         let lazy = n.a.is_none();
-        let op = Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Coefficients { lazy, bias: n.bias.is_some() } });
-        let mut outputs = vec![node.outputs[1], node.outputs[2]];
-        outputs.extend([n.a, Some(n.b), Some(n.c), n.bias.map(|(_, grad)| grad)].into_iter().flatten());
-        let mut writes = vec![Write::Overwrite; outputs.len()];
-        if lazy && !n.settles {
-            writes[2..].fill(node.writes[0]);
-        }
-        Node { op, inputs: vec![dy_sum, dyx_sum, node.inputs[2], n.mean, n.var], outputs, writes, gate: node.gate }
+        let write = if lazy && !n.settles { n.write } else { Write::Overwrite };
+        let Bwd { gamma, dgamma, dbeta, .. } = node.bind(form);
+        let call = Coefficients {
+            dy_sum: dy,
+            dyx_sum: dyx,
+            gamma,
+            moments: n.moments,
+            dgamma,
+            dbeta,
+            a: n.a.map(Stored::from),
+            b: Stored { value: n.b, write },
+            c: Stored { value: n.c, write },
+            dbias: n.bias.map(|(_, grad)| grad.into()),
+        };
+        let op = Op::Norm(norm::Node { bn: n.bn, pass: norm::Pass::Coefficients(call.form()) });
+        Node::new(op, call, node.gate)
     }
 
     /// The pass that corrects the gradient of a sum where it lies, behind the coefficients of node `i`.
     fn settled(&self, graph: &Graph, i: usize, gate: Option<ValueId>) -> Option<Node> {
         let (_, n) = self.plan.norms.of_backward(i).filter(|(_, n)| n.settles)?;
-        let node = corrected(graph.ty(n.dy).shape.nhwc()?);
-        Some(overwrite(node, vec![n.dy, n.y, n.b, n.c], vec![n.dy], gate))
+        let pending = Pending { g: n.dy, y: n.y, a: None, b: n.b, c: n.c };
+        Some(corrected(graph, pending, n.dy, gate))
     }
 
     fn pool(&mut self, i: usize, pool: pool::Node, mut node: Node) -> Node {
         let tail = self.tails.remove(&i);
         let pass = match (pool.pass, self.activation(node.inputs[0]), tail) {
             (pool::Pass::Fwd, Some(n), _) => {
-                node.inputs = vec![n.y, n.scale, n.shift];
-                norm_pool::Pass::Fwd(Prologue { relu: n.relu })
+                node.inputs = vec![n.y, n.affine.scale, n.affine.shift];
+                norm_pool::Pass::Fwd { relu: n.relu }
             }
             (pool::Pass::Bwd, _, Some(tail)) => {
-                node.inputs.extend(tail.operands);
-                (node.outputs[0], node.writes[0]) = tail.store.unwrap_or((node.outputs[0], node.writes[0]));
-                node.outputs.extend(tail.sums);
-                norm_pool::Pass::Bwd(tail.epilogue)
+                tail.mask.map(|_, v| node.inputs.push(v));
+                if let Some(store) = tail.store {
+                    (node.outputs[0], node.writes[0]) = (store.value, store.write);
+                }
+                node.outputs.extend(tail.sums.list());
+                norm_pool::Pass::Bwd(tail.mask.form())
             }
             _ => return node,
         };
@@ -190,42 +188,36 @@ impl Placed {
     }
 
     /// The end of a block that loads pending operands.
-    fn end(&self, graph: &Graph, i: usize, node: Node) -> Node {
-        let (Some(end), Some(BlockEnd { relu, gate }), Some(shape)) =
-            (self.plan.ends.get(&i), as_end(&node.op), graph.ty(node.outputs[0]).shape.nhwc())
-        else {
-            return node;
+    fn end(&self, i: usize, node: Node) -> Node {
+        let (Some(end), Some((sum, call))) = (self.plan.ends.get(&i), as_end(&node)) else { return node };
+        let loaded = |term: Operand<ValueId>, norm: Option<usize>| match norm.map(|key| &self.plan.norms[key]) {
+            Some(n) => normalised(n.y, n.affine, n.relu),
+            None => term,
         };
-        let norms = end.norms.map(|key| key.map(|key| self.plan.norms[key]));
-        let mut inputs: Vec<ValueId> = (0..2).map(|at| norms[at].map_or(node.inputs[at], |n| n.y)).collect();
-        norms.iter().flatten().for_each(|n| inputs.extend([n.scale, n.shift]));
-        inputs.extend(gate.map(|at| node.inputs[at]));
-        let mut outputs = vec![node.outputs[0]];
-        outputs.extend(end.signs.as_ref().map(|signs| signs.bits));
-        let op = block_end::Node {
-            shape,
-            affine: norms.map(|n| n.is_some()),
-            activated: norms.map(|n| n.is_some_and(|n| n.relu)),
-            gated: gate.is_some(),
-            relu,
-            signs: end.signs.is_some(),
-        };
-        overwrite(Op::BlockEnd(op), inputs, outputs, node.gate)
+        let (a, b) = (loaded(call.a, end.norms[0]), loaded(call.b, end.norms[1]));
+        let call = sum::Fwd { a, b, signs: end.signs.as_ref().map(|signs| signs.bits.into()), ..call };
+        Node::new(Op::Sum(sum::Node { form: call.form(), ..sum.clone() }), call, node.gate)
     }
 
     /// A pass for the moments of what `node` stores, where they are wanted and it has not left them itself.
     fn moments(&mut self, graph: &Graph, i: usize, node: &Node) -> Option<Node> {
         let moments = self.plan.moments.remove(&i)?;
-        let bn = norm_of(graph, node.outputs[0]).ok()?;
-        let op = Op::Norm(norm::Node { bn, pass: norm::Pass::Moments });
-        Some(overwrite(op, vec![node.outputs[0]], moments.to_vec(), node.gate))
+        let y = node.outputs[0];
+        let op = Op::Norm(norm::Node { bn: norm_of(graph, y).ok()?, pass: norm::Pass::Measure });
+        Some(Node::new(op, Measure { y, moments: moments.map(|_, v| v.into()) }, node.gate))
     }
 }
 
-/// `g + b y + c`.
-fn corrected(shape: [usize; 4]) -> Op {
-    let (affine, activated) = ([false, true], [false; 2]);
-    Op::BlockEnd(block_end::Node { shape, affine, activated, gated: false, relu: false, signs: false })
+/// A value that is loaded through a batch norm.
+fn normalised(value: ValueId, affine: Affine<ValueId>, relu: bool) -> Operand<ValueId> {
+    Operand { value, load: Load::Affine { affine, relu } }
+}
+
+/// `dy = g + b y + c`.
+fn corrected(graph: &Graph, Pending { g, y, b, c, .. }: Pending, dy: ValueId, gate: Option<ValueId>) -> Node {
+    let b = normalised(y, Affine { scale: b, shift: c }, false);
+    let call = sum::Fwd { a: g.into(), b, gate: None, y: dy.into(), signs: None };
+    Node::new(Op::Sum(sum::Node { form: call.form(), ..sum::Node::of(graph.ty(g).shape.clone()) }), call, gate)
 }
 
 /// A batch norm over `v`, for its moments: nothing else of it matters.
@@ -233,9 +225,4 @@ fn norm_of(graph: &Graph, v: ValueId) -> Result<BatchNorm> {
     let shape = graph.ty(v).shape.nhwc();
     let x = shape.ok_or_else(|| Error::invalid("batch_norm", "a tensor that is not images"))?;
     BatchNorm::new(batch_norm::Spec { x, eps: 1e-5, momentum: 0.1 })
-}
-
-fn overwrite(op: Op, inputs: Vec<ValueId>, outputs: Vec<ValueId>, gate: Option<ValueId>) -> Node {
-    let writes = vec![Write::Overwrite; outputs.len()];
-    Node { op, inputs, outputs, writes, gate }
 }

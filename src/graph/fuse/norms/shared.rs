@@ -5,9 +5,13 @@
 //! corrected once, by its reader: no pass over the concatenation for any of them.
 
 use super::{as_end, slice, Norm, Pair, Pending, Plan};
+use crate::graph::fuse::index::Reader;
 use crate::graph::fuse::{Fused, View};
 use crate::graph::{Origin, ValueId};
-use crate::ops::{batch_norm, Op, Write};
+use crate::ops::batch_norm::{Node, Pass, Train};
+use crate::ops::load::Affine;
+use crate::ops::store::Moments;
+use crate::ops::{Op, Write};
 use crate::tensor::TensorType;
 
 /// Adds the batch norms of every concatenation in `fused` to `plan`, where all of one can be taken to pieces.
@@ -28,13 +32,9 @@ fn pairs(fused: &Fused, plan: &Plan, root: ValueId) -> Option<(Vec<(usize, Pair)
     let (graph, index) = (&fused.graph, &plan.index);
     let mut pairs = Vec::new();
     for v in index.family(root) {
-        for &(i, at) in index.readers(v) {
-            if at == 0
-                && matches!(
-                    graph.nodes[i].op,
-                    Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Train { .. }, .. })
-                )
-            {
+        for &Reader { node: i, .. } in index.readers(v) {
+            let norm = matches!(graph.nodes[i].op, Op::BatchNorm(Node { pass: Pass::Train { .. }, .. }));
+            if norm && graph.nodes[i].bind(Train::default()).x == v {
                 pairs.push((i, plan.find_pair(graph, i)?));
             }
         }
@@ -51,8 +51,8 @@ fn pairs(fused: &Fused, plan: &Plan, root: ValueId) -> Option<(Vec<(usize, Pair)
     // The first to write leaves all channels.
     let first = pairs.iter().find(|(_, p)| p.bwd == writers[0])?;
     let covers = first.1.bn.spec().x[3] == graph.ty(root).shape.dims()[3]
-        && pairs.iter().all(|(i, p)| (graph.nodes[p.bwd].writes[0] == Write::Overwrite) == (*i == first.0));
-    let ends = |p: &Pair| index.readers(p.z).iter().any(|&(r, _)| as_end(&graph.nodes[r].op).is_some());
+        && pairs.iter().all(|(i, p)| (p.write == Write::Overwrite) == (*i == first.0));
+    let ends = |p: &Pair| index.readers(p.z).iter().any(|r| as_end(&graph.nodes[r.node]).is_some());
     let fits = graph.ty(root).shape.dims().len() == 4 && !pairs.iter().any(|(_, p)| ends(p));
     (writers == expected && same_place && covers && fits).then_some((pairs, gradient))
 }
@@ -72,16 +72,16 @@ fn add(fused: &mut Fused, plan: &mut Plan, root: ValueId, gradient: ValueId, pai
         .collect();
     for (writer, v) in stored {
         let (at, count) = (plan.index.place(v).channel, channels(fused, v));
-        let moments = [numbers(fused, mean, at, count), numbers(fused, var, at, count)];
+        let moments = Moments { mean: numbers(fused, mean, at, count), var: numbers(fused, var, at, count) };
         plan.moments.insert(writer, moments);
     }
-    for (i, Pair { bn, relu, bwd, y, dy, z, dz }) in pairs {
+    for (i, Pair { bn, relu, bwd, y, dy, write, z, dz }) in pairs {
         let (at, count) = (plan.index.place(y).channel, bn.spec().x[3]);
         let [mean, var, b, c] = [mean, var, b, c].map(|whole| numbers(fused, whole, at, count));
         let mut number = || fused.graph.add_value(bn.per_channel(), Origin::Node);
-        let (scale, shift) = (number(), number());
+        let (moments, affine) = (Moments { mean, var }, Affine { scale: number(), shift: number() });
         let (a, settles, bias) = (None, false, None);
-        plan.norms.insert(i, Norm { bn, relu, bwd, y, dy, z, dz, mean, var, scale, shift, a, b, c, settles, bias });
+        plan.norms.insert(i, Norm { bn, relu, bwd, y, dy, write, z, dz, moments, affine, a, b, c, settles, bias });
     }
     // Whoever reads the gradient corrects it.
     let family: Vec<ValueId> = plan.index.family(gradient).collect();

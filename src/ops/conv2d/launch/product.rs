@@ -7,7 +7,8 @@ use super::params::{ACCUMULATE, RELU, VECTOR_OUT, VECTOR_PARTIAL};
 use super::variants::{Access, Variant, STEM_C};
 use crate::device::{Cost, Launch, View};
 use crate::ops::conv2d::{Conv2d, Spec};
-use crate::ops::{touched, Arg, Io};
+use crate::ops::store::Epilogue;
+use crate::ops::{touched, Arg};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -66,6 +67,19 @@ pub struct Extras<'a> {
 }
 
 impl<'a> Extras<'a> {
+    /// Those of `epilogue`.
+    pub fn new(conv: &Conv2d, dtype: DType, epilogue: Epilogue<&'a Arg>) -> Result<Self> {
+        let numbers = |what, arg: &'a Arg| Matrix::dense(what, &arg.view, [1, conv.spec.k], 4);
+        let residual = |arg| Matrix::pixels("residual", arg, y_dims(conv), dtype.bytes());
+        Ok(Self {
+            scale: epilogue.scale.map(|arg| numbers("scale", arg)).transpose()?,
+            shift: epilogue.shift.map(|arg| numbers("shift", arg)).transpose()?,
+            residual: epilogue.residual.map(residual).transpose()?,
+            relu: epilogue.relu,
+            accumulate: false,
+        })
+    }
+
     /// Those that there are.
     pub fn matrices(&self) -> impl Iterator<Item = Matrix<'a>> {
         [self.scale, self.shift, self.residual].into_iter().flatten()
@@ -89,16 +103,6 @@ fn vector_partial(partial: Option<Matrix<'_>>, columns: usize) -> bool {
 
 pub fn address(m: Option<Matrix<'_>>) -> u64 {
     m.map_or(0, |m| m.address())
-}
-
-/// Input `i` of `io`.
-pub fn input<'a>(io: &Io<'a>, name: &str, i: usize) -> Result<&'a Arg> {
-    io.inputs.get(i).ok_or_else(|| Error::invalid(name, format!("input {i} is missing")))
-}
-
-/// Output `i` of `io`.
-pub fn output<'a>(io: &Io<'a>, name: &str, i: usize) -> Result<&'a Arg> {
-    io.outputs.get(i).ok_or_else(|| Error::invalid(name, format!("output {i} is missing")))
 }
 
 /// A product, the operands that all of its kind have, and how it is computed.

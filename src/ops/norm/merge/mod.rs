@@ -8,6 +8,9 @@ mod launch;
 pub(crate) use launch::KERNELS;
 pub use launch::{moments, sums};
 
+use crate::device::View;
+use crate::{Error, Result};
+
 /// Bands that one launch merges: 16 to a thread. Beyond, a first launch merges [`PART`] bands to a part.
 const ONE_LAUNCH: usize = 512;
 /// Bands of a part, at least: 8 to a thread.
@@ -53,4 +56,11 @@ pub struct BandRows {
     pub rows: usize,
     /// Rows of every band but the last, which has at least one.
     pub each: usize,
+}
+
+/// `tensors` tensors of partial results in the scratch memory, and what is left of it for merging them.
+pub(super) fn band_views(bands: Bands, tensors: usize, scratch: Option<&View>) -> Result<(Vec<View>, View)> {
+    let Some(scratch) = scratch else { return Err(Error::invalid("norm", "no scratch memory")) };
+    let views = (0..tensors).map(|i| scratch.part(i * bands.bytes(), bands.bytes())).collect::<Result<_>>()?;
+    Ok((views, scratch.part(tensors * bands.bytes(), bands.merge_bytes(tensors))?))
 }

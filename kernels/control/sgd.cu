@@ -1,0 +1,63 @@
+// Stochastic gradient descent over all parameters of a program in one launch; torch's convention.
+//   g = grad / scale + decay param              decay only below decay_end
+//   v = momentum v + keep g                     the first step and `plain`: v = g;  keep = 1 - dampening
+//   param -= lr (nesterov ? g + momentum v : v)
+//   shadow = param rounded to S, the type that the matrix products read; absent where that is f32
+// param, grad, velocity, shadow: `len` elements, a multiple of 4, 16-byte aligned (shadow 8). control: the learning rate
+// and 1 at the first step else 0, in device memory so that a captured step can be replayed with other values. A loss that
+// is not finite skips the step: nothing is written. With a loss scale (kernels/control/loss_scale.cu) its state decides instead
+// whether this is the first step, and whether there is one at all, and what else the gradients are divided by.
+// Grid: ceil(len / 1024) blocks of 256 threads, 4 elements each; no shared memory. v is not used at the first
+// step, nor without momentum.
+// Per element: 8 FLOPs, 20 bytes, and 2 for a 16-bit shadow.
+#include "common/vec.cuh"
+
+template <typename S>
+struct Sgd {
+  float* param;
+  const float* grad;
+  float* velocity;
+  S* shadow;
+  const float* control;
+  const float* loss_scale;  // the state of kernels/control/loss_scale.cu; may be null
+  const float* loss;        // null: every step is taken
+  i64 len, decay_end;
+  float momentum, keep, decay, scale;
+  u32 nesterov, plain;  // plain: there is no momentum
+};
+static_assert(sizeof(Sgd<float>) == 96, "as in src/control/sgd/launch.rs");
+
+constexpr int THREADS = 256;
+constexpr int PER_THREAD = 4;
+// Places in the loss scale's state.
+constexpr int USED = 3, SKIP = 4, FIRST = 5;
+
+template <typename S>
+__device__ __forceinline__ void sgd_step(const Sgd<S>& p) {
+  const i64 at = (i64(blockIdx.x) * THREADS + threadIdx.x) * PER_THREAD;
+  if (at >= p.len) return;
+  const float lr = p.control[0];
+  if ((p.loss && !is_finite(*p.loss)) || (p.loss_scale && p.loss_scale[SKIP] != 0.0f)) return;
+  const bool first = p.plain || (p.loss_scale ? p.loss_scale[FIRST] : p.control[1]) != 0.0f;
+  const float scale = p.loss_scale ? p.scale * p.loss_scale[USED] : p.scale;
+  Vec<float, PER_THREAD> param = load<float, PER_THREAD>(p.param + at), velocity = load<float, PER_THREAD>(p.velocity + at);
+  const Vec<float, PER_THREAD> grad = load<float, PER_THREAD>(p.grad + at);
+  Vec<S, PER_THREAD> shadow;
+#pragma unroll
+  for (int j = 0; j < PER_THREAD; ++j) {
+    float g = grad.v[j] / scale;
+    if (at + j < p.decay_end) g = fmaf(p.decay, param.v[j], g);
+    const float v = first ? g : fmaf(p.momentum, velocity.v[j], p.keep * g);
+    const float step = p.nesterov ? fmaf(p.momentum, v, g) : v;
+    velocity.v[j] = v;
+    param.v[j] = fmaf(-lr, step, param.v[j]);
+    shadow.v[j] = from_float<S>(param.v[j]);
+  }
+  store<float, PER_THREAD>(p.param + at, param);
+  store<float, PER_THREAD>(p.velocity + at, velocity);
+  if (p.shadow) store<S, PER_THREAD>(p.shadow + at, shadow);
+}
+
+KERNEL(sgd_step_f32, Sgd<float>, THREADS, 4, sgd_step<float>)
+KERNEL(sgd_step_f16, Sgd<f16>, THREADS, 4, sgd_step<f16>)
+KERNEL(sgd_step_bf16, Sgd<bf16>, THREADS, 4, sgd_step<bf16>)

@@ -1,0 +1,55 @@
+// The epilogue of fwd: that of conv2d, and the moments of what it stores.
+#pragma once
+
+#include "conv2d/epilogue.cuh"
+#include "conv2d/fused/columns.cuh"
+
+namespace conv2d::fused {
+
+// Stores, and adds up differences from the first value that the thread stores in a column: a mean far from 0 costs no
+// precision.
+template <typename T>
+struct MeasuredOutput {
+  Output<T> output;
+  float rows = 0, first[8], sum[8] = {}, squares[8] = {};
+
+  __device__ __forceinline__ explicit MeasuredOutput(const Output<T>& to) : output(to) {}
+
+  __device__ __forceinline__ void put_chunk(i64 row, int col, int count, const float (&sums)[8]) {
+    float v[8] = {};
+    if (output.vector) {
+#pragma unroll
+      for (int e = 0; e < 8; e += WIDTH<T>) {
+        const Vec<T, WIDTH<T>> stored = output.template put<WIDTH<T>>(row, col + e, sums + e);
+#pragma unroll
+        for (int i = 0; i < WIDTH<T>; ++i) v[e + i] = to_float(stored.v[i]);
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        if (e < count) v[e] = to_float(output.template put<1>(row, col + e, sums + e).v[0]);
+    }
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (rows == 0) first[e] = v[e];
+      const float d = v[e] - first[e];
+      sum[e] += d;
+      squares[e] = fmaf(d, d, squares[e]);
+    }
+    rows += 1;
+  }
+
+  // Count, mean and sum of squared deviations of each column.
+  __device__ __forceinline__ void moments(float (&m)[8][Moments::COUNT]) const {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const float d = rows == 0 ? 0.0f : sum[e] / rows;
+      m[e][0] = rows;
+      m[e][1] = rows == 0 ? 0.0f : first[e] + d;
+      const float m2 = fmaf(-sum[e], d, squares[e]);
+      m[e][2] = m2 < 0 ? 0.0f : m2;  // a NaN stays
+    }
+  }
+};
+
+}  // namespace conv2d::fused

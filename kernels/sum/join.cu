@@ -1,0 +1,46 @@
+// The end of a residual block whose branch may be dropped.
+//   fwd  y = a + share b, optionally max(y, 0); with a gate, y = a where *open is 0, and b is not read
+// a, b, y: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set. The sum is taken in f32.
+// open: one f32, or null for a block that always counts.
+// Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, no shared memory.
+// Per element: 2 FLOPs (3 with the ReLU), 3 sizeof(T) bytes; 2 sizeof(T) where the gate is closed.
+#include "common/strips.cuh"
+
+template <typename T>
+struct Join {
+  const T* a;
+  const T* b;
+  T* y;
+  const float* open;
+  i64 a_stride, b_stride, y_stride;  // elements from one row to the next
+  Strips strips;
+  float share;
+  u32 relu;
+};
+static_assert(sizeof(Join<float>) == 96, "as in src/ops/sum/launch.rs");
+
+template <typename T>
+__device__ __forceinline__ void join_fwd(const Join<T>& p) {
+  constexpr int V = WIDTH<T>;
+  const bool open = p.open == nullptr || *p.open != 0.0f;
+  const Share share = thread_share<V>(p.strips);
+  for (i64 row = share.first; row < share.end; row += share.step) {
+    const int n = strip_width<V>(p.strips, row, share.channel);
+    float y[V], b[V];
+    load_strip<T, V>(y, p.a + row * p.a_stride + share.channel, n, p.strips.wide);
+    if (open) {
+      load_strip<T, V>(b, p.b + row * p.b_stride + share.channel, n, p.strips.wide);
+#pragma unroll
+      for (int j = 0; j < V; ++j) y[j] = fmaf(p.share, b[j], y[j]);
+    }
+    if (p.relu) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) y[j] = rectified(y[j]);
+    }
+    store_strip<T, V>(p.y + row * p.y_stride + share.channel, y, n, p.strips.wide);
+  }
+}
+
+KERNEL(join_fwd_f32, Join<float>, STRIP_THREADS, 4, join_fwd<float>)
+KERNEL(join_fwd_f16, Join<f16>, STRIP_THREADS, 4, join_fwd<f16>)
+KERNEL(join_fwd_bf16, Join<bf16>, STRIP_THREADS, 4, join_fwd<bf16>)

@@ -1,0 +1,97 @@
+//! The two launches, and their grids.
+
+use super::{INTERVAL, LEAST, STATE};
+use crate::device::{Cost, Kernel, Launch, View};
+use crate::ops::strips::THREADS;
+
+/// Elements of a thread at a time.
+const PER_THREAD: usize = 4;
+/// Blocks that fill a large GPU; each leaves one flag.
+const MOST_BLOCKS: usize = 1024;
+/// Shared memory: a number for each thread.
+const SHARED: u32 = THREADS * 4;
+
+/// `LossScaleCheck` of kernels/control/loss_scale.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Check {
+    grad: u64,
+    flags: u64,
+    len: i64,
+}
+
+/// `LossScaleDecide` of kernels/control/loss_scale.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Decide {
+    flags: u64,
+    loss: u64,
+    state: u64,
+    flag_count: u32,
+    interval: u32,
+    least: f32,
+    unused: u32,
+}
+
+static CHECK: Kernel = Kernel::new::<Check>("loss_scale_check_f32", THREADS, SHARED);
+static DECIDE: Kernel = Kernel::new::<Decide>("loss_scale_decide_f32", THREADS, SHARED);
+
+pub(crate) const KERNELS: &[&Kernel] = &[&CHECK, &DECIDE];
+
+/// What the launches read and write.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers<'a> {
+    /// The f32 gradients of all parameters.
+    pub grad: &'a View,
+    /// [`flags`] numbers of 4 bytes, written and read in each run.
+    pub flags: &'a View,
+    /// The f32 loss: where it is not finite the step is skipped. `None` lets the gradients alone decide.
+    pub loss: Option<&'a View>,
+    /// [`STATE`] f32 numbers that live on between runs, as [`State::to_memory`](super::State::to_memory) lays them out.
+    pub state: &'a View,
+    /// Gradients; a multiple of 4.
+    pub len: usize,
+}
+
+/// The flags for `len` gradients: one a block.
+pub fn flags(len: usize) -> usize {
+    len.div_ceil(PER_THREAD * THREADS as usize).clamp(1, MOST_BLOCKS)
+}
+
+/// Looks for gradients that are not finite, then decides about the step; in this order, before the optimizer.
+///
+/// # Panics
+/// If a buffer is too small, `len` is 0 or no multiple of 4, or the gradients are not aligned to 16 bytes.
+pub fn launches(buffers: &Buffers<'_>) -> [Launch; 2] {
+    let Buffers { grad, flags: flags_view, loss, state, len } = *buffers;
+    let blocks = flags(len);
+    assert!(len > 0 && len.is_multiple_of(PER_THREAD), "loss scale: {len} gradients, expected a multiple of 4");
+    assert!(grad.bytes() >= 4 * len && grad.address().is_multiple_of(16), "loss scale: less than {len} gradients");
+    assert!(flags_view.bytes() >= 4 * blocks, "loss scale: less than {blocks} flags");
+    assert!(state.bytes() >= 4 * STATE, "loss scale: a state of less than {STATE} numbers");
+    assert!(loss.is_none_or(|v| v.bytes() >= 4), "loss scale: a loss of less than 4 bytes");
+    let params = Check { grad: grad.address(), flags: flags_view.address(), len: len as i64 };
+    let read = 4 * len as u64;
+    let written = 4 * blocks as u64;
+    let cost = Cost { flops: 0, bytes_read: read, bytes_written: written };
+    let views = vec![grad.clone(), flags_view.clone()];
+    // SAFETY: `len` aligned gradients and a flag for each block, as asserted above.
+    let check = unsafe { Launch::new(&CHECK, [blocks as u32, 1, 1], &params, cost, views) };
+
+    let params = Decide {
+        flags: flags_view.address(),
+        loss: loss.map_or(0, View::address),
+        state: state.address(),
+        flag_count: blocks as u32,
+        interval: INTERVAL,
+        least: LEAST as f32,
+        unused: 0,
+    };
+    let bytes = 4 * STATE as u64;
+    let cost = Cost { flops: 0, bytes_read: written + bytes + 4 * u64::from(loss.is_some()), bytes_written: bytes };
+    let mut views = vec![flags_view.clone(), state.clone()];
+    views.extend(loss.cloned());
+    // SAFETY: the flags of all blocks, the whole state and the loss, if any, as asserted above.
+    let decide = unsafe { Launch::new(&DECIDE, [1, 1, 1], &params, cost, views) };
+    [check, decide]
+}

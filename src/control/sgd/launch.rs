@@ -1,0 +1,111 @@
+//! Which kernel, on what grid.
+
+use super::Sgd;
+use crate::control::loss_scale::STATE;
+use crate::device::{Cost, Kernel, Launch, Target, View};
+use crate::ops::strips::{entries, THREADS};
+use crate::tensor::DType;
+
+/// Elements of a thread.
+const PER_THREAD: usize = 4;
+
+/// `Sgd` of kernels/control/sgd.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    param: u64,
+    grad: u64,
+    velocity: u64,
+    shadow: u64,
+    control: u64,
+    loss_scale: u64,
+    loss: u64,
+    len: i64,
+    decay_end: i64,
+    momentum: f32,
+    keep: f32,
+    decay: f32,
+    scale: f32,
+    nesterov: u32,
+    plain: u32,
+}
+
+static STEP: [Kernel; 3] = entries::<Params>(["sgd_step_f32", "sgd_step_f16", "sgd_step_bf16"], 0);
+
+pub(crate) const KERNELS: &[&Kernel] = &[&STEP[0], &STEP[1], &STEP[2]];
+
+/// The flat tensors of a program, one element for each parameter element.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers<'a> {
+    /// The f32 masters.
+    pub param: &'a View,
+    /// The f32 gradients.
+    pub grad: &'a View,
+    /// The f32 velocities.
+    pub velocity: &'a View,
+    /// The working copy in a 16-bit storage type, where the program has one.
+    pub shadow: Option<&'a View>,
+    /// `[learning rate, 1 at the first step else 0]`, f32, read by the kernel.
+    pub control: &'a View,
+    /// The state of [`loss_scale`](crate::control::loss_scale), where the program has one: it decides whether the step is
+    /// skipped, whether it is the first in place of `control`, and what else the gradients are divided by.
+    pub loss_scale: Option<&'a View>,
+    /// The f32 loss: where it is not finite the step is skipped. `None` takes every step.
+    pub loss: Option<&'a View>,
+    /// What the gradients were multiplied by besides.
+    pub grad_scale: f64,
+    /// Elements; a multiple of 4.
+    pub len: usize,
+    /// The elements below this index decay.
+    pub decay_end: usize,
+}
+
+/// The one launch of a step.
+///
+/// # Panics
+/// If a buffer has no room for `len` elements or for the state, `len` is 0 or no multiple of 4, a buffer is not aligned to 16 bytes, or
+/// there is a shadow in a program whose type is not f16 or bf16.
+pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
+    let Buffers { param, grad, velocity, shadow, control, loss_scale, loss, grad_scale, len, decay_end } = *buffers;
+    assert!(len > 0 && len.is_multiple_of(PER_THREAD), "sgd: {len} elements, expected a multiple of 4");
+    let fits = |view: &View, bytes: usize| view.bytes() >= bytes && view.address().is_multiple_of(16);
+    assert!([param, grad, velocity].iter().all(|v| fits(v, len * 4)), "sgd: a buffer of less than {len} elements");
+    assert!(shadow.is_none_or(|v| fits(v, len * 2)), "sgd: a shadow of less than {len} elements");
+    assert!(fits(control, 8), "sgd: a control of less than 2 elements");
+    assert!(loss_scale.is_none_or(|v| fits(v, 4 * STATE)), "sgd: a loss scale of less than {STATE} numbers");
+    assert!(loss.is_none_or(|v| v.bytes() >= 4), "sgd: a loss of less than 4 bytes");
+    let kernel = match (shadow, target.dtype) {
+        (None, _) => &STEP[0],
+        (Some(_), DType::F16) => &STEP[1],
+        (Some(_), DType::BF16) => &STEP[2],
+        (Some(_), dtype) => panic!("sgd: a shadow in {dtype}"),
+    };
+    let spec = sgd.spec();
+    let params = Params {
+        param: param.address(),
+        grad: grad.address(),
+        velocity: velocity.address(),
+        shadow: shadow.map_or(0, View::address),
+        control: control.address(),
+        loss_scale: loss_scale.map_or(0, View::address),
+        loss: loss.map_or(0, View::address),
+        len: len as i64,
+        // 0 times an infinite parameter is no number.
+        decay_end: if spec.weight_decay > 0.0 { decay_end as i64 } else { 0 },
+        momentum: spec.momentum as f32,
+        keep: (1.0 - spec.dampening) as f32,
+        decay: spec.weight_decay as f32,
+        scale: grad_scale as f32,
+        nesterov: spec.nesterov.into(),
+        plain: (!sgd.has_velocity()).into(),
+    };
+    let n = len as u64;
+    let read = 12 * n + 8 + 4 * u64::from(loss.is_some());
+    let cost = Cost { flops: 8 * n, bytes_read: read, bytes_written: (8 + 2 * u64::from(shadow.is_some())) * n };
+    let mut views = vec![param.clone(), grad.clone(), velocity.clone(), control.clone()];
+    views.extend([shadow, loss_scale, loss].into_iter().flatten().cloned());
+    let blocks = len.div_ceil(PER_THREAD * THREADS as usize);
+    // SAFETY: every buffer holds `len` elements, aligned, the control two, the loss one and the loss scale its state, as
+    // asserted above; the shadow, the loss and the loss scale may be null.
+    unsafe { Launch::new(kernel, [blocks as u32, 1, 1], &params, cost, views) }
+}

@@ -1,0 +1,61 @@
+//! The end of a residual block and the convolution of it.
+
+use super::bind::Matrix;
+use super::choose::x_dims;
+use super::fused::params::EndParams;
+use super::loads::{forward, Reader};
+use super::passes::Run;
+use super::product::{address, Extras};
+use crate::device::{Cost, Launch};
+use crate::ops::conv2d::{End, Fwd};
+use crate::ops::load::Load;
+use crate::ops::store::sign_bytes;
+use crate::ops::{Arg, Operator};
+use crate::{Error, Result};
+
+impl<'a> Run<'a> {
+    pub fn fwd_end(&self, call: Fwd<&'a Arg, &'a Arg>) -> Result<Vec<Launch>> {
+        let (conv, elem, name) = (&self.node.conv, self.target.dtype.bytes(), self.node.name());
+        let [rows, channels] = x_dims(conv);
+        let (Fwd { x, w, y, moments, end: Some(end), .. }, true) = (call, conv.can_load_sum()) else {
+            let reason = "see `Conv2d::can_load_sum`; its end and its moments are stored";
+            return Err(Error::unsupported(format!("{name} of {:?}", conv.spec()), reason));
+        };
+        let Load::Sum { own, other, others } = x.load else { unreachable!("the end of a block is a sum") };
+        let mut reader = Reader::default();
+        let b = reader.pixels("the other operand", other, [rows, channels], elem)?;
+        let (own, others) = (reader.affine(own, channels)?, reader.affine(others, channels)?);
+        let End { z, signs } = end;
+        let z = Matrix::pixels("z", z, [rows, channels], elem)?;
+        let signs = Matrix::pixels("signs", signs, [rows, sign_bytes(channels)], 1)?;
+        let mut bound = self.bound(self.problem, self.plan, [x.value, w, y], Extras::default())?;
+        bound.beside.x = reader.read.iter().copied().chain([z]).collect();
+        if !bound.is_fast() {
+            let reason = "both operands, z and w take 16-byte accesses";
+            return Err(Error::unsupported(format!("{name} of unaligned operands"), reason));
+        }
+        let (tiles, grid) = (self.tiles(&bound)?, bound.grid()?);
+        let params = EndParams {
+            forward: forward(&bound, &own, &tiles.views)?,
+            b: address(b),
+            b_scale: address(others.scale),
+            b_shift: address(others.shift),
+            z: z.address(),
+            signs: signs.address(),
+            b_stride: b.map_or(0, |b| b.stride()),
+            z_stride: z.stride(),
+            signs_stride: signs.stride(),
+            unused: 0,
+        };
+        let left = tiles.bytes() + z.bytes() as usize + signs.bytes() as usize;
+        let end = Cost { flops: self.node.flops() - 2 * conv.macs(), ..Cost::default() };
+        let cost = Self::cost(&bound, &reader.read, left) + end;
+        let mut views = Self::views(&bound, &reader.read, &tiles);
+        views.extend([z, signs].map(|m| m.view.clone()));
+        let kernel = &bound.formed().variant.kernel;
+        // SAFETY: the rows of the table END take EndParams; every matrix was checked to lie in its view and to take the
+        // accesses of the kernel, the moments of the tiles in the scratch memory.
+        let first = unsafe { Launch::new(kernel, grid, &params, cost, views) };
+        self.measured(first, &bound, &tiles, y, moments)
+    }
+}

@@ -1,0 +1,212 @@
+//! How the fused kernels load and store: the operands of each load and mask, bound, and their part of the parameters.
+
+use super::bind::{int, Matrix};
+use super::fused::params::{DataGradientParams, ForwardParams, WeightGradientParams, ACTIVATE, MASK, SCALED};
+use super::product::{address, flag, Bound};
+use crate::device::View;
+use crate::ops::load::{Affine, Load};
+use crate::ops::store::{sign_bytes, Mask, Normalised};
+use crate::ops::Arg;
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// Binds what is read besides the operands of the product, and remembers it.
+#[derive(Default)]
+pub struct Reader<'a> {
+    pub read: Vec<Matrix<'a>>,
+}
+
+/// Scale and shift of an activation that is loaded, and the flag of its ReLU.
+#[derive(Clone, Copy, Default)]
+pub struct Activating<'a> {
+    pub scale: Option<Matrix<'a>>,
+    pub shift: Option<Matrix<'a>>,
+    flag: i32,
+}
+
+/// The operands of a correction; none where there is none.
+#[derive(Default)]
+pub struct Correcting<'a> {
+    y: Option<Matrix<'a>>,
+    a: Option<Matrix<'a>>,
+    b: Option<Matrix<'a>>,
+    c: Option<Matrix<'a>>,
+}
+
+/// The operands of a mask.
+#[derive(Default)]
+pub struct Masking<'a> {
+    bits: Option<Matrix<'a>>,
+    y: [Option<Matrix<'a>>; 2],
+    mean: [Option<Matrix<'a>>; 2],
+    scale: Option<Matrix<'a>>,
+    shift: Option<Matrix<'a>>,
+    open: Option<Matrix<'a>>,
+    flags: i32,
+}
+
+impl<'a> Reader<'a> {
+    /// A number a channel.
+    pub fn numbers(&mut self, what: &str, arg: &'a Arg, channels: usize) -> Result<Option<Matrix<'a>>> {
+        let matrix = Matrix::dense(what, &arg.view, [1, channels], 4)?;
+        self.read.push(matrix);
+        Ok(Some(matrix))
+    }
+
+    /// An activation of elements of `elem` bytes.
+    pub fn pixels(&mut self, what: &str, arg: &'a Arg, dims: [usize; 2], elem: usize) -> Result<Option<Matrix<'a>>> {
+        let matrix = Matrix::pixels(what, arg, dims, elem)?;
+        self.read.push(matrix);
+        Ok(Some(matrix))
+    }
+
+    pub fn affine(&mut self, affine: Option<Affine<&'a Arg>>, channels: usize) -> Result<Activating<'a>> {
+        let Some(Affine { scale, shift }) = affine else { return Ok(Activating::default()) };
+        let (scale, shift) = (self.numbers("scale", scale, channels)?, self.numbers("shift", shift, channels)?);
+        Ok(Activating { scale, shift, flag: 0 })
+    }
+
+    /// How x is loaded.
+    pub fn activating(&mut self, load: Load<&'a Arg>, channels: usize) -> Result<Activating<'a>> {
+        match load {
+            Load::AsIs => Ok(Activating::default()),
+            Load::Affine { affine, relu } => {
+                Ok(Activating { flag: flag(ACTIVATE, relu), ..self.affine(Some(affine), channels)? })
+            }
+            Load::Corrected { .. } | Load::Sum { .. } => Err(Error::unsupported("conv2d", "a load of x as a gradient")),
+        }
+    }
+
+    /// How dy is loaded.
+    pub fn correcting(&mut self, load: Load<&'a Arg>, dims: [usize; 2], dtype: DType) -> Result<Correcting<'a>> {
+        match load {
+            Load::AsIs => Ok(Correcting::default()),
+            Load::Corrected { y, a, b, c } => Ok(Correcting {
+                y: self.pixels("y", y, dims, dtype.bytes())?,
+                a: match a {
+                    Some(a) => self.numbers("a", a, dims[1])?,
+                    None => None,
+                },
+                b: self.numbers("b", b, dims[1])?,
+                c: self.numbers("c", c, dims[1])?,
+            }),
+            Load::Affine { .. } | Load::Sum { .. } => {
+                Err(Error::unsupported("conv2d", "a load of dy as an activation"))
+            }
+        }
+    }
+
+    /// What is done to dx.
+    pub fn masking(&mut self, mask: Option<Mask<&'a Arg>>, dims: [usize; 2], dtype: DType) -> Result<Masking<'a>> {
+        let ([rows, channels], elem) = (dims, dtype.bytes());
+        let mut m = Masking::default();
+        match mask {
+            None => {}
+            Some(Mask::Affine { y, scale, shift, mean, relu, scaled }) => {
+                m.y[0] = self.pixels("y of the mask", y, dims, elem)?;
+                m.scale = self.numbers("scale", scale, channels)?;
+                m.shift = self.numbers("shift", shift, channels)?;
+                m.mean[0] = self.numbers("mean", mean, channels)?;
+                m.flags = flag(MASK, relu) | flag(SCALED, scaled);
+            }
+            Some(Mask::Signs { bits, first, second, gate }) => {
+                m.bits = self.pixels("signs", bits, [rows, sign_bytes(channels)], 1)?;
+                for (i, Normalised { y, mean }) in [Some(first), second].into_iter().flatten().enumerate() {
+                    m.y[i] = self.pixels("y of the mask", y, dims, elem)?;
+                    m.mean[i] = self.numbers("mean", mean, channels)?;
+                }
+                if let Some(gate) = gate {
+                    m.open = self.numbers("gate", gate, 1)?;
+                }
+            }
+        }
+        Ok(m)
+    }
+}
+
+impl<'a> Activating<'a> {
+    /// Tells `bound` what is loaded with x.
+    pub fn beside(&self, bound: &mut Bound<'a>) {
+        bound.beside.x.extend([self.scale, self.shift].into_iter().flatten());
+    }
+}
+
+impl<'a> Correcting<'a> {
+    /// Tells `bound` what is loaded with dy.
+    pub fn beside(&self, bound: &mut Bound<'a>) {
+        bound.beside.y = [self.y, self.a, self.b, self.c].into_iter().flatten().collect();
+    }
+}
+
+impl<'a> Masking<'a> {
+    /// Tells `bound` what is touched where dx is stored.
+    pub fn beside(&self, bound: &mut Bound<'a>) {
+        bound.beside.out.extend(self.y.into_iter().flatten());
+    }
+}
+
+pub fn forward(bound: &Bound<'_>, x: &Activating<'_>, tiles: &[View]) -> Result<ForwardParams> {
+    let mut gather = bound.gather_params()?;
+    gather.flags |= x.flag;
+    Ok(ForwardParams {
+        gather,
+        in_scale: address(x.scale),
+        in_shift: address(x.shift),
+        mean: tiles.first().map_or(0, View::address),
+        m2: tiles.get(1).map_or(0, View::address),
+    })
+}
+
+pub fn data_gradient(
+    bound: &Bound<'_>,
+    correcting: &Correcting<'_>,
+    masking: &Masking<'_>,
+    tiles: &[View],
+) -> Result<DataGradientParams> {
+    let mut gather = bound.gather_params()?;
+    gather.flags |= masking.flags;
+    (gather.scale, gather.shift) = (address(masking.scale), address(masking.shift));
+    let stride = |m: Option<Matrix<'_>>| m.map_or(0, |m| m.stride());
+    let formed = bound.formed();
+    let m_tiles = formed.tiles()[0];
+    Ok(DataGradientParams {
+        gather,
+        y: address(correcting.y),
+        a: address(correcting.a),
+        b: address(correcting.b),
+        c: address(correcting.c),
+        bits: address(masking.bits),
+        y0: address(masking.y[0]),
+        y1: address(masking.y[1]),
+        mean0: address(masking.mean[0]),
+        mean1: address(masking.mean[1]),
+        sums: tiles.first().map_or(0, View::address),
+        open: address(masking.open),
+        y_stride: stride(correcting.y),
+        bits_stride: stride(masking.bits),
+        y0_stride: stride(masking.y[0]),
+        y1_stride: stride(masking.y[1]),
+        m_tiles: int(m_tiles)?,
+        bands: int(m_tiles * formed.shape.residues)?,
+    })
+}
+
+pub fn weight_gradient(
+    bound: &Bound<'_>,
+    correcting: &Correcting<'_>,
+    activating: &Activating<'_>,
+) -> Result<WeightGradientParams> {
+    let mut weight = bound.weight_params()?;
+    weight.flags |= activating.flag;
+    Ok(WeightGradientParams {
+        weight,
+        y: address(correcting.y),
+        a: address(correcting.a),
+        b: address(correcting.b),
+        c: address(correcting.c),
+        x_scale: address(activating.scale),
+        x_shift: address(activating.shift),
+        y_stride: correcting.y.map_or(0, |y| y.stride()),
+        unused: 0,
+    })
+}

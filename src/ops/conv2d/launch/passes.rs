@@ -1,0 +1,207 @@
+//! The passes with their operands bound.
+
+use super::bind::Matrix;
+use super::choose::{x_dims, y_dims, Plan, Problem};
+use super::loads::{data_gradient, forward, weight_gradient, Reader};
+use super::product::{Bound, Extras};
+use super::{bands, left, measuring, Node};
+use crate::device::{Cost, Launch, Target, View};
+use crate::ops::conv2d::{BwdW, BwdX, Fwd, Pass};
+use crate::ops::norm;
+use crate::ops::norm::merge::{self, BandRows, Bands};
+use crate::ops::store::{Moments, Sums};
+use crate::ops::{Arg, Io, Write};
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// One run of a pass: what all of them need.
+pub struct Run<'a> {
+    pub node: &'a Node,
+    pub target: Target,
+    pub problem: Problem,
+    pub plan: Plan,
+    scratch: Option<&'a View>,
+    /// The scratch memory behind partial sums.
+    tiles: Option<View>,
+}
+
+/// What the tiles leave: for each number a tensor `[bands][channels]`.
+pub struct Tiles {
+    pub views: Vec<View>,
+    bands: Bands,
+    /// Rows of a band.
+    rows: usize,
+}
+
+impl Tiles {
+    pub fn bytes(&self) -> usize {
+        self.views.len() * self.bands.bytes()
+    }
+}
+
+impl<'a> Run<'a> {
+    pub fn new(node: &'a Node, target: Target, problem: Problem, plan: Plan, io: &Io<'a>) -> Result<Self> {
+        let partial = plan.partial_bytes(&problem);
+        let tiles = io.scratch.map(|view| view.part(partial, view.bytes() - partial)).transpose()?;
+        Ok(Self { node, target, problem, plan, scratch: io.scratch, tiles })
+    }
+
+    pub fn launches(&self, io: &Io<'a>) -> Result<Vec<Launch>> {
+        match self.node.pass {
+            Pass::Fwd(form) if self.node.loads_sum() => self.fwd_end(io.bind(form)),
+            Pass::Fwd(form) => self.fwd(io.bind(form)),
+            Pass::BwdX(form) => self.bwd_x(io.bind(form)),
+            Pass::BwdW(form) => self.bwd_w(io.bind(form)),
+            Pass::Bwd(form) => self.bwd(io.bind(form)),
+            Pass::BwdBias(_) => Err(Error::unsupported("conv2d_bwd_bias", "it is no product")),
+        }
+    }
+
+    fn dtype(&self) -> DType {
+        self.target.dtype
+    }
+
+    /// `problem` of two operands into a third, as `plan` says.
+    pub fn bound(&self, problem: Problem, plan: Plan, args: [&'a Arg; 3], extras: Extras<'a>) -> Result<Bound<'a>> {
+        let [.., out] = args;
+        let accumulate = out.write == Write::Accumulate;
+        Bound::new(problem, plan, self.dtype(), args, Extras { accumulate, ..extras }, self.scratch)
+    }
+
+    /// The cost of a launch that reads `read` besides its operands and leaves `left` bytes.
+    pub fn cost(bound: &Bound<'_>, read: &[Matrix<'_>], left: usize) -> Cost {
+        let more = Cost { bytes_read: read.iter().map(Matrix::bytes).sum(), bytes_written: left as u64, flops: 0 };
+        bound.cost() + more
+    }
+
+    pub fn views(bound: &Bound<'_>, read: &[Matrix<'_>], tiles: &Tiles) -> Vec<View> {
+        let read = read.iter().map(|m| m.view.clone());
+        bound.views().into_iter().chain(read).chain(tiles.views.first().cloned()).collect()
+    }
+
+    fn fwd(&self, call: Fwd<&'a Arg, &'a Arg>) -> Result<Vec<Launch>> {
+        let Fwd { x, w, epilogue, y, moments, .. } = call;
+        let (conv, mut reader) = (&self.node.conv, Reader::default());
+        let activating = reader.activating(x.load, conv.spec().c)?;
+        let extras = Extras::new(conv, self.dtype(), epilogue)?;
+        let mut bound = self.bound(self.problem, self.plan, [x.value, w, y], extras)?;
+        activating.beside(&mut bound);
+        let (tiles, grid) = (self.tiles(&bound)?, bound.grid()?);
+        let (cost, views) =
+            (Self::cost(&bound, &reader.read, tiles.bytes()), Self::views(&bound, &reader.read, &tiles));
+        let kernel = &bound.formed().variant.kernel;
+        let first = if self.node.pass.is_plain() {
+            let params = bound.gather_params()?;
+            // SAFETY: the rows of the plain table take GatherParams; every matrix was checked to lie in its view, and the
+            // kernel stays inside the tensors that these extents and strides describe.
+            unsafe { Launch::new(kernel, grid, &params, cost, views) }
+        } else {
+            let params = forward(&bound, &activating, &tiles.views)?;
+            // SAFETY: the rows of the fused table take ForwardParams; every matrix was checked to lie in its view, the
+            // moments of the tiles in the scratch memory.
+            unsafe { Launch::new(kernel, grid, &params, cost, views) }
+        };
+        self.measured(first, &bound, &tiles, y, moments)
+    }
+
+    /// `first` of a forward pass, and what adds up its splits and leaves the moments of y.
+    pub fn measured(
+        &self,
+        first: Launch,
+        bound: &Bound<'_>,
+        tiles: &Tiles,
+        y: &Arg,
+        moments: Option<Moments<&Arg>>,
+    ) -> Result<Vec<Launch>> {
+        let mut launches = vec![first];
+        launches.extend(bound.reduce(self.dtype())?);
+        let Some(to) = moments.map(|moments| moments.map(|_, arg| &arg.view)) else { return Ok(launches) };
+        if let [mean, m2] = &tiles.views[..] {
+            let rows = BandRows { rows: y_dims(&self.node.conv)[0], each: tiles.rows };
+            let scratch = self.merge_scratch(tiles)?;
+            launches.extend(merge::moments(tiles.bands, rows, [mean, m2], [to.mean, to.var], scratch.as_ref())?);
+        } else if let Some(bn) = measuring(self.node, self.plan)? {
+            launches.extend(norm::measure(&bn, self.target, y, to, self.scratch)?);
+        }
+        Ok(launches)
+    }
+
+    fn bwd_w(&self, call: BwdW<&'a Arg, &'a Arg>) -> Result<Vec<Launch>> {
+        let BwdW { dy, x, dw } = call;
+        let (conv, mut reader) = (&self.node.conv, Reader::default());
+        let correcting = reader.correcting(dy.load, y_dims(conv), self.dtype())?;
+        let activating = reader.activating(x.load, conv.spec().c)?;
+        let mut bound = self.bound(self.problem, self.plan, [dy.value, x.value, dw], Extras::default())?;
+        correcting.beside(&mut bound);
+        activating.beside(&mut bound);
+        let (tiles, grid) = (self.tiles(&bound)?, bound.grid()?);
+        let (cost, views) = (Self::cost(&bound, &reader.read, 0), Self::views(&bound, &reader.read, &tiles));
+        let kernel = &bound.formed().variant.kernel;
+        let first = if self.node.pass.is_plain() {
+            let params = bound.weight_params()?;
+            // SAFETY: the rows of the plain table take WeightParams; every matrix was checked to lie in its view.
+            unsafe { Launch::new(kernel, grid, &params, cost, views) }
+        } else {
+            let params = weight_gradient(&bound, &correcting, &activating)?;
+            // SAFETY: the rows of the fused table take WeightGradientParams; every matrix was checked to lie in its view.
+            unsafe { Launch::new(kernel, grid, &params, cost, views) }
+        };
+        Ok(std::iter::once(first).chain(bound.reduce(DType::F32)?).collect())
+    }
+
+    fn bwd_x(&self, call: BwdX<&'a Arg, &'a Arg>) -> Result<Vec<Launch>> {
+        let BwdX { dy, w, mask, dx, sums } = call;
+        let (conv, mut reader) = (&self.node.conv, Reader::default());
+        let correcting = reader.correcting(dy.load, y_dims(conv), self.dtype())?;
+        let masking = reader.masking(mask, x_dims(conv), self.dtype())?;
+        let mut bound = self.bound(self.problem, self.plan, [dy.value, w, dx], Extras::default())?;
+        correcting.beside(&mut bound);
+        masking.beside(&mut bound);
+        bound.whole_out = sums.is_some();
+        let (tiles, grid) = (self.tiles(&bound)?, bound.grid()?);
+        let (cost, views) =
+            (Self::cost(&bound, &reader.read, tiles.bytes()), Self::views(&bound, &reader.read, &tiles));
+        let kernel = &bound.formed().variant.kernel;
+        let first = if self.node.pass.is_plain() {
+            let params = bound.gather_params()?;
+            // SAFETY: the rows of the plain table take GatherParams; every matrix was checked to lie in its view.
+            unsafe { Launch::new(kernel, grid, &params, cost, views) }
+        } else {
+            let params = data_gradient(&bound, &correcting, &masking, &tiles.views)?;
+            // SAFETY: the rows of the fused table take DataGradientParams; every matrix was checked to lie in its view,
+            // the sums of the tiles in the scratch memory.
+            unsafe { Launch::new(kernel, grid, &params, cost, views) }
+        };
+        let mut launches = vec![first];
+        launches.extend(bound.reduce(self.dtype())?);
+        launches.extend(self.merge_sums(&tiles, sums)?);
+        Ok(launches)
+    }
+
+    /// The places of what the tiles of `bound` leave.
+    pub fn tiles(&self, bound: &Bound<'_>) -> Result<Tiles> {
+        let rows = bound.formed().variant.tile.m;
+        let (bands, count) = (bands(self.node, rows), left(self.node, self.plan));
+        let views = match &self.tiles {
+            Some(scratch) => {
+                (0..count).map(|i| scratch.part(i * bands.bytes(), bands.bytes())).collect::<Result<_>>()?
+            }
+            None => Vec::new(),
+        };
+        Ok(Tiles { views, bands, rows })
+    }
+
+    /// The scratch memory behind what the tiles leave.
+    fn merge_scratch(&self, tiles: &Tiles) -> Result<Option<View>> {
+        let used = tiles.bytes();
+        self.tiles.as_ref().map(|view| view.part(used, view.bytes() - used)).transpose()
+    }
+
+    /// The launches that merge the sums that the tiles leave.
+    pub fn merge_sums(&self, tiles: &Tiles, sums: Option<Sums<&Arg>>) -> Result<Vec<Launch>> {
+        let Some(sums) = sums else { return Ok(Vec::new()) };
+        let from: Vec<&View> = tiles.views.iter().collect();
+        let to: Vec<&View> = sums.list().into_iter().map(|arg| &arg.view).collect();
+        merge::sums(tiles.bands, &from, &to, self.merge_scratch(tiles)?.as_ref())
+    }
+}

@@ -1,0 +1,307 @@
+//! The passes of a convolution, and what the graph asks of them.
+
+use super::{launch, Conv2d, Plan, Spec};
+use crate::device::{Launch, Target};
+use crate::ops::load::{Load, Operand};
+use crate::ops::operands::{call, group};
+use crate::ops::store::{sign_bytes, Epilogue, Mask, Moments, Sums};
+use crate::ops::{Call, Gradient, Io, Op, Operands, Operator, Read, Source, Written};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+call! {
+    /// `y = epilogue(x * w)`.
+    #[derive(Copy)]
+    pub struct Fwd {
+        reads {
+            /// `[N,H,W,C]`.
+            x: Operand<I> [operand],
+            /// `[K,R,S,C/groups]`.
+            w: I [one],
+            /// What is done to the sum.
+            epilogue: Epilogue<I> [group],
+        }
+        writes {
+            /// `[N,P,Q,K]`.
+            y: O [one],
+            /// Of y, as stored.
+            moments: Option<Moments<O>> [maybe_group],
+            /// What an x that is loaded as the end of a residual block leaves; with it the moments, too.
+            end: Option<End<O>> [maybe_group],
+        }
+    }
+}
+
+group! {
+    /// The end of a residual block, stored by the convolution that reads it.
+    pub struct End {
+        /// Of the shape of x.
+        z: T [one],
+        /// A bit an element of z: 0 where it is 0 or less.
+        signs: T [one],
+    }
+}
+
+call! {
+    /// `dx = mask(dy * w)`.
+    #[derive(Copy)]
+    pub struct BwdX {
+        reads {
+            /// `[N,P,Q,K]`.
+            dy: Operand<I> [operand],
+            /// `[K,R,S,C/groups]`.
+            w: I [one],
+            /// What is done to dx.
+            mask: Option<Mask<I>> [maybe_group],
+        }
+        writes {
+            /// `[N,H,W,C]`; may be added to.
+            dx: O [one],
+            /// Of the masked dx.
+            sums: Option<Sums<O>> [maybe_group],
+        }
+    }
+}
+
+call! {
+    /// `dw = dy * x`, in f32.
+    #[derive(Copy)]
+    pub struct BwdW {
+        reads {
+            /// `[N,P,Q,K]`.
+            dy: Operand<I> [operand],
+            /// `[N,H,W,C]`.
+            x: Operand<I> [operand],
+        }
+        writes {
+            /// `[K,R,S,C/groups]`; may be added to.
+            dw: O [one],
+        }
+    }
+}
+
+call! {
+    /// Both gradients in one launch, whose blocks read dy and x at about the same time.
+    #[derive(Copy)]
+    pub struct Bwd {
+        reads {
+            /// `[N,P,Q,K]`.
+            dy: Operand<I> [operand],
+            /// `[K,R,S,C/groups]`.
+            w: I [one],
+            /// `[N,H,W,C]`.
+            x: Operand<I> [operand],
+            /// What is done to dx.
+            mask: Option<Mask<I>> [maybe_group],
+        }
+        writes {
+            /// `[N,H,W,C]`; may be added to.
+            dx: O [one],
+            /// `[K,R,S,C/groups]`, f32; may be added to.
+            dw: O [one],
+            /// Of the masked dx.
+            sums: Option<Sums<O>> [maybe_group],
+        }
+    }
+}
+
+call! {
+    /// `dbias[k] = sum of dy`, in f32.
+    #[derive(Copy)]
+    pub struct BwdBias {
+        reads {
+            /// `[N,P,Q,K]`.
+            dy: I [one],
+        }
+        writes {
+            /// `[K]`; may be added to.
+            dbias: O [one],
+        }
+    }
+}
+
+/// One pass of a convolution, and how it loads and stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass<I = (), O = I> {
+    /// y.
+    Fwd(Fwd<I, O>),
+    /// dx.
+    BwdX(BwdX<I, O>),
+    /// dw.
+    BwdW(BwdW<I, O>),
+    /// dx and dw.
+    Bwd(Bwd<I, O>),
+    /// dbias.
+    BwdBias(BwdBias<I, O>),
+}
+
+impl<I, O> Call<I, O> for Pass<I, O> {
+    type Of<J, P> = Pass<J, P>;
+
+    fn map<J, P>(self, read: impl FnMut(&'static str, I) -> J, write: impl FnMut(&'static str, O) -> P) -> Pass<J, P> {
+        match self {
+            Self::Fwd(call) => Pass::Fwd(call.map(read, write)),
+            Self::BwdX(call) => Pass::BwdX(call.map(read, write)),
+            Self::BwdW(call) => Pass::BwdW(call.map(read, write)),
+            Self::Bwd(call) => Pass::Bwd(call.map(read, write)),
+            Self::BwdBias(call) => Pass::BwdBias(call.map(read, write)),
+        }
+    }
+}
+
+impl<I, O> Pass<I, O> {
+    /// Whether all operands are loaded as they are and nothing but an epilogue is done to the result.
+    pub fn is_plain(&self) -> bool {
+        match self {
+            Self::Fwd(f) => f.x.load.is_as_it_is() && f.moments.is_none(),
+            Self::BwdX(f) => f.dy.load.is_as_it_is() && f.mask.is_none(),
+            Self::BwdW(f) => f.dy.load.is_as_it_is() && f.x.load.is_as_it_is(),
+            Self::Bwd(_) => false,
+            Self::BwdBias(_) => true,
+        }
+    }
+}
+
+impl Pass {
+    /// The plain forward pass, with or without a bias.
+    pub fn fwd(bias: bool) -> Self {
+        let epilogue = Epilogue { shift: bias.then_some(()), ..Epilogue::default() };
+        Self::Fwd(Fwd { epilogue, ..Fwd::default() })
+    }
+}
+
+/// A convolution's pass in a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// The convolution.
+    pub conv: Conv2d,
+    /// The pass.
+    pub pass: Pass,
+}
+
+impl Operator for Node {
+    fn name(&self) -> &'static str {
+        match self.pass {
+            Pass::Fwd(Fwd { end: None, .. }) => "conv2d_fwd",
+            Pass::Fwd(_) => "conv2d_fwd_end",
+            Pass::BwdX(_) => "conv2d_bwd_x",
+            Pass::BwdW(_) => "conv2d_bwd_w",
+            Pass::Bwd(_) => "conv2d_bwd",
+            Pass::BwdBias(_) => "conv2d_bwd_bias",
+        }
+    }
+
+    fn summary(&self) -> String {
+        self.conv.spec.summary()
+    }
+
+    fn operands(&self) -> Operands {
+        let conv = &self.conv;
+        let Spec { n, h, w, c, k, .. } = conv.spec;
+        let x = |form: Operand| form.types::<Read>(conv.x(), c);
+        let dy = |form: Operand| form.types::<Read>(conv.y(), k);
+        let weights = || Read::from(TensorType::real(conv.w_shape()));
+        let [dx, dw] = [conv.x(), TensorType::stat(conv.w_shape())].map(Written::accumulated);
+        let masks = |mask: Option<Mask>| mask.map(|mask| mask.types([n, h, w, c]));
+        let sums = |mask: Option<Mask>| mask.map(|mask| mask.sum_types([n, h, w, c]));
+        match self.pass {
+            Pass::Fwd(form) => Operands::of(Fwd {
+                x: x(form.x),
+                w: weights(),
+                epilogue: form.epilogue.types(&conv.y(), k),
+                y: conv.y().into(),
+                moments: form.moments.map(|moments| moments.map(|_, ()| TensorType::stat([k]).into())),
+                end: form
+                    .end
+                    .map(|_| End { z: conv.x().into(), signs: TensorType::byte([n, h, w, sign_bytes(c)]).into() }),
+            }),
+            Pass::BwdX(form) => {
+                Operands::of(BwdX { dy: dy(form.dy), w: weights(), mask: masks(form.mask), dx, sums: sums(form.mask) })
+            }
+            Pass::BwdW(form) => Operands::of(BwdW { dy: dy(form.dy), x: x(form.x), dw }),
+            Pass::Bwd(form) => Operands::of(Bwd {
+                dy: dy(form.dy),
+                w: weights(),
+                x: x(form.x),
+                mask: masks(form.mask),
+                dx,
+                dw,
+                sums: sums(form.mask),
+            }),
+            Pass::BwdBias(_) => {
+                Operands::of(BwdBias { dy: conv.y().into(), dbias: Written::accumulated(TensorType::stat([k])) })
+            }
+        }
+    }
+
+    fn flops(&self) -> u64 {
+        match self.pass {
+            Pass::BwdBias(_) => self.conv.y().shape.len() as u64,
+            Pass::Bwd(_) => 4 * self.conv.macs(),
+            Pass::Fwd(Fwd { end: Some(_), .. }) => 2 * self.conv.macs() + 5 * self.conv.x().shape.len() as u64,
+            _ => 2 * self.conv.macs(),
+        }
+    }
+
+    fn gradient(&self, needed: &[bool]) -> Result<Vec<Gradient>> {
+        let form = match self.pass {
+            Pass::Fwd(form) if self.pass == Pass::fwd(form.epilogue.shift.is_some()) => form,
+            _ => {
+                return Err(Error::unsupported(
+                    format!("gradient of {}", self.name()),
+                    "only a forward pass without scale, residual and ReLU has one; differentiate before fusing",
+                ))
+            }
+        };
+        let op = |pass: Pass| Op::Conv2d(Self { conv: self.conv, pass });
+        let at = form.places();
+        let (dy, x) = (Source::Grad(at.y), Source::Input(at.x.value));
+        let mut rules = Vec::new();
+        if let Some(bias) = at.epilogue.shift.filter(|&bias| needed[bias]) {
+            let call = BwdBias { dy, dbias: Some(bias) };
+            rules.push(Gradient::node(op(Pass::BwdBias(BwdBias::default())), call));
+        }
+        if needed[at.w] {
+            let call = BwdW { dy: dy.into(), x: x.into(), dw: Some(at.w) };
+            rules.push(Gradient::node(op(Pass::BwdW(BwdW::default())), call));
+        }
+        if needed[at.x.value] {
+            let w = Source::Input(at.w);
+            let call = BwdX { dy: dy.into(), w, mask: None, dx: Some(at.x.value), sums: None };
+            rules.push(Gradient::node(op(Pass::BwdX(BwdX::default())), call));
+        }
+        Ok(rules)
+    }
+
+    fn scratch_bytes(&self, target: Target) -> usize {
+        launch::scratch_bytes(self, target, None)
+    }
+
+    fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io, None)
+    }
+}
+
+impl Node {
+    /// Every way in which the kernels can compute this pass: each tile, with and without a split of the reduction (none
+    /// where a gradient is masked). For tests and benchmarks; [`Operator::launches`] chooses one by the shape. None in
+    /// f64 and for [`Pass::BwdBias`].
+    pub fn plans(&self, target: Target) -> Vec<Plan> {
+        launch::plans(self, target)
+    }
+
+    /// As [`Operator::scratch_bytes`], for `plan`.
+    pub fn scratch_bytes_with(&self, target: Target, plan: Plan) -> usize {
+        launch::scratch_bytes(self, target, Some(plan))
+    }
+
+    /// As [`Operator::launches`], for a `plan` of [`Node::plans`] for the same target.
+    pub fn launches_with(&self, target: Target, io: &Io<'_>, plan: Plan) -> Result<Vec<Launch>> {
+        launch::launches(self, target, io, Some(plan))
+    }
+
+    /// Whether an x of the form is loaded as the end of a residual block.
+    pub(super) fn loads_sum(&self) -> bool {
+        matches!(self.pass, Pass::Fwd(Fwd { x: Operand { load: Load::Sum { .. }, .. }, .. }))
+    }
+}
