@@ -1,6 +1,7 @@
-//! Compiles the kernels: for GPUs with nvcc where it is found, for the simulator with the host's C++ compiler.
+//! Reads the table of kernels, and compiles them: for GPUs with nvcc where it is found, for the simulator with the host's
+//! C++ compiler.
 
-#[cfg(feature = "cuda")]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 #[path = "build/arch.rs"]
 mod arch;
 #[cfg(feature = "cuda")]
@@ -12,15 +13,23 @@ mod nvcc;
 #[cfg(feature = "sim")]
 #[path = "build/sim.rs"]
 mod sim;
+#[path = "build/table.rs"]
+mod table;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=build");
+    stop_at(table::build());
     #[cfg(feature = "cuda")]
-    if let Err(problem) = compile::build() {
+    stop_at(compile::build());
+    #[cfg(feature = "sim")]
+    sim::build();
+}
+
+/// Fails the build with the problem, if there is one.
+fn stop_at(result: Result<(), String>) {
+    if let Err(problem) = result {
         eprintln!("{problem}");
         std::process::exit(1);
     }
-    #[cfg(feature = "sim")]
-    sim::build();
 }

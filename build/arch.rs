@@ -29,10 +29,11 @@ impl Target {
 
     /// Whether the kernel file with this name (`fwd.cu`, `sm90_fwd.cu`) is compiled for it.
     pub fn takes(&self, file_name: &str) -> bool {
-        let family = file_name.strip_prefix("sm").and_then(|rest| rest.split_once('_')).map(|(family, _)| family);
-        match family.and_then(|f| f.parse::<u32>().ok()) {
-            Some(family) => family == self.family,
-            None => true,
-        }
+        family(file_name).is_none_or(|family| family == self.family)
     }
+}
+
+/// NN of a file named `smNN_*.cu`.
+pub fn family(file_name: &str) -> Option<u32> {
+    file_name.strip_prefix("sm")?.split_once('_')?.0.parse().ok()
 }

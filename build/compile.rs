@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::arch::{Target, TARGETS};
 use super::nvcc::{self, Nvcc};
+use super::table::{sources, write_if_changed};
 
 /// The flags of every compilation.
 const FLAGS: &[&str] = &["-std=c++17", "-O3", "-Xptxas", "-v", "-I", "kernels"];
@@ -38,7 +39,6 @@ struct Usage {
 
 /// Embeds the kernels, or nothing where there is no nvcc; the error is what to print before the build fails.
 pub fn build() -> Result<(), String> {
-    println!("cargo:rerun-if-changed=kernels");
     for variable in nvcc::VARIABLES.iter().chain(NVCC_VARIABLES) {
         println!("cargo:rerun-if-env-changed={variable}");
     }
@@ -66,24 +66,6 @@ pub fn build() -> Result<(), String> {
         }
     };
     write_if_changed(&out.join("embedded.rs"), &generated)
-}
-
-/// Every `.cu` file under `folder` that a GPU runs, in order of name.
-pub fn sources(folder: &Path) -> Result<Vec<PathBuf>, String> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(next) = folders.pop() {
-        let entries = std::fs::read_dir(&next).map_err(|e| format!("{}: {e}", next.display()))?;
-        for path in entries.flatten().map(|e| e.path()) {
-            if path.is_dir() && path != folder.join("sim") {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "cu") {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// Compiles `sources` on as many threads as cargo allows; the error holds nvcc's text for every file that failed.
@@ -214,10 +196,6 @@ fn embed(nvcc: Option<&Nvcc>, targets: &[Target], compiled: &[Compiled]) -> Resu
     }
     entries.sort_unstable();
     entries.dedup();
-    if let Some(pair) = entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        let [a, b] = [pair[0].1, pair[1].1].map(|i| &compiled[i].name);
-        return Err(format!("kernel {} is in {a}.cu and in {b}.cu", pair[0].0));
-    }
     let version = nvcc.map(|n| n.version.as_str());
     let _ = writeln!(
         text,
@@ -237,11 +215,4 @@ fn embed(nvcc: Option<&Nvcc>, targets: &[Target], compiled: &[Compiled]) -> Resu
         "/// What ptxas told of every entry point on every target.\npub static USAGE: &[Usage] = &[\n{usage}];"
     );
     Ok(text)
-}
-
-fn write_if_changed(path: &Path, text: &str) -> Result<(), String> {
-    if std::fs::read_to_string(path).is_ok_and(|old| old == text) {
-        return Ok(());
-    }
-    std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
 }

@@ -47,11 +47,7 @@ fn parse(row: &Value) -> Result<Gpu, String> {
         value.as_f64().filter(|&v| v > 0.0).ok_or_else(|| format!("`{key}`, expected a number above 0"))
     };
     let flops = |dtype: &str| speed(&row["flops_per_second"][dtype], &format!("flops_per_second.{dtype}"));
-    let arch = match row["arch"].as_str() {
-        Some("sm_80") => Arch::Sm80,
-        Some("sm_90") => Arch::Sm90,
-        _ => return Err("`arch`, expected sm_80 or sm_90".into()),
-    };
+    let arch = row["arch"].as_str().unwrap_or_default().parse::<Arch>().map_err(|cause| format!("`arch`, {cause}"))?;
     Ok(Gpu {
         name: text("name")?,
         arch,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use residuum::device::{Cost, Device, Gpu};
+use residuum::device::{Arch, Cost, Device, Gpu};
 use residuum::graph::{Graph, Mode, Program, Runs, Step};
 use residuum::models::{BuildOptions, Model};
 use residuum::tensor::DType;
@@ -24,13 +24,14 @@ use crate::train::at_least_one;
 #[command(after_help = "Examples:
   residuum plan resnet50 --dtype bf16
   residuum plan resnet50 --mode infer --batch 1 --dtype f16 --gpu A100
+  residuum plan resnet50 --dtype bf16 --arch sm_80
   residuum plan resnet20_cifar --json
   residuum plan resnet50 --gpus mine.json --gpu \"RTX 4090\"
 
 A file of GPUs is a JSON array of objects such as
   {\"name\": \"RTX 4090\", \"arch\": \"sm_80\", \"bytes_per_second\": 1.008e12,
    \"flops_per_second\": {\"f32\": 82.6e12, \"f16\": 165.2e12, \"bf16\": 165.2e12}, \"source\": \"data sheet\"}
-arch says whose kernels run: sm_80 or sm_90. In the text MB is 10^6 bytes.")]
+arch says whose kernels run, as --arch does. In the text MB is 10^6 bytes.")]
 pub struct Args {
     /// The network, as `residuum models` lists them
     #[arg(value_name = "MODEL", value_parser = crate::models::parse)]
@@ -53,10 +54,12 @@ pub struct Args {
     /// More GPUs to choose from
     #[arg(long, value_name = "FILE")]
     gpus: Option<PathBuf>,
+    #[arg(long, value_name = "ARCH", help = arch_help())]
+    arch: Option<Arch>,
     /// Compute the outputs of 1x1 convolutions again in the backward pass instead of keeping them
     #[arg(long)]
     recompute: bool,
-    /// Print a JSON object: `launches` and `totals`
+    /// Print a JSON object: `arch`, `launches` and `totals`
     #[arg(long)]
     json: bool,
 }
@@ -65,6 +68,10 @@ pub struct Args {
 enum Run {
     Train,
     Infer,
+}
+
+fn arch_help() -> String {
+    format!("The generation whose kernels run: {} [default: the GPU's]", Arch::known())
 }
 
 /// Height and width, both above 0.
@@ -109,6 +116,7 @@ impl Args {
 
 /// A program's launches, each with its least seconds, and their sums.
 struct Planned {
+    arch: Arch,
     batch: usize,
     launches: Vec<(Step, f64)>,
     /// Those of a step that drops no block.
@@ -126,13 +134,15 @@ impl Planned {
         let graph = args.graph().map_err(|e| Failure::Arguments(e.to_string()))?;
         let settings = Settings { dtype: args.dtype, ..Settings::default() };
         let optimizer = (args.mode == Run::Train).then(|| settings.optimizer()).transpose()?;
-        let program = Program::compile(&graph, &Device::blueprint(gpu.arch), args.dtype, optimizer)?;
+        let arch = args.arch.unwrap_or(gpu.arch);
+        let program = Program::compile(&graph, &Device::blueprint(arch), args.dtype, optimizer)?;
         let launches: Vec<_> = program.steps().iter().map(|s| (s.clone(), gpu.seconds(s.cost, args.dtype))).collect();
         let survival = graph.survival();
         let kept = || launches.iter().filter(|(step, _)| !matches!(step.runs, Runs::Without(_)));
         let expected = |(step, _): &(Step, f64)| step.runs.chance(&survival) * step.cost.bytes() as f64;
         let drops = launches.iter().any(|(step, _)| step.runs != Runs::Always);
         Ok(Self {
+            arch,
             batch: args.batch,
             cost: kept().map(|(step, _)| step.cost).sum(),
             seconds: kept().map(|(_, seconds)| seconds).sum(),
@@ -163,6 +173,7 @@ impl Planned {
             launch
         };
         let mut plan = serde_json::json!({
+            "arch": self.arch.to_string(),
             "launches": self.launches.iter().map(launch).collect::<Vec<_>>(),
             "totals": {
                 "batch": self.batch,
@@ -183,7 +194,8 @@ impl Planned {
     fn text(&self, args: &Args, gpu: &Gpu) -> String {
         let [c, h, w] = args.shape();
         let (name, mode) = (args.model.name(), if args.mode == Run::Train { "training" } else { "inference" });
-        let head = format!("{name}, {mode}, {} images of {c}x{h}x{w}, {}, {}", args.batch, args.dtype, gpus::line(gpu));
+        let run = format!("{} images of {c}x{h}x{w}, {}, kernels for {}", args.batch, args.dtype, self.arch);
+        let head = format!("{name}, {mode}, {run}, {}", gpus::line(gpu));
         let table = table(&self.rows()).join("\n");
         format!("{head}\n\n{table}\n\n{}", self.totals())
     }

@@ -13,7 +13,8 @@
 __device__ __forceinline__ bool gate_closed(const float* gate) { return gate != nullptr && *gate == 0.0f; }
 
 // Instantiates the entry point `name`: calls body(params) in every thread. The one macro at the foot of a kernel file.
-//   KERNEL(conv2d_fwd_f32_64x64, ConvParams, 256, 1, (fwd<float, Tile<64, 64>>))
+// build/table.rs makes the host's table of these lines, read as text: the name must say what the arguments do.
+//   KERNEL(conv2d_fwd_f32_64x64, GatherParams, 128, 3, (fwd<float, Tile64x64, true>))
 #ifdef __CUDACC__
 #define KERNEL(name, Params, threads, blocks_per_sm, body)                                                             \
   extern "C" __global__ void __launch_bounds__(threads, blocks_per_sm)                                                 \

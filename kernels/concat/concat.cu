@@ -6,16 +6,16 @@
 #include "common/strips.cuh"
 
 template <typename T>
-struct Copy {
+struct ConcatCopy {
   const T* src;
   T* dst;
   i64 src_stride, dst_stride;  // elements from one row to the next
   Strips strips;
 };
-static_assert(sizeof(Copy<float>) == 64, "as in src/ops/concat/launch.rs");
+static_assert(sizeof(ConcatCopy<float>) == 64, "as in src/ops/concat/launch.rs");
 
 template <typename T>
-__device__ __forceinline__ void concat_copy(const Copy<T>& p) {
+__device__ __forceinline__ void concat_copy(const ConcatCopy<T>& p) {
   constexpr int V = WIDTH<T>;
   const Share share = thread_share<V>(p.strips);
   const int n = strip_width<V>(p.strips, 0, share.channel);
@@ -26,6 +26,6 @@ __device__ __forceinline__ void concat_copy(const Copy<T>& p) {
   }
 }
 
-KERNEL(concat_copy_f32, Copy<float>, STRIP_THREADS, 4, concat_copy<float>)
-KERNEL(concat_copy_f16, Copy<f16>, STRIP_THREADS, 4, concat_copy<f16>)
-KERNEL(concat_copy_bf16, Copy<bf16>, STRIP_THREADS, 4, concat_copy<bf16>)
+KERNEL(concat_copy_f32, ConcatCopy<float>, STRIP_THREADS, 4, concat_copy<float>)
+KERNEL(concat_copy_f16, ConcatCopy<f16>, STRIP_THREADS, 4, concat_copy<f16>)
+KERNEL(concat_copy_bf16, ConcatCopy<bf16>, STRIP_THREADS, 4, concat_copy<bf16>)

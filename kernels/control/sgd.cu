@@ -13,7 +13,7 @@
 #include "common/vec.cuh"
 
 template <typename S>
-struct Sgd {
+struct SgdStep {
   float* param;
   const float* grad;
   float* velocity;
@@ -25,7 +25,7 @@ struct Sgd {
   float momentum, keep, decay, scale;
   u32 nesterov, plain;  // plain: there is no momentum
 };
-static_assert(sizeof(Sgd<float>) == 96, "as in src/control/sgd/launch.rs");
+static_assert(sizeof(SgdStep<float>) == 96, "as in src/control/sgd/launch.rs");
 
 constexpr int THREADS = 256;
 constexpr int PER_THREAD = 4;
@@ -33,7 +33,7 @@ constexpr int PER_THREAD = 4;
 constexpr int USED = 3, SKIP = 4, FIRST = 5;
 
 template <typename S>
-__device__ __forceinline__ void sgd_step(const Sgd<S>& p) {
+__device__ __forceinline__ void sgd_step(const SgdStep<S>& p) {
   const i64 at = (i64(blockIdx.x) * THREADS + threadIdx.x) * PER_THREAD;
   if (at >= p.len) return;
   const float lr = p.control[0];
@@ -58,6 +58,6 @@ __device__ __forceinline__ void sgd_step(const Sgd<S>& p) {
   if (p.shadow) store<S, PER_THREAD>(p.shadow + at, shadow);
 }
 
-KERNEL(sgd_step_f32, Sgd<float>, THREADS, 4, sgd_step<float>)
-KERNEL(sgd_step_f16, Sgd<f16>, THREADS, 4, sgd_step<f16>)
-KERNEL(sgd_step_bf16, Sgd<bf16>, THREADS, 4, sgd_step<bf16>)
+KERNEL(sgd_step_f32, SgdStep<float>, THREADS, 4, sgd_step<float>)
+KERNEL(sgd_step_f16, SgdStep<f16>, THREADS, 4, sgd_step<f16>)
+KERNEL(sgd_step_bf16, SgdStep<bf16>, THREADS, 4, sgd_step<bf16>)

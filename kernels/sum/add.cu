@@ -34,6 +34,6 @@ __device__ __forceinline__ void add_fwd(const Add<T>& p) {
   }
 }
 
-KERNEL(add_fwd_f32, Add<float>, STRIP_THREADS, 4, add_fwd<float>)
-KERNEL(add_fwd_f16, Add<f16>, STRIP_THREADS, 4, add_fwd<f16>)
-KERNEL(add_fwd_bf16, Add<bf16>, STRIP_THREADS, 4, add_fwd<bf16>)
+KERNEL(sum_fwd_f32, Add<float>, STRIP_THREADS, 4, add_fwd<float>)
+KERNEL(sum_fwd_f16, Add<f16>, STRIP_THREADS, 4, add_fwd<f16>)
+KERNEL(sum_fwd_bf16, Add<bf16>, STRIP_THREADS, 4, add_fwd<bf16>)

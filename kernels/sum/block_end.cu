@@ -112,6 +112,6 @@ __device__ __forceinline__ void block_end(const BlockEnd<T>& p) {
   }
 }
 
-KERNEL(block_end_fwd_f32, BlockEnd<float>, STRIP_THREADS, 2, block_end<float>)
-KERNEL(block_end_fwd_f16, BlockEnd<f16>, STRIP_THREADS, 2, block_end<f16>)
-KERNEL(block_end_fwd_bf16, BlockEnd<bf16>, STRIP_THREADS, 2, block_end<bf16>)
+KERNEL(sum_end_f32, BlockEnd<float>, STRIP_THREADS, 2, block_end<float>)
+KERNEL(sum_end_f16, BlockEnd<f16>, STRIP_THREADS, 2, block_end<f16>)
+KERNEL(sum_end_bf16, BlockEnd<bf16>, STRIP_THREADS, 2, block_end<bf16>)

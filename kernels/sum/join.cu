@@ -41,6 +41,6 @@ __device__ __forceinline__ void join_fwd(const Join<T>& p) {
   }
 }
 
-KERNEL(join_fwd_f32, Join<float>, STRIP_THREADS, 4, join_fwd<float>)
-KERNEL(join_fwd_f16, Join<f16>, STRIP_THREADS, 4, join_fwd<f16>)
-KERNEL(join_fwd_bf16, Join<bf16>, STRIP_THREADS, 4, join_fwd<bf16>)
+KERNEL(sum_join_f32, Join<float>, STRIP_THREADS, 4, join_fwd<float>)
+KERNEL(sum_join_f16, Join<f16>, STRIP_THREADS, 4, join_fwd<f16>)
+KERNEL(sum_join_bf16, Join<bf16>, STRIP_THREADS, 4, join_fwd<bf16>)

@@ -4,9 +4,26 @@ pub mod gate;
 pub mod loss_scale;
 pub mod sgd;
 
-use crate::device::Kernel;
+use crate::device::{conditions, Kernel};
 
 /// Every kernel of these.
 pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
-    [gate::KERNELS, loss_scale::KERNELS, sgd::KERNELS].into_iter().flatten().copied()
+    let kinds = [gate::KERNELS, conditions::KERNELS, loss_scale::KERNELS, sgd::KERNELS]
+        .into_iter()
+        .flatten()
+        .copied()
+        .flatten();
+    kinds.map(|entry| &entry.kernel)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_entry_is_one_ops() {
+        let mut known: Vec<_> = crate::kernels().map(|kernel| kernel.name).collect();
+        let mut rows: Vec<_> = crate::device::table::ROWS.iter().map(|row| row.name).collect();
+        known.sort_unstable();
+        rows.sort_unstable();
+        assert_eq!(known, rows, "every KERNEL line is of a kind that one op names");
+    }
 }

@@ -3,12 +3,13 @@
 //! What a graph skips by such nodes is the device's affair, so the launch is made here and not by an op; its kernel is
 //! among those of `control::gate`.
 
+use super::table::{kernels, only};
 use super::{Cost, Kernel, Launch, View};
 
 /// Gates of one launch at most: a kernel's parameters take 4 KiB.
 const MOST: usize = 128;
 
-/// `Conditions` of kernels/control/conditions.cu.
+/// `Conditions` of kernels/control/gate/conditions.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Conditions {
@@ -18,8 +19,14 @@ struct Conditions {
     unused: u32,
 }
 
-pub(crate) static KERNEL: Kernel =
-    Kernel::new::<Conditions>("gate_conditions_f32", MOST as u32, (MOST * size_of::<u32>()) as u32);
+kernels! {
+    SET: Conditions = "gate_conditions_*", (MOST * size_of::<u32>()) as u32;
+}
+
+/// The entry point.
+pub(crate) fn kernel() -> &'static Kernel {
+    only(&SET)
+}
 
 /// The launches that set the condition of each handle to 1 where its gate, an f32, is not 0, else to 0. They come before
 /// the first of the nodes and behind what sets the gates.
@@ -40,7 +47,7 @@ pub unsafe fn launches(conditions: &[(View, u64)]) -> Vec<Launch> {
         let cost = Cost { flops: 0, bytes_read: 4 * part.len() as u64, bytes_written: 0 };
         let gates = part.iter().map(|(gate, _)| gate.clone()).collect();
         // SAFETY: every gate is in its view, as asserted above; the handles are the caller's promise.
-        unsafe { Launch::new(&KERNEL, [1, 1, 1], &params, cost, gates) }
+        unsafe { Launch::new(kernel(), [1, 1, 1], &params, cost, gates) }
     };
     conditions.chunks(MOST).map(launch).collect()
 }

@@ -18,9 +18,11 @@ mod recording;
 mod select;
 mod side;
 pub mod sim;
+pub(crate) mod table;
 pub mod threads;
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,21 +58,45 @@ impl Device {
     }
 }
 
-/// A generation of GPUs for which kernels are chosen; see `build/arch.rs` for what is compiled.
+/// A generation of GPUs, for which kernels are chosen: all that a generation needs besides its kernels and its row of
+/// `build/arch.rs` is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Arch {
     /// Compute capability 8.0 and later: `mma.sync`, `cp.async`.
-    Sm80,
+    Sm80 = 80,
     /// Compute capability 9.0: Hopper.
-    Sm90,
+    Sm90 = 90,
+}
+
+impl Arch {
+    /// Every generation.
+    pub const ALL: [Self; 2] = [Self::Sm80, Self::Sm90];
+
+    /// The names of all, for messages: `sm_80 or sm_90`.
+    pub fn known() -> String {
+        Self::ALL.map(|arch| arch.to_string()).join(" or ")
+    }
+
+    /// Bytes of shared memory that a block may take.
+    pub fn shared_limit(self) -> u32 {
+        match self {
+            Self::Sm80 => 163 * 1024,
+            Self::Sm90 => 227 * 1024,
+        }
+    }
 }
 
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Sm80 => "sm_80",
-            Self::Sm90 => "sm_90",
-        })
+        write!(f, "sm_{}", *self as u32)
+    }
+}
+
+impl FromStr for Arch {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        Self::ALL.into_iter().find(|arch| arch.to_string() == text).ok_or_else(|| format!("expected {}", Self::known()))
     }
 }
 
@@ -81,6 +107,13 @@ pub struct Target {
     pub arch: Arch,
     /// The storage type of the program.
     pub dtype: DType,
+}
+
+impl Target {
+    /// The same device, for kernels that compute in f32.
+    pub fn in_f32(self) -> Self {
+        Self { dtype: DType::F32, ..self }
+    }
 }
 
 /// A device that runs the library's kernels.
@@ -213,8 +246,8 @@ impl View {
     }
 }
 
-/// An entry point of the embedded kernels: `<op>_<direction>_<dtype>[_<tile>]`.
-#[derive(Debug)]
+/// An entry point of the embedded kernels: `<op>_<pass>_<dtype>[_<tile>][_<form>][_sm<NN>]`.
+#[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     /// The name of the entry.
     pub name: &'static str,
@@ -224,12 +257,14 @@ pub struct Kernel {
     pub threads: u32,
     /// Bytes of dynamic shared memory.
     pub shared_bytes: u32,
+    /// The only generation of GPUs that runs it; `None` for a kernel that all run.
+    pub family: Option<Arch>,
 }
 
 impl Kernel {
     /// The entry `name` that takes a `P` by value.
     pub const fn new<P: bytemuck::Pod>(name: &'static str, threads: u32, shared_bytes: u32) -> Self {
-        Self { name, params_bytes: size_of::<P>(), threads, shared_bytes }
+        Self { name, params_bytes: size_of::<P>(), threads, shared_bytes, family: None }
     }
 }
 

@@ -377,7 +377,7 @@ impl Op {
 
 /// Every kernel that the ops' launch code uses.
 pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
-    [
+    let chosen_by_dtype = [
         batch_norm::KERNELS,
         concat::KERNELS,
         cross_entropy::KERNELS,
@@ -388,9 +388,7 @@ pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
         relu::KERNELS,
         shortcut::KERNELS,
         sum::KERNELS,
-    ]
-    .into_iter()
-    .flatten()
-    .copied()
-    .chain(conv2d::kernels())
+    ];
+    let entries = chosen_by_dtype.into_iter().flatten().copied().flatten().map(|entry| &entry.kernel);
+    entries.chain(conv2d::kernels())
 }

@@ -1,7 +1,6 @@
 //! The launch geometry that the memory-bound kernels share; kernels/common/strips.cuh is its other half.
 
 use super::Arg;
-use crate::device::Kernel;
 use crate::tensor::{DType, Shape};
 use crate::{Error, Result};
 
@@ -153,23 +152,4 @@ impl Strips {
 
 fn too_large(rows: Rows) -> Error {
     Error::unsupported("launch", format!("{} rows of {} channels", rows.rows, rows.channels))
-}
-
-/// The entries for f32, f16 and bf16 of a kernel that takes a `P`.
-pub(crate) const fn entries<P: bytemuck::Pod>(names: [&'static str; 3], shared_bytes: u32) -> [Kernel; 3] {
-    [
-        Kernel::new::<P>(names[0], THREADS, shared_bytes),
-        Kernel::new::<P>(names[1], THREADS, shared_bytes),
-        Kernel::new::<P>(names[2], THREADS, shared_bytes),
-    ]
-}
-
-/// That of the entries which is for `dtype`.
-pub(super) fn for_dtype(dtype: DType, entries: &'static [Kernel; 3]) -> Result<&'static Kernel> {
-    match dtype {
-        DType::F32 => Ok(&entries[0]),
-        DType::F16 => Ok(&entries[1]),
-        DType::BF16 => Ok(&entries[2]),
-        DType::F64 => Err(Error::unsupported(entries[0].name, "kernels compute in f32, f16 and bf16; use the CPU")),
-    }
 }

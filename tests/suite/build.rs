@@ -13,10 +13,13 @@ use crate::machine;
 mod arch;
 #[allow(dead_code)]
 #[path = "../../build/compile.rs"]
-pub mod compile;
+mod compile;
 #[allow(dead_code)]
 #[path = "../../build/nvcc.rs"]
 mod nvcc;
+#[allow(dead_code)]
+#[path = "../../build/table.rs"]
+pub mod table;
 
 /// An entry point in PTX.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,7 +38,7 @@ fn names_parameters_and_threads_are_those_that_nvcc_compiled() {
         return machine::skip("NVCC", what, "no nvcc was found");
     };
     let root = machine::root();
-    let sources = compile::sources(&root.join("kernels")).expect("kernels");
+    let sources = table::sources(&root.join("kernels")).expect("kernels");
     if sources.is_empty() {
         return machine::skip("NVCC", what, "the sources of the kernels are not here");
     }
@@ -70,7 +73,7 @@ fn names_parameters_and_threads_are_those_that_nvcc_compiled() {
     }
     for (name, Entry { file, .. }) in &entries {
         if !residuum::kernels().any(|kernel| kernel.name == name) {
-            wrong.push(format!("{name} in {file} is in no op's KERNELS"));
+            wrong.push(format!("{name} in {file} is no op's"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -159,8 +162,8 @@ fn the_embedded_kernels_are_all_there_for_every_target_without_a_spill() {
 #[test]
 fn files_for_one_family_are_compiled_for_it_alone() {
     let takes = |file: &str| -> Vec<&str> { arch::TARGETS.iter().filter(|t| t.takes(file)).map(|t| t.code).collect() };
-    assert_eq!(takes("fwd.cu"), ["sm_80", "sm_90a", "compute_80"]);
-    assert_eq!(takes("smooth_fwd.cu"), ["sm_80", "sm_90a", "compute_80"]);
+    let all: Vec<&str> = arch::TARGETS.iter().map(|t| t.code).collect();
+    assert!(takes("fwd.cu") == all && takes("smooth_fwd.cu") == all && all.len() >= 3, "{all:?}");
     assert_eq!(takes("sm90_fwd.cu"), ["sm_90a"]);
     assert_eq!(takes("sm80_fwd.cu"), ["sm_80", "compute_80"]);
 }
@@ -234,4 +237,82 @@ fn nvcc_is_found_where_toolkits_are_installed() {
         assert_eq!(found, Some(format!("{}.0.1", i + 1)));
         std::fs::remove_dir_all(folder.path().join(place)).expect("a folder");
     }
+}
+
+/// The table of a folder of kernels with one file, or what is wrong with it.
+fn table_of(file: &str, text: &str) -> Result<Vec<table::Row>, String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let op = folder.path().join("conv2d");
+    std::fs::create_dir_all(&op).expect("a folder");
+    let header =
+        "struct Params {};\nstatic_assert(sizeof(Params) == 40, \"\");\nusing Tile8x4 = Tile<8, 4, 2, 2, 64, 4>;\n\
+                  constexpr int THREADS = 128;\n";
+    std::fs::write(op.join("tile.cuh"), header).expect("a file");
+    std::fs::write(op.join(file), format!("#include \"conv2d/tile.cuh\"\n{text}\n")).expect("a file");
+    table::read(folder.path())
+}
+
+#[test]
+fn a_kernel_line_is_a_row() {
+    let lines = "// KERNEL(conv2d_fwd_f32_8x4, Params, 128, 1, (fwd<float, Tile8x4, true>))\n\
+                 KERNEL(conv2d_fwd_f16_8x4_packed_sm90, Params, THREADS, 1,\n (fwd_packed<f16, Tile8x4::Paired>))\n\
+                 KERNEL(conv2d_sum_bf16_tree_sm90, Params, 128, 1, sum)";
+    let row = |name: &str, kind: &str, dtype: &str, tiles: &[[usize; 4]], access: &str| table::Row {
+        name: name.into(),
+        kind: kind.into(),
+        dtype: dtype.into(),
+        tiles: tiles.to_vec(),
+        access: access.into(),
+        family: Some(90),
+        params: "Params".into(),
+        params_bytes: 40,
+        threads: 128,
+    };
+    let expected = [
+        row("conv2d_fwd_f16_8x4_packed_sm90", "conv2d_fwd_*", "f16", &[[8, 4, 64, 4]], "packed"),
+        row("conv2d_sum_bf16_tree_sm90", "conv2d_sum_*_tree", "bf16", &[], ""),
+    ];
+    let rows = table_of("sm90_fwd.cu", lines).expect("a table");
+    assert_eq!(rows, expected);
+    assert!(table::generate(&rows).contains("kind: \"conv2d_fwd_*\", dtype: DType::F16, tiles: &[[8, 4, 64, 4]]"));
+}
+
+#[test]
+fn a_kernel_line_that_contradicts_itself_fails_the_build() {
+    for (file, line, cause) in [
+        (
+            "fwd.cu",
+            "(conv2d_fwd_f32_4x8, Params, 128, 1, (fwd<float, Tile8x4, true>))",
+            "tiles [[4, 8]], the arguments [[8, 4]]",
+        ),
+        ("fwd.cu", "(conv2d_fwd_f32, Params, 128, 1, (fwd<float, Tile8x4, true>))", "tiles [], the arguments [[8, 4]]"),
+        ("fwd.cu", "(conv2d_fwd_f16_8x4, Params, 128, 1, (fwd<bf16, Tile8x4, true>))", "says f16, an argument bf16"),
+        ("fwd.cu", "(conv2d_sum_f16, Params<float>, 128, 1, sum)", "says f16, an argument f32"),
+        ("fwd.cu", "(conv2d_fwd_f32_8x4, Params, 256, 1, (fwd<float, Tile8x4, true>))", "256 threads, Tile8x4 has 128"),
+        (
+            "fwd.cu",
+            "(conv2d_fwd_f32_8x4, Params, 128, 1, (fwd<float, Tile8x4, false>))",
+            "vector access, the arguments scalar",
+        ),
+        (
+            "fwd.cu",
+            "(conv2d_fwd_f32_8x4_stem, Params, 128, 1, (fwd_packed<float, Tile8x4>))",
+            "stem access, the arguments packed",
+        ),
+        ("fwd.cu", "(conv2d_fwd_f32_8x8, Params, 128, 1, (fwd<float, Tile8x8, true>))", "no `using Tile8x8 = Tile<"),
+        ("fwd.cu", "(conv2d_fwd_f32, Other, 128, 1, fwd)", "sizeof(Other)"),
+        ("fwd.cu", "(conv2d_fwd_f32, Params, MANY, 1, fwd)", "MANY is not a number of threads"),
+        ("fwd.cu", "(conv2d_fwd, Params, 128, 1, fwd)", "names no dtype"),
+        ("fwd.cu", "(conv2d_fwd_f32, Params, 128, fwd)", "5 arguments, found 4"),
+        ("fwd.cu", "(pool_fwd_f32, Params, 128, 1, fwd)", "in the folder conv2d"),
+        ("fwd.cu", "(conv2d_fwd_f32_sm90, Params, 128, 1, fwd)", "family Some(90), the file's None"),
+        ("sm90_fwd.cu", "(conv2d_fwd_f32, Params, 128, 1, fwd)", "family None, the file's Some(90)"),
+        ("sm70_fwd.cu", "(conv2d_fwd_f32_sm70, Params, 128, 1, fwd)", "no target of this family"),
+    ] {
+        let problem = table_of(file, &format!("KERNEL{line}")).expect_err(line);
+        assert!(problem.contains(cause) && problem.contains(&format!("{file}:2: ")), "{line}: {problem}");
+    }
+    let twice = "KERNEL(conv2d_fwd_f32, Params, 128, 1, fwd)\nKERNEL(conv2d_fwd_f32, Params, 128, 1, fwd)";
+    let problem = table_of("fwd.cu", twice).expect_err("a name twice");
+    assert!(problem.contains("fwd.cu:3: conv2d_fwd_f32 is in") && problem.contains("fwd.cu:2, too"), "{problem}");
 }

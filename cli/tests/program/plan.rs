@@ -24,7 +24,7 @@ fn sum(plan: &Value, key: &str) -> u64 {
 fn the_json_is_one_object_whose_totals_are_the_sums() {
     let folder = folder();
     let plan = json(folder.path(), "plan resnet20_cifar --batch 8 --dtype bf16");
-    assert_eq!(keys(&plan), ["launches", "totals"]);
+    assert_eq!(keys(&plan), ["arch", "launches", "totals"]);
     let launches = plan["launches"].as_array().unwrap();
     let expected = ["bytes_read", "bytes_written", "flops", "grid", "kernel", "op", "seconds", "shape"];
     for launch in launches {
@@ -127,6 +127,15 @@ fn a_gpu_of_ones_own_bounds_the_time() {
 }
 
 #[test]
+fn the_kernels_are_those_of_the_generation_that_is_asked_for() {
+    let folder = folder();
+    let arch =
+        |arguments: &str| json(folder.path(), &format!("plan resnet20_cifar --batch 2 {arguments}"))["arch"].clone();
+    assert_eq!((arch(""), arch("--gpu A100")), ("sm_90".into(), "sm_80".into()), "the GPU's own");
+    assert_eq!((arch("--arch sm_80"), arch("--gpu A100 --arch sm_90")), ("sm_80".into(), "sm_90".into()));
+}
+
+#[test]
 fn options_that_cannot_be_are_code_2() {
     let folder = folder();
     for (arguments, parts) in [
@@ -138,6 +147,7 @@ fn options_that_cannot_be_are_code_2() {
         ("plan resnet50 --size 224", &["--size", "HxW"]),
         ("plan resnet50 --size 0x224", &["--size", "HxW"]),
         ("plan alexnet --size 8x8", &["does not fit"]),
+        ("plan resnet50 --arch sm_75", &["--arch", "sm_80 or sm_90"]),
         ("plan resnet50 --gpu B17", &["--gpu", "`B17`", "H200", "--gpus"]),
     ] {
         let cause = bad(folder.path(), arguments, 2);
@@ -151,7 +161,11 @@ fn options_that_cannot_be_are_code_2() {
 fn a_whole_batch_is_planned_without_its_memory() {
     let text = good(folder().path(), "plan resnet50 --dtype bf16 --size 224x224");
     let lines: Vec<&str> = text.lines().collect();
-    assert!(lines[0].contains("resnet50, training, 256 images of 3x224x224, bf16, H200: 4.30 TB/s"), "{}", lines[0]);
+    assert!(
+        lines[0].contains("resnet50, training, 256 images of 3x224x224, bf16, kernels for sm_90, H200: 4.30 TB/s"),
+        "{}",
+        lines[0]
+    );
     assert!(lines[2].starts_with("op ") && lines[2].ends_with(" us"), "{}", lines[2]);
     assert!(lines[3].contains(" n256 224x224 c3 k64 r7 s7 stride 2 pad 3 "), "{}", lines[3]);
     let table = lines[2..].iter().take_while(|line| !line.is_empty());

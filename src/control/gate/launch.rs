@@ -1,13 +1,14 @@
 //! Which kernels, on what grid.
 
 use super::{CONTROL_WORDS, PURPOSE, UNIT};
-use crate::device::{conditions, Cost, Kernel, Launch, View};
+use crate::device::table::{kernels, only};
+use crate::device::{Cost, Launch, View};
 
 const THREADS: u32 = 256;
 /// Blocks that clear one range at most; each goes over it with that stride.
 const MOST_CHUNKS: usize = 64;
 
-/// `Draw` of kernels/control/gate.cu.
+/// `Draw` of kernels/control/gate/gate.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Draw {
@@ -20,7 +21,7 @@ struct Draw {
     unused: u32,
 }
 
-/// `Clear` of kernels/control/gate.cu.
+/// `Clear` of kernels/control/gate/gate.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Clear {
@@ -29,10 +30,10 @@ struct Clear {
     grad: u64,
 }
 
-static DRAW: Kernel = Kernel::new::<Draw>("gate_draw_f32", THREADS, 0);
-static CLEAR: Kernel = Kernel::new::<Clear>("gate_clear_f32", THREADS, 0);
-
-pub(crate) const KERNELS: &[&Kernel] = &[&DRAW, &CLEAR, &conditions::KERNEL];
+kernels! {
+    DRAW: Draw = "gate_draw_*", 0;
+    CLEAR: Clear = "gate_clear_*", 0;
+}
 
 /// What the gates of a program of L blocks are drawn from, and what they clear.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +79,7 @@ pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
     let cost = Cost { flops: 0, bytes_read: words(CONTROL_WORDS + blocks), bytes_written: words(1 + 2 * blocks) };
     let views = [control, thresholds, gates, closed].map(View::clone).to_vec();
     // SAFETY: the control, a threshold, a gate and its opposite for each block are in their views, as asserted above.
-    let mut all = vec![unsafe { Launch::new(&DRAW, [1, 1, 1], &params, cost, views) }];
+    let mut all = vec![unsafe { Launch::new(only(&DRAW), [1, 1, 1], &params, cost, views) }];
     if let Some((grad, ranges)) = grad {
         assert!(fits(ranges, 2 * blocks) && grad.address().is_multiple_of(16), "gates: a small buffer of ranges");
         assert!(grad.bytes() >= 4 * longest, "gates: a range beyond the gradients");
@@ -89,7 +90,7 @@ pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
         let views = [gates, ranges, grad].map(View::clone).to_vec();
         // SAFETY: a gate and a pair for each block are in their views; the pairs are the program's own, which places
         // every block's gradients inside `grad`.
-        all.push(unsafe { Launch::new(&CLEAR, [chunks as u32, blocks as u32, 1], &params, cost, views) });
+        all.push(unsafe { Launch::new(only(&CLEAR), [chunks as u32, blocks as u32, 1], &params, cost, views) });
     }
     all
 }

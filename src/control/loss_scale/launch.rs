@@ -1,7 +1,8 @@
 //! The two launches, and their grids.
 
 use super::{INTERVAL, LEAST, STATE};
-use crate::device::{Cost, Kernel, Launch, View};
+use crate::device::table::{kernels, only};
+use crate::device::{Cost, Launch, View};
 use crate::ops::strips::THREADS;
 
 /// Elements of a thread at a time.
@@ -14,7 +15,7 @@ const SHARED: u32 = THREADS * 4;
 /// `LossScaleCheck` of kernels/control/loss_scale.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Check {
+struct LossScaleCheck {
     grad: u64,
     flags: u64,
     len: i64,
@@ -23,7 +24,7 @@ struct Check {
 /// `LossScaleDecide` of kernels/control/loss_scale.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Decide {
+struct LossScaleDecide {
     flags: u64,
     loss: u64,
     state: u64,
@@ -33,10 +34,10 @@ struct Decide {
     unused: u32,
 }
 
-static CHECK: Kernel = Kernel::new::<Check>("loss_scale_check_f32", THREADS, SHARED);
-static DECIDE: Kernel = Kernel::new::<Decide>("loss_scale_decide_f32", THREADS, SHARED);
-
-pub(crate) const KERNELS: &[&Kernel] = &[&CHECK, &DECIDE];
+kernels! {
+    CHECK: LossScaleCheck = "loss_scale_check_*", SHARED;
+    DECIDE: LossScaleDecide = "loss_scale_decide_*", SHARED;
+}
 
 /// What the launches read and write.
 #[derive(Clone, Copy, Debug)]
@@ -70,15 +71,15 @@ pub fn launches(buffers: &Buffers<'_>) -> [Launch; 2] {
     assert!(flags_view.bytes() >= 4 * blocks, "loss scale: less than {blocks} flags");
     assert!(state.bytes() >= 4 * STATE, "loss scale: a state of less than {STATE} numbers");
     assert!(loss.is_none_or(|v| v.bytes() >= 4), "loss scale: a loss of less than 4 bytes");
-    let params = Check { grad: grad.address(), flags: flags_view.address(), len: len as i64 };
+    let params = LossScaleCheck { grad: grad.address(), flags: flags_view.address(), len: len as i64 };
     let read = 4 * len as u64;
     let written = 4 * blocks as u64;
     let cost = Cost { flops: 0, bytes_read: read, bytes_written: written };
     let views = vec![grad.clone(), flags_view.clone()];
     // SAFETY: `len` aligned gradients and a flag for each block, as asserted above.
-    let check = unsafe { Launch::new(&CHECK, [blocks as u32, 1, 1], &params, cost, views) };
+    let check = unsafe { Launch::new(only(&CHECK), [blocks as u32, 1, 1], &params, cost, views) };
 
-    let params = Decide {
+    let params = LossScaleDecide {
         flags: flags_view.address(),
         loss: loss.map_or(0, View::address),
         state: state.address(),
@@ -92,6 +93,6 @@ pub fn launches(buffers: &Buffers<'_>) -> [Launch; 2] {
     let mut views = vec![flags_view.clone(), state.clone()];
     views.extend(loss.cloned());
     // SAFETY: the flags of all blocks, the whole state and the loss, if any, as asserted above.
-    let decide = unsafe { Launch::new(&DECIDE, [1, 1, 1], &params, cost, views) };
+    let decide = unsafe { Launch::new(only(&DECIDE), [1, 1, 1], &params, cost, views) };
     [check, decide]
 }

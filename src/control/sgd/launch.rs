@@ -2,17 +2,18 @@
 
 use super::Sgd;
 use crate::control::loss_scale::STATE;
-use crate::device::{Cost, Kernel, Launch, Target, View};
-use crate::ops::strips::{entries, THREADS};
+use crate::device::table::{entry, kernels};
+use crate::device::{Cost, Launch, Target, View};
+use crate::ops::strips::THREADS;
 use crate::tensor::DType;
 
 /// Elements of a thread.
 const PER_THREAD: usize = 4;
 
-/// `Sgd` of kernels/control/sgd.cu.
+/// `SgdStep` of kernels/control/sgd.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
+struct SgdStep {
     param: u64,
     grad: u64,
     velocity: u64,
@@ -30,9 +31,9 @@ struct Params {
     plain: u32,
 }
 
-static STEP: [Kernel; 3] = entries::<Params>(["sgd_step_f32", "sgd_step_f16", "sgd_step_bf16"], 0);
-
-pub(crate) const KERNELS: &[&Kernel] = &[&STEP[0], &STEP[1], &STEP[2]];
+kernels! {
+    STEP: SgdStep = "sgd_step_*", 0;
+}
 
 /// The flat tensors of a program, one element for each parameter element.
 #[derive(Clone, Copy, Debug)]
@@ -74,14 +75,11 @@ pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
     assert!(fits(control, 8), "sgd: a control of less than 2 elements");
     assert!(loss_scale.is_none_or(|v| fits(v, 4 * STATE)), "sgd: a loss scale of less than {STATE} numbers");
     assert!(loss.is_none_or(|v| v.bytes() >= 4), "sgd: a loss of less than 4 bytes");
-    let kernel = match (shadow, target.dtype) {
-        (None, _) => &STEP[0],
-        (Some(_), DType::F16) => &STEP[1],
-        (Some(_), DType::BF16) => &STEP[2],
-        (Some(_), dtype) => panic!("sgd: a shadow in {dtype}"),
-    };
+    assert!(shadow.is_none() || target.dtype.bytes() == 2, "sgd: a shadow in {}", target.dtype);
+    let dtype = if shadow.is_some() { target.dtype } else { DType::F32 };
+    let kernel = entry(Target { dtype, ..target }, &STEP).unwrap_or_else(|_| unreachable!("f32, f16 or bf16"));
     let spec = sgd.spec();
-    let params = Params {
+    let params = SgdStep {
         param: param.address(),
         grad: grad.address(),
         velocity: velocity.address(),

@@ -131,7 +131,7 @@ impl Source {
     pub fn new(context: &Arc<Context>, launches: &[Bound]) -> Result<Self> {
         let api = context.conditional.as_ref();
         let api = api.map_err(|reason| Error::unsupported("conditional graph nodes", reason.as_str()))?;
-        let setter = context.function(&conditions::KERNEL)?;
+        let setter = context.function(conditions::kernel())?;
         context.enter()?;
         let source = Self::empty(context)?;
         let gate = |(launch, _): &Bound| launch.gate().map(View::address);

@@ -301,20 +301,22 @@ enum Code {
     Ptx,
 }
 
-/// The generation whose kernels a GPU runs, and as what; `None` where no target fits. Machine code runs on its own major
-/// version from its minor version on, `sm_90a` on 9.0 alone, PTX on everything from its version on.
+/// The generation whose kernels a GPU runs, and as what: the newest of machine code, else of PTX; `None` where no target
+/// fits. Machine code runs on its own major version from its minor version on, `sm_NNa` on NN alone, PTX on everything
+/// from its version on.
 fn arch_of((major, minor): (i32, i32), targets: &[&str]) -> Option<(Arch, Code)> {
     let capability = major * 10 + minor;
-    if capability == 90 && targets.contains(&"sm_90a") {
-        return Some((Arch::Sm90, Code::Machine));
-    }
-    let any = |prefix: &str, fits: &dyn Fn(i32) -> bool| {
-        targets.iter().filter_map(|target| target.strip_prefix(prefix)?.parse().ok()).any(fits)
+    let fit = |target: &&str| -> Option<(Arch, Code)> {
+        let (kind, version) = target.split_once('_')?;
+        let arch = Arch::ALL.into_iter().find(|arch| version.trim_end_matches('a') == (*arch as i32).to_string())?;
+        let oldest = arch as i32;
+        match (kind, version.ends_with('a')) {
+            ("sm", true) => (oldest == capability).then_some((arch, Code::Machine)),
+            ("sm", false) => (oldest / 10 == major && oldest <= capability).then_some((arch, Code::Machine)),
+            _ => (oldest <= capability).then_some((arch, Code::Ptx)),
+        }
     };
-    if any("sm_", &|n| n / 10 == major && n <= capability) {
-        return Some((Arch::Sm80, Code::Machine));
-    }
-    any("compute_", &|n| n <= capability).then_some((Arch::Sm80, Code::Ptx))
+    targets.iter().filter_map(fit).max_by_key(|&(arch, code)| (code == Code::Machine, arch))
 }
 
 /// The oldest driver, as `Driver::version` counts, that loads what nvcc of release `nvcc` (`13.0.88`) made: one of the same

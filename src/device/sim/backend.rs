@@ -59,10 +59,7 @@ pub(super) fn new(options: SimOptions) -> Result<Arc<dyn Backend>> {
         },
         arithmetic: arithmetic(options.arithmetic),
         alignment: options.alignment.clamp(16, 4096).next_power_of_two() as u32,
-        shared_limit: match options.arch {
-            Arch::Sm80 => 163 * 1024,
-            Arch::Sm90 => 227 * 1024,
-        },
+        shared_limit: options.arch.shared_limit(),
         approximate: u32::from(options.approximate),
         traffic: options.traffic.into(),
         seed: options.seed,

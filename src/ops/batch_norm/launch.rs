@@ -1,8 +1,9 @@
 //! Which kernels, on what grid.
 
 use super::{BatchNorm, Infer, Node, Pass, Train};
-use crate::device::{Cost, Kernel, Launch, Target, View};
-use crate::ops::strips::{entries, for_dtype, Rows, Strips, THREADS};
+use crate::device::table::{entry, kernels, only};
+use crate::device::{Cost, Launch, Target, View};
+use crate::ops::strips::{Rows, Strips, THREADS};
 use crate::ops::{Arg, Io, Operator, Write};
 use crate::tensor::DType;
 use crate::Result;
@@ -132,36 +133,15 @@ struct Bwd {
     accumulate: u32,
 }
 
-static STATS: [Kernel; 3] =
-    entries::<Stats>(["batch_norm_stats_f32", "batch_norm_stats_f16", "batch_norm_stats_bf16"], STATS_SHARED);
-static FINALIZE: Kernel = Kernel::new::<Finalize>("batch_norm_finalize_f32", THREADS, THREADS * 3 * 4);
-static APPLY: [Kernel; 3] =
-    entries::<Apply>(["batch_norm_apply_f32", "batch_norm_apply_f16", "batch_norm_apply_bf16"], 0);
-static FOLD: Kernel = Kernel::new::<Fold>("batch_norm_fold_f32", THREADS, 0);
-static SUMS: [Kernel; 3] = entries::<BandSums>(
-    ["batch_norm_bwd_sums_f32", "batch_norm_bwd_sums_f16", "batch_norm_bwd_sums_bf16"],
-    SUMS_SHARED,
-);
-static BWD_FINALIZE: Kernel = Kernel::new::<BwdFinalize>("batch_norm_bwd_finalize_f32", THREADS, THREADS * 2 * 4);
-static BWD: [Kernel; 3] = entries::<Bwd>(["batch_norm_bwd_f32", "batch_norm_bwd_f16", "batch_norm_bwd_bf16"], 0);
-
-pub(crate) const KERNELS: &[&Kernel] = &[
-    &STATS[0],
-    &STATS[1],
-    &STATS[2],
-    &FINALIZE,
-    &APPLY[0],
-    &APPLY[1],
-    &APPLY[2],
-    &FOLD,
-    &SUMS[0],
-    &SUMS[1],
-    &SUMS[2],
-    &BWD_FINALIZE,
-    &BWD[0],
-    &BWD[1],
-    &BWD[2],
-];
+kernels! {
+    STATS: Stats = "batch_norm_stats_*", STATS_SHARED;
+    FINALIZE: Finalize = "batch_norm_finalize_*", THREADS * 3 * 4;
+    APPLY: Apply = "batch_norm_apply_*", 0;
+    FOLD: Fold = "batch_norm_fold_*", 0;
+    SUMS: BandSums = "batch_norm_bwd_sums_*", SUMS_SHARED;
+    BWD_FINALIZE: BwdFinalize = "batch_norm_bwd_finalize_*", THREADS * 2 * 4;
+    BWD: Bwd = "batch_norm_bwd_*", 0;
+}
 
 /// Two numbers for each band and channel.
 pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
@@ -179,17 +159,17 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     match node.pass {
         Pass::Train { relu } => {
             let Train { x, gamma, beta, y, mean, invstd, .. } = io.bind(Train::default());
-            let [stats, finalize] = node.launch_statistics(target.dtype, io)?;
+            let [stats, finalize] = node.launch_statistics(target, io)?;
             let parts = Parts { x, y, gamma, beta, mean, spread: invstd };
-            Ok(vec![stats, finalize, node.launch_apply(target.dtype, &parts, relu, false)?])
+            Ok(vec![stats, finalize, node.launch_apply(target, &parts, relu, false)?])
         }
         Pass::Infer { relu } => {
             let Infer { x, gamma, beta, running_mean, running_var, y } = io.bind(Infer::default());
             let parts = Parts { x, y, gamma, beta, mean: running_mean, spread: running_var };
-            Ok(vec![node.launch_apply(target.dtype, &parts, relu, true)?])
+            Ok(vec![node.launch_apply(target, &parts, relu, true)?])
         }
         Pass::Fold { form, share } => node.launch_fold(form, share, io),
-        Pass::Bwd(form) => node.launch_bwd(target.dtype, form, io),
+        Pass::Bwd(form) => node.launch_bwd(target, form, io),
     }
 }
 
@@ -204,7 +184,7 @@ pub(in crate::ops) fn band_strips(bn: &BatchNorm, dtype: DType, tensors: &[&Arg]
 /// `to`, for x bound as `bn` describes it (`Io::check`).
 pub(in crate::ops) fn band_moments(
     bn: &BatchNorm,
-    dtype: DType,
+    target: Target,
     x: &Arg,
     strips: Strips,
     to: [&View; 2],
@@ -220,12 +200,12 @@ pub(in crate::ops) fn band_moments(
     };
     let cost = Cost {
         flops: 3 * bn.x().shape.len() as u64,
-        bytes_read: bn.x().bytes(dtype) as u64,
+        bytes_read: bn.x().bytes(target.dtype) as u64,
         bytes_written: 2 * bytes as u64,
     };
     let views = vec![x.view.clone(), to[0].clone(), to[1].clone()];
     // SAFETY: `strips` covers x, which is as large as the descriptor says, and the bands have their places.
-    Ok(unsafe { Launch::new(for_dtype(dtype, &STATS)?, strips.grid()?, &params, cost, views) })
+    Ok(unsafe { Launch::new(entry(target, &STATS)?, strips.grid()?, &params, cost, views) })
 }
 
 /// The tensors of an `Apply`.
@@ -257,11 +237,11 @@ impl Node {
         (2 * strips.band_count() * self.bn.spec.x[3] * size_of::<f32>()) as u64
     }
 
-    fn launch_statistics(&self, dtype: DType, io: &Io<'_>) -> Result<[Launch; 2]> {
+    fn launch_statistics(&self, target: Target, io: &Io<'_>) -> Result<[Launch; 2]> {
         let Train { x, mean, invstd, running_mean, running_var, .. } = io.bind(Train::default());
-        let strips = band_strips(&self.bn, dtype, &[x])?;
+        let strips = band_strips(&self.bn, target.dtype, &[x])?;
         let (scratch, from) = self.halves(&strips, io)?;
-        let stats = band_moments(&self.bn, dtype, x, strips, [&from[0], &from[1]])?;
+        let stats = band_moments(&self.bn, target, x, strips, [&from[0], &from[1]])?;
         let [band_mean, band_m2] = from.map(|view| view.address());
         let bands = self.band_bytes(&strips);
         let channels = self.bn.spec.x[3];
@@ -286,14 +266,14 @@ impl Node {
         views.extend([mean, invstd, running_mean, running_var].map(|a| a.view.clone()));
         let grid = [channels.div_ceil(MERGE_LANES) as u32, 1, 1];
         // SAFETY: a number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
-        let finalize = unsafe { Launch::new(&FINALIZE, grid, &params, cost, views) };
+        let finalize = unsafe { Launch::new(only(&FINALIZE), grid, &params, cost, views) };
         Ok([stats, finalize])
     }
 
-    fn launch_apply(&self, dtype: DType, parts: &Parts<'_>, relu: bool, infer: bool) -> Result<Launch> {
+    fn launch_apply(&self, target: Target, parts: &Parts<'_>, relu: bool, infer: bool) -> Result<Launch> {
         let Parts { x, y, gamma, beta, mean, spread } = *parts;
         let rows = self.rows();
-        let strips = Strips::new(rows, dtype, WALK, rows.wide(dtype, &[x, y], &[]))?;
+        let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[]))?;
         let params = Apply {
             x: x.view.address(),
             y: y.view.address(),
@@ -309,7 +289,7 @@ impl Node {
             eps: self.bn.spec.eps as f32,
             unused: 0,
         };
-        let bytes = self.bn.x().bytes(dtype) as u64;
+        let bytes = self.bn.x().bytes(target.dtype) as u64;
         let cost = Cost {
             flops: 3 * self.bn.x().shape.len() as u64,
             bytes_read: bytes + 16 * self.bn.spec.x[3] as u64,
@@ -317,7 +297,7 @@ impl Node {
         };
         let views = [x, y, gamma, beta, mean, spread].map(|a| a.view.clone()).to_vec();
         // SAFETY: `strips` covers x and y; they and the channels' numbers are as large as it says (`Io::check`).
-        Ok(unsafe { Launch::new(for_dtype(dtype, &APPLY)?, strips.grid()?, &params, cost, views) })
+        Ok(unsafe { Launch::new(entry(target, &APPLY)?, strips.grid()?, &params, cost, views) })
     }
 
     fn launch_fold(&self, form: super::Fold, share: f64, io: &Io<'_>) -> Result<Vec<Launch>> {
@@ -339,12 +319,12 @@ impl Node {
         let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
         let grid = [channels.div_ceil(THREADS as usize) as u32, 1, 1];
         // SAFETY: every view holds a number per channel (`Io::check`); the bias may be null.
-        Ok(vec![unsafe { Launch::new(&FOLD, grid, &params, self.cost(DType::F32), views) }])
+        Ok(vec![unsafe { Launch::new(only(&FOLD), grid, &params, self.cost(DType::F32), views) }])
     }
 
-    fn launch_bwd(&self, dtype: DType, form: super::Bwd, io: &Io<'_>) -> Result<Vec<Launch>> {
+    fn launch_bwd(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<Vec<Launch>> {
         let super::Bwd { invstd, dgamma, dbeta, .. } = io.bind(form);
-        let (sums, strips) = self.launch_sums(dtype, form, io)?;
+        let (sums, strips) = self.launch_sums(target, form, io)?;
         let (scratch, halves) = self.halves(&strips, io)?;
         let [dy_sum, dyx_sum] = halves.map(|view| view.address());
         let channels = self.bn.spec.x[3];
@@ -363,16 +343,16 @@ impl Node {
         let views = vec![scratch, invstd.view.clone(), dgamma.view.clone(), dbeta.view.clone()];
         let grid = [channels.div_ceil(MERGE_LANES) as u32, 1, 1];
         // SAFETY: a number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
-        let finalize = unsafe { Launch::new(&BWD_FINALIZE, grid, &params, cost, views) };
-        Ok(vec![sums, finalize, self.launch_bwd_x(dtype, form, io)?])
+        let finalize = unsafe { Launch::new(only(&BWD_FINALIZE), grid, &params, cost, views) };
+        Ok(vec![sums, finalize, self.launch_bwd_x(target, form, io)?])
     }
 
-    fn launch_sums(&self, dtype: DType, form: super::Bwd, io: &Io<'_>) -> Result<(Launch, Strips)> {
+    fn launch_sums(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<(Launch, Strips)> {
         let super::Bwd { dy, x, mean, y, .. } = io.bind(form);
         let rows = self.rows();
         let mut tensors = vec![dy, x];
         tensors.extend(y);
-        let strips = Strips::bands(rows, dtype, rows.wide(dtype, &tensors, &[]))?;
+        let strips = Strips::bands(rows, target.dtype, rows.wide(target.dtype, &tensors, &[]))?;
         let (scratch, halves) = self.halves(&strips, io)?;
         let [dy_sum, dyx_sum] = halves.map(|view| view.address());
         let params = BandSums {
@@ -389,23 +369,23 @@ impl Node {
         };
         let cost = Cost {
             flops: 3 * self.bn.x().shape.len() as u64,
-            bytes_read: (tensors.len() * self.bn.x().bytes(dtype) + 4 * self.bn.spec.x[3]) as u64,
+            bytes_read: (tensors.len() * self.bn.x().bytes(target.dtype) + 4 * self.bn.spec.x[3]) as u64,
             bytes_written: self.band_bytes(&strips),
         };
         let mut views: Vec<View> = tensors.iter().map(|a| a.view.clone()).collect();
         views.extend([mean.view.clone(), scratch]);
         // SAFETY: `strips` covers dy, x and y, which with the scratch memory are as large as it says (`Io::check`); y
         // may be null.
-        let launch = unsafe { Launch::new(for_dtype(dtype, &SUMS)?, strips.grid()?, &params, cost, views) };
+        let launch = unsafe { Launch::new(entry(target, &SUMS)?, strips.grid()?, &params, cost, views) };
         Ok((launch, strips))
     }
 
-    fn launch_bwd_x(&self, dtype: DType, form: super::Bwd, io: &Io<'_>) -> Result<Launch> {
+    fn launch_bwd_x(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<Launch> {
         let super::Bwd { dy, x, gamma, mean, invstd, y, dx, dgamma, dbeta } = io.bind(form);
         let rows = self.rows();
         let mut tensors = vec![dy, x, dx];
         tensors.extend(y);
-        let strips = Strips::new(rows, dtype, WALK, rows.wide(dtype, &tensors, &[]))?;
+        let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &tensors, &[]))?;
         let params = Bwd {
             dy: dy.view.address(),
             x: x.view.address(),
@@ -424,7 +404,7 @@ impl Node {
             inverse_count: 1.0 / self.bn.count() as f32,
             accumulate: (dx.write == Write::Accumulate).into(),
         };
-        let bytes = self.bn.x().bytes(dtype) as u64;
+        let bytes = self.bn.x().bytes(target.dtype) as u64;
         let cost = Cost {
             flops: 5 * self.bn.x().shape.len() as u64,
             bytes_read: bytes * (tensors.len() as u64 - u64::from(dx.write == Write::Overwrite))
@@ -434,6 +414,6 @@ impl Node {
         let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
         // SAFETY: `strips` covers dy, x, y and dx, which with the channels' numbers are as large as it says
         // (`Io::check`); y may be null.
-        Ok(unsafe { Launch::new(for_dtype(dtype, &BWD)?, strips.grid()?, &params, cost, views) })
+        Ok(unsafe { Launch::new(entry(target, &BWD)?, strips.grid()?, &params, cost, views) })
     }
 }

@@ -1,8 +1,9 @@
 //! Which kernels, on what grid: one copy for each part that does not lie in the whole already.
 
 use super::{Bwd, Fwd, Node, Pass};
-use crate::device::{Cost, Kernel, Launch, Target, View};
-use crate::ops::strips::{entries, for_dtype, Rows, Strips};
+use crate::device::table::{entry, kernels};
+use crate::device::{Cost, Launch, Target, View};
+use crate::ops::strips::{Rows, Strips};
 use crate::ops::{Arg, Io};
 use crate::tensor::TensorType;
 use crate::Result;
@@ -10,10 +11,10 @@ use crate::Result;
 /// Rows that a thread walks where there are many.
 const WALK: usize = 4;
 
-/// `Copy` of kernels/concat/concat.cu.
+/// `ConcatCopy` of kernels/concat/concat.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
+struct ConcatCopy {
     src: u64,
     dst: u64,
     src_stride: i64,
@@ -21,9 +22,9 @@ struct Params {
     strips: Strips,
 }
 
-static COPY: [Kernel; 3] = entries::<Params>(["concat_copy_f32", "concat_copy_f16", "concat_copy_bf16"], 0);
-
-pub(crate) const KERNELS: &[&Kernel] = &[&COPY[0], &COPY[1], &COPY[2]];
+kernels! {
+    COPY: ConcatCopy = "concat_copy_*", 0;
+}
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
@@ -62,7 +63,7 @@ fn copy(src: &Arg, dst: &Arg, shape: [usize; 4], target: Target) -> Result<Launc
     let [n, h, w, c] = shape;
     let rows = Rows::pixels(n * h * w, c);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[src, dst], &[]))?;
-    let params = Params {
+    let params = ConcatCopy {
         src: src.view.address(),
         dst: dst.view.address(),
         src_stride: rows.stride(src),
@@ -71,7 +72,7 @@ fn copy(src: &Arg, dst: &Arg, shape: [usize; 4], target: Target) -> Result<Launc
     };
     let bytes = TensorType::real(shape).bytes(target.dtype) as u64;
     let cost = Cost { flops: 0, bytes_read: bytes, bytes_written: bytes };
-    let (kernel, views): (_, Vec<View>) = (for_dtype(target.dtype, &COPY)?, vec![src.view.clone(), dst.view.clone()]);
+    let (kernel, views): (_, Vec<View>) = (entry(target, &COPY)?, vec![src.view.clone(), dst.view.clone()]);
     // SAFETY: `strips` covers `shape`, and both views hold tensors of that shape at their strides: `Io::check` for the
     // part, `slice` for its place in the whole.
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, cost, views) })

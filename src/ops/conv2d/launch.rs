@@ -30,12 +30,12 @@ use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::norm;
 use crate::ops::norm::merge::Bands;
 use crate::ops::{Io, Operator, Write};
-use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// Every entry point.
 pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
-    variants::ALL.iter().chain(fused::variants::ALL.iter()).copied()
+    let entries = variants::KERNELS.iter().copied().flatten().map(|entry| &entry.kernel);
+    entries.chain(variants::all()).chain(fused::variants::all())
 }
 
 /// The product that `node` is, or the one of its two that may be split; `None` for the bias gradient, which is none.
@@ -60,13 +60,13 @@ fn problem(node: &Node) -> Option<Problem> {
 
 /// Every way to compute `node`, for tests and benchmarks.
 pub(super) fn plans(node: &Node, target: Target) -> Vec<Plan> {
-    problem(node).map_or(Vec::new(), |p| choose::plans(&p, target.dtype))
+    problem(node).map_or(Vec::new(), |p| choose::plans(&p, target))
 }
 
 fn choose(node: &Node, target: Target) -> Option<Plan> {
     match node.pass {
-        Pass::Bwd(_) => both::choose(node, target.dtype),
-        _ => choose::choose(&problem(node)?, target.dtype),
+        Pass::Bwd(_) => both::choose(node, target),
+        _ => choose::choose(&problem(node)?, target),
     }
 }
 
@@ -136,13 +136,13 @@ pub(super) fn scratch_bytes(node: &Node, target: Target, plan: Option<Plan>) -> 
 
 /// The launches of `node` as `plan` says, or as it chooses.
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>, plan: Option<Plan>) -> Result<Vec<Launch>> {
-    let Some(bias) = variants::bwd_bias(target.dtype) else {
+    let Ok(bias) = variants::bwd_bias(target) else {
         let reason = "f64 runs on the cpu device only";
         return Err(Error::unsupported(format!("{} in {}", node.name(), target.dtype), reason));
     };
     io.check_counts(node)?;
     let problem = problem(node);
-    if plan.is_some_and(|plan| !problem.is_some_and(|p| choose::fits(plan, &p, target.dtype))) {
+    if plan.is_some_and(|plan| !problem.is_some_and(|p| choose::fits(plan, &p, target))) {
         return Err(Error::invalid(node.name(), "the plan is for another pass or dtype"));
     }
     io.check_scratch(node.name(), scratch_bytes(node, target, plan))?;
@@ -155,13 +155,12 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>, plan: Option<Pl
 /// The launch that adds `splits` partial results of `out`'s shape.
 fn add_splits<'a>(
     conv: &Conv2d,
-    dtype: DType,
+    target: Target,
     [partial, out]: [Matrix<'a>; 2],
     extras: &Extras<'a>,
     splits: usize,
 ) -> Result<Launch> {
-    let kernel =
-        variants::reduce(dtype).ok_or_else(|| Error::unsupported("conv2d", format!("no kernel for {dtype}")))?;
+    let kernel = variants::reduce(target)?;
     let params = ReduceParams {
         partial: partial.address(),
         out: out.address(),
@@ -212,6 +211,6 @@ fn bwd_bias(node: &Node, kernel: &'static Kernel, target: Target, io: &Io<'_>) -
     // SAFETY: the entry takes BiasParams; dy and the partial sums were checked to lie in their views.
     let sums = unsafe { Launch::new(kernel, grid, &params, cost, views) };
     let second =
-        add_splits(&node.conv, DType::F32, [partial, dbias], &Extras { accumulate, ..Extras::default() }, splits)?;
+        add_splits(&node.conv, target.in_f32(), [partial, dbias], &Extras { accumulate, ..Extras::default() }, splits)?;
     Ok(vec![sums, second])
 }

@@ -1,8 +1,9 @@
 //! Which kernels, on what grid.
 
 use super::{Bwd, Fwd, Node, Pass, Spec};
-use crate::device::{Cost, Kernel, Launch, Target};
-use crate::ops::strips::{entries, for_dtype, THREADS};
+use crate::device::table::{entry, kernels, only};
+use crate::device::{Cost, Launch, Target};
+use crate::ops::strips::THREADS;
 use crate::ops::{Io, Operator};
 use crate::{Error, Result};
 
@@ -12,7 +13,7 @@ const SHARED: u32 = THREADS * 2 * 4;
 /// `CrossEntropyFwd` of kernels/cross_entropy/cross_entropy.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct FwdParams {
+struct CrossEntropyFwd {
     logits: u64,
     labels: u64,
     loss: u64,
@@ -26,7 +27,7 @@ struct FwdParams {
 /// `CrossEntropyMean` of kernels/cross_entropy/cross_entropy.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Mean {
+struct CrossEntropyMean {
     row_loss: u64,
     row_correct: u64,
     loss: u64,
@@ -38,7 +39,7 @@ struct Mean {
 /// `CrossEntropyBwd` of kernels/cross_entropy/cross_entropy.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct BwdParams {
+struct CrossEntropyBwd {
     logits: u64,
     labels: u64,
     dlogits: u64,
@@ -49,13 +50,11 @@ struct BwdParams {
     scale: f32,
 }
 
-static FWD: [Kernel; 3] =
-    entries::<FwdParams>(["cross_entropy_fwd_f32", "cross_entropy_fwd_f16", "cross_entropy_fwd_bf16"], SHARED);
-static MEAN: Kernel = Kernel::new::<Mean>("cross_entropy_mean_f32", THREADS, SHARED);
-static BWD: [Kernel; 3] =
-    entries::<BwdParams>(["cross_entropy_bwd_f32", "cross_entropy_bwd_f16", "cross_entropy_bwd_bf16"], SHARED);
-
-pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &MEAN, &BWD[0], &BWD[1], &BWD[2]];
+kernels! {
+    FWD: CrossEntropyFwd = "cross_entropy_fwd_*", SHARED;
+    MEAN: CrossEntropyMean = "cross_entropy_mean_*", SHARED;
+    BWD: CrossEntropyBwd = "cross_entropy_bwd_*", SHARED;
+}
 
 /// Forward: the loss of each image, and whether it was right.
 pub(super) fn scratch_bytes(node: &Node, _target: Target) -> usize {
@@ -90,7 +89,7 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let [n, classes] = extents(spec)?;
     let rows = scratch.address();
     let rows_bytes = u64::from(n) * 8;
-    let params = FwdParams {
+    let params = CrossEntropyFwd {
         logits: logits.view.address(),
         labels: labels.view.address(),
         loss: rows,
@@ -103,9 +102,9 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let cost = Cost { bytes_written: rows_bytes, ..node.cost(target.dtype) };
     let views = vec![logits.view.clone(), labels.view.clone(), scratch.clone()];
     // SAFETY: a block for each of the N rows of K logits, and two numbers for each in the scratch memory (`Io::check`).
-    let fwd = unsafe { Launch::new(for_dtype(target.dtype, &FWD)?, [n, 1, 1], &params, cost, views) };
+    let fwd = unsafe { Launch::new(entry(target, &FWD)?, [n, 1, 1], &params, cost, views) };
 
-    let params = Mean {
+    let params = CrossEntropyMean {
         row_loss: rows,
         row_correct: rows + rows_bytes / 2,
         loss: loss.view.address(),
@@ -116,7 +115,7 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let cost = Cost { flops: 2 * u64::from(n), bytes_read: rows_bytes, bytes_written: 8 };
     let views = vec![scratch.clone(), loss.view.clone(), correct.view.clone()];
     // SAFETY: two numbers for each of N images in the scratch memory, one in each output (`Io::check`).
-    let mean = unsafe { Launch::new(&MEAN, [1, 1, 1], &params, cost, views) };
+    let mean = unsafe { Launch::new(only(&MEAN), [1, 1, 1], &params, cost, views) };
     Ok(vec![fwd, mean])
 }
 
@@ -124,7 +123,7 @@ fn bwd(node: &Node, form: Bwd, target: Target, io: &Io<'_>) -> Result<Vec<Launch
     let Bwd { logits, labels, loss_scale, dlogits } = io.bind(form);
     let spec = &node.loss.spec;
     let [n, classes] = extents(spec)?;
-    let params = BwdParams {
+    let params = CrossEntropyBwd {
         logits: logits.view.address(),
         labels: labels.view.address(),
         dlogits: dlogits.view.address(),
@@ -135,7 +134,7 @@ fn bwd(node: &Node, form: Bwd, target: Target, io: &Io<'_>) -> Result<Vec<Launch
         scale: (spec.grad_scale / spec.n as f64) as f32,
     };
     let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
-    let kernel = for_dtype(target.dtype, &BWD)?;
+    let kernel = entry(target, &BWD)?;
     // SAFETY: a block for each of the N rows of K logits, and one loss scale or none, as large as the descriptor says
     // (`Io::check`).
     Ok(vec![unsafe { Launch::new(kernel, [n, 1, 1], &params, node.cost(target.dtype), views) }])

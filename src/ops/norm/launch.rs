@@ -2,11 +2,12 @@
 
 use super::gradient::{self, Bound, Operands, FORMS};
 use super::merge::{self, band_views, BandRows, Bands};
-use super::{Coefficients, Gradient, Measure, Node, Pass, Scale};
-use crate::device::{Kernel, Launch, Target, View};
+use super::{Gradient, Measure, Node, Pass, Scale};
+use crate::device::table::{entry, kernels, only, Entry};
+use crate::device::{Launch, Target, View};
 use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::store::Moments;
-use crate::ops::strips::{entries, for_dtype, Strips, THREADS};
+use crate::ops::strips::{Strips, THREADS};
 use crate::ops::{Arg, Call, Io, Operator, Write};
 use crate::tensor::DType;
 use crate::Result;
@@ -14,7 +15,7 @@ use crate::Result;
 /// `Affine` of kernels/norm/channels.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct AffineParams {
+struct Affine {
     gamma: u64,
     beta: u64,
     mean: u64,
@@ -34,7 +35,7 @@ struct AffineParams {
 /// `Coefficients` of kernels/norm/channels.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct CoefficientsParams {
+struct Coefficients {
     dy_sum: u64,
     dyx_sum: u64,
     gamma: u64,
@@ -57,49 +58,27 @@ struct CoefficientsParams {
 /// `OfStored` of kernels/norm/gradient.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct GradientParams {
+struct OfStored {
     dz: u64,
     stride: i64,
     epilogue: Operands,
     strips: Strips,
 }
 
-static AFFINE: Kernel = Kernel::new::<AffineParams>("norm_affine_f32", THREADS, 0);
-static COEFFICIENTS: Kernel = Kernel::new::<CoefficientsParams>("norm_coefficients_f32", THREADS, 0);
-
 /// Shared memory for so many sums of a row of strips of the 16-bit types.
 pub(in crate::ops) const fn sums_shared(sums: u32) -> u32 {
     THREADS * 8 * sums * 4
 }
 
-static GRADIENT: [[Kernel; 3]; FORMS] = [
-    entries::<GradientParams>(
-        ["norm_gradient_f32_affine", "norm_gradient_f16_affine", "norm_gradient_bf16_affine"],
-        sums_shared(2),
-    ),
-    entries::<GradientParams>(
-        ["norm_gradient_f32_signs", "norm_gradient_f16_signs", "norm_gradient_bf16_signs"],
-        sums_shared(2),
-    ),
-    entries::<GradientParams>(
-        ["norm_gradient_f32_signs_two", "norm_gradient_f16_signs_two", "norm_gradient_bf16_signs_two"],
-        sums_shared(3),
-    ),
-];
+kernels! {
+    AFFINE: Affine = "norm_affine_*", 0;
+    COEFFICIENTS: Coefficients = "norm_coefficients_*", 0;
+    GRADIENT_AFFINE: OfStored = "norm_gradient_*_affine", sums_shared(2);
+    GRADIENT_SIGNS: OfStored = "norm_gradient_*_signs", sums_shared(2);
+    GRADIENT_SIGNS_TWO: OfStored = "norm_gradient_*_signs_two", sums_shared(3);
+}
 
-pub(crate) const KERNELS: &[&Kernel] = &[
-    &AFFINE,
-    &COEFFICIENTS,
-    &GRADIENT[0][0],
-    &GRADIENT[0][1],
-    &GRADIENT[0][2],
-    &GRADIENT[1][0],
-    &GRADIENT[1][1],
-    &GRADIENT[1][2],
-    &GRADIENT[2][0],
-    &GRADIENT[2][1],
-    &GRADIENT[2][2],
-];
+static GRADIENT: [&[Entry]; FORMS] = [&GRADIENT_AFFINE, &GRADIENT_SIGNS, &GRADIENT_SIGNS_TWO];
 
 pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
     match node.pass {
@@ -139,7 +118,7 @@ pub(in crate::ops) fn measure(
     let (views, scratch) = band_views(bands, 2, scratch)?;
     let from = [&views[0], &views[1]];
     let rows = BandRows { rows: bn.count(), each: strips.rows_per_band() as usize };
-    let mut launches = vec![batch_norm::band_moments(bn, target.dtype, y, strips, from)?];
+    let mut launches = vec![batch_norm::band_moments(bn, target, y, strips, from)?];
     launches.extend(merge::moments(bands, rows, from, [mean, var], Some(&scratch))?);
     Ok(launches)
 }
@@ -148,14 +127,14 @@ fn launch_gradient(node: &Node, form: Gradient, target: Target, io: &Io<'_>) -> 
     let Gradient { dz, mask, g, sums } = io.bind(form);
     let bound = Bound { mask, shape: node.bn.spec().x, g, sums };
     let sums = bound.bands(target.dtype, &[dz], &[], io.scratch)?;
-    let params = GradientParams {
+    let params = OfStored {
         dz: dz.view.address(),
         stride: dz.pixel_stride as i64,
         epilogue: bound.params(&sums),
         strips: sums.strips,
     };
     let cost = bound.cost(target.dtype, &node.inputs(), node.flops(), &sums);
-    let kernel = for_dtype(target.dtype, &GRADIENT[bound.form()])?;
+    let kernel = entry(target, GRADIENT[bound.form()])?;
     // SAFETY: `strips` covers dz, g, y and the bits, which with the channels' numbers are as large as the descriptor says
     // (`Io::check`), and every band has a place for its sums; what the form does not read is null.
     let first = unsafe { Launch::new(kernel, sums.strips.grid()?, &params, cost, bound.views(io.inputs, &sums)) };
@@ -172,7 +151,7 @@ fn channel_grid(node: &Node) -> [u32; 3] {
 fn scale(node: &Node, io: &Io<'_>) -> Launch {
     let call = io.bind(Scale::default()).map(|_, arg| arg.view.address(), |_, arg| arg.view.address());
     let (spec, m) = (node.bn.spec(), node.bn.count() as f64);
-    let params = AffineParams {
+    let params = Affine {
         gamma: call.gamma,
         beta: call.beta,
         mean: call.moments.mean,
@@ -192,16 +171,16 @@ fn scale(node: &Node, io: &Io<'_>) -> Launch {
     let mut cost = node.cost(DType::F32);
     cost.bytes_read += 2 * node.bn.per_channel().bytes(DType::F32) as u64;
     // SAFETY: every view holds a number for each channel (`Io::check`).
-    unsafe { Launch::new(&AFFINE, channel_grid(node), &params, cost, io.views()) }
+    unsafe { Launch::new(only(&AFFINE), channel_grid(node), &params, cost, io.views()) }
 }
 
-fn coefficients(node: &Node, form: Coefficients, io: &Io<'_>) -> Launch {
+fn coefficients(node: &Node, form: super::Coefficients, io: &Io<'_>) -> Launch {
     let call = io.bind(form);
     let adds = |arg: &Arg| arg.write == Write::Accumulate;
     let (add_b, add_c) = (adds(call.b), adds(call.c));
     let call = call.map(|_, arg| arg.view.address(), |_, arg| arg.view.address());
     let spec = node.bn.spec();
-    let params = CoefficientsParams {
+    let params = Coefficients {
         dy_sum: call.dy_sum,
         dyx_sum: call.dyx_sum,
         gamma: call.gamma,
@@ -223,5 +202,5 @@ fn coefficients(node: &Node, form: Coefficients, io: &Io<'_>) -> Launch {
     let mut cost = node.cost(DType::F32);
     cost.bytes_read += (usize::from(add_b) + usize::from(add_c)) as u64 * 4 * spec.x[3] as u64;
     // SAFETY: every view holds a number for each channel (`Io::check`); `a` and `dbias` may be null.
-    unsafe { Launch::new(&COEFFICIENTS, channel_grid(node), &params, cost, io.views()) }
+    unsafe { Launch::new(only(&COEFFICIENTS), channel_grid(node), &params, cost, io.views()) }
 }

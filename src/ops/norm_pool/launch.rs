@@ -1,12 +1,13 @@
 //! Which kernels, on what grid.
 
 use super::{Node, Pass};
-use crate::device::{Kernel, Launch, Target};
+use crate::device::table::{entry, kernels, Entry};
+use crate::device::{Launch, Target};
 use crate::ops::norm::gradient::{self, BandSums, Bound, Operands, FORMS};
 use crate::ops::norm::sums_shared;
 use crate::ops::pool::{AvgFwd, AvgGradient, Kind, MaxFwd, MaxGradient};
 use crate::ops::store::Mask;
-use crate::ops::strips::{entries, for_dtype, Strips, THREADS};
+use crate::ops::strips::{Strips, THREADS};
 use crate::ops::{Io, Operator};
 use crate::Result;
 
@@ -54,72 +55,20 @@ struct OfAvg {
     strips: Strips,
 }
 
-static MAX_FWD: [Kernel; 3] =
-    entries::<NormMaxFwd>(["norm_pool_max_fwd_f32", "norm_pool_max_fwd_f16", "norm_pool_max_fwd_bf16"], 0);
-static AVG_FWD: [Kernel; 3] =
-    entries::<NormAvgFwd>(["norm_pool_avg_fwd_f32", "norm_pool_avg_fwd_f16", "norm_pool_avg_fwd_bf16"], 0);
-static AVG_FWD_TREE: [Kernel; 3] = entries::<NormAvgFwd>(
-    ["norm_pool_avg_fwd_f32_tree", "norm_pool_avg_fwd_f16_tree", "norm_pool_avg_fwd_bf16_tree"],
-    THREADS * 8 * 4,
-);
-static MAX_BWD: [[Kernel; 3]; FORMS] = [
-    entries::<OfMax>(
-        ["norm_pool_max_bwd_f32_affine", "norm_pool_max_bwd_f16_affine", "norm_pool_max_bwd_bf16_affine"],
-        sums_shared(2),
-    ),
-    entries::<OfMax>(
-        ["norm_pool_max_bwd_f32_signs", "norm_pool_max_bwd_f16_signs", "norm_pool_max_bwd_bf16_signs"],
-        sums_shared(2),
-    ),
-    entries::<OfMax>(
-        ["norm_pool_max_bwd_f32_signs_two", "norm_pool_max_bwd_f16_signs_two", "norm_pool_max_bwd_bf16_signs_two"],
-        sums_shared(3),
-    ),
-];
-static AVG_BWD: [[Kernel; 3]; FORMS] = [
-    entries::<OfAvg>(
-        ["norm_pool_avg_bwd_f32_affine", "norm_pool_avg_bwd_f16_affine", "norm_pool_avg_bwd_bf16_affine"],
-        sums_shared(2),
-    ),
-    entries::<OfAvg>(
-        ["norm_pool_avg_bwd_f32_signs", "norm_pool_avg_bwd_f16_signs", "norm_pool_avg_bwd_bf16_signs"],
-        sums_shared(2),
-    ),
-    entries::<OfAvg>(
-        ["norm_pool_avg_bwd_f32_signs_two", "norm_pool_avg_bwd_f16_signs_two", "norm_pool_avg_bwd_bf16_signs_two"],
-        sums_shared(3),
-    ),
-];
+kernels! {
+    MAX_FWD: NormMaxFwd = "norm_pool_max_fwd_*", 0;
+    AVG_FWD: NormAvgFwd = "norm_pool_avg_fwd_*", 0;
+    AVG_FWD_TREE: NormAvgFwd = "norm_pool_avg_fwd_*_tree", THREADS * 8 * 4;
+    MAX_BWD_AFFINE: OfMax = "norm_pool_max_bwd_*_affine", sums_shared(2);
+    MAX_BWD_SIGNS: OfMax = "norm_pool_max_bwd_*_signs", sums_shared(2);
+    MAX_BWD_SIGNS_TWO: OfMax = "norm_pool_max_bwd_*_signs_two", sums_shared(3);
+    AVG_BWD_AFFINE: OfAvg = "norm_pool_avg_bwd_*_affine", sums_shared(2);
+    AVG_BWD_SIGNS: OfAvg = "norm_pool_avg_bwd_*_signs", sums_shared(2);
+    AVG_BWD_SIGNS_TWO: OfAvg = "norm_pool_avg_bwd_*_signs_two", sums_shared(3);
+}
 
-pub(crate) const KERNELS: &[&Kernel] = &[
-    &MAX_FWD[0],
-    &MAX_FWD[1],
-    &MAX_FWD[2],
-    &AVG_FWD[0],
-    &AVG_FWD[1],
-    &AVG_FWD[2],
-    &AVG_FWD_TREE[0],
-    &AVG_FWD_TREE[1],
-    &AVG_FWD_TREE[2],
-    &MAX_BWD[0][0],
-    &MAX_BWD[0][1],
-    &MAX_BWD[0][2],
-    &MAX_BWD[1][0],
-    &MAX_BWD[1][1],
-    &MAX_BWD[1][2],
-    &MAX_BWD[2][0],
-    &MAX_BWD[2][1],
-    &MAX_BWD[2][2],
-    &AVG_BWD[0][0],
-    &AVG_BWD[0][1],
-    &AVG_BWD[0][2],
-    &AVG_BWD[1][0],
-    &AVG_BWD[1][1],
-    &AVG_BWD[1][2],
-    &AVG_BWD[2][0],
-    &AVG_BWD[2][1],
-    &AVG_BWD[2][2],
-];
+static MAX_BWD: [&[Entry]; FORMS] = [&MAX_BWD_AFFINE, &MAX_BWD_SIGNS, &MAX_BWD_SIGNS_TWO];
+static AVG_BWD: [&[Entry]; FORMS] = [&AVG_BWD_AFFINE, &AVG_BWD_SIGNS, &AVG_BWD_SIGNS_TWO];
 
 pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
     match node.pass {
@@ -148,7 +97,7 @@ fn max_fwd(node: &Node, relu: bool, target: Target, io: &Io<'_>) -> Result<Launc
     let pool = MaxFwd::new(&node.pool, target.dtype, &io.inputs[0], [&io.outputs[0], &io.outputs[1]])?;
     let params = NormMaxFwd { pool, numbers: Numbers::new(relu, io) };
     let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
-    let kernel = for_dtype(target.dtype, &MAX_FWD)?;
+    let kernel = entry(target, &MAX_FWD)?;
     // SAFETY: `strips` covers y and index, windows lie inside x, and all, the channels' numbers too, are as large as that
     // (`Io::check`).
     Ok(unsafe { Launch::new(kernel, pool.strips.grid()?, &params, node.cost(target.dtype), views) })
@@ -158,7 +107,7 @@ fn avg_fwd(node: &Node, relu: bool, target: Target, io: &Io<'_>) -> Result<Launc
     let (pool, tree) = AvgFwd::new(&node.pool, target.dtype, &io.inputs[0], &io.outputs[0])?;
     let params = NormAvgFwd { pool, numbers: Numbers::new(relu, io) };
     let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
-    let kernel = for_dtype(target.dtype, if tree { &AVG_FWD_TREE } else { &AVG_FWD })?;
+    let kernel = entry(target, if tree { &AVG_FWD_TREE } else { &AVG_FWD })?;
     // SAFETY: `strips` covers y, windows lie inside x, and all, the channels' numbers too, are as large as that
     // (`Io::check`).
     Ok(unsafe { Launch::new(kernel, pool.strips.grid()?, &params, node.cost(target.dtype), views) })
@@ -193,7 +142,7 @@ fn first_of_bwd(
     match kind {
         Kind::Max => {
             let from = MaxGradient::new(&node.pool, &io.inputs[0], &io.inputs[1])?;
-            let kernel = for_dtype(target.dtype, &MAX_BWD[bound.form()])?;
+            let kernel = entry(target, MAX_BWD[bound.form()])?;
             let params = OfMax { from, epilogue, strips };
             // SAFETY: `strips` covers dx, y and the bits, only windows of dy and index are read, all, the channels' numbers
             // too, are as large as that (`Io::check`), and every band has a place for its sums; the rest is null.
@@ -201,7 +150,7 @@ fn first_of_bwd(
         }
         Kind::Average { .. } => {
             let from = AvgGradient::new(&node.pool, &io.inputs[0])?;
-            let kernel = for_dtype(target.dtype, &AVG_BWD[bound.form()])?;
+            let kernel = entry(target, AVG_BWD[bound.form()])?;
             let params = OfAvg { from, epilogue, strips };
             // SAFETY: as above, without index.
             Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, cost, views) })

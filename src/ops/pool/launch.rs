@@ -1,8 +1,9 @@
 //! Which kernels, on what grid.
 
 use super::{Kind, Node, Pass, Pool, Window};
-use crate::device::{Cost, Kernel, Launch, Target};
-use crate::ops::strips::{entries, for_dtype, Rows, Strips, THREADS};
+use crate::device::table::{entry, kernels};
+use crate::device::{Cost, Launch, Target};
+use crate::ops::strips::{Rows, Strips, THREADS};
 use crate::ops::{Arg, Io, Write};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -97,30 +98,13 @@ struct AvgBwd {
     unused: u32,
 }
 
-static MAX_FWD: [Kernel; 3] = entries::<MaxFwd>(["pool_max_fwd_f32", "pool_max_fwd_f16", "pool_max_fwd_bf16"], 0);
-static MAX_BWD: [Kernel; 3] = entries::<MaxBwd>(["pool_max_bwd_f32", "pool_max_bwd_f16", "pool_max_bwd_bf16"], 0);
-static AVG_FWD: [Kernel; 3] = entries::<AvgFwd>(["pool_avg_fwd_f32", "pool_avg_fwd_f16", "pool_avg_fwd_bf16"], 0);
-static AVG_FWD_TREE: [Kernel; 3] =
-    entries::<AvgFwd>(["pool_avg_fwd_f32_tree", "pool_avg_fwd_f16_tree", "pool_avg_fwd_bf16_tree"], THREADS * 8 * 4);
-static AVG_BWD: [Kernel; 3] = entries::<AvgBwd>(["pool_avg_bwd_f32", "pool_avg_bwd_f16", "pool_avg_bwd_bf16"], 0);
-
-pub(crate) const KERNELS: &[&Kernel] = &[
-    &MAX_FWD[0],
-    &MAX_FWD[1],
-    &MAX_FWD[2],
-    &MAX_BWD[0],
-    &MAX_BWD[1],
-    &MAX_BWD[2],
-    &AVG_FWD[0],
-    &AVG_FWD[1],
-    &AVG_FWD[2],
-    &AVG_FWD_TREE[0],
-    &AVG_FWD_TREE[1],
-    &AVG_FWD_TREE[2],
-    &AVG_BWD[0],
-    &AVG_BWD[1],
-    &AVG_BWD[2],
-];
+kernels! {
+    MAX_FWD: MaxFwd = "pool_max_fwd_*", 0;
+    MAX_BWD: MaxBwd = "pool_max_bwd_*", 0;
+    AVG_FWD: AvgFwd = "pool_avg_fwd_*", 0;
+    AVG_FWD_TREE: AvgFwd = "pool_avg_fwd_*_tree", THREADS * 8 * 4;
+    AVG_BWD: AvgBwd = "pool_avg_bwd_*", 0;
+}
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
@@ -260,7 +244,7 @@ fn max_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let (x, y, index) = (&io.inputs[0], &io.outputs[0], &io.outputs[1]);
     let params = MaxFwd::new(&node.pool, target.dtype, x, [y, index])?;
     let views = [x, y, index].map(|a| a.view.clone()).to_vec();
-    let kernel = for_dtype(target.dtype, &MAX_FWD)?;
+    let kernel = entry(target, &MAX_FWD)?;
     // SAFETY: `strips` covers y and index, windows lie inside x, and all are as large as that (`Io::check`).
     Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, cost(node, target.dtype, io), views) })
 }
@@ -277,7 +261,7 @@ fn max_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         unused: 0,
     };
     let views = [dy, index, dx].map(|a| a.view.clone()).to_vec();
-    let kernel = for_dtype(target.dtype, &MAX_BWD)?;
+    let kernel = entry(target, &MAX_BWD)?;
     // SAFETY: `strips` covers dx, only windows of dy and index are read, and all are as large as that (`Io::check`).
     Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, cost(node, target.dtype, io), views) })
 }
@@ -286,7 +270,7 @@ fn avg_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let (x, y) = (&io.inputs[0], &io.outputs[0]);
     let (params, tree) = AvgFwd::new(&node.pool, target.dtype, x, y)?;
     let views = [x, y].map(|a| a.view.clone()).to_vec();
-    let kernel = for_dtype(target.dtype, if tree { &AVG_FWD_TREE } else { &AVG_FWD })?;
+    let kernel = entry(target, if tree { &AVG_FWD_TREE } else { &AVG_FWD })?;
     // SAFETY: `strips` covers y, windows lie inside x, and both are as large as that (`Io::check`).
     Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, cost(node, target.dtype, io), views) })
 }
@@ -303,7 +287,7 @@ fn avg_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         unused: 0,
     };
     let views = [dy, dx].map(|a| a.view.clone()).to_vec();
-    let kernel = for_dtype(target.dtype, &AVG_BWD)?;
+    let kernel = entry(target, &AVG_BWD)?;
     // SAFETY: `strips` covers dx, only windows of dy are read, and both are as large as that (`Io::check`).
     Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, cost(node, target.dtype, io), views) })
 }

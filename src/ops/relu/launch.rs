@@ -1,8 +1,9 @@
 //! Which kernels, on what grid.
 
 use super::{Bwd, Fwd, Node, Pass};
-use crate::device::{Kernel, Launch, Target};
-use crate::ops::strips::{entries, for_dtype, Rows, Strips};
+use crate::device::table::{entry, kernels};
+use crate::device::{Launch, Target};
+use crate::ops::strips::{Rows, Strips};
 use crate::ops::{Io, Write};
 use crate::Result;
 
@@ -12,7 +13,7 @@ const WALK: usize = 4;
 /// `ReluFwd` of kernels/relu/relu.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct FwdParams {
+struct ReluFwd {
     x: u64,
     y: u64,
     x_stride: i64,
@@ -23,7 +24,7 @@ struct FwdParams {
 /// `ReluBwd` of kernels/relu/relu.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct BwdParams {
+struct ReluBwd {
     dy: u64,
     y: u64,
     dx: u64,
@@ -35,10 +36,10 @@ struct BwdParams {
     unused: u32,
 }
 
-static FWD: [Kernel; 3] = entries::<FwdParams>(["relu_fwd_f32", "relu_fwd_f16", "relu_fwd_bf16"], 0);
-static BWD: [Kernel; 3] = entries::<BwdParams>(["relu_bwd_f32", "relu_bwd_f16", "relu_bwd_bf16"], 0);
-
-pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &BWD[0], &BWD[1], &BWD[2]];
+kernels! {
+    FWD: ReluFwd = "relu_fwd_*", 0;
+    BWD: ReluBwd = "relu_bwd_*", 0;
+}
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
@@ -53,14 +54,14 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let Fwd { x, y } = io.bind(Fwd::default());
     let rows = Rows::of(&node.shape, &[x, y]);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[]))?;
-    let params = FwdParams {
+    let params = ReluFwd {
         x: x.view.address(),
         y: y.view.address(),
         x_stride: rows.stride(x),
         y_stride: rows.stride(y),
         strips,
     };
-    let (kernel, views) = (for_dtype(target.dtype, &FWD)?, vec![x.view.clone(), y.view.clone()]);
+    let (kernel, views) = (entry(target, &FWD)?, vec![x.view.clone(), y.view.clone()]);
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), views) })
 }
@@ -69,7 +70,7 @@ fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let Bwd { dy, y, dx } = io.bind(Bwd::default());
     let rows = Rows::of(&node.shape, &[dy, y, dx]);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, y, dx], &[]))?;
-    let params = BwdParams {
+    let params = ReluBwd {
         dy: dy.view.address(),
         y: y.view.address(),
         dx: dx.view.address(),
@@ -80,7 +81,7 @@ fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         accumulate: (dx.write == Write::Accumulate).into(),
         unused: 0,
     };
-    let (kernel, views) = (for_dtype(target.dtype, &BWD)?, vec![dy.view.clone(), y.view.clone(), dx.view.clone()]);
+    let (kernel, views) = (entry(target, &BWD)?, vec![dy.view.clone(), y.view.clone(), dx.view.clone()]);
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), views) })
 }

@@ -1,8 +1,9 @@
 //! Which kernels, on what grid.
 
 use super::{Bwd, Fwd, Node, Pass, Spec};
-use crate::device::{Cost, Kernel, Launch, Target};
-use crate::ops::strips::{entries, for_dtype, Rows, Strips};
+use crate::device::table::{entry, kernels};
+use crate::device::{Cost, Launch, Target};
+use crate::ops::strips::{Rows, Strips};
 use crate::ops::{touched, Arg, Io, Write};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -13,7 +14,7 @@ const WALK: usize = 4;
 /// `Shortcut` of kernels/shortcut/shortcut.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
+struct Shortcut {
     src: u64,
     dst: u64,
     src_stride: i64,
@@ -29,10 +30,10 @@ struct Params {
     accumulate: u32,
 }
 
-static FWD: [Kernel; 3] = entries::<Params>(["shortcut_fwd_f32", "shortcut_fwd_f16", "shortcut_fwd_bf16"], 0);
-static BWD: [Kernel; 3] = entries::<Params>(["shortcut_bwd_f32", "shortcut_bwd_f16", "shortcut_bwd_bf16"], 0);
-
-pub(crate) const KERNELS: &[&Kernel] = &[&FWD[0], &FWD[1], &FWD[2], &BWD[0], &BWD[1], &BWD[2]];
+kernels! {
+    FWD: Shortcut = "shortcut_fwd_*", 0;
+    BWD: Shortcut = "shortcut_bwd_*", 0;
+}
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
@@ -50,7 +51,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
         Ok(v) => Ok(v as u32),
         Err(_) => Err(Error::unsupported("shortcut", format!("an extent of {v}, the most is 2^31 - 1"))),
     };
-    let params = Params {
+    let params = Shortcut {
         src: src.view.address(),
         dst: dst.view.address(),
         src_stride: rows.stride(src),
@@ -65,7 +66,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
         lead: narrow(lead)?,
         accumulate: (dst.write == Write::Accumulate).into(),
     };
-    let (kernel, views) = (for_dtype(target.dtype, entries)?, vec![src.view.clone(), dst.view.clone()]);
+    let (kernel, views) = (entry(target, entries)?, vec![src.view.clone(), dst.view.clone()]);
     // SAFETY: `strips` covers the output, the pixels that are read lie inside the input, and both are as large as that
     // (`Io::check`).
     Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, cost(node, target.dtype, io), views) }])

@@ -1,9 +1,10 @@
 //! Which kernels, on what grid.
 
 use super::{Fwd, Kind, Node};
-use crate::device::{Kernel, Launch, Target, View};
+use crate::device::table::{entry, kernels};
+use crate::device::{Launch, Target, View};
 use crate::ops::load::{Affine, Load, Operand};
-use crate::ops::strips::{entries, for_dtype, Rows, Strips};
+use crate::ops::strips::{Rows, Strips};
 use crate::ops::{Arg, Io, Operator};
 use crate::{Error, Result};
 
@@ -46,7 +47,7 @@ struct Join {
 /// `BlockEnd` of kernels/sum/block_end.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct End {
+struct BlockEnd {
     terms: [Term; 2],
     y: u64,
     signs: u64,
@@ -68,12 +69,11 @@ struct Term {
     stride: i64,
 }
 
-static ADD: [Kernel; 3] = entries::<Add>(["add_fwd_f32", "add_fwd_f16", "add_fwd_bf16"], 0);
-static JOIN: [Kernel; 3] = entries::<Join>(["join_fwd_f32", "join_fwd_f16", "join_fwd_bf16"], 0);
-static END: [Kernel; 3] = entries::<End>(["block_end_fwd_f32", "block_end_fwd_f16", "block_end_fwd_bf16"], 0);
-
-pub(crate) const KERNELS: &[&Kernel] =
-    &[&ADD[0], &ADD[1], &ADD[2], &JOIN[0], &JOIN[1], &JOIN[2], &END[0], &END[1], &END[2]];
+kernels! {
+    ADD: Add = "sum_fwd_*", 0;
+    JOIN: Join = "sum_join_*", 0;
+    END: BlockEnd = "sum_end_*", 0;
+}
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
@@ -100,7 +100,7 @@ fn add(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         relu: node.relu.into(),
         unused: 0,
     };
-    let kernel = for_dtype(target.dtype, &ADD)?;
+    let kernel = entry(target, &ADD)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), views(io)) })
 }
@@ -121,7 +121,7 @@ fn join(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         share: node.share as f32,
         relu: node.relu.into(),
     };
-    let kernel = for_dtype(target.dtype, &JOIN)?;
+    let kernel = entry(target, &JOIN)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape and the gate (`Io::check`);
     // without a gate `open` is null.
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views(io)) })
@@ -138,7 +138,7 @@ fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = Rows::pixels(n * h * w, c);
     let strips = Strips::eights(rows, WALK_END, rows.wide(target.dtype, &[a.value, b.value, y], &[]))?;
     let (first, second) = (term(node, &rows, a)?, term(node, &rows, b)?);
-    let params = End {
+    let params = BlockEnd {
         terms: [first.0, second.0],
         y: y.view.address(),
         signs: signs.map_or(0, |s| s.view.address()),
@@ -149,7 +149,7 @@ fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         relu: node.relu.into(),
         activated: u32::from(first.1) | u32::from(second.1) << 1,
     };
-    let kernel = for_dtype(target.dtype, &END)?;
+    let kernel = entry(target, &END)?;
     // SAFETY: `strips` covers a, b, y and the signs' bytes, which with the channels' numbers are as large as the node
     // says (`Io::check`), as is the gate; scales, shifts, signs and the gate may be null.
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views(io)) })

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-use crate::build::compile;
+use crate::build::table;
 use crate::machine;
 
 /// What is added to the build script's command: the compiler's calls before every access, whose ends are in
@@ -17,7 +17,7 @@ const FLAGS: [&str; 1] = ["-fsanitize=thread"];
 /// missing.
 pub fn build() -> Result<PathBuf, String> {
     let kernels = machine::root().join("kernels");
-    let sources = compile::sources(&kernels)?;
+    let sources = table::sources(&kernels)?;
     if sources.is_empty() {
         return Err("the sources of the kernels are not here".into());
     }

@@ -10,10 +10,9 @@ use super::loads::{data_gradient, weight_gradient, Reader};
 use super::passes::Run;
 use super::product::{grid, Extras};
 use super::variants::Variant;
-use crate::device::{Cost, Launch, View};
+use crate::device::{Cost, Launch, Target, View};
 use crate::ops::conv2d::{Bwd, Node};
 use crate::ops::{Arg, Operator};
-use crate::tensor::DType;
 use crate::Result;
 
 /// The two products of a node.
@@ -48,11 +47,11 @@ pub fn data_plan(plan: Plan) -> Plan {
 const SEGMENT_BYTES: usize = 16 << 20;
 
 /// The plan whose two products take the fewest clocks.
-pub fn choose(node: &Node, dtype: DType) -> Option<Plan> {
+pub fn choose(node: &Node, target: Target) -> Option<Plan> {
     let Problems { x, w } = problems(node);
-    let read = (2 * node.conv.y().shape.len() + node.conv.x().shape.len()) * dtype.bytes();
+    let read = (2 * node.conv.y().shape.len() + node.conv.x().shape.len()) * target.dtype.bytes();
     let data = |v: &'static Variant, pack: usize| choose::clocks(&x, x.formed(v.access, pack), partner(v), 1);
-    choose::choose_beside(&w, dtype, read.div_ceil(SEGMENT_BYTES).next_power_of_two(), data)
+    choose::choose_beside(&w, target, read.div_ceil(SEGMENT_BYTES).next_power_of_two(), data)
 }
 
 impl<'a> Run<'a> {
@@ -97,7 +96,7 @@ impl<'a> Run<'a> {
         // SAFETY: the rows of the tables BOTH take GradientsParams; every matrix was checked to lie in its view, the sums of
         // the tiles in the scratch memory behind the partial sums.
         let mut launches = vec![unsafe { Launch::new(kernel, grid, &params, cost, views) }];
-        launches.extend(weight.reduce(DType::F32)?);
+        launches.extend(weight.reduce(self.target.in_f32())?);
         launches.extend(self.merge_sums(&tiles, sums)?);
         Ok(launches)
     }

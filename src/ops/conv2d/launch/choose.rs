@@ -1,6 +1,7 @@
 //! Which tile and how many splits: pure functions of the shape, the dtype and the architecture.
 
 use super::variants::{Access, Variant, STAGE_ROW_BYTES, STEM_C};
+use crate::device::{table, Target};
 use crate::ops::conv2d::Conv2d;
 use crate::tensor::DType;
 
@@ -22,7 +23,7 @@ pub struct Problem {
     pub conv: Conv2d,
     /// The product.
     pub product: Product,
-    /// The kernels that compute it.
+    /// The kernels that compute it, of every architecture.
     pub table: &'static [Variant],
     /// Launches that a split of the reduction needs besides the product; `None` where it must not be split.
     pub split_launches: Option<usize>,
@@ -187,12 +188,12 @@ impl Problem {
 
     /// The packs that a choice is made from. Up to the width of the narrowest tile they cost no product: its columns, or
     /// in bwd_w its rows, would be empty.
-    fn free_packs(&self, dtype: DType) -> Vec<usize> {
+    fn free_packs(&self, target: Target) -> Vec<usize> {
         let rows = self.product == Product::BwdW;
         let extent = |s: Shape| if rows { s.m } else { s.n };
-        let tiles = self.variants(dtype, Access::Packed).map(|v| if rows { v.tile.m } else { v.tile.n });
+        let tiles = self.variants(target, Access::Packed).map(|v| if rows { v.tile.m } else { v.tile.n });
         let narrowest = tiles.min().unwrap_or(0);
-        self.packs(dtype, |p| extent(self.formed(Access::Packed, p)) <= narrowest)
+        self.packs(target.dtype, |p| extent(self.formed(Access::Packed, p)) <= narrowest)
     }
 
     /// The packs that tests try: of up to 64 channels on either side.
@@ -203,33 +204,38 @@ impl Problem {
     }
 
     /// The kernels that read the operands in large pieces, each with the groups that it computes as one.
-    fn fast(&self, dtype: DType, packs: &[usize]) -> Vec<(&'static Variant, usize)> {
+    fn fast(&self, target: Target, packs: &[usize]) -> Vec<(&'static Variant, usize)> {
         let of = |v: &Variant| match v.access {
-            Access::Vector if self.allows_vectors(dtype, 1) => vec![1],
+            Access::Vector if self.allows_vectors(target.dtype, 1) => vec![1],
             Access::Packed => packs.to_vec(),
-            Access::Stem if self.is_stem(dtype) => vec![1],
+            Access::Stem if self.is_stem(target.dtype) => vec![1],
             _ => Vec::new(),
         };
-        self.table.iter().filter(|v| v.dtype == dtype).flat_map(|v| of(v).into_iter().map(move |p| (v, p))).collect()
+        self.entries(target).flat_map(|v| of(v).into_iter().map(move |p| (v, p))).collect()
     }
 
     /// The scalar kernel that is best unsplit; any kernel where the table has none, and then operands must fit it.
-    fn scalar(&self, dtype: DType) -> Option<&'static Variant> {
-        let scalar = self.variants(dtype, Access::Scalar).min_by_key(|v| clocks(self, self.shape(), v, 1));
-        scalar.or_else(|| self.variants(dtype, Access::Vector).next())
+    fn scalar(&self, target: Target) -> Option<&'static Variant> {
+        let scalar = self.variants(target, Access::Scalar).min_by_key(|v| clocks(self, self.shape(), v, 1));
+        scalar.or_else(|| self.variants(target, Access::Vector).next())
     }
 
-    fn variants(&self, dtype: DType, access: Access) -> impl Iterator<Item = &'static Variant> {
-        self.table.iter().filter(move |v| v.dtype == dtype && v.access == access)
+    fn variants(&self, target: Target, access: Access) -> impl Iterator<Item = &'static Variant> {
+        self.entries(target).filter(move |v| v.access == access)
+    }
+
+    /// What the target runs. Of kernels that would take the same time its own family's come first and are chosen.
+    fn entries(&self, target: Target) -> impl Iterator<Item = &'static Variant> {
+        table::on(self.table, target.arch).filter(move |v| v.dtype == target.dtype)
     }
 }
 
-/// Whether `plan` is for `problem` in `dtype`.
-pub fn fits(plan: Plan, problem: &Problem, dtype: DType) -> bool {
-    let known = |v: &Variant| v.dtype == dtype && problem.table.contains(v);
+/// Whether `plan` is for `problem` on `target`.
+pub fn fits(plan: Plan, problem: &Problem, target: Target) -> bool {
+    let known = |v: &Variant| problem.entries(target).any(|entry| entry == v);
     let allowed = |v: &Variant| match v.access {
-        Access::Vector | Access::Packed => problem.allows_vectors(dtype, plan.pack),
-        Access::Stem => problem.is_stem(dtype),
+        Access::Vector | Access::Packed => problem.allows_vectors(target.dtype, plan.pack),
+        Access::Stem => problem.is_stem(target.dtype),
         Access::Scalar => false,
     };
     let most = if problem.split_launches.is_some() { MAX_SPLITS } else { 1 };
@@ -304,21 +310,22 @@ fn affordable(problem: &Problem, dtype: DType, splits: usize) -> bool {
 }
 
 /// The plan for `problem`; `None` in f64, where there are no tiles.
-pub fn choose(problem: &Problem, dtype: DType) -> Option<Plan> {
-    choose_beside(problem, dtype, 1, |_, _| 0)
+pub fn choose(problem: &Problem, target: Target) -> Option<Plan> {
+    choose_beside(problem, target, 1, |_, _| 0)
 }
 
 /// The same where `v`, with `pack` groups as one, takes `more(v, pack)` clocks for something else, and the reduction is
 /// split into `least` parts or more if that leaves few partial sums.
 pub fn choose_beside(
     problem: &Problem,
-    dtype: DType,
+    target: Target,
     least: usize,
     more: impl Fn(&'static Variant, usize) -> u64,
 ) -> Option<Plan> {
-    let mut candidates = problem.fast(dtype, &problem.free_packs(dtype));
+    let dtype = target.dtype;
+    let mut candidates = problem.fast(target, &problem.free_packs(target));
     if candidates.is_empty() {
-        candidates = problem.variants(dtype, Access::Scalar).map(|v| (v, 1)).collect();
+        candidates = problem.variants(target, Access::Scalar).map(|v| (v, 1)).collect();
     }
     let split = |(v, pack): (&'static Variant, usize)| {
         let shape = problem.formed(v.access, pack);
@@ -331,21 +338,21 @@ pub fn choose_beside(
     let (v, pack, splits, _) = candidates.into_iter().filter_map(split).min_by_key(|&(.., clocks)| clocks)?;
     Some(match v.access {
         Access::Scalar => Plan { vector: None, scalar: v, pack: 1, splits },
-        _ => Plan { vector: Some(v), scalar: problem.scalar(dtype)?, pack, splits },
+        _ => Plan { vector: Some(v), scalar: problem.scalar(target)?, pack, splits },
     })
 }
 
 /// Every tile that can compute `problem`, each unsplit and with the most splits that are allowed.
-pub fn plans(problem: &Problem, dtype: DType) -> Vec<Plan> {
-    let Some(base) = problem.scalar(dtype) else { return Vec::new() };
-    let slow = problem.variants(dtype, Access::Scalar).map(|v| (v, 1));
-    let all = problem.fast(dtype, &problem.tested_packs(dtype)).into_iter().chain(slow);
+pub fn plans(problem: &Problem, target: Target) -> Vec<Plan> {
+    let Some(base) = problem.scalar(target) else { return Vec::new() };
+    let slow = problem.variants(target, Access::Scalar).map(|v| (v, 1));
+    let all = problem.fast(target, &problem.tested_packs(target.dtype)).into_iter().chain(slow);
     let with_splits = |(v, pack): (&'static Variant, usize)| {
         let plan = match v.access {
             Access::Scalar => Plan { vector: None, scalar: v, pack, splits: 1 },
             _ => Plan { vector: Some(v), scalar: base, pack, splits: 1 },
         };
-        let most = possible_splits(problem, problem.formed(v.access, pack), dtype).last().unwrap_or(1);
+        let most = possible_splits(problem, problem.formed(v.access, pack), target.dtype).last().unwrap_or(1);
         std::iter::once(plan).chain((most > 1).then_some(Plan { splits: most, ..plan }))
     };
     all.flat_map(with_splits).collect()
@@ -360,6 +367,7 @@ pub fn bias_splits(pixels: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{Arch, Kernel};
     use crate::ops::conv2d::launch::variants::{BWD_W, BWD_X, FWD};
     use crate::ops::conv2d::Spec;
     use Product::{BwdW, BwdX, Fwd};
@@ -385,8 +393,12 @@ mod tests {
         Problem { conv: Conv2d::new(spec).expect("a valid case"), product, table, split_launches: Some(1), raw: true }
     }
 
+    fn target(dtype: DType) -> Target {
+        Target { arch: Arch::Sm80, dtype }
+    }
+
     fn name(problem: &Problem, dtype: DType) -> (&'static str, usize) {
-        let plan = choose(problem, dtype).expect("a plan");
+        let plan = choose(problem, target(dtype)).expect("a plan");
         (plan.kernel(), plan.splits)
     }
 
@@ -422,7 +434,7 @@ mod tests {
         let packed = |product, channels: [usize; 2], groups, dtype| {
             let mut problem = problem(product, [256, 14, channels[0], channels[1]], 3, 1);
             problem.conv.spec.groups = groups;
-            let plan = choose(&problem, dtype).expect("a plan");
+            let plan = choose(&problem, target(dtype)).expect("a plan");
             (plan.kernel(), plan.pack())
         };
         let b = DType::BF16;
@@ -453,5 +465,35 @@ mod tests {
     fn residues_of_the_stride_share_the_taps() {
         let s = problem(BwdX, [2, 8, 16, 32], 3, 2).shape();
         assert_eq!((s.m, s.n, s.depth, s.residues), (2 * 4 * 4, 16, 2 * 2 * 32, 4));
+    }
+
+    /// A table where one generation has a kernel of its own beside each general one, and one more tile.
+    #[test]
+    fn a_family_takes_its_own_kernels_and_nobody_elses() {
+        const OWN: [&str; 2] = ["conv2d_fwd_bf16_128x64_sm90", "conv2d_fwd_bf16_128x128_sm90"];
+        let mut table = FWD.to_vec();
+        for name in OWN {
+            let general = *FWD.iter().find(|v| name.starts_with(v.kernel.name)).expect("the tile");
+            table.push(Variant { kernel: Kernel { name, family: Some(Arch::Sm90), ..general.kernel }, ..general });
+        }
+        let table: &'static [Variant] = table.leak();
+        let general = problem(Fwd, [256, 56, 64, 64], 3, 1);
+        let both = Problem { table, ..general };
+        let kernel = |problem: &Problem, arch| {
+            let target = Target { arch, dtype: DType::BF16 };
+            let plan = choose(problem, target).expect("a plan");
+            assert!(fits(plan, problem, target));
+            (plan, plan.kernel())
+        };
+        assert_eq!(kernel(&general, Arch::Sm90).1, "conv2d_fwd_bf16_128x64", "it has none of its own");
+        assert_eq!(kernel(&both, Arch::Sm80).1, "conv2d_fwd_bf16_128x64");
+        let (own, name) = kernel(&both, Arch::Sm90);
+        assert_eq!(name, OWN[0]);
+        assert!(!fits(own, &both, target(DType::BF16)), "a plan for another generation");
+        let names = |arch| {
+            let plans = plans(&both, Target { arch, dtype: DType::BF16 });
+            plans.iter().filter(|plan| OWN.contains(&plan.kernel())).count()
+        };
+        assert_eq!((names(Arch::Sm80), names(Arch::Sm90)), (0, 2));
     }
 }

@@ -101,8 +101,3 @@ pub struct BiasParams {
     pub cols: i32,
     pub dy_stride: i32,
 }
-
-const _: () = assert!(size_of::<GatherParams>() == 168);
-const _: () = assert!(size_of::<WeightParams>() == 136);
-const _: () = assert!(size_of::<ReduceParams>() == 72);
-const _: () = assert!(size_of::<BiasParams>() == 40);

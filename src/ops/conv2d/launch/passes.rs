@@ -114,7 +114,7 @@ impl<'a> Run<'a> {
         moments: Option<Moments<&Arg>>,
     ) -> Result<Vec<Launch>> {
         let mut launches = vec![first];
-        launches.extend(bound.reduce(self.dtype())?);
+        launches.extend(bound.reduce(self.target)?);
         let Some(to) = moments.map(|moments| moments.map(|_, arg| &arg.view)) else { return Ok(launches) };
         if let [mean, m2] = &tiles.views[..] {
             let rows = BandRows { rows: y_dims(&self.node.conv)[0], each: tiles.rows };
@@ -146,7 +146,7 @@ impl<'a> Run<'a> {
             // SAFETY: the rows of the fused table take WeightGradientParams; every matrix was checked to lie in its view.
             unsafe { Launch::new(kernel, grid, &params, cost, views) }
         };
-        Ok(std::iter::once(first).chain(bound.reduce(DType::F32)?).collect())
+        Ok(std::iter::once(first).chain(bound.reduce(self.target.in_f32())?).collect())
     }
 
     fn bwd_x(&self, call: BwdX<&'a Arg, &'a Arg>) -> Result<Vec<Launch>> {
@@ -173,7 +173,7 @@ impl<'a> Run<'a> {
             unsafe { Launch::new(kernel, grid, &params, cost, views) }
         };
         let mut launches = vec![first];
-        launches.extend(bound.reduce(self.dtype())?);
+        launches.extend(bound.reduce(self.target)?);
         launches.extend(self.merge_sums(&tiles, sums)?);
         Ok(launches)
     }

@@ -5,7 +5,7 @@ use super::choose::{gcd, x_dims, y_dims, Plan, Problem, Product, Shape};
 use super::params::{Axis, GatherParams, WeightParams};
 use super::params::{ACCUMULATE, RELU, VECTOR_OUT, VECTOR_PARTIAL};
 use super::variants::{Access, Variant, STEM_C};
-use crate::device::{Cost, Launch, View};
+use crate::device::{Cost, Launch, Target, View};
 use crate::ops::conv2d::{Conv2d, Spec};
 use crate::ops::store::Epilogue;
 use crate::ops::{touched, Arg};
@@ -346,9 +346,9 @@ impl<'a> Bound<'a> {
         all.map(|m| m.view.clone()).collect()
     }
 
-    /// The launch that adds the splits into the result in `dtype`, where there are some.
-    pub fn reduce(&self, dtype: DType) -> Result<Option<Launch>> {
+    /// The launch that adds the splits into the result in `target.dtype`, where there are some.
+    pub fn reduce(&self, target: Target) -> Result<Option<Launch>> {
         let Some(partial) = self.partial else { return Ok(None) };
-        super::add_splits(&self.problem.conv, dtype, [partial, self.out], &self.extras, self.plan.splits).map(Some)
+        super::add_splits(&self.problem.conv, target, [partial, self.out], &self.extras, self.plan.splits).map(Some)
     }
 }

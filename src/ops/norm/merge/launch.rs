@@ -1,7 +1,8 @@
 //! Which kernels, on what grid.
 
 use super::{BandRows, Bands};
-use crate::device::{Cost, Kernel, Launch, View};
+use crate::device::table::{kernels, only};
+use crate::device::{Cost, Launch, View};
 use crate::ops::strips::THREADS;
 use crate::{Error, Result};
 
@@ -36,10 +37,10 @@ struct MergeSums {
     unused: u32,
 }
 
-static MOMENTS: Kernel = Kernel::new::<MergeMoments>("norm_merge_moments_f32", THREADS, THREADS * 3 * 4);
-static SUMS: Kernel = Kernel::new::<MergeSums>("norm_merge_sums_f32", THREADS, THREADS * 4);
-
-pub(crate) const KERNELS: &[&Kernel] = &[&MOMENTS, &SUMS];
+kernels! {
+    MOMENTS: MergeMoments = "norm_merge_moments_*", THREADS * 3 * 4;
+    SUMS: MergeSums = "norm_merge_sums_*", THREADS * 4;
+}
 
 /// The launches that turn mean and sum of squares about it (M2) of each band into `[mean, var]`, the variance biased.
 ///
@@ -109,7 +110,7 @@ fn moments_step(bands: Bands, rows: BandRows, each: usize, from: [&View; 2], to:
     };
     let views = [from, to].concat().into_iter().cloned().collect();
     // SAFETY: the views hold two numbers for each band and for each part and channel, as has been checked.
-    Ok(unsafe { Launch::new(&MOMENTS, [blocks(parts)?, 1, 1], &params, cost, views) })
+    Ok(unsafe { Launch::new(only(&MOMENTS), [blocks(parts)?, 1, 1], &params, cost, views) })
 }
 
 /// As [`moments_step`], for sums.
@@ -138,7 +139,7 @@ fn sums_step(bands: Bands, each: usize, from: &[&View], to: &[&View]) -> Result<
     let views = [from, to].concat().into_iter().cloned().collect();
     // SAFETY: for each tensor, a row of blocks, there is a view with a number for each band and for each part and
     // channel, as has been checked.
-    Ok(unsafe { Launch::new(&SUMS, [blocks(parts)?, tensors as u32, 1], &params, cost, views) })
+    Ok(unsafe { Launch::new(only(&SUMS), [blocks(parts)?, tensors as u32, 1], &params, cost, views) })
 }
 
 fn check(views: &[&View], of: Bands) -> Result<()> {

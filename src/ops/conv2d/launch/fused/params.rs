@@ -88,9 +88,3 @@ pub struct GradientsParams {
     pub x_residues: i32,
     pub w_blocks: i32,
 }
-
-const _: () = assert!(size_of::<GradientsParams>() == 488);
-const _: () = assert!(size_of::<ForwardParams>() == 200);
-const _: () = assert!(size_of::<EndParams>() == 256);
-const _: () = assert!(size_of::<DataGradientParams>() == 280);
-const _: () = assert!(size_of::<WeightGradientParams>() == 192);

@@ -15,7 +15,7 @@ struct Conditions {
   u64 handles[MOST];
   u32 count, unused;
 };
-static_assert(sizeof(Conditions) == 16 * MOST + 8, "as in src/device/conditions.rs");
+static_assert(sizeof(Conditions) == 2056, "as in src/device/conditions.rs");
 static_assert(sizeof(Conditions) + 8 <= 4096, "what a kernel's parameters may take, with the gate's address");
 
 // Toolkits of before CUDA 12.4 do not know the function; what they compile has no such kernel, and blocks are skipped
