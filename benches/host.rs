@@ -1,6 +1,6 @@
-//! The CPU's ops on the layers of ResNet-20 for 8x8 images, batch 64, in f32: `cargo bench --bench host`.
+//! The CPU's ops on the layers of ResNet-20 for 8x8 images, batch size 64, in f32: `cargo bench --bench host`.
 //!
-//! `step` runs every op of one training step of the network, each on memory of its own; what a graph adds is not in it.
+//! `step` runs every op of a training step, each in its own memory, without the overhead of a graph.
 
 #[path = "common/bound.rs"]
 mod bound;
@@ -117,7 +117,7 @@ fn step(c: &mut Criterion) {
     let sgd = sgd::Spec { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 1e-4 };
     let sgd = sgd::Sgd::new(sgd).expect("an optimizer");
     let (mut param, grad, mut velocity) = (vec![1.0f32; parameters], vec![0.1; parameters], vec![0.0; parameters]);
-    // Inside the pool, where a program runs: work that is started from outside it waits for a thread to wake.
+    // Inside the pool, as a program runs: work started outside it waits for a thread to wake up.
     let pool = rayon::ThreadPoolBuilder::new().build().expect("a thread pool");
     let mut run = || {
         network.iter_mut().for_each(Bound::run);

@@ -1,12 +1,13 @@
 //! Every layer of `tests/cases/networks.rs` and every pass of it: `cargo bench --bench layers [-- FILTER]`.
 //!
-//! On a GPU: in bf16 (some layers in every dtype), timed by CUDA events, on so many copies of the tensors that the
-//! working set is twice the last cache; behind the passes by themselves those that a training step runs, with batch
-//! norms and ReLUs in them. Without one it says so and takes the CPU's ops, in f32 and on few images.
+//! On a GPU: in bf16 (some layers in every dtype), timed by CUDA events, on enough copies of the tensors for a working
+//! set of twice the last-level cache. After the plain passes come the fused ones of a training step, with batch norms
+//! and ReLUs. Without a GPU it says so and runs the CPU's ops, in f32 and on few images.
 //!
-//! An id is `op/dtype/network/layer`: `-- conv2d_fwd/bf16/resnet50/` runs the forward convolutions of ResNet-50. After
-//! each, a row of a Markdown table has the median, operations and bytes a second (those of the launches' cost, or on
-//! the CPU of the op's), and the share of the GPU's roofline, the larger of the times that bytes and operations need.
+//! An id is `op/dtype/network/layer`: `-- conv2d_fwd/bf16/resnet50/` runs the forward convolutions of ResNet-50. Each
+//! prints a row of a Markdown table: the median, operations and bytes per second (by the cost of the launches, or on
+//! the CPU of the op), and the fraction of the GPU's roofline: the longer of the least times for bytes and for
+//! operations.
 
 #[path = "common/bound.rs"]
 mod bound;
@@ -31,7 +32,7 @@ use roofline::Roofline;
 use rotation::{Content, Rotation};
 
 const SAMPLES: usize = 10;
-/// Images for the CPU, which would take seconds for a training batch.
+/// The batch size on the CPU, where a training batch would take seconds.
 const CPU_BATCH: usize = 4;
 
 /// Prints the head of the table that [`row`] continues.
@@ -40,9 +41,9 @@ fn head(device: &str) {
     println!("|---|---|---|---|---|---|---|");
 }
 
-/// Prints the row of an op that took `seconds` (of one op each, in the order of the runs).
+/// Prints the row of an op; `seconds` are the times of the op in each run, in order.
 fn row(op: &Op, layer: &Layer, dtype: DType, seconds: &[f64], cost: Cost, least: Option<f64>) {
-    // The runs before the last ones warmed up; nothing ran where a filter or `--list` left the row out.
+    // The first runs were warm-up. With a filter or `--list` there may be no run.
     let mut last = seconds[seconds.len().saturating_sub(SAMPLES)..].to_vec();
     last.sort_by(f64::total_cmp);
     let Some(&median) = last.get(last.len() / 2) else { return };
@@ -59,7 +60,7 @@ fn row(op: &Op, layer: &Layer, dtype: DType, seconds: &[f64], cost: Cost, least:
     );
 }
 
-/// Measures `op` of `layer` by `run`, which is asked for the time of so many ops and answers nothing where it failed.
+/// Measures `op` of `layer` with `run`.
 fn measure(c: &mut Criterion, op: &Op, layer: &Layer, dtype: DType, mut run: impl FnMut(&mut Bencher<'_>)) {
     let mut group = c.benchmark_group(op.operator().name());
     let cost = op.operator().cost(dtype);
@@ -81,7 +82,7 @@ fn on_gpu(c: &mut Criterion, gpu: &Arc<dyn Backend>) {
         for layer in LAYERS.iter().filter(|layer| dtype == DType::BF16 || layer.every_dtype) {
             let ops = [layer.passes(layer.batch), layer.fused(layer.batch)].map(|ops| ops.expect("a layer"));
             for op in ops.concat() {
-                // One that fails tells why as it panics; the others still run, unless the device is lost.
+                // A failure prints its cause as it panics; the others still run, unless the device is lost.
                 let run = AssertUnwindSafe(|| gpu_op(c, gpu, &op, layer, &content, limits));
                 failed += usize::from(catch_unwind(run).is_err());
                 if let Some(error) = gpu.failure() {
@@ -103,7 +104,7 @@ fn gpu_op(
     limits: Option<Roofline>,
 ) {
     let dtype = content.dtype();
-    // Made when the first run asks for it: a filter leaves most ops out.
+    // Made on the first run: a filter skips most ops.
     let mut rotation = None;
     let mut seconds = Vec::new();
     let name = format!("{} {dtype} {} {}", op.operator().name(), layer.network, layer.name);
@@ -125,7 +126,7 @@ fn gpu_op(
 
 fn on_cpu(c: &mut Criterion) {
     head("CPU");
-    // Inside a pool, where a program runs: work that is started from outside it waits for a thread to wake.
+    // Inside a pool, as a program runs: work started outside it waits for a thread to wake up.
     let pool = rayon::ThreadPoolBuilder::new().build().expect("a thread pool");
     for layer in LAYERS {
         for op in layer.passes(CPU_BATCH).expect("a layer") {

@@ -1,12 +1,12 @@
 //! Whole training and inference steps of networks: `cargo bench --bench networks [-- FILTER]`.
 //!
-//! On a GPU in bf16 at the batches of `PERFORMANCE`, timed by CUDA events, recorded (`graph`) and launch by launch
-//! (`launches`); without one it says so and takes the CPU, in f32 and on few images. An id is `mode/model/replay`. A
-//! network that this build does not know is told and left out.
+//! On a GPU in bf16 with the batch sizes of [`NETWORKS`], timed by CUDA events, as a recorded graph (`graph`) and
+//! launch by launch (`launches`). Without a GPU it says so and runs the CPU, in f32 and on few images. An id is
+//! `mode/model/replay`. Unknown networks are reported and skipped.
 //!
-//! `-- --workload MODEL [--mode train|infer] [--batch N] [--dtype D] [--device D] [--replay graph|launches]` measures
-//! one step on demand, for `benches/peers/compare.py`: it prints a line of JSON when it is ready, then for each line
-//! `run` on its input one with `seconds`, the mean of the `steps` of a run.
+//! `-- --workload MODEL [--mode train|infer] [--batch N] [--dtype D] [--device D] [--replay graph|launches]` measures a
+//! step on demand, for `benches/peers/compare.py`: it prints a line of JSON when it is ready, and then, for each line
+//! `run` on its input, one with `seconds`, the mean over the `steps` of a run.
 
 #[path = "common/step.rs"]
 mod step;
@@ -23,7 +23,7 @@ use residuum::{Error, Result};
 use serde_json::json;
 use step::{Replay, Step, Workload};
 
-/// The networks, and the images of a step on a GPU and on the CPU.
+/// The networks, with their batch sizes on a GPU and on the CPU.
 const NETWORKS: &[(&str, usize, usize)] = &[
     ("resnet50", 256, 2),
     ("resnext50_32x4d", 256, 2),
@@ -32,9 +32,9 @@ const NETWORKS: &[(&str, usize, usize)] = &[
     ("resnet110_cifar_survival05", 128, 8),
 ];
 
-/// Seconds that a run on demand should take.
+/// The target time of a run on demand, in seconds.
 const RUN_SECONDS: f64 = 0.5;
-/// Steps of such a run at most.
+/// The most steps of such a run.
 const MOST_STEPS: f64 = 500.0;
 
 fn networks(c: &mut Criterion) {
@@ -53,7 +53,7 @@ fn networks(c: &mut Criterion) {
     };
     for &(model, gpu_batch, cpu_batch) in NETWORKS {
         if let Err(error) = residuum::models::find(model) {
-            eprintln!("left out: {error}");
+            eprintln!("skipped: {error}");
             continue;
         }
         let batch = if on_gpu { gpu_batch } else { cpu_batch };
@@ -66,13 +66,13 @@ fn networks(c: &mut Criterion) {
     }
 }
 
-/// Measures `work` in images a second.
+/// Measures `work` in images per second.
 fn measure(c: &mut Criterion, id: &str, work: &Workload, device: &Device) {
     let mut group = c.benchmark_group("networks");
     group.sample_size(10).sampling_mode(SamplingMode::Flat).nresamples(10_000);
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     group.throughput(Throughput::Elements(work.batch as u64));
-    // Made when the first run asks for it: a filter leaves most networks out.
+    // Made on the first run: a filter skips most networks.
     let mut step = None;
     group.bench_function(id, |b| {
         let step = step.get_or_insert_with(|| Step::new(work, device).unwrap_or_else(|e| panic!("{id}: {e}")));
@@ -81,7 +81,7 @@ fn measure(c: &mut Criterion, id: &str, work: &Workload, device: &Device) {
     group.finish();
 }
 
-/// The workload and the device that the arguments name; nothing where they name none.
+/// The workload and the device in the arguments, if there are any.
 fn asked(args: &[String]) -> Result<Option<(Workload, String)>> {
     let value = |flag: &str| args.iter().position(|arg| arg == flag).and_then(|i| args.get(i + 1)).map(String::as_str);
     let Some(model) = value("--workload") else { return Ok(None) };
@@ -102,7 +102,7 @@ fn asked(args: &[String]) -> Result<Option<(Workload, String)>> {
     Ok(Some((work, value("--device").unwrap_or("auto").to_string())))
 }
 
-/// Runs `work` whenever the input asks for it, until it ends.
+/// Runs `work` whenever the input says so, until its end.
 fn serve(work: &Workload, device: &str) -> Result<()> {
     let device = Device::parse(device)?;
     let name = match &device {
@@ -122,7 +122,7 @@ fn serve(work: &Workload, device: &str) -> Result<()> {
     Ok(())
 }
 
-/// Prints a line at once. A reader that has gone ends the input too.
+/// Prints a line and flushes it. If the reader has gone, the input ends too.
 fn say(line: &serde_json::Value) {
     println!("{line}");
     let _ = std::io::stdout().flush();

@@ -1,4 +1,4 @@
-//! How fast the simulator is: multiply-adds a second on one core, on a 3x3 convolution of 64 channels and 28x28 pixels.
+//! The simulator's speed: multiply-adds per second on one core, for a 3x3 convolution of 64 channels and 28x28 pixels.
 
 use std::hint::black_box;
 
@@ -9,7 +9,7 @@ use residuum::ops::conv2d::{BwdW, BwdX, Conv2d, Node, Pass, Spec};
 use residuum::ops::{Arg, Io, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
-/// The launches of `node` on poisoned memory: values do not change how long they take.
+/// The launches of `node` on tensors of ones: the time does not depend on the values.
 fn launches(sim: &dyn Backend, node: &Node, dtype: DType) -> Vec<Launch> {
     let target = Target { arch: sim.arch(), dtype };
     let view = |bytes: usize| View::whole(sim.allocate(bytes).expect("memory"));

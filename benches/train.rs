@@ -1,6 +1,6 @@
-//! An epoch of the digits run, as `residuum train` does it by default: `cargo bench --bench train`.
+//! An epoch of `residuum train` with its defaults, on the digits: `cargo bench --bench train`.
 //!
-//! `steps` is the 22 training steps with their batches; `epoch` adds the evaluation on the 360 test images.
+//! `steps` are the 22 training steps with their batches; `epoch` adds the evaluation on the 360 test images.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use residuum::data::{digits, Source};
 use residuum::device::Device;
 use residuum::train::{Metrics, Observer, Settings, Trainer};
 
-/// Adds up the time of the epochs.
+/// Sums the times of the epochs.
 #[derive(Default)]
 struct Clock {
     steps: Duration,
@@ -25,7 +25,7 @@ impl Observer for Clock {
     }
 }
 
-/// The clock after `epochs` epochs; the first, which warms up, is not counted.
+/// The times of `epochs` epochs after one of warm-up.
 fn run(epochs: u64) -> Clock {
     let splits = digits::read().expect("the digits");
     let settings = Settings { epochs: epochs as u32 + 1, augment: Source::Digits.augment(), ..Settings::default() };

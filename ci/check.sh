@@ -34,6 +34,6 @@ RESIDUUM_NVCC=none RESIDUUM_REQUIRE_NVCC=0 cargo test --locked --release -p resi
 step documents
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --release --workspace --all-features --no-deps
 
-# The command of the README. It builds the examples too.
+# The command of the README, which also builds the examples.
 step tests
 exec cargo test --locked --release

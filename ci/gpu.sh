@@ -46,8 +46,7 @@ for line in sys.stdin:
 '
 }
 
-# Packs bin/ of the folder $1. Every program holds all kernels; with a dictionary as large as all of them these are there
-# once.
+# Packs bin/ of the folder $1. Every binary holds all kernels; a dictionary larger than all binaries stores them once.
 pack() {
   tar -C "$1" -cf - bin | python3 -c '
 import lzma, shutil, sys
@@ -96,7 +95,7 @@ FILTER="${FILTER:-ops::}"
 table=()
 failed=0
 
-# step NAME EXPECTED COMMAND...: runs it; EXPECTED is `pass`, or `find`, where the command must fail by finding a bug.
+# step NAME EXPECTED COMMAND...: runs COMMAND; EXPECTED is `pass`, or `find` if it must fail by finding a bug.
 step() {
   local name=$1 expected=$2 start=$SECONDS code=0 verdict detail log
   shift 2
@@ -124,11 +123,11 @@ run_tests() {
   for name in $(binaries test); do
     step "test $name" pass env RUST_BACKTRACE=1 "$root/bin/test-$name"
   done
-  # Where the driver has conditional graph nodes, steps have been recorded with them; here they are without.
+  # Above, steps are recorded with conditional graph nodes if the driver has them; here without.
   step "test recorded steps without conditional nodes" pass env RESIDUUM_CONDITIONAL=0 "$root/bin/test-suite" captured::
 }
 
-# The sanitizer, wherever a toolkit or the wheels put it.
+# The path of the sanitizer, from a toolkit or the wheels.
 find_sanitizer() {
   local place
   for place in $(command -v compute-sanitizer || true) "${CUDA_HOME:-/nowhere}/bin/compute-sanitizer" \
@@ -159,15 +158,15 @@ run_sanitizers() {
   done
 }
 
-# run_bench NAME: shows the rows for benches/RESULTS.md, or criterion's lines where it prints none.
+# run_bench NAME: shows the rows for benches/RESULTS.md, or else criterion's lines.
 run_bench() {
   step "bench $1" pass "$root/bin/bench-$1" --bench --noplot ${BENCH:+"$BENCH"}
   echo "$1, $(date +%F), commit $RESIDUUM_COMMIT"
-  grep -E '^\|' "$LOGS/bench_$1.log" || grep -E 'time: +\[|thrpt: +\[|^networks/|^left out' "$LOGS/bench_$1.log" || true
+  grep -E '^\|' "$LOGS/bench_$1.log" || grep -E 'time: +\[|thrpt: +\[|^networks/|^skipped' "$LOGS/bench_$1.log" || true
 }
 
-# run_compare NAME WAYS LIMIT: our steps and PyTorch's in turn. Without PyTorch it measures ours and says so. A way may
-# take LIMIT seconds to be ready.
+# run_compare NAME WAYS LIMIT: our steps and PyTorch's, alternating. Without PyTorch it measures ours and says so. A way
+# has LIMIT seconds to get ready.
 run_compare() {
   local peers=() python="${TORCH_PYTHON:-python3}"
   read -r -a peers <<<"${PEERS:-}"

@@ -1,4 +1,4 @@
-//! Trains a residual network on real handwritten digits, with nothing to download.
+//! Trains a residual network on handwritten digits that are part of the library.
 //!
 //! `cargo run --release --example 01_train_digits`
 
@@ -6,7 +6,7 @@ use residuum::data::Source;
 use residuum::device::Device;
 use residuum::train::{Metrics, Observer, Settings, Trainer};
 
-/// Prints a line an epoch.
+/// Prints a line for each epoch.
 struct Lines;
 
 impl Observer for Lines {

@@ -1,5 +1,5 @@
-//! Runs a torchvision network in bf16 with batch norm folded away. The weights are random here; with
-//! `residuum::models::weights::read` they come from any torchvision state dict saved as safetensors.
+//! Runs a torchvision network in bf16, with batch norms folded into the convolutions. The weights are random here;
+//! `residuum::models::weights::read` reads any torchvision state dict saved as safetensors.
 //!
 //! `cargo run --release --example 02_infer`
 
@@ -18,7 +18,7 @@ fn main() -> residuum::Result<()> {
     program.set_input("input", &HostTensor::f32([2, 3, 64, 64], pixels))?;
     program.run()?;
     let logits = program.output("logits")?;
-    println!("{} parameters, {} multiply-adds a batch", graph.parameter_count(), graph.macs());
+    println!("{} parameters, {} multiply-adds per batch", graph.parameter_count(), graph.macs());
     println!("logits {}, {} bytes on the device", logits.shape, program.plan().arena_bytes);
     Ok(())
 }

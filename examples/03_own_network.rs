@@ -1,4 +1,4 @@
-//! A network of one's own: built layer by layer, differentiated, trained with one call a step.
+//! Builds a network layer by layer, differentiates it and trains it with one call per step.
 //!
 //! `cargo run --release --example 03_own_network`
 
@@ -12,6 +12,7 @@ use residuum::tensor::{DType, HostTensor};
 fn main() -> residuum::Result<()> {
     let mut b = Builder::new(Mode::Train);
     let conv = ConvOptions { k: 16, kernel: [3, 3], padding: [1, 1], ..Default::default() };
+    // A graph's shapes are NHWC.
     let x = b.input("input", [32, 8, 8, 1]);
     let x = b.conv2d("stem", x, conv)?;
     let x = b.batch_norm("stem_bn", x, 1e-5)?;
@@ -31,7 +32,7 @@ fn main() -> residuum::Result<()> {
     program.load(&init::initialise(&graph, &init::Scheme::RESIDUAL, 0))?;
     program.set_learning_rate(0.05)?;
 
-    // Two classes: stripes across and stripes down.
+    // Two classes: horizontal and vertical stripes. Host tensors are NCHW.
     let labels: Vec<i32> = (0..32).map(|i| i % 2).collect();
     let stripe = |i: usize, y: usize, x: usize| if i.is_multiple_of(2) { y } else { x } % 2;
     let pixels = (0..32 * 64).map(|j| stripe(j / 64, j / 8 % 8, j % 8) as f32 - 0.5).collect();

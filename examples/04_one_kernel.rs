@@ -1,6 +1,6 @@
-//! One op by itself, in memory of one's own: how another trainer uses the kernels. Runs on the GPU, or on the simulator
-//! where there is none. A tensor that another library owns becomes a `View` with `View::foreign(address, bytes)`, and its
-//! stream a device with `Device::cuda_on_stream`.
+//! Runs a single op in the caller's memory, as another trainer would use the kernels: on the GPU, or on the simulator
+//! if there is none. `View::foreign(address, bytes)` takes a tensor of another library, `Device::cuda_on_stream` its
+//! stream.
 //!
 //! `cargo run --release --features sim --example 04_one_kernel`
 
@@ -17,7 +17,7 @@ fn main() -> residuum::Result<()> {
         (Device::Cpu, Device::Kernels(simulator)) => simulator,
         (Device::Cpu, Device::Cpu) => unreachable!("the simulator runs kernels"),
     };
-    // Shapes are checked once, here.
+    // Shapes are checked here, once: x is [N,H,W,C], w [K,R,S,C], y [N,P,Q,K].
     let conv = Conv2d::new(Spec {
         n: 1,
         h: 8,

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use crate::tensor::Shape;
 
-/// What went wrong, in one line that names the op, tensor, file or option, what was found and what was expected.
+/// One line that names the op, tensor, file or option, what was found and what was expected.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A descriptor, an option or an argument that cannot be.
+    /// An invalid descriptor, option or argument.
     #[error("{what}: {problem}")]
     Invalid {
         /// The op, option or tensor.
@@ -16,7 +16,7 @@ pub enum Error {
         /// What was found and what was expected.
         problem: String,
     },
-    /// A tensor of another shape than the descriptor's.
+    /// A tensor whose shape is not the descriptor's.
     #[error("{what}: shape {found}, expected {expected}")]
     Shape {
         /// The op and tensor.
@@ -26,7 +26,7 @@ pub enum Error {
         /// The shape that was given.
         found: Shape,
     },
-    /// Something that this library, build or device does not do.
+    /// A request that this library, build or device does not support.
     #[error("{what} is not supported: {reason}")]
     Unsupported {
         /// The request.
@@ -34,7 +34,7 @@ pub enum Error {
         /// Why, and what is supported instead.
         reason: String,
     },
-    /// A name that no model, tensor or kernel bears.
+    /// An unknown name of a model, tensor or kernel.
     #[error("unknown {kind} `{name}`{}", suggestion(.nearest))]
     Unknown {
         /// What kind of name it is.
@@ -52,7 +52,7 @@ pub enum Error {
         /// The system's text.
         problem: String,
     },
-    /// A file whose content is not what it should be.
+    /// A file with invalid content.
     #[error("{}: {problem}", path.display())]
     File {
         /// The file.
@@ -60,29 +60,28 @@ pub enum Error {
         /// What was found, where, and what was expected.
         problem: String,
     },
-    /// A run whose numbers are no longer finite: its network is lost, its last checkpoint is not.
+    /// A run whose numbers are no longer finite. Its last checkpoint is still good.
     #[error("{what} at step {step}, learning rate {learning_rate:?}{}; try a lower rate", first_layer(.layer))]
     Diverged {
-        /// The number that is not finite, and what it became.
+        /// The quantity that is not finite, and its value.
         what: String,
         /// Steps done, the last one included.
         step: usize,
         /// The learning rate of that step.
         learning_rate: f64,
-        /// The first layer whose output is not finite, where there is one.
+        /// The first layer whose output is not finite, if one was found.
         layer: Option<String>,
     },
-    /// The host or the device has no memory left for something of a program's or a tensor's size. Nothing else is
-    /// wrong: with a smaller batch, or where memory was freed, the same works.
+    /// The host or the device has no memory for an allocation of a program's or a tensor's size. A smaller batch, or
+    /// freed memory, makes the same call succeed.
     #[error("out of memory: {what}{}", needs(*.bytes))]
     OutOfMemory {
-        /// For what, and on which device.
+        /// What the memory was for, and on which device.
         what: String,
-        /// How many bytes were wanted, the largest number there is where they are more than that; `None` where a driver
-        /// does not say.
+        /// The bytes requested, `usize::MAX` if they exceed it; `None` if the driver does not say.
         bytes: Option<usize>,
     },
-    /// No usable device of that kind: the reason and the remedy.
+    /// No usable device of that kind.
     #[error("{device} device: {reason}")]
     NoDevice {
         /// The kind of device.
@@ -90,7 +89,7 @@ pub enum Error {
         /// What is missing and how to get it.
         reason: String,
     },
-    /// The device failed while running something; the context may be lost.
+    /// The device failed; its context may be lost.
     #[error("{device}: {what}: {problem}")]
     Device {
         /// The device.
@@ -102,7 +101,7 @@ pub enum Error {
     },
 }
 
-/// The library's result.
+/// A result with the library's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
@@ -136,11 +135,10 @@ fn first_layer(layer: &Option<String>) -> String {
     layer.as_ref().map_or(String::new(), |layer| format!(" (the first layer whose output is not finite: {layer})"))
 }
 
-/// Bytes of a text that an error repeats at most, from its start and from its end.
+/// The most bytes of a text that an error repeats, from its start and from its end.
 const SHOWN: usize = 600;
 
-/// `text` as one line of a sensible length, whatever a file put into it: control characters are escaped, the middle of a
-/// long text is left out.
+/// `text` as one line of bounded length: control characters are escaped, the middle of a long text is left out.
 pub(crate) fn line(text: String) -> String {
     let text = match text.chars().any(char::is_control) {
         true => {

@@ -1,4 +1,4 @@
-//! Ops on the CPU.
+//! Ops bound to memory on the CPU.
 
 use std::hint::black_box;
 
@@ -13,7 +13,7 @@ enum Tensor {
 }
 
 impl Tensor {
-    /// Numbers between 1/2 and 1, labels and positions of 0: no case of an op is avoided and none is slow.
+    /// Numbers between 1/2 and 1 (no zeros, no denormals), labels and positions of 0.
     fn new(ty: &TensorType) -> Self {
         let len = ty.shape.len();
         match ty.elem {
@@ -33,7 +33,7 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// `op` on memory of its own.
+    /// Binds `op` to its own memory.
     pub fn new(op: Op) -> Self {
         let new = |types: Vec<TensorType>| types.iter().map(Tensor::new).collect::<Vec<_>>();
         let (inputs, outputs) = (new(op.operator().inputs()), new(op.operator().outputs()));

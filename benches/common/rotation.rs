@@ -1,4 +1,4 @@
-//! An op on a GPU, on so many copies of its tensors that none is still in a cache when its turn comes again.
+//! An op on a GPU, rotating over enough copies of its tensors that none is still cached when it is used again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,14 +8,14 @@ use residuum::ops::{Arg, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 use residuum::Result;
 
-/// How many times the cache all copies together fill.
+/// The size of all copies together, in caches.
 const CACHES: usize = 2;
-/// So many copies at most: of ops on a few kilobytes, which measure how fast launches follow each other.
+/// The most copies, for ops on a few kilobytes, which measure the launch rate.
 const MOST_COPIES: usize = 512;
-/// Bytes of numbers after which a tensor repeats itself.
+/// The period of a tensor's content, in bytes.
 const PERIOD: usize = 8 << 20;
 
-/// What the copies of an op are filled with; made once, as a tensor may have a gigabyte.
+/// The content of the copies, made once: a tensor may have a gigabyte.
 pub struct Content {
     real: Vec<u8>,
     stat: Vec<u8>,
@@ -24,7 +24,7 @@ pub struct Content {
 }
 
 impl Content {
-    /// Numbers between -1 and 1 in `dtype` (zeros would flatter the clock of a GPU), positive ones for statistics.
+    /// Numbers between -1 and 1 in `dtype` (with zeros a GPU would clock higher), positive ones for statistics.
     pub fn new(dtype: DType) -> Self {
         let mut state = 0x9e37_79b9_7f4a_7c15u64;
         let mut next = || {
@@ -45,7 +45,8 @@ impl Content {
         self.dtype
     }
 
-    /// Fills `memory`; labels and a pooling's `positions` are 0, which every op takes, and signs are any bits.
+    /// Fills `memory`. Labels and, with `positions`, a pooling's positions are 0, which every op accepts; sign bits are
+    /// random.
     fn fill(&self, memory: &dyn Memory, elem: Elem, positions: bool) -> Result<()> {
         let numbers = match elem {
             Elem::Stat => &self.stat,
@@ -60,7 +61,7 @@ impl Content {
     }
 }
 
-/// An op, recorded once for each copy of its tensors.
+/// An op, recorded once per copy of its tensors.
 pub struct Rotation {
     recording: Recording,
     copies: usize,
@@ -69,7 +70,7 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// `op` on enough memory for a cache of `cache_bytes`, run once.
+    /// Records `op` on enough copies for a cache of `cache_bytes`, and runs it once.
     pub fn new(backend: &Arc<dyn Backend>, op: &Op, content: &Content, cache_bytes: usize) -> Result<Self> {
         let op = op.operator();
         let target = Target { arch: backend.arch(), dtype: content.dtype };
@@ -93,7 +94,7 @@ impl Rotation {
         self.cost
     }
 
-    /// The time of `count` ops, by the device's clock: of as many rounds over all copies as hold them, in proportion.
+    /// The time of `count` ops by the device's clock, scaled from whole rounds over the copies.
     pub fn time(&self, count: u64) -> Result<Duration> {
         let rounds = count.div_ceil(self.copies as u64);
         let taken = self.backend.time(&mut || (0..rounds).try_for_each(|_| self.recording.replay()))?;
@@ -101,11 +102,11 @@ impl Rotation {
     }
 }
 
-/// The launches of `op` on memory of their own.
+/// The launches of `op` on newly allocated memory.
 fn bind(backend: &Arc<dyn Backend>, op: &dyn Operator, target: Target, content: &Content) -> Result<Vec<Launch>> {
     let arg = |ty: &TensorType| -> Result<Arg> {
         let channels = ty.shape.dims().last().copied().unwrap_or(1);
-        // Programs lay the pixels of images four elements apart.
+        // Programs pad the pixels of images to four elements.
         let pixel_stride = if ty.shape.dims().len() == 4 && ty.elem == Elem::Real { channels.max(4) } else { channels };
         let memory = backend.allocate(ty.bytes(target.dtype) / channels * pixel_stride)?;
         content.fill(&*memory, ty.elem, op.name().contains("pool"))?;

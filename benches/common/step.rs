@@ -1,4 +1,4 @@
-//! Whole steps of a network: forward, or forward, backward and SGD with momentum and weight decay.
+//! Steps of a network: forward, or forward, backward and SGD with momentum and weight decay.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,36 +12,36 @@ use residuum::tensor::{DType, HostTensor};
 use residuum::train::grad_scale;
 use residuum::{Error, Result};
 
-/// As the usual recipes have them; the rate is small, so that random labels do not lead to infinities.
+/// The usual settings; the learning rate is small, so that random labels do not lead to infinities.
 const SGD: sgd::Spec = sgd::Spec { momentum: 0.9, dampening: 0.0, nesterov: false, weight_decay: 1e-4 };
 const LEARNING_RATE: f64 = 0.01;
 const SEED: u64 = 0;
 
-/// How a GPU gets the launches of a step.
+/// How the launches of a step are submitted to a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replay {
-    /// All at once, recorded.
+    /// As one recorded graph.
     Graph,
     /// One by one.
     Launches,
 }
 
-/// What is measured.
+/// The workload to measure.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// The network, by the name in the table of models.
     pub model: String,
     /// A training step or inference.
     pub mode: Mode,
-    /// Images.
+    /// The batch size.
     pub batch: usize,
     /// The storage type.
     pub dtype: DType,
-    /// How the launches go to the device.
+    /// How the launches are submitted.
     pub replay: Replay,
 }
 
-/// A network that is ready to run steps on one batch, which stays on the device.
+/// A network that is ready to run steps on one batch in device memory.
 pub struct Step {
     program: Program,
     device: Device,
@@ -49,7 +49,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// Compiles the workload for `device` and runs a first step. Fails where the network is unknown.
+    /// Compiles the workload for `device` and runs a first step. Fails if the network is unknown.
     pub fn new(work: &Workload, device: &Device) -> Result<Self> {
         let device = match (device, work.replay) {
             (Device::Kernels(backend), Replay::Launches) => Device::Kernels(Arc::new(OneByOne(backend.clone()))),
@@ -83,12 +83,12 @@ impl Step {
         Ok(step)
     }
 
-    /// Images of a step.
+    /// The batch size of a step.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// The time of `count` steps: by the device's clock where it has one.
+    /// The time of `count` steps, by the device's clock if it has one.
     pub fn time(&mut self, count: u64) -> Result<Duration> {
         let program = &mut self.program;
         let mut work = || (0..count).try_for_each(|_| program.run());
@@ -103,7 +103,7 @@ impl Step {
     }
 }
 
-/// A device that records nothing, so that every launch goes to it by itself.
+/// A device that does not record, so that every launch is submitted by itself.
 #[derive(Debug)]
 struct OneByOne(Arc<dyn Backend>);
 

@@ -3,10 +3,10 @@
 
   benches/peers/compare.py --ours target/release/deps/networks-0123abcd
 
-Ours is the bench binary `networks`. Each way of a workload is a process of its own; they are made ready one after the
-other, so that none disturbs what another measures to choose its algorithms, and then take turns, one run each, for
---rounds rounds, so that a clock that slows down is fair to all. Without PyTorch, or where a way fails or is not ready in
-time, the table says so and has the rest; the exit status is 1 only where one of ours failed. A workload is
+Ours is the bench binary `networks`. Each way of a workload is a process. They get ready one after the other, so that
+none disturbs another's choice of algorithms, and then take turns, one run each, for --rounds rounds, so that a clock
+that slows down affects all. Without PyTorch, or if a way fails or is not ready in time, the table says so and has the
+rest; the exit status is 1 only if one of ours failed. A workload is
 MODEL[:train|infer[:BATCH]].
 """
 
@@ -32,7 +32,7 @@ RUN_LIMIT = 120
 
 
 class Runner:
-    """A process that runs steps when it is asked to."""
+    """A process that runs steps on request."""
 
     def __init__(self, name, command, env, log):
         self.name, self.error, self.seconds, self.ready = name, None, [], {}
@@ -53,7 +53,7 @@ class Runner:
         self.lines.put(None)
 
     def answer(self, limit):
-        """The next line of JSON; nothing, with a reason in `error`, where it does not come in `limit` seconds."""
+        """The next line of JSON; None, with a reason in `error`, if it does not come within `limit` seconds."""
         try:
             line = self.lines.get(timeout=max(limit, 0.1))
         except queue.Empty:
@@ -73,21 +73,21 @@ class Runner:
             self.ready = self.answer(limit) or {}
 
     def run(self):
-        """One run; its seconds a step are kept."""
+        """Makes a run and keeps its seconds per step."""
         if self.error:
             return
         try:
             self.process.stdin.write("run\n")
             self.process.stdin.flush()
         except OSError:
-            # It has ended; `answer` tells why.
+            # It has ended; `answer` reports why.
             pass
         answer = self.answer(RUN_LIMIT)
         if answer:
             self.seconds.append(answer["seconds"])
 
     def stop(self, error=None):
-        """Ends the process; `error` is why, where it should not have ended."""
+        """Ends the process; `error` is the reason if it ends too early."""
         self.error = self.error or error
         if self.process and self.process.poll() is None:
             self.process.kill()
@@ -99,7 +99,7 @@ class Runner:
 
 
 class Compare:
-    """What all workloads share: the devices, the processes' commands, the table's columns."""
+    """The settings of all workloads: the device, the commands, the columns of the table."""
 
     def __init__(self, args):
         self.args = args
@@ -173,7 +173,7 @@ class Compare:
                   f"| {self.end(runner)}", flush=True)
 
     def end(self, runner):
-        """The columns that say where and when."""
+        """The columns for machine, date and commit."""
         return f"{self.chip(runner)} | {datetime.date.today().isoformat()} | {self.args.commit} |"
 
     def chip(self, runner):

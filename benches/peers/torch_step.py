@@ -9,8 +9,8 @@ its algorithms by measuring, and f32 may use TF32. The ways:
   graph    the same, captured once in a CUDA graph and replayed
   compile  torch.compile in mode max-autotune
 
-By itself it prints the median of --runs runs; with --serve it speaks as the bench does with --workload: a line of JSON
-when it is ready, then one for each line `run` on its input. Times are CUDA events', on the CPU the host's.
+By default it prints the median of --runs runs. With --serve it has the protocol of the bench's --workload: a line of
+JSON when it is ready, then one for each line `run` on its input. Times are CUDA events', on the CPU the host's.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Step:
         self.model = model.to(self.device, memory_format=torch.channels_last).train(self.training)
         self.x = torch.randn(args.batch, 3, size, size, device=self.device).to(memory_format=torch.channels_last)
         self.labels = torch.randint(classes, (args.batch,), device=self.device)
-        # A captured graph must not use what autocast kept from before; each weight is used once in a step anyway.
+        # A captured graph must not use autocast's cache; each weight is used once per step anyway.
         self.autocast = dict(device_type=self.device.type, dtype=DTYPES[args.dtype],
                              enabled=args.dtype != "f32", cache_enabled=False)
         self.optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, weight_decay=DECAY, fused=self.cuda)
@@ -79,7 +79,7 @@ class Step:
             self.forward()
 
     def _capture(self):
-        """The whole step as a CUDA graph, after the warm-up that capturing asks for, on a stream of its own."""
+        """Captures the step as a CUDA graph, after the warm-up on a side stream that capturing needs."""
         step = self.step
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

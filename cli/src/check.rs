@@ -1,4 +1,4 @@
-//! `residuum check`: kernels on somebody's list of problems, with whole numbers, so that the right answer is exact.
+//! `residuum check`: kernels on a user's list of problems, with small integers, so that results are exact.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,23 +16,23 @@ use crate::text;
 
 /// Checks the kernels of an op on a list of problems, exactly
 ///
-/// The tensors hold small whole numbers, so that every sum is exact in f32 in any order, and the result must equal the
-/// reference in every bit. Prints a line for each failure; the last line is `N passed, N failed`.
+/// The tensors hold small integers, so that every sum is exact in f32 in any order, and the result must equal the
+/// reference bit by bit. Prints a line for each failure; the last line is `N passed, N failed`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   residuum check conv2d --problems conv2d.tsv --device sim --dtype bf16
   residuum check conv2d --problems conv2d.tsv --pass bwd_w --max-macs 1000000
 
-The file is a table with tabs. Its first line names the columns: name groups ic oc ih iw oh ow kh kw
-stride_h stride_w pad_h pad_w dilation_h dilation_w macs_per_image; ic and oc count
-all groups, dilation 1 is dense.")]
+The file is a tab-separated table. Its first line names the columns: name groups ic oc ih iw oh ow
+kh kw stride_h stride_w pad_h pad_w dilation_h dilation_w macs_per_image. ic and oc count all groups;
+dilation 1 is a dense kernel.")]
 pub struct Args {
     /// The op
     op: Op,
     /// The table of problems
     #[arg(long, value_name = "FILE")]
     problems: PathBuf,
-    /// Where to run: auto, cpu, cuda or sim
+    /// The device: auto, cpu, cuda, cuda:N or sim
     #[arg(long, default_value = "sim")]
     device: Choice,
     /// The storage type: f32, f16 or bf16
@@ -41,7 +41,7 @@ pub struct Args {
     /// The pass
     #[arg(long, default_value = "all")]
     pass: Passes,
-    /// Leave out problems of more multiply-adds an image
+    /// Skip problems of more multiply-adds per image
     #[arg(long, value_name = "N")]
     max_macs: Option<u64>,
 }
@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Reads the table and filters it by `--max-macs`. Fails if no problem is left.
+/// Reads the table, filtered by `--max-macs`. Fails if no problem is left.
 fn read(args: &Args) -> Result<Vec<Problem>, Failure> {
     let failed = |cause: String| Failure::Work(format!("{}: {cause}", args.problems.display()));
     let mut problems = problems::parse(&text::read(&args.problems)?).map_err(failed)?;
@@ -107,7 +107,7 @@ fn read(args: &Args) -> Result<Vec<Problem>, Failure> {
     problems.retain(|problem| problem.macs <= limit);
     match problems.is_empty() {
         true => {
-            Err(failed(format!("none of its {all} problems has at most {limit} multiply-adds an image (--max-macs)")))
+            Err(failed(format!("none of its {all} problems has at most {limit} multiply-adds per image (--max-macs)")))
         }
         false => Ok(problems),
     }
@@ -127,7 +127,7 @@ fn pass_name(pass: Pass) -> &'static str {
 fn check(problem: &Problem, pass: Pass, device: &Device, dtype: DType) -> Result<(), String> {
     let conv = Conv2d::new(problem.spec).map_err(|e| e.to_string())?;
     if conv.output() != problem.output {
-        return Err(format!("an output of {:?}, the table says {:?}", conv.output(), problem.output));
+        return Err(format!("output {:?}, but the table has {:?}", conv.output(), problem.output));
     }
     let node = Node { conv, pass };
     let (types, result) = (node.inputs(), node.outputs().remove(0));
@@ -146,7 +146,7 @@ fn check(problem: &Problem, pass: Pass, device: &Device, dtype: DType) -> Result
     }
 }
 
-/// The largest whole number in the inputs: sums of all their products stay below 2^24, where f32 is exact.
+/// The largest magnitude of the inputs: sums of products stay below 2^24, where f32 is exact.
 fn magnitude(node: &Node, result: &TensorType, dtype: DType) -> Result<i64, String> {
     let terms = (node.conv.macs() as f64 / result.shape.len() as f64).ceil().max(1.0)
         * (node.conv.spec().stride[0] * node.conv.spec().stride[1]) as f64;
@@ -157,7 +157,7 @@ fn magnitude(node: &Node, result: &TensorType, dtype: DType) -> Result<i64, Stri
     }
 }
 
-/// Fails where the host has no memory for tensors of `types`, twice in f64.
+/// Fails if the host lacks memory for tensors of `types`, twice in f64.
 fn room<'a>(types: impl Iterator<Item = &'a TensorType>) -> Result<(), String> {
     let bytes =
         types.map(|ty| 16.0 * ty.shape.dims().iter().map(|&extent| extent as f64).product::<f64>()).sum::<f64>();
@@ -167,7 +167,7 @@ fn room<'a>(types: impl Iterator<Item = &'a TensorType>) -> Result<(), String> {
     }
 }
 
-/// Whole numbers of -magnitude..=magnitude, different for every input.
+/// Integers in -magnitude..=magnitude, different for every input.
 fn integers(ty: &TensorType, input: u64, magnitude: i64) -> Vec<f64> {
     let span = (2 * magnitude + 1) as u64;
     let mix = |i: u64| {
@@ -192,7 +192,7 @@ fn reference(node: &Node, inputs: &[Vec<f64>], result: &TensorType) -> Vec<f64> 
     y
 }
 
-/// The way of the `cpu` device, in f32.
+/// The result of the `cpu` device, in f32.
 fn host(node: &Node, inputs: &[Vec<f64>], result: &TensorType, stored: DType) -> Vec<f64> {
     let inputs: Vec<Vec<f32>> = inputs.iter().map(|v| v.iter().map(|&a| a as f32).collect()).collect();
     let mut y = vec![f32::NAN; result.shape.len()];
@@ -209,7 +209,7 @@ fn host(node: &Node, inputs: &[Vec<f64>], result: &TensorType, stored: DType) ->
     y.into_iter().map(|v| stored.round(f64::from(v))).collect()
 }
 
-/// The kernels, on tensors of their own.
+/// The result of the kernels, on tensors of their own.
 fn kernels(
     node: &Node,
     backend: &Arc<dyn Backend>,

@@ -1,4 +1,4 @@
-//! Loss and accuracy over the epochs, as pictures. The font is inside the program: a machine may have none.
+//! Plots of loss and accuracy over the epochs. The font is embedded: a machine may have none.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -9,12 +9,12 @@ use plotters::prelude::*;
 use plotters::style::{register_font, FontStyle};
 use residuum::train::Metrics;
 
-/// Bytes that drawing takes, or a little more: nearly all of them the pixels of the bitmap.
+/// The bytes that drawing takes, rounded up: mostly the pixels of the bitmap.
 pub const MEMORY: usize = (SIZE.0 * FINE * SIZE.1 * FINE * 3) as usize + (8 << 20);
 
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (1200, 500);
-/// The bitmap is drawn so many times as large and scaled down: lines become smooth.
+/// The factor of supersampling, for smooth lines.
 const FINE: u32 = 3;
 const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(45, 48, 56);
@@ -51,7 +51,7 @@ pub fn png(title: &str, history: &[Metrics]) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-/// The picture at a `FINE`-th of its width and height: each pixel the mean of those that it covers.
+/// Scales the picture down by `FINE`: each pixel is the mean of those that it covers.
 fn reduced(pixels: &[u8], width: usize) -> Vec<u8> {
     let (fine, row) = (FINE as usize, width * 3);
     let mut out = Vec::with_capacity(pixels.len() / (fine * fine));
@@ -67,11 +67,11 @@ fn reduced(pixels: &[u8], width: usize) -> Vec<u8> {
     out
 }
 
-/// One panel: what it shows and how.
+/// A panel of the plot.
 struct Panel<'a> {
     title: &'a str,
     unit: &'a str,
-    /// Of the training and of the test images, over the epochs.
+    /// The training curve and the test curve: (epoch, value).
     curves: [Vec<(f64, f64)>; 2],
     log: bool,
     legend: SeriesLabelPosition,
@@ -160,7 +160,7 @@ fn panel<B: DrawingBackend>(area: &DrawingArea<B, Shift>, scale: u32, panel: &Pa
         .map_err(text)
 }
 
-/// A value as the legend shows it.
+/// Formats a value for the legend.
 fn shown(v: f64) -> String {
     if v.abs() >= 10.0 {
         format!("{v:.2}")
@@ -173,7 +173,7 @@ fn text(error: impl Display) -> String {
     error.to_string()
 }
 
-/// Epochs: whole numbers, evenly spread.
+/// The axis of epochs: integers, linear.
 struct Epochs(Range<f64>);
 
 impl Ranged for Epochs {
@@ -210,7 +210,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// One that shows all finite points of `panel`.
+    /// An axis for all finite points of `panel`.
     fn around(panel: &Panel<'_>) -> Self {
         let log = panel.log;
         let values = panel.curves.iter().flatten().map(|&(_, v)| v).filter(|v| v.is_finite() && (!log || *v > 0.0));
@@ -260,18 +260,18 @@ impl Ranged for Axis {
 
 impl ValueFormatter<f64> for Axis {
     fn format(value: &f64) -> String {
-        // Powers of ten are not exact: six digits say what was meant.
+        // Powers of ten are not exact: rounded to six digits.
         let rounded = format!("{value:.6}");
         rounded.trim_end_matches('0').trim_end_matches('.').to_string()
     }
 }
 
-/// The pixel at `share` of the way.
+/// The pixel at the fraction `share` between the limits.
 fn place(share: f64, (from, to): (i32, i32)) -> i32 {
     from + (share * f64::from(to - from)).round() as i32
 }
 
-/// 1, 2 or 5 times a power of ten, not below `step`.
+/// The least 1, 2 or 5 times a power of ten that is at least `step`.
 fn round_step(step: f64) -> f64 {
     let decade = 10f64.powf(step.max(1e-9).log10().floor());
     [1.0, 2.0, 5.0, 10.0].map(|k| k * decade).into_iter().find(|&s| s >= step).unwrap_or(10.0 * decade)

@@ -1,11 +1,11 @@
-//! What `--device` and `--dtype` say.
+//! The values of `--device` and `--dtype`.
 
 use residuum::device::Device;
 use residuum::tensor::DType;
 
 use crate::failure::Failure;
 
-/// The name of a device, as [`Device::parse`] understands it.
+/// The name of a device, as [`Device::parse`] takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice(String);
 
@@ -23,13 +23,13 @@ impl std::str::FromStr for Choice {
 }
 
 impl Choice {
-    /// Opens the device; fails where there is none of that kind.
+    /// Opens the device. Fails if there is none of that kind.
     pub fn open(&self) -> Result<Device, Failure> {
         Ok(Device::parse(&self.0)?)
     }
 }
 
-/// A storage type that networks are trained in.
+/// Parses a storage type of training.
 pub fn training_dtype(text: &str) -> Result<DType, String> {
     match text.parse() {
         Ok(dtype) if dtype != DType::F64 => Ok(dtype),
@@ -37,7 +37,7 @@ pub fn training_dtype(text: &str) -> Result<DType, String> {
     }
 }
 
-/// Any storage type.
+/// Parses any storage type.
 pub fn dtype(text: &str) -> Result<DType, String> {
     text.parse().map_err(|_| "expected f32, f64, f16 or bf16".into())
 }

@@ -4,13 +4,13 @@ use residuum::device::doctor;
 
 use crate::failure::{print, Failure};
 
-/// Shows what this machine and this build can run, what is missing and how to get it
+/// Reports what this machine and this build can run, what is missing and how to get it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   residuum doctor
 
-It looks for a driver, devices and their compute capability, the architectures that this build has
-kernels for, and the toolkit that it was built with. It fetches nothing and changes nothing.")]
+It reports the driver, the devices and their compute capability, the architectures for which this
+build has kernels, and the toolkit of the build. It downloads and changes nothing.")]
 pub struct Args {}
 
 /// Runs the command.

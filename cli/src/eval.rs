@@ -22,19 +22,19 @@ pub struct Args {
     /// The checkpoint of a run
     #[arg(long, value_name = "FILE")]
     checkpoint: PathBuf,
-    /// The network that it should be of; another is refused [default: the one that the checkpoint names]
+    /// The expected network; a checkpoint of another is refused [default: the checkpoint's]
     #[arg(long, value_name = "NAME", value_parser = crate::models::parse)]
     model: Option<Model>,
-    /// The data set: digits, cifar10:DIR, cifar100:DIR or mnist:DIR [default: the one that it was trained on]
+    /// The data set: digits, cifar10:DIR, cifar100:DIR or mnist:DIR [default: the run's]
     #[arg(long)]
     data: Option<Source>,
-    /// Where to run: auto, cpu, cuda, cuda:N or sim
+    /// The device: auto, cpu, cuda, cuda:N or sim
     #[arg(long, default_value = "auto")]
     device: Choice,
-    /// The storage type: f32, f64 (on cpu only), f16 or bf16 [default: the one that it was trained in]
+    /// The storage type: f32, f64 (on cpu only), f16 or bf16 [default: the run's]
     #[arg(long, value_parser = device::dtype)]
     dtype: Option<DType>,
-    /// Images that run at once
+    /// The batch size
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = crate::train::at_least_one)]
     batch: usize,
     /// Print a JSON object
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     ] {
         if found != expected {
             let network = args.checkpoint.display();
-            return Err(Failure::Work(format!("--data {source}: {what} {found}, but {network} is of {expected}")));
+            return Err(Failure::Work(format!("--data {source}: {what} {found}, but {network} has {expected}")));
         }
     }
     let model = models::find(&checkpoint.settings.model).map_err(|e| within(&args.checkpoint, e))?;

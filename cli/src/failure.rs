@@ -1,4 +1,4 @@
-//! How the program fails: one line on standard error and an exit code.
+//! Failures: one line on standard error and an exit code.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -8,16 +8,16 @@ use crate::signals;
 /// Why a command ended early.
 #[derive(Debug)]
 pub enum Failure {
-    /// The arguments cannot be: exit code 2.
+    /// Invalid arguments: exit code 2.
     Arguments(String),
     /// The work failed: exit code 1.
     Work(String),
-    /// Nobody reads the output any more; that is no failure.
+    /// The reader of standard output has gone, which is no failure.
     Closed,
 }
 
 impl Failure {
-    /// Prints the cause; the exit code.
+    /// Prints the cause and returns the exit code.
     pub fn report(self) -> ExitCode {
         signals::give_way();
         match self {
@@ -42,11 +42,11 @@ impl From<residuum::Error> for Failure {
 
 /// Prints `kind: text` as one line on standard error.
 pub fn note(kind: &str, text: &str) {
-    // Nothing is left to be done where standard error is closed.
+    // If standard error is closed, nothing can be reported.
     let _ = writeln!(std::io::stderr(), "{kind}: {}", plain(text));
 }
 
-/// `text` as one line that leaves a terminal as it is, whatever names it repeats.
+/// `text` as one line without control characters, which names in it may have.
 fn plain(text: &str) -> String {
     let shown = |c: char| match c {
         '\n' => " ".into(),
@@ -56,13 +56,13 @@ fn plain(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// Prints `text` and a line end on standard output.
+/// Prints `text` as a line on standard output.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).map_err(unprinted)
 }
 
-/// Standard output failed with `error`.
+/// The failure of standard output with `error`.
 fn unprinted(error: std::io::Error) -> Failure {
     match error.kind() {
         std::io::ErrorKind::BrokenPipe => Failure::Closed,
@@ -70,13 +70,13 @@ fn unprinted(error: std::io::Error) -> Failure {
     }
 }
 
-/// Prints help or the version as asked, or what is wrong with the arguments in one line; the exit code.
+/// Prints the help, the version or the error of the arguments in one line, and returns the exit code.
 pub fn usage(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             match error.print().and_then(|()| std::io::stdout().flush()) {
-                // What is missing is said on standard error, and nobody reads that.
+                // A missing subcommand prints to standard error, whose failure cannot be reported.
                 Err(e) if !error.use_stderr() => unprinted(e).report(),
                 _ => ExitCode::from(error.exit_code() as u8),
             }
@@ -85,7 +85,7 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// The cause and the tips of clap's message, without the usage.
+/// The cause and the tips of clap's message, without the usage, in one line.
 fn one_line(text: &str) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let cause: Vec<&str> =

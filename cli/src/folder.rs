@@ -1,4 +1,4 @@
-//! The folder of a run: its checkpoint, its metrics, its curves. While a run is in it no other is.
+//! The folder of a run: its checkpoint, metrics and curves. A lock keeps other runs out.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -14,43 +14,43 @@ use crate::curves;
 use crate::failure::{note, Failure};
 use crate::metrics::{line, History};
 
-/// Where runs lie that are not told where.
+/// The parent folder of runs without `--out`.
 const RUNS: &str = "runs";
 
-/// The file whose lock a run holds. The system gives the lock back when the process ends, however it does.
+/// The file that a run locks. The system releases the lock when the process ends.
 const LOCK: &str = ".residuum-lock";
 
-/// How often a folder is made that others take away meanwhile.
+/// The most attempts to create a folder that other processes remove.
 const TRIES: usize = 100;
 
-/// The folder of a run, which is this process's until it is dropped. What holds nothing then goes away.
+/// The folder of a run, locked by this process until drop, which removes it if it is empty.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
     lock: Arc<File>,
 }
 
-/// What a process leaves behind where it ends without dropping its folder.
+/// What to clean up if the process ends without dropping its folder.
 #[derive(Debug)]
 struct Held {
     path: PathBuf,
-    /// The folders that were made for it, the outermost first.
+    /// The folders created for it, the outermost first.
     made: Vec<PathBuf>,
-    /// The lock, once it is this process's.
+    /// The lock, once acquired.
     lock: Option<Arc<File>>,
 }
 
 static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
 
-/// Why a folder cannot be had.
+/// Why a folder cannot be claimed.
 enum Refusal {
-    /// Another process is in it.
+    /// Another process has locked it.
     Taken(String),
     Io(io::Error),
 }
 
 impl Folder {
-    /// The folder at `path`, which is made where it does not exist. Fails where another run is in it.
+    /// Claims the folder at `path`, which is created if it does not exist. Fails if another run has it.
     pub fn claim(path: PathBuf) -> Result<Self, Failure> {
         let mut tries = 0;
         loop {
@@ -59,18 +59,20 @@ impl Folder {
             tries += 1;
             return match Self::hold(path.clone(), made) {
                 Ok(folder) => Ok(folder),
-                // A run that ended has just taken the empty folder away.
+                // A run that ended has just removed the empty folder.
                 Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound && tries < TRIES => continue,
                 Err(Refusal::Io(e)) => Err(Error::io(path.join(LOCK), &e).into()),
                 Err(Refusal::Taken(by)) => {
                     let path = path.display();
-                    Err(Failure::Work(format!("{path}: another run{by} is in it; let it end, or take another --out")))
+                    Err(Failure::Work(format!(
+                        "{path}: in use by another run{by}; wait for it to end, or choose another --out"
+                    )))
                 }
             };
         }
     }
 
-    /// A folder of its own for a new run of `settings`: `runs/MODEL-DATA-seedSEED`, or with `-2`, `-3`, ... after it.
+    /// Creates a folder for a new run of `settings`: `runs/MODEL-DATA-seedSEED`, or with `-2`, `-3`, ... after it.
     pub fn fresh(settings: &Settings) -> Result<Self, Failure> {
         let mut number = newest(settings).map_or(1, |newest| newest + 1);
         for _ in 0..TRIES * TRIES {
@@ -79,12 +81,12 @@ impl Folder {
             make(Path::new(RUNS), &mut made).map_err(|e| Error::io(RUNS, &e))?;
             match fs::create_dir(&path) {
                 Ok(()) => made.push(path.clone()),
-                // A run that started at the same moment has it.
+                // A run that started at the same time has it.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     number += 1;
                     continue;
                 }
-                // One that ended has just taken the empty folder of all runs away.
+                // A run that ended has just removed the empty folder of all runs.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::io(path, &e).into()),
             }
@@ -95,10 +97,10 @@ impl Folder {
                 Err(Refusal::Io(e)) => return Err(Error::io(path.join(LOCK), &e).into()),
             }
         }
-        Err(Failure::Work(format!("{RUNS}: no name for a run's folder is free")))
+        Err(Failure::Work(format!("{RUNS}: no free name for a run's folder")))
     }
 
-    /// The last folder that [`Folder::fresh`] gave for `settings`, whatever its run left in it.
+    /// Claims the last folder that [`Folder::fresh`] created for `settings`, whatever is in it.
     pub fn latest(settings: &Settings) -> Result<Self, Failure> {
         Self::claim(numbered(settings, newest(settings).unwrap_or(1)))
     }
@@ -114,17 +116,17 @@ impl Folder {
             }
         }
         let lock = lock?;
-        // What killed runs were writing. What cannot be removed is in nobody's way.
+        // Removes what killed runs were writing; a failure does no harm.
         let _ = sweep(&path);
         Ok(Self { path, lock })
     }
 
-    /// The folder itself.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The checkpoint.
+    /// The path of the checkpoint.
     pub fn checkpoint(&self) -> PathBuf {
         self.path.join("checkpoint.safetensors")
     }
@@ -133,7 +135,7 @@ impl Folder {
         self.path.join("metrics.jsonl")
     }
 
-    /// Fails where the folder that lies here is no longer this run's: it was moved, or removed and made anew.
+    /// Fails if the folder at the path is no longer this run's: moved, or removed and created anew.
     pub fn check(&self) -> residuum::Result<()> {
         match is_at(&self.lock, &self.path.join(LOCK)) {
             true => Ok(()),
@@ -141,8 +143,8 @@ impl Folder {
         }
     }
 
-    /// Whether a run has left a checkpoint here, or a link to one. Fails where that cannot be told: a checkpoint that
-    /// cannot be seen is not to be taken for none.
+    /// True if there is a checkpoint or a link to one. Fails if that cannot be determined: an invisible checkpoint must
+    /// not count as none.
     pub fn has_checkpoint(&self) -> Result<bool, Failure> {
         let path = self.checkpoint();
         match fs::symlink_metadata(&path) {
@@ -152,17 +154,17 @@ impl Folder {
         }
     }
 
-    /// Whether a run has left something here; fails where that cannot be told.
+    /// True if a run has left files here. Fails if that cannot be determined.
     pub fn holds_run(&self) -> Result<bool, Failure> {
         let path = self.metrics();
         Ok(self.has_checkpoint()? || path.try_exists().map_err(|e| Error::io(path, &e))?)
     }
 
-    /// Brings the metrics to what they were after `epochs` epochs, and returns them: see [`History::read`]. Warns where
-    /// they are not whole.
+    /// Truncates the metrics to the first `epochs` epochs and returns them: see [`History::read`]. Warns if they are
+    /// incomplete.
     pub fn rewind(&self, epochs: u32) -> Result<Vec<Metrics>, Failure> {
         let path = self.metrics();
-        // A pipe would be waited for.
+        // Reading a pipe would block.
         if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
             return Err(Error::file(path, "not a regular file, expected a run's metrics").into());
         }
@@ -171,9 +173,9 @@ impl Folder {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(Error::io(path, &e).into()),
         };
-        // A run that was killed before its first checkpoint tells of one epoch.
+        // A run that was killed before its first checkpoint has at most one epoch.
         if epochs == 0 && History::read(&content, u32::MAX).epochs.iter().any(|m| m.epoch > 1) {
-            let problem = "it tells of epochs whose checkpoint is missing; put that back, or take another --out";
+            let problem = "it has epochs whose checkpoint is missing; restore it, or choose another --out";
             return Err(Error::file(path, problem).into());
         }
         let History { epochs, kept, problem } = History::read(&content, epochs);
@@ -181,12 +183,15 @@ impl Folder {
             write_atomically(&path, |out| out.write_all(&kept))?;
         }
         if let Some(problem) = problem {
-            note("warning", &format!("{}: {problem}; the checkpoint is whole, and the run goes on", path.display()));
+            note(
+                "warning",
+                &format!("{}: {problem}; the checkpoint is complete, and the run continues", path.display()),
+            );
         }
         Ok(epochs)
     }
 
-    /// Adds an epoch's line to the metrics.
+    /// Appends an epoch to the metrics.
     pub fn append(&self, metrics: &Metrics) -> residuum::Result<()> {
         let path = self.metrics();
         let open = fs::OpenOptions::new().create(true).append(true).open(&path);
@@ -197,7 +202,7 @@ impl Folder {
         .map_err(|e| Error::io(path, &e))
     }
 
-    /// Draws the curves anew. Fails where memory lacks: a plot is not worth a run.
+    /// Draws the curves. Fails if memory is short, so that a plot does not end a run.
     pub fn draw(&self, title: &str, history: &[Metrics]) -> residuum::Result<()> {
         if !ExitWhereMemoryEnds::has_room(curves::MEMORY) {
             return Err(Error::OutOfMemory { what: "a plot".into(), bytes: Some(curves::MEMORY) });
@@ -223,17 +228,17 @@ impl Drop for Folder {
     }
 }
 
-/// Gives all folders back, for a process that is about to end without dropping them.
+/// Releases all folders, for a process that is about to end without dropping them.
 pub fn release() {
     held().drain(..).for_each(Held::release);
 }
 
 impl Held {
-    /// Takes the lock's file away, which is still locked, and the folders that were made and hold nothing.
+    /// Removes the file of the lock, which is still locked, and the created folders that are empty.
     fn release(self) {
-        // Where they cannot be removed nothing is lost: a lock that nobody holds refuses nobody.
+        // A failed removal does no harm: the file does not lock anything out by itself.
         let path = self.path.join(LOCK);
-        // Another run's, where the folder was moved, stays.
+        // If the folder was moved, another run's lock may be here.
         if self.lock.is_some_and(|lock| is_at(&lock, &path)) {
             let _ = fs::remove_file(path);
         }
@@ -268,7 +273,7 @@ fn newest(settings: &Settings) -> Option<u32> {
     names.filter_map(|entry| number(entry.file_name().to_str()?)).max()
 }
 
-/// Makes the folder `path` with all that it lies in, and adds what was made to `made`.
+/// Creates the folder `path` and its parents, and adds those created to `made`.
 fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     if path.is_dir() || path == Path::new("") {
         return Ok(());
@@ -285,11 +290,11 @@ fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// The lock at `path`, with the number of this process in it for others to read.
+/// Locks the file at `path` and writes the process id into it, for people to read.
 fn lock(path: &Path) -> Result<File, Refusal> {
     loop {
         if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
-            return Err(Refusal::Io(io::Error::other("no file, where a run keeps its lock")));
+            return Err(Refusal::Io(io::Error::other("not a regular file, expected a run's lock")));
         }
         let open =
             |new: bool| File::options().create(true).create_new(new).truncate(false).read(true).write(true).open(path);
@@ -301,23 +306,26 @@ fn lock(path: &Path) -> Result<File, Refusal> {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut owner = String::new();
-                // The number is for people only.
+                // The process id is for people only.
                 let _ = file.read_to_string(&mut owner);
                 let by = if owner.is_empty() { String::new() } else { format!(" (process {})", owner.trim()) };
                 return Err(Refusal::Taken(by));
             }
             Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
-                note("warning", &format!("{}: this file system has no locks: keep other runs away", path.display()));
+                note(
+                    "warning",
+                    &format!("{}: this file system has no locks: start no other run in this folder", path.display()),
+                );
             }
             Err(TryLockError::Error(e)) => {
                 if new {
-                    // Nobody can have locked it.
+                    // No other process can have locked it.
                     let _ = fs::remove_file(path);
                 }
                 return Err(Refusal::Io(e));
             }
         }
-        // Whoever held it before has removed it: the next one locks another file of that name.
+        // The previous holder has removed it: lock the new file of that name.
         if !is_at(&file, path) {
             continue;
         }
@@ -326,16 +334,16 @@ fn lock(path: &Path) -> Result<File, Refusal> {
             file.read_to_end(&mut old).map_err(Refusal::Io)?;
         }
         if !old.iter().all(|b| b.is_ascii_digit() || *b == b'\n') {
-            return Err(Refusal::Io(io::Error::other("not a run's lock; rename it, or take another --out")));
+            return Err(Refusal::Io(io::Error::other("not a run's lock; rename it, or choose another --out")));
         }
-        // The number is for people only.
+        // The process id is for people only.
         let number = format!("{}\n", std::process::id());
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(number.as_bytes()));
         return Ok(file);
     }
 }
 
-/// Whether `file` is what lies at `path`.
+/// True if `file` is the file at `path`.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -343,7 +351,7 @@ fn is_at(file: &File, path: &Path) -> bool {
     identity(file.metadata()) == identity(fs::metadata(path))
 }
 
-/// Whether `file` is what lies at `path`: a file that is open cannot be removed here.
+/// True if `file` is the file at `path`: here an open file cannot be removed.
 #[cfg(not(unix))]
 fn is_at(_: &File, _: &Path) -> bool {
     true
@@ -372,8 +380,10 @@ mod tests {
         let path = temporary.path().join("a/b");
         let folder = Folder::claim(path.clone()).unwrap();
         let Err(Failure::Work(cause)) = Folder::claim(path.clone()) else { panic!("two runs in one folder") };
-        let expected =
-            format!("another run (process {}) is in it; let it end, or take another --out", std::process::id());
+        let expected = format!(
+            "in use by another run (process {}); wait for it to end, or choose another --out",
+            std::process::id()
+        );
         assert_eq!(cause, format!("{}: {expected}", path.display()));
         drop(folder);
         assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0, "nothing was left");

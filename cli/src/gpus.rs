@@ -1,4 +1,4 @@
-//! The GPUs whose rooflines can be taken: those that the library knows, and a user's own.
+//! The GPUs of `residuum plan`: the library's and a user's.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::failure::Failure;
 use crate::text;
 
-/// The GPU called `name`, or the first; those of the file come before those that are known.
+/// The GPU called `name`, or the first; the file's GPUs come before the library's.
 pub fn choose(name: Option<&str>, file: Option<&Path>) -> Result<Gpu, Failure> {
     let mut gpus = file.map(read).transpose()?.unwrap_or_default();
     gpus.extend(Gpu::known());
@@ -20,7 +20,7 @@ pub fn choose(name: Option<&str>, file: Option<&Path>) -> Result<Gpu, Failure> {
     })
 }
 
-/// The GPU with its figures, for people.
+/// The GPU and its figures as a line.
 pub fn line(gpu: &Gpu) -> String {
     let tera = |v: f64| v / 1e12;
     format!(

@@ -1,4 +1,4 @@
-//! Which network a file's weights are of.
+//! The network of a weights file.
 
 use std::path::Path;
 
@@ -7,13 +7,13 @@ use residuum::models::{self, Model};
 
 use crate::failure::Failure;
 
-/// The network of the file at `path` with the strings `metadata`: the one that it names, which must be `asked` if that
-/// is given, or `asked` where it names none.
+/// The network of the file at `path` with `metadata`: the one that it names, which must match `asked` if that is given,
+/// or `asked` if it names none.
 pub fn model(path: &Path, metadata: &Metadata, asked: Option<&Model>) -> Result<Model, Failure> {
     let file = path.display();
     let Some(name) = metadata.get("model") else {
         return asked.cloned().ok_or_else(|| {
-            let cause = format!("--model: {file} names no network, expected one that `residuum models` lists");
+            let cause = format!("--model: {file} names no network; give one that `residuum models` lists");
             Failure::Arguments(cause)
         });
     };
@@ -24,13 +24,13 @@ pub fn model(path: &Path, metadata: &Metadata, asked: Option<&Model>) -> Result<
             Failure::Work(format!("{file}: {e}{way_out}"))
         }),
         (Some(asked), Ok(known)) if asked.is_same_network(&known) => Ok(asked.clone()),
-        // Other programs call other things a model.
+        // The file is another program's, and its `model` may mean something else.
         (Some(asked), Err(_)) if !is_ours(metadata) => Ok(asked.clone()),
         (Some(asked), _) => Err(contradiction(path, name, asked)),
     }
 }
 
-/// Fails where `asked` is given and is not the network `name` of the checkpoint at `path`.
+/// Fails if `asked` is given and is not the network `name` of the checkpoint at `path`.
 pub fn check(path: &Path, name: &str, asked: Option<&Model>) -> Result<(), Failure> {
     match asked {
         Some(asked) if !models::find(name).is_ok_and(|known| known.is_same_network(asked)) => {
@@ -40,7 +40,7 @@ pub fn check(path: &Path, name: &str, asked: Option<&Model>) -> Result<(), Failu
     }
 }
 
-/// Whether a run wrote the file.
+/// True if `residuum train` wrote the file.
 fn is_ours(metadata: &Metadata) -> bool {
     metadata.get("library").is_some_and(|library| library.starts_with("residuum "))
 }
@@ -48,7 +48,7 @@ fn is_ours(metadata: &Metadata) -> bool {
 fn contradiction(path: &Path, name: &str, asked: &Model) -> Failure {
     let (file, asked) = (path.display(), asked.name());
     let way_out = match models::find(name) {
-        Ok(_) => "without --model they are run as what they are",
+        Ok(_) => "without --model they run as their own network",
         Err(_) => "this version knows no such network",
     };
     Failure::Work(format!("{file}: weights of {name}, but --model says {asked}; {way_out}"))

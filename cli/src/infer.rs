@@ -12,12 +12,12 @@ use crate::failure::{note, Failure};
 use crate::identity;
 use crate::signals::clean_up_when_interrupted;
 
-/// Images that run at once: more than that go in several parts.
+/// The most images of a batch; more are run in several.
 const PART: usize = 64;
 
 /// Runs a network on a batch of images
 ///
-/// The tensor `input` (NCHW, already normalised) of the input file goes in, the tensor `logits` [N, classes] comes out.
+/// Reads the tensor `input` (NCHW, already normalised) of the input file and writes the tensor `logits` [N, classes].
 /// The number of classes comes from the weights, the batch and the image size from the input.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -29,8 +29,8 @@ const PART: usize = 64;
 Any torchvision state dict works, under its own names or all of them behind one prefix (module.):
   safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()},
                               \"resnet50.safetensors\")
-A checkpoint knows its network: another --model of the same shapes is refused, as is the network
-with and without stochastic depth, whose branches inference weights by their chances.")]
+A checkpoint names its network; another --model is refused even if its tensors have the same shapes.
+With stochastic depth, inference weights each branch by its survival probability.")]
 pub struct Args {
     #[command(flatten)]
     pub network: Network,
@@ -42,7 +42,7 @@ pub struct Args {
 /// A network, its weights and its input.
 #[derive(Debug, clap::Args)]
 pub struct Network {
-    /// The network, as `residuum models` lists them [default: the one that the weights file names]
+    /// The network; see `residuum models` [default: the one that the weights file names]
     #[arg(long, value_name = "NAME", value_parser = crate::models::parse)]
     pub model: Option<Model>,
     /// The weights: a state dict under torchvision's names, or a checkpoint of `residuum train`
@@ -51,7 +51,7 @@ pub struct Network {
     /// The images: the tensor `input`, NCHW
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,
-    /// Where to run: auto, cpu, cuda, cuda:N or sim
+    /// The device: auto, cpu, cuda, cuda:N or sim
     #[arg(long, default_value = "auto")]
     pub device: Choice,
     /// The storage type of activations and weights: f32, f64 (on cpu only), f16 or bf16
@@ -60,23 +60,23 @@ pub struct Network {
 }
 
 impl Network {
-    /// The network and its weights, without what is an optimizer's.
+    /// The network and its weights, without the optimizer's tensors.
     pub fn read_weights(&self) -> Result<(Model, StateDict), Failure> {
         let (tensors, metadata) = weights::read_with_metadata(&self.weights)?;
         let model = identity::model(&self.weights, &metadata, self.model.as_ref())?;
         let mut state = without_optimizer(tensors);
         if let Some(prefix) = model.strip_prefix(&mut state) {
-            note("note", &format!("{}: all names begin with `{prefix}`, which is left out", self.weights.display()));
+            note("note", &format!("{}: all names begin with `{prefix}`, which is removed", self.weights.display()));
         }
         Ok((model, state))
     }
 
-    /// The number of classes of `state`, which was read from the weights file.
+    /// The number of classes of `state`, read from the weights file.
     pub fn classes(&self, model: &Model, state: &StateDict) -> Result<usize, Failure> {
         model.classes_of(state).map_err(|e| within(&self.weights, e))
     }
 
-    /// Fails where `state`, which was read from the weights file, is not `graph`'s; says where it is not finite.
+    /// Fails unless `state`, read from the weights file, fits `graph`. Warns of non-finite tensors.
     pub fn check(&self, graph: &Graph, state: &StateDict) -> Result<(), Failure> {
         let StateReport { non_finite } = weights::check(&self.weights, graph, state)?;
         for (name, index) in non_finite {
@@ -86,7 +86,7 @@ impl Network {
         Ok(())
     }
 
-    /// Takes the tensor `input` out of `tensors`, which were read from the input file, with its N and its C, H, W.
+    /// Removes the tensor `input` from `tensors`, read from the input file, and returns it with N and [C, H, W].
     pub fn take_input(&self, tensors: &mut StateDict) -> Result<(HostTensor, usize, [usize; 3]), Failure> {
         let input = take(&self.input, tensors, "input")?;
         let &[n, c, h, w] = input.shape.dims() else {
@@ -101,7 +101,7 @@ impl Network {
         Ok((input, n, [c, h, w]))
     }
 
-    /// Fails where the images do not have the channels that `state` expects.
+    /// Fails unless the images have `state`'s number of channels.
     pub fn check_channels(&self, model: &Model, state: &StateDict, found: usize) -> Result<(), Failure> {
         let expected = model.channels_of(state).map_err(|e| within(&self.weights, e))?;
         if found != expected {
@@ -112,13 +112,14 @@ impl Network {
     }
 }
 
-/// Warns that the logits of `count` of `images` images are not finite with the weights at `path`, from `layer` on.
+/// Warns that the logits of `count` of `images` images are not finite with the weights at `path`; `layer` is the first
+/// such layer.
 pub fn warn_not_finite(path: &Path, count: usize, images: usize, layer: Option<String>) {
     let first = layer.map_or(String::new(), |layer| format!(" (the first layer whose output is not finite: {layer})"));
     note("warning", &format!("{}: the logits of {count} of {images} images are not finite{first}", path.display()));
 }
 
-/// Takes a tensor out of those that were read from `path`.
+/// Removes a tensor from `tensors`, read from `path`.
 pub fn take(path: &Path, tensors: &mut StateDict, name: &str) -> Result<HostTensor, Failure> {
     tensors.remove(name).ok_or_else(|| {
         let others: Vec<_> = tensors.keys().take(5).map(|k| format!("`{k}`")).collect();
@@ -127,12 +128,12 @@ pub fn take(path: &Path, tensors: &mut StateDict, name: &str) -> Result<HostTens
     })
 }
 
-/// What is wrong with tensor `name` of `path`.
+/// The failure of tensor `name` of `path`.
 pub fn wrong(path: &Path, name: &str, problem: &str) -> Failure {
     Failure::Work(format!("{}: tensor `{name}`: {problem}", path.display()))
 }
 
-/// `error` with the file's name in front.
+/// The failure of the file at `path` with `error`.
 pub fn within(path: &Path, error: residuum::Error) -> Failure {
     Failure::Work(format!("{}: {error}", path.display()))
 }
@@ -171,7 +172,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     Ok(weights::write(&args.output, &StateDict::from([("logits".into(), logits)]), &Default::default())?)
 }
 
-/// `part` images: the `len` numbers of `input` from `first` on, then zeros.
+/// `part` images (NCHW): `len` elements of `input` from `first` on, then zeros.
 fn window(input: &HostTensor, first: usize, len: usize, part: usize, [c, h, w]: [usize; 3]) -> HostTensor {
     fn cut<T: Copy + Default>(all: &[T], first: usize, len: usize, total: usize) -> Vec<T> {
         let mut cut = all[first..first + len].to_vec();

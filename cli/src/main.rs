@@ -1,4 +1,4 @@
-//! The `residuum` program: train, evaluate, serve and inspect residual networks.
+//! The `residuum` program: trains, evaluates, runs and inspects residual networks.
 
 mod check;
 mod curves;
@@ -28,7 +28,7 @@ use residuum::device::ExitWhereMemoryEnds;
 #[global_allocator]
 static ALLOCATOR: ExitWhereMemoryEnds = ExitWhereMemoryEnds;
 
-/// Trains, evaluates, serves and inspects residual networks.
+/// Trains, evaluates, runs and inspects residual networks.
 #[derive(Debug, Parser)]
 #[command(name = "residuum", version, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "Examples:

@@ -1,11 +1,11 @@
-//! The lines of `metrics.jsonl`: an epoch each.
+//! `metrics.jsonl`: a line for each epoch.
 
 use std::collections::BTreeMap;
 
 use residuum::train::Metrics;
 use serde_json::Value;
 
-/// An epoch as a JSON object; what is not finite is null.
+/// An epoch as a JSON object; a non-finite number is null.
 pub fn line(m: &Metrics) -> String {
     let number = |v: f64| if v.is_finite() { v.to_string() } else { "null".into() };
     let fields = [
@@ -21,7 +21,7 @@ pub fn line(m: &Metrics) -> String {
     format!("{{\"epoch\":{},{}}}", m.epoch, fields.join(","))
 }
 
-/// What [`line()`] wrote; `None` for anything else, an accuracy beyond 0..=1 included.
+/// Parses the output of [`line()`]. `None` for anything else, such as an accuracy outside 0..=1.
 pub fn parse(line: &str) -> Option<Metrics> {
     let value: Value = serde_json::from_str(line).ok()?;
     let number = |name: &str| match value.get(name)? {
@@ -41,21 +41,20 @@ pub fn parse(line: &str) -> Option<Metrics> {
     })
 }
 
-/// What a file of metrics tells of the epochs that a run has done.
+/// The content of a metrics file for the epochs that a run has done.
 #[derive(Debug, Default)]
 pub struct History {
-    /// The epochs that it tells of, in order.
+    /// The epochs in it, in order.
     pub epochs: Vec<Metrics>,
-    /// The lines that stay.
+    /// The lines to keep.
     pub kept: Vec<u8>,
-    /// What it should tell and does not, in words.
+    /// Missing, duplicate or unreadable lines, for a warning.
     pub problem: Option<String>,
 }
 
 impl History {
-    /// Reads `content`, the file of a run that has done `epochs` epochs. The lines of later epochs, which a run wrote
-    /// that was killed before its next checkpoint, do not stay, nor does a last line that was not written to its end.
-    /// All else stays as it is.
+    /// Reads `content`, the file of a run that has done `epochs` epochs. Lines of later epochs, left by a run that was
+    /// killed before its next checkpoint, are dropped, and so is a truncated last line. All others are kept.
     pub fn read(content: &[u8], epochs: u32) -> Self {
         let (mut found, mut kept) = (BTreeMap::new(), Vec::with_capacity(content.len()));
         let (mut unreadable, mut twice) = (Vec::new(), Vec::new());
@@ -65,7 +64,7 @@ impl History {
             match parse(text) {
                 Some(metrics) if metrics.epoch > epochs => continue,
                 Some(metrics) => twice.extend(found.insert(metrics.epoch, metrics).map(|old| old.epoch)),
-                // Torn: its run was killed while it wrote.
+                // Truncated: its run was killed while it wrote.
                 None if !bytes.ends_with(b"\n") => continue,
                 None => unreadable.extend((!text.is_empty()).then_some(i as u32 + 1)),
             }
@@ -76,24 +75,21 @@ impl History {
         }
         let missing = gaps(found.keys().copied(), epochs);
         let (twice, unreadable) = (runs(twice), runs(unreadable));
-        let problems: Vec<String> = [
-            ("no line of", "epoch", missing),
-            ("two lines of", "epoch", twice),
-            ("not an epoch's:", "line", unreadable),
-        ]
-        .into_iter()
-        .filter(|(.., runs)| !runs.is_empty())
-        .map(|(what, unit, runs)| format!("{what} {}", ranges(unit, &runs)))
-        .collect();
+        let problems: Vec<String> =
+            [("missing", "epoch", missing), ("duplicate", "epoch", twice), ("unreadable", "line", unreadable)]
+                .into_iter()
+                .filter(|(.., runs)| !runs.is_empty())
+                .map(|(what, unit, runs)| format!("{what} {}", ranges(unit, &runs)))
+                .collect();
         let problem = (!problems.is_empty()).then(|| problems.join(", "));
         Self { epochs: found.into_values().collect(), kept, problem }
     }
 }
 
-/// Runs of numbers that a problem names; of others it gives the number.
+/// The most ranges of numbers that a problem lists.
 const SHOWN: usize = 8;
 
-/// The runs of `1..=last` that are not in `present`, which ascends. A run may be as long as a damaged checkpoint says.
+/// The ranges of `1..=last` that are not in `present`, which ascends. `last` may be huge if the checkpoint is damaged.
 fn gaps(present: impl Iterator<Item = u32>, last: u32) -> Vec<[u32; 2]> {
     let (mut found, mut next) = (Vec::new(), 1);
     for number in present {
@@ -111,7 +107,7 @@ fn gaps(present: impl Iterator<Item = u32>, last: u32) -> Vec<[u32; 2]> {
     found
 }
 
-/// The runs that `numbers` make.
+/// The ranges of consecutive `numbers`.
 fn runs(mut numbers: Vec<u32>) -> Vec<[u32; 2]> {
     numbers.sort_unstable();
     numbers.dedup();
@@ -162,7 +158,7 @@ mod tests {
         }
     }
 
-    /// The epochs that are told, the content that stays, and the problem.
+    /// The epochs, the kept content and the problem.
     fn read(content: &str, epochs: u32) -> (Vec<u32>, String, String) {
         let History { epochs, kept, problem } = History::read(content.as_bytes(), epochs);
         (epochs.iter().map(|m| m.epoch).collect(), String::from_utf8(kept).unwrap(), problem.unwrap_or_default())
@@ -186,20 +182,20 @@ mod tests {
     fn what_is_missing_is_told_and_what_is_good_stays() {
         let l = |epoch| line(&metrics(epoch)) + "\n";
         let damaged = format!("{}garbage\n{}{}", l(1), l(3), l(4));
-        let problem = "no line of epoch 2, not an epoch's: line 2";
+        let problem = "missing epoch 2, unreadable line 2";
         assert_eq!(read(&damaged, 4), (vec![1, 3, 4], damaged.clone(), problem.into()));
-        assert_eq!(read("", 4).2, "no line of epochs 1 to 4");
+        assert_eq!(read("", 4).2, "missing epochs 1 to 4");
         let mixed = l(1) + &l(1) + &l(3) + &l(2) + &l(7);
         let kept = l(1) + &l(1) + &l(3) + &l(2);
-        assert_eq!(read(&mixed, 6), (vec![1, 2, 3], kept, "no line of epochs 4 to 6, two lines of epoch 1".into()));
+        assert_eq!(read(&mixed, 6), (vec![1, 2, 3], kept, "missing epochs 4 to 6, duplicate epoch 1".into()));
         let History { epochs, kept, problem } = History::read(b"\xff\xfe\x00\n", 1);
         assert_eq!((epochs.len(), &kept[..]), (0, &b"\xff\xfe\x00\n"[..]));
-        assert_eq!(problem.unwrap(), "no line of epoch 1, not an epoch's: line 1");
-        // As many epochs as a damaged checkpoint says are no memory, and as many faults no long line.
-        assert_eq!(read(&l(5), u32::MAX).2, "no line of epochs 1 to 4, 6 to 4294967295");
+        assert_eq!(problem.unwrap(), "missing epoch 1, unreadable line 1");
+        // A huge number of epochs takes no memory, and many faults make no long line.
+        assert_eq!(read(&l(5), u32::MAX).2, "missing epochs 1 to 4, 6 to 4294967295");
         let every_other: String = (1..=20).map(|i| if i % 2 == 0 { "x\n".into() } else { l(i) }).collect();
-        let expected = "no line of epochs 2, 4, 6, 8, 10, 12, 14, 16 and 2 more, not an epoch's: lines 2, 4, 6, 8, 10, 12, 14, 16 \
-                        and 2 more";
+        let expected = "missing epochs 2, 4, 6, 8, 10, 12, 14, 16 and 2 more, \
+                        unreadable lines 2, 4, 6, 8, 10, 12, 14, 16 and 2 more";
         assert_eq!(read(&every_other, 20).2, expected);
     }
 }

@@ -5,14 +5,13 @@ use residuum::models::{self, BuildOptions, Model};
 
 use crate::failure::{print, Failure};
 
-/// Lists the networks: name, parameters, multiply-adds at the default input size, source
+/// Lists the networks: name, parameters, multiply-adds per image at the default size, source
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   residuum models
   residuum models --json
 
-The names follow a grammar: resnet26_cifar or resnext50_16x4d work as well, though nobody
-published them.")]
+Names follow a grammar: other depths and widths, such as resnet26_cifar or resnext50_16x4d, work too.")]
 pub struct Args {
     /// Print a JSON array
     #[arg(long)]
@@ -32,7 +31,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     print(&std::iter::once(head).chain(lines).collect::<Vec<_>>().join("\n"))
 }
 
-/// A network with what its graph counts.
+/// A network with the counts of its graph.
 struct Row {
     model: &'static Model,
     parameters: u64,
@@ -66,7 +65,7 @@ impl Row {
     }
 }
 
-/// A number with a comma after every three digits.
+/// A number with thousands separators.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
@@ -79,7 +78,7 @@ pub fn grouped(number: u64) -> String {
     out
 }
 
-/// The network called `name`, for an option's value.
+/// Parses the name of a network.
 pub fn parse(name: &str) -> Result<Model, String> {
     models::find(name).map_err(|e| format!("{e}; `residuum models` lists them"))
 }

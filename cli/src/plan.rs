@@ -14,12 +14,12 @@ use crate::gpus;
 use crate::models::grouped;
 use crate::train::at_least_one;
 
-/// Shows every kernel launch of a training step or of inference: what it computes and moves, and how long at least
+/// Shows every kernel launch of a training step or of inference: operations, bytes and least time
 ///
-/// Compiles the network as it would run, on no device: nothing is computed and hardly any memory is taken. Bytes are
-/// those of global memory, each counted once in a launch; a multiply-add counts as two operations. Of a network
-/// whose blocks may be dropped these are the figures of a step that drops none. The time is that of the bytes at the
-/// GPU's bandwidth or of the operations at its peak, whichever is more: no launch is faster.
+/// Compiles the network without running it: nothing is computed and little memory is taken. Bytes are those of global
+/// memory, each counted once per launch; a multiply-add counts as two operations. With stochastic depth the figures are
+/// those of a step that drops no block. The least time is that of the bytes at the GPU's bandwidth or of the operations
+/// at its peak, whichever is longer (the roofline).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   residuum plan resnet50 --dtype bf16
@@ -33,10 +33,10 @@ A file of GPUs is a JSON array of objects such as
    \"flops_per_second\": {\"f32\": 82.6e12, \"f16\": 165.2e12, \"bf16\": 165.2e12}, \"source\": \"data sheet\"}
 arch says whose kernels run, as --arch does. In the text MB is 10^6 bytes.")]
 pub struct Args {
-    /// The network, as `residuum models` lists them
+    /// The network; see `residuum models`
     #[arg(value_name = "MODEL", value_parser = crate::models::parse)]
     model: Model,
-    /// Images in a step
+    /// Batch size
     #[arg(long, value_name = "N", default_value = "256", value_parser = at_least_one, allow_negative_numbers = true)]
     batch: usize,
     /// The storage type of activations and weights: f32, f16 or bf16
@@ -114,15 +114,15 @@ impl Args {
     }
 }
 
-/// A program's launches, each with its least seconds, and their sums.
+/// A program's launches, each with its least time in seconds, and the totals.
 struct Planned {
     arch: Arch,
     batch: usize,
     launches: Vec<(Step, f64)>,
-    /// Those of a step that drops no block.
+    /// The operations and bytes of a step that drops no block.
     cost: Cost,
     seconds: f64,
-    /// The bytes of a step on average, where blocks may be dropped.
+    /// The expected bytes of a step, with stochastic depth.
     expected_bytes: Option<f64>,
     arena_bytes: usize,
     saved_activation_bytes: usize,
@@ -130,7 +130,7 @@ struct Planned {
 
 impl Planned {
     fn new(args: &Args, gpu: &Gpu) -> Result<Self, Failure> {
-        // A network is refused for its size or batch.
+        // An invalid size or batch is an error of the arguments.
         let graph = args.graph().map_err(|e| Failure::Arguments(e.to_string()))?;
         let settings = Settings { dtype: args.dtype, ..Settings::default() };
         let optimizer = (args.mode == Run::Train).then(|| settings.optimizer()).transpose()?;
@@ -200,7 +200,7 @@ impl Planned {
         format!("{head}\n\n{table}\n\n{}", self.totals())
     }
 
-    /// The cells of the table, its head first.
+    /// The rows of the table, its head first.
     fn rows(&self) -> Vec<Vec<String>> {
         let head = ["op", "kernel", "shape", "GFLOP", "MB read", "MB written", "us"].map(String::from).to_vec();
         let row = |(step, seconds): &(Step, f64)| {
@@ -225,7 +225,7 @@ impl Planned {
             format!("arena              {:.2} MB", megabytes(self.arena_bytes as u64)),
             format!("saved activations  {}", each(saved, "MB")),
         ];
-        // All the rest is that of a step that drops no block.
+        // The other figures are those of a step that drops no block.
         let expected = self.expected_bytes.map(|bytes| format!("bytes on average   {}", each(bytes / 1e6, "MB")));
         lines.splice(3..3, expected);
         lines.join("\n")
@@ -236,7 +236,7 @@ fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// Lines of cells in columns: texts to the left, the numbers behind the third to the right.
+/// Aligns cells in columns: the first three left, numbers right.
 fn table(rows: &[Vec<String>]) -> Vec<String> {
     const TEXTS: usize = 3;
     let width = |i: usize| rows.iter().map(|row| row[i].len()).max().unwrap_or(0);

@@ -1,11 +1,11 @@
-//! Tables of convolutions: a line of column names, then a problem a line, with tabs between the cells.
+//! Tab-separated tables of convolutions: a line of column names, then a line for each problem.
 
 use residuum::ops::conv2d::Spec;
 
-/// Images in a problem: more than one, so that a mistake across images shows.
+/// The batch size: more than one, so that a mix-up of images shows.
 const BATCH: usize = 2;
 
-/// The columns, in any order; a table may have others.
+/// The required columns, in any order; a table may have others.
 const COLUMNS: [&str; 17] = [
     "name",
     "groups",
@@ -29,41 +29,41 @@ const COLUMNS: [&str; 17] = [
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
-    /// What it is called in reports.
+    /// Its name in reports.
     pub name: String,
     /// The convolution.
     pub spec: Spec,
-    /// The height and width of its output, as the table says.
+    /// The height and width of its output, by the table.
     pub output: [usize; 2],
-    /// Multiply-adds of an image, as the table says.
+    /// Multiply-adds per image, by the table.
     pub macs: u64,
 }
 
-/// Parses the table `text`. Skips a byte-order mark, carriage returns and blank lines. Fails on an empty table: the
-/// result is never empty. Fails where the first line does not name the columns, or a row is not what they say.
+/// Parses the table `text`. Skips a byte-order mark, carriage returns and blank lines. Fails on a table without
+/// problems, without column names or with an invalid row.
 pub fn parse(text: &str) -> Result<Vec<Problem>, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let (_, first) = lines.next().ok_or_else(|| format!("no line in it, expected {}", expected()))?;
+    let (_, first) = lines.next().ok_or_else(|| format!("empty, expected {}", expected()))?;
     let header = Header::new(first)?;
     let problems: Vec<Problem> = lines
         .map(|(i, line)| header.problem(line).map_err(|e| format!("line {}: {e}", i + 1)))
         .collect::<Result<_, _>>()?;
     match problems.is_empty() {
-        true => Err("no problem behind the line of column names".into()),
+        true => Err("no problem after the line of column names".into()),
         false => Ok(problems),
     }
 }
 
 fn expected() -> String {
-    format!("a table with tabs whose first line names the columns {}", COLUMNS.join(" "))
+    format!("a tab-separated table whose first line names the columns {}", COLUMNS.join(" "))
 }
 
 fn cells(line: &str) -> Vec<&str> {
     line.trim_end().split('\t').map(str::trim).collect()
 }
 
-/// Where each of [`COLUMNS`] stands.
+/// The position of each of [`COLUMNS`].
 struct Header {
     places: [usize; COLUMNS.len()],
     len: usize,
@@ -77,7 +77,7 @@ impl Header {
             let mut found = (0..names.len()).filter(|&i| names[i] == column);
             *place = found.next().ok_or_else(|| format!("no column `{column}`, expected {}", expected()))?;
             if found.next().is_some() {
-                return Err(format!("the column `{column}` is there twice"));
+                return Err(format!("duplicate column `{column}`"));
             }
         }
         Ok(Self { places, len: names.len() })
@@ -95,7 +95,7 @@ impl Header {
         };
         let number = |column: &str| -> Result<usize, String> {
             let value = text(column)?;
-            value.parse().map_err(|_| format!("`{value}` for `{column}`, expected a whole number"))
+            value.parse().map_err(|_| format!("`{value}` for `{column}`, expected an integer"))
         };
         let spec = Spec {
             n: BATCH,
@@ -151,24 +151,22 @@ mod tests {
     #[test]
     fn what_is_no_table_of_problems_is_refused() {
         for (text, expected) in [
-            (String::new(), "no line in it, expected a table with tabs whose first line names the columns name groups"),
-            (" \n\r\n".into(), "no line in it"),
-            (table(&[], "\n"), "no problem behind the line of column names"),
-            (table(&["", " "], "\r\n"), "no problem behind"),
-            (format!("{ROW}\n{ROW}\n"), "no column `name`, expected a table with tabs"),
+            (String::new(), "empty, expected a tab-separated table whose first line names the columns name groups"),
+            (" \n\r\n".into(), "empty, expected"),
+            (table(&[], "\n"), "no problem after the line of column names"),
+            (table(&["", " "], "\r\n"), "no problem after"),
+            (format!("{ROW}\n{ROW}\n"), "no column `name`, expected a tab-separated table"),
             (table(&[ROW], "\n").replace('\t', ","), "no column `name`"),
             (table(&[ROW], "\n").replace("groups", "Groups"), "no column `groups`"),
-            (table(&[ROW], "\n").replace("ow\t", "oh\t"), "the column `oh` is there twice"),
-            (table(&[ROW, &ROW.replace("16", "x")], "\n"), "line 3: `x` for `oc`, expected a whole number"),
+            (table(&[ROW], "\n").replace("ow\t", "oh\t"), "duplicate column `oh`"),
+            (table(&[ROW, &ROW.replace("16", "x")], "\n"), "line 3: `x` for `oc`, expected an integer"),
             (table(&[&ROW.replace("16", "-1")], "\n"), "line 2: `-1` for `oc`"),
             (table(&[&ROW.replace("\t72576", "")], "\n"), "line 2: no value for `macs_per_image`"),
             (table(&[&ROW.replace("\t16\t", "\t\t")], "\n"), "line 2: no value for `oc`"),
             (table(&[&format!("{ROW}\t9")], "\n"), "line 2: 18 cells, but 17 columns"),
         ] {
             let found = parse(&text).unwrap_err();
-            let at =
-                if expected.contains("twice") { found.contains("is there twice") } else { found.contains(expected) };
-            assert!(at && !found.contains('\n'), "{text:?}: {found}");
+            assert!(found.contains(expected) && !found.contains('\n'), "{text:?}: {found}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How a run shows that it moves: a bar where standard error is a terminal, else plain lines.
+//! The progress of a run: a bar if standard error is a terminal, else plain lines.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -8,31 +8,31 @@ use residuum::train::{Metrics, Progress};
 
 use crate::models::grouped;
 
-/// How long plain output may be silent inside an epoch.
+/// The interval of plain lines within an epoch.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Shows a run's progress on standard error.
 #[derive(Debug)]
 pub struct Display {
     terminal: bool,
-    /// The bar of the epoch under way.
+    /// The bar of the current epoch.
     bar: Option<ProgressBar>,
     spoke: Instant,
 }
 
 impl Display {
-    /// A bar or plain lines.
+    /// A bar on a terminal, else plain lines.
     pub fn new() -> Self {
         Self { terminal: std::io::stderr().is_terminal(), bar: None, spoke: Instant::now() }
     }
 
-    /// A line that stays.
+    /// Prints a line.
     pub fn line(&mut self, text: &str) {
         plain(text);
         self.spoke = Instant::now();
     }
 
-    /// The state after a step.
+    /// Shows the progress after a step.
     pub fn step(&mut self, p: &Progress) {
         let rate = grouped(p.images_per_second as u64);
         let text = format!("{rate} images/s  loss {:.4}  accuracy {:.2} %", p.loss, 100.0 * p.accuracy);
@@ -45,11 +45,12 @@ impl Display {
         }
     }
 
-    /// The line of an epoch.
+    /// Prints the line of an epoch.
     pub fn epoch(&mut self, m: &Metrics, epochs: u32) {
         self.finish();
         self.line(&format!(
-            "epoch {}  train loss {:.4} accuracy {:6.2} %  test loss {:.4} accuracy {:6.2} %  lr {:.2e}  {} images/s  {:.1} s",
+            "epoch {}  train loss {:.4} accuracy {:6.2} %  test loss {:.4} accuracy {:6.2} %  \
+             lr {:.2e}  {} images/s  {:.1} s",
             of(m.epoch, epochs),
             m.train_loss,
             100.0 * m.train_accuracy,
@@ -61,7 +62,7 @@ impl Display {
         ));
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -77,12 +78,12 @@ fn bar(p: &Progress) -> ProgressBar {
         .with_prefix(of(p.epoch, p.epochs))
 }
 
-/// An epoch and how many there are, of one width throughout a run.
+/// `EPOCH/EPOCHS`, of constant width in a run.
 fn of(epoch: u32, epochs: u32) -> String {
     format!("{epoch:>width$}/{epochs}", width = epochs.to_string().len())
 }
 
 fn plain(text: &str) {
-    // A run goes on where nobody listens.
+    // A run continues if standard error is closed.
     let _ = writeln!(std::io::stderr(), "{text}");
 }

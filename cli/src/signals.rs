@@ -1,4 +1,4 @@
-//! Signals that would end the program without a word, or with temporary files left behind.
+//! Handlers of signals that would end the program silently or leave temporary files.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{mpsc, Arc, Once};
@@ -12,14 +12,13 @@ use signal_hook::iterator::Signals;
 use crate::failure::note;
 use crate::folder;
 
-/// Makes a write beyond the limit of a file's size (`ulimit -f`) fail like any other, where the system would end the
-/// program.
+/// Makes a write beyond the file size limit (`ulimit -f`) fail with an error instead of ending the program.
 pub fn keep_failing_writes() {
-    // Only a system without this signal refuses, and it has no need.
+    // It fails only on a system without this signal, which does not need it.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
-/// Whether an interrupt is ending the program.
+/// True while an interrupt is ending the program.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Waits if an interrupt is ending the program, so that a failure caused by the interrupt is not reported.
@@ -36,30 +35,30 @@ pub fn clean_up_when_interrupted() {
     ONCE.call_once(|| {
         let (ready, registered) = mpsc::channel();
         let wait = move || {
-            // A signal that whoever started the program ignores stays ignored.
+            // A signal that the parent process ignores stays ignored.
             let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| !is_ignored(*s)))
             else {
                 return;
             };
-            // Nobody waits any more where this fails.
+            // It fails only if nothing waits any more.
             let _ = ready.send(());
             if let Some(signal) = signals.forever().next() {
                 ENDING.store(true, Ordering::SeqCst);
                 remove_temporaries();
                 folder::release();
                 note("error", "interrupted");
-                // Where this fails the program goes on, and its next write fails.
+                // If this fails the program continues, and its next write fails.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
         };
-        // Where the system gives no thread, an interrupt ends the program as ever.
+        // Without a thread, an interrupt ends the program by the default action.
         let _ = threads::has_room().then(|| std::thread::Builder::new().name("signals".into()).spawn(wait));
-        // Fails where there is no thread, or it could not register.
+        // It fails if there is no thread, or the thread could not register.
         let _ = registered.recv();
     });
 }
 
-/// Whether this process ignores `signal`, as far as the system tells.
+/// True if this process is known to ignore `signal`.
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -30,22 +30,23 @@ The same in PyTorch:
 pub struct Args {
     #[command(flatten)]
     network: Network,
-    /// The file to write: `loss`, `logits`, `grad.*`, `running.*`
+    /// The output file: `loss`, `logits`, `grad.*`, `running.*`
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Draw the gates of stochastic depth from this seed, those of a run's first step; without it all are open
+    /// Draw the gates of stochastic depth from this seed, as in a run's first step [default: all open]
     #[arg(long, value_name = "SEED")]
     stochastic: Option<u64>,
 }
 
 impl Args {
-    /// Fails where gates are asked for that `model` has not.
+    /// Fails if `--stochastic` is given and `model` has no stochastic depth.
     fn check_stochastic(&self, model: &Model) -> Result<(), Failure> {
         if self.stochastic.is_none() || model.is_stochastic() {
             return Ok(());
         }
         let name = model.name();
-        let cause = format!("--stochastic: {name} has no stochastic depth; take {name}_survival05 or leave it out");
+        let cause =
+            format!("--stochastic: {name} has no stochastic depth; use {name}_survival05 or leave the option out");
         Err(Failure::Arguments(cause))
     }
 }

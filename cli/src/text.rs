@@ -1,4 +1,4 @@
-//! Text files as people have them.
+//! Reading of text files.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,17 +8,17 @@ use residuum::files::Format;
 
 use crate::failure::Failure;
 
-/// Bytes of the longest text: far more than any table that people write, far less than memory.
+/// The most bytes of a text: far more than any table, far less than memory.
 const MOST: u64 = 64 << 20;
 
-/// The text of the file at `path`, without a byte-order mark; fails where it cannot be read or is not UTF-8.
+/// The text of the file at `path`, without a byte-order mark. Fails if it cannot be read or is not UTF-8.
 pub fn read(path: &Path) -> Result<String, Failure> {
     let failed = |cause: String| Failure::Work(format!("{}: {cause}", path.display()));
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
     read.map_err(|e| failed(e.to_string()))?;
     if bytes.len() as u64 > MOST {
-        return Err(failed(format!("more than {MOST} bytes, expected a text of fewer")));
+        return Err(failed(format!("more than {MOST} bytes, the limit of a text")));
     }
     let mut text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();

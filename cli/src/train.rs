@@ -18,8 +18,8 @@ use crate::signals::clean_up_when_interrupted;
 
 /// Trains a network; with no options, resnet20_cifar on handwritten digits
 ///
-/// The run's folder gets checkpoint.safetensors and a line of metrics.jsonl after every epoch, and curves.png and
-/// curves.svg. Data sets are read from files that you have; nothing is downloaded. The digits are inside the program.
+/// Writes checkpoint.safetensors and a line of metrics.jsonl to the run's folder after every epoch, and curves.png and
+/// curves.svg. Data sets are read from local files; nothing is downloaded. The digits are part of the program.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   residuum train
@@ -28,73 +28,72 @@ use crate::signals::clean_up_when_interrupted;
       --epochs 164 --batch 128 --schedule steps:0.1@81,122
   residuum train --resume --out runs/third
 
-A run that was killed at any moment and is resumed ends with the same bits as one that was not. With
---resume, options that are left out are the run's own; an option that contradicts the run is an
-error.")]
+A run that is killed at any moment and resumed ends with the same bits as an uninterrupted one. With
+--resume, omitted options are the run's own; an option that contradicts the run is an error.")]
 pub struct Args {
-    /// The network, as `residuum models` lists them [default: resnet20_cifar]
+    /// The network; see `residuum models` [default: resnet20_cifar]
     #[arg(long, value_name = "NAME", value_parser = crate::models::parse)]
     model: Option<Model>,
     /// The data set: digits, cifar10:DIR, cifar100:DIR or mnist:DIR [default: digits]
     #[arg(long)]
     data: Option<Source>,
-    /// Where to run: auto, cpu, cuda, cuda:N or sim
+    /// The device: auto, cpu, cuda, cuda:N or sim
     #[arg(long, default_value = "auto")]
     device: Choice,
     /// The storage type of activations and weights: f32, f16 or bf16 [default: f32]
     #[arg(long, value_parser = device::training_dtype)]
     dtype: Option<DType>,
-    /// Passes over the training images [default: 15]
+    /// Epochs [default: 15]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     epochs: Option<u32>,
-    /// Images in a step [default: 64]
+    /// Batch size [default: 64]
     #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     batch: Option<usize>,
-    /// The peak learning rate [default: 0.1]
+    /// Peak learning rate [default: 0.1]
     #[arg(long, value_name = "X", value_parser = positive, allow_negative_numbers = true)]
     lr: Option<f64>,
-    /// How the rate moves: constant, steps:FACTOR@EPOCH,EPOCH,..., cosine or onecycle; +warmup:EPOCHS may follow any
-    /// but the last [default: onecycle]
+    /// Learning-rate schedule: constant, steps:FACTOR@EPOCH,EPOCH,..., cosine or onecycle; any but onecycle may be
+    /// followed by +warmup:EPOCHS [default: onecycle]
     #[arg(long)]
     schedule: Option<Schedule>,
-    /// The share of the velocity that is kept; steps are Nesterov's [default: 0.9]
+    /// Momentum, with Nesterov's method unless it is 0 [default: 0.9]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     momentum: Option<f64>,
-    /// The pull of all parameters towards 0 [default: 0.0001]
+    /// Weight decay (L2), on all parameters [default: 0.0001]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     weight_decay: Option<f64>,
-    /// The share of the target that is spread over all classes [default: 0]
+    /// Label smoothing [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     smoothing: Option<f64>,
-    /// Leave the training images as they are: no shifts, no flips
+    /// Do not augment the training images
     #[arg(long)]
     no_augment: bool,
-    /// Decides the first weights, the order of the images, their augmentation and stochastic depth's gates [default: 0]
+    /// Seed of initial weights, image order, augmentation and stochastic depth [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// The run's folder [default: runs/MODEL-DATA-seedSEED, with a number after it if that holds a run]
+    /// The run's folder [default: runs/MODEL-DATA-seedSEED, numbered if that is taken]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on from the checkpoint in the run's folder; from the beginning if it has none yet
+    /// Resume from the checkpoint in the run's folder; start anew if it has none yet
     #[arg(long)]
     resume: bool,
-    /// Write a checkpoint after so many steps, too, and not after each epoch only
+    /// Also write a checkpoint every STEPS steps, not only after each epoch
     #[arg(long, value_name = "STEPS", value_parser = at_least_one)]
     checkpoint_every: Option<usize>,
 }
 
-/// A whole number above 0.
+/// Parses an integer above 0.
 pub fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number, at least 1".into())
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected an integer, at least 1".into())
 }
 
-/// A finite number above 0.
+/// Parses a finite number above 0.
 fn positive(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|&x: &f64| x > 0.0 && x.is_finite()).ok_or_else(|| "expected a number above 0".into())
 }
 
 impl Args {
-    /// `base` with every option that was given.
+    /// `base`, overridden by the options that were given.
     fn over(&self, base: Settings) -> Settings {
         let data = self.data.as_ref().map_or(base.data, Source::to_string);
         let augment = if self.no_augment { Augment::default() } else { base.augment };
@@ -122,8 +121,8 @@ impl Args {
         Ok(settings)
     }
 
-    /// The checkpoint at `path`, with the epochs and the folder of the data set that were asked for; fails where
-    /// another option contradicts it.
+    /// The checkpoint at `path`, with the requested epochs and folder of the data set. Fails if another option
+    /// contradicts it.
     fn resumed(&self, path: &Path) -> Result<Checkpoint, Failure> {
         let mut checkpoint = Checkpoint::read(path)?;
         let settings = &mut checkpoint.settings;
@@ -140,7 +139,7 @@ impl Args {
     }
 }
 
-/// How long the curves may be behind.
+/// The least interval between two drawings of the curves.
 const REDRAW: Duration = Duration::from_secs(5);
 
 /// Runs the command.
@@ -154,7 +153,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }?;
     if !args.resume && folder.holds_run()? {
         let path = folder.path().display();
-        return Err(Failure::Work(format!("--out {path}: a run is there already; --resume goes on with it")));
+        return Err(Failure::Work(format!("--out {path}: a run exists already; --resume continues it")));
     }
     let path = folder.checkpoint();
     let goes_on = args.resume && folder.has_checkpoint()?;
@@ -168,7 +167,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         None => Trainer::new(settings, &splits, &device)?,
     };
     let history = folder.rewind(trainer.epoch())?;
-    let mut session = Session {
+    let mut output = RunOutput {
         folder,
         history,
         last: None,
@@ -177,28 +176,28 @@ pub fn run(args: Args) -> Result<(), Failure> {
         drawn: Instant::now(),
         undrawn: None,
     };
-    session.introduce(&args, &trainer, &splits, device.kind());
-    let outcome = trainer.run(&mut session);
-    session.display.finish();
+    output.introduce(&args, &trainer, &splits, device.kind());
+    let outcome = trainer.run(&mut output);
+    output.display.finish();
     outcome?;
-    session.conclude(&mut trainer)
+    output.conclude(&mut trainer)
 }
 
-/// What a run leaves behind and shows.
-struct Session {
+/// The output of a run: its folder and its progress.
+struct RunOutput {
     folder: Folder,
-    /// The epochs whose metrics are known.
+    /// The metrics of the epochs so far.
     history: Vec<Metrics>,
     /// The last epoch that this process ran.
     last: Option<Metrics>,
     every: Option<usize>,
     display: Display,
     drawn: Instant,
-    /// Why the curves could not be drawn, once that has been said.
+    /// Why the curves could not be drawn, as reported.
     undrawn: Option<String>,
 }
 
-impl Session {
+impl RunOutput {
     fn introduce(&mut self, args: &Args, trainer: &Trainer<'_>, splits: &Splits, device: &str) {
         let settings = trainer.settings();
         self.display.line(&format!(
@@ -212,15 +211,15 @@ impl Session {
             self.folder.path().display()
         ));
         if args.resume && trainer.step() == 0 {
-            self.display.line("no checkpoint there yet: from the beginning");
+            self.display.line("no checkpoint yet: starting anew");
         } else if args.resume {
             let (epoch, step) = (trainer.epoch(), trainer.step());
             self.display.line(&format!("resumed after {epoch} epochs, {step} steps"));
         }
     }
 
-    /// Draws the curves, unless epochs are missing: what an earlier run drew of them stays. A run does not end where
-    /// they cannot be drawn: that is said once for each cause.
+    /// Draws the curves, unless metrics are missing: then older curves are kept. A failure does not end the run; each
+    /// cause is reported once.
     fn draw(&mut self, trainer: &Trainer<'_>) {
         if self.history.len() != trainer.epoch() as usize {
             return;
@@ -237,7 +236,7 @@ impl Session {
 
     fn conclude(&mut self, trainer: &mut Trainer<'_>) -> Result<(), Failure> {
         self.draw(trainer);
-        // What is told is what this process has measured: a file may tell of another network.
+        // Reports what this process measured: the metrics file may be another network's.
         let (accuracy, loss) = match self.last {
             Some(m) => (m.test_accuracy, m.test_loss),
             None => {
@@ -252,10 +251,10 @@ impl Session {
     }
 }
 
-impl Observer for Session {
+impl Observer for RunOutput {
     fn step(&mut self, progress: &Progress, trainer: &Trainer<'_>) -> residuum::Result<()> {
         self.display.step(progress);
-        // The last step of an epoch is followed by the epoch's own checkpoint.
+        // The last step of an epoch is followed by the epoch's checkpoint.
         let due = self.every.is_some_and(|every| trainer.step().is_multiple_of(every));
         if due && progress.step < progress.steps {
             self.folder.check()?;
@@ -267,7 +266,7 @@ impl Observer for Session {
     fn epoch(&mut self, metrics: &Metrics, trainer: &Trainer<'_>) -> residuum::Result<()> {
         let checkpoint = trainer.checkpoint()?;
         self.folder.check()?;
-        // The line comes before the checkpoint: a resume drops lines that are too many, but cannot make missing ones.
+        // The line comes before the checkpoint: a resume can drop surplus lines but not restore missing ones.
         self.folder.append(metrics)?;
         checkpoint.write(self.folder.checkpoint())?;
         self.history.push(*metrics);

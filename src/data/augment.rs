@@ -1,32 +1,42 @@
-//! Random crops and flips, a function of (seed, epoch, image) alone.
+//! Random crops and flips, a function of the seed, the epoch and the image.
 
 use super::stream::{Purpose, Stream};
 
-/// What is done at random to a training image.
+/// The random augmentation of training images.
+///
+/// ```
+/// use residuum::data::Augment;
+///
+/// let augment = Augment { pad: 4, flip: true };
+/// let draw = augment.draw(0, 3, 17);
+/// assert_eq!(draw, augment.draw(0, 3, 17), "a function of seed, epoch and image");
+/// assert!((-4..=4).contains(&draw.top) && (-4..=4).contains(&draw.left));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Augment {
-    /// Black pixels added on each side before a crop of the original size is taken at random; 0 crops nothing.
+    /// Black pixels added on each side before a random crop to the original size; 0 disables the crop.
     pub pad: usize,
-    /// Whether half of the images are mirrored left to right.
+    /// Flips an image left to right with probability 1/2.
     pub flip: bool,
 }
 
-/// What [`Augment`] does to one image in one epoch.
+/// The transform of one image in one epoch, drawn by [`Augment::draw`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
     /// The first row of the crop, counted from the first row of the unpadded image.
     pub top: isize,
     /// The first column of the crop, counted from the first column of the unpadded image.
     pub left: isize,
-    /// Whether the crop is mirrored.
+    /// True if the crop is flipped left to right.
     pub mirrored: bool,
 }
 
 impl Draw {
-    /// The image as it is.
+    /// The identity.
     pub const IDENTITY: Self = Self { top: 0, left: 0, mirrored: false };
 
-    /// The pixel of an `h` by `w` image that lands in row `y`, column `x` of the result; `None` where that is padding.
+    /// The index of the source pixel, in an `h` by `w` image, of row `y` and column `x` of the result; `None` for
+    /// padding.
     pub fn source(self, y: usize, x: usize, h: usize, w: usize) -> Option<usize> {
         let x = if self.mirrored { w - 1 - x } else { x };
         let y = y.checked_add_signed(self.top).filter(|&y| y < h)?;
@@ -36,7 +46,7 @@ impl Draw {
 }
 
 impl Augment {
-    /// What is done to image `index` in `epoch` under `seed`.
+    /// The transform of image `index` in `epoch` under `seed`.
     pub fn draw(&self, seed: u64, epoch: u32, index: u32) -> Draw {
         let mut stream = Stream::new(seed, Purpose::Augment, epoch, index);
         let mut offset = || stream.below(2 * self.pad as u32 + 1) as isize - self.pad as isize;

@@ -1,4 +1,4 @@
-//! Finding the folder of a set, and reading its files with errors that name them.
+//! Finds the folder of a data set and reads its files; errors name the file.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,26 +10,26 @@ use flate2::read::MultiGzDecoder;
 use crate::files::Format;
 use crate::{Error, Result};
 
-/// Bytes of a file, also of one that is unpacked: more than any set of these forms has.
+/// The most bytes of a file, packed or unpacked: more than any of these data sets has.
 const MOST: u64 = 1 << 30;
 
-/// A set of files as it is published.
+/// The files of a data set, as published.
 pub struct Layout<'a> {
-    /// Files by which its folder is recognised, each under the names that it may have.
+    /// The files by which its folder is recognised, each with its possible names.
     pub files: &'a [Vec<String>],
-    /// The folders that hold the files below where people unpack or download the set, the most likely first.
+    /// The subfolders in which archives and downloads put the files, the most likely first.
     pub folders: &'a [&'a str],
-    /// The folders that hold them beside the folder that a user names, which is another part of the same set.
+    /// The sibling folders that hold the files, if the user names another part of the data set.
     pub beside: &'a [&'a str],
-    /// Names that betray another version of the set, or its archive, with what to say.
+    /// Names that reveal another version of the data set or its archive, with a hint for the error.
     pub others: &'a [(&'a str, &'a str)],
-    /// Where to get it.
+    /// Where to get the data set.
     pub origin: &'a str,
 }
 
 impl Layout<'_> {
-    /// The folder that holds a file of the set: `folder`, else one below it, one beside it or the one above it. Fails
-    /// where there is none or where two below are as likely, and says what is there instead.
+    /// The folder that holds the files: `folder`, else one below it, beside it or above it. Fails if there is none,
+    /// with a hint about what is there, or if two subfolders qualify.
     pub fn locate(&self, folder: &Path) -> Result<PathBuf> {
         let first = &self.files[0][0];
         if !folder.is_dir() {
@@ -53,10 +53,10 @@ impl Layout<'_> {
             [found] => return Ok(found.clone()),
             [one, two, ..] => {
                 let (one, two) = (one.display(), two.display());
-                return Err(Error::file(folder, format!("holds {one} and {two}: name the one that is meant")));
+                return Err(Error::file(folder, format!("contains {one} and {two}: name one of them")));
             }
         }
-        // `a/..` is no parent of a link's target.
+        // `a/..` is not the parent if `a` is a link.
         let whole = folder.canonicalize().map_err(|e| Error::io(folder, &e))?;
         if let Some(above) = whole.parent() {
             let beside = self.beside.iter().map(|name| above.join(name));
@@ -70,7 +70,7 @@ impl Layout<'_> {
         Err(Error::file(folder.join(first), format!("no such file ({}){note}", self.origin)))
     }
 
-    /// The file of `folder` that has one of `names`; fails where none is there.
+    /// The file of `folder` under one of `names`. Fails if there is none.
     pub fn file(&self, folder: &Path, names: &[String]) -> Result<PathBuf> {
         let found = names.iter().find_map(|name| existing(folder, name));
         found.ok_or_else(|| Error::file(folder.join(&names[0]), format!("no such file ({})", self.origin)))
@@ -80,7 +80,7 @@ impl Layout<'_> {
         self.files.iter().flatten().any(|name| existing(folder, name).is_some())
     }
 
-    /// What `path` itself, or something in it, betrays, as the end of an error.
+    /// A hint for the error, if `path` or something in it has one of the names in `others`.
     fn instead(&self, path: &Path) -> Option<String> {
         let own = |name: &str| path.file_name().is_some_and(|found| found == name).then(|| path.to_path_buf());
         let within = |name: &str| Some(path.join(name)).filter(|inner| inner.exists());
@@ -91,20 +91,20 @@ impl Layout<'_> {
     }
 }
 
-/// The file `name` in `folder`, or in a folder of its own name there, as some archives unpack.
+/// The file `name` in `folder`, or in a subfolder of that name, as some archives unpack.
 fn existing(folder: &Path, name: &str) -> Option<PathBuf> {
     let path = folder.join(name);
     [path.clone(), path.join(name)].into_iter().find(|path| path.is_file())
 }
 
-/// The folders in `folder`, in the order of their names.
+/// The subfolders of `folder`, sorted by name.
 fn children(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let found: BTreeSet<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     found.into_iter().collect()
 }
 
-/// The content of `path`, unpacked where it is compressed with gzip, whatever its name says.
+/// The content of `path`, unpacked if it is gzip, whatever its name.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     let read = fs::File::open(path).and_then(|file| match file.metadata()?.len() {
@@ -120,7 +120,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     unpack(&content, MOST).map_err(|problem| Error::file(path, problem))
 }
 
-/// What the gzip file `packed` holds, which may be no more than `most` bytes.
+/// Unpacks the gzip file `packed`. Fails beyond `most` bytes.
 fn unpack(packed: &[u8], most: u64) -> Result<Vec<u8>, String> {
     let mut content = Vec::new();
     let decoder = MultiGzDecoder::new(packed);
@@ -131,7 +131,7 @@ fn unpack(packed: &[u8], most: u64) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-/// Adds to `problem` what `content` is, where it is of a format that is known and not expected here.
+/// Adds to `problem` the format of `content`, if it is a known and unexpected one.
 pub fn explain(problem: String, content: &[u8]) -> String {
     match Format::of(content) {
         None | Some(Format::Idx) => problem,

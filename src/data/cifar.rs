@@ -1,5 +1,14 @@
-//! CIFAR-10 and CIFAR-100 in their binary form: records of a label (CIFAR-100: a coarse and a fine one) and 3,072
-//! bytes, red, green, blue, row by row. From <https://www.cs.toronto.edu/~kriz/cifar.html> (A. Krizhevsky, 2009).
+//! CIFAR-10 and CIFAR-100 in their binary form: records of a label (CIFAR-100: a coarse and a fine label) and 3,072
+//! bytes, NCHW: red, green, blue, row by row. From <https://www.cs.toronto.edu/~kriz/cifar.html> (A. Krizhevsky, 2009).
+//!
+//! ```
+//! use residuum::data::cifar::{from_bytes, Kind};
+//!
+//! let record = [&[7][..], &[128; 3 * 32 * 32]].concat();
+//! let images = from_bytes(&record, Kind::Cifar10, 1)?;
+//! assert_eq!((images.shape(), images.labels()), ([3, 32, 32], &[7][..]));
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 use std::path::Path;
 
@@ -9,17 +18,17 @@ use crate::{Error, Result};
 
 /// Pixels of an image: 3 x 32 x 32.
 const PIXELS: usize = 3072;
-/// Where the other versions are.
-const PYTHON: &str = "the Python version of the set, take the binary version";
-const MATLAB: &str = "the MATLAB version of the set, take the binary version";
-const ORIGIN: &str = "the binary version of the set, from https://www.cs.toronto.edu/~kriz/cifar.html";
+/// Hints for the other versions.
+const PYTHON: &str = "the Python version of the data set, use the binary version";
+const MATLAB: &str = "the MATLAB version of the data set, use the binary version";
+const ORIGIN: &str = "the binary version of the data set, from https://www.cs.toronto.edu/~kriz/cifar.html";
 
-/// Which of the two sets.
+/// One of the two data sets. See the [module](self) for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// 10 classes; five training files and one test file of 10,000 images.
     Cifar10,
-    /// 100 fine classes (the 20 coarse ones are read over); one training file of 50,000 images, one test file of 10,000.
+    /// 100 fine classes (the 20 coarse ones are ignored); a training file of 50,000 images and a test file of 10,000.
     Cifar100,
 }
 
@@ -40,8 +49,8 @@ impl Kind {
         }
     }
 
-    /// The channels' means and deviations over the training images, as commonly used: 125.3 123.0 113.9 and
-    /// 63.0 62.1 66.7 for CIFAR-10, 129.3 124.1 112.4 and 68.2 65.4 70.4 for CIFAR-100, of 255.
+    /// The commonly used mean and standard deviation of each channel over the training images, of 255: 125.3 123.0
+    /// 113.9 and 63.0 62.1 66.7 for CIFAR-10, 129.3 124.1 112.4 and 68.2 65.4 70.4 for CIFAR-100.
     pub fn normalize(self) -> Normalize {
         let (mean, deviation) = match self {
             Self::Cifar10 => ([125.3, 123.0, 113.9], [63.0, 62.1, 66.7]),
@@ -51,7 +60,7 @@ impl Kind {
         Normalize { white: 255.0, mean: unit(mean), deviation: unit(deviation) }
     }
 
-    /// The training files and the test file, with the images in each.
+    /// The training files and the test file, each with its number of images.
     fn files(self) -> [&'static [(&'static str, usize)]; 2] {
         match self {
             Self::Cifar10 => [
@@ -76,7 +85,7 @@ impl Kind {
         }
     }
 
-    /// What betrays the set's other versions and its archives.
+    /// Names that reveal another version of the data set or its archive, with a hint.
     fn others(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Cifar10 => &[
@@ -107,8 +116,8 @@ impl Kind {
     }
 }
 
-/// The published training and test images: in `folder`, in the archive's own folder inside it, or in the nearest one
-/// around it.
+/// Reads the published training and test images from `folder`, or from the archive's own folder below, beside or above
+/// it.
 pub fn read(folder: &Path, kind: Kind) -> Result<Splits> {
     let files = kind.files();
     let names = |name: &str| vec![name.to_string(), format!("{name}.gz")];
@@ -128,7 +137,7 @@ pub fn read(folder: &Path, kind: Kind) -> Result<Splits> {
     Ok(Splits { train: train?, test: test? })
 }
 
-/// The images of one file in CIFAR's form that holds exactly `count` of them.
+/// Reads a file of exactly `count` records.
 pub fn read_file(path: &Path, kind: Kind, count: usize) -> Result<Dataset> {
     parse(&bytes::read(path)?, kind, count).map_err(|problem| Error::file(path, problem))?
 }

@@ -1,18 +1,18 @@
-//! A set of labelled images in memory.
+//! Labelled images in memory.
 
 use crate::{Error, Result};
 
-/// The pixels of all images of a set, NCHW.
+/// The pixels of all images of a data set, NCHW. See [`Dataset`] for an example.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Images {
-    /// Integers, as image files hold them.
+    /// Bytes, as image files hold them.
     U8(Vec<u8>),
-    /// Any numbers.
+    /// Floating-point numbers.
     F32(Vec<f32>),
 }
 
 impl Images {
-    /// The number of pixels, all channels of all images counted.
+    /// The number of elements: images x channels x height x width.
     pub fn len(&self) -> usize {
         match self {
             Self::U8(v) => v.len(),
@@ -20,13 +20,13 @@ impl Images {
         }
     }
 
-    /// Whether there is no pixel.
+    /// True if there is no element.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// How pixels become a network's input: `(pixel / white - mean[c]) / deviation[c]`.
+/// The normalisation of pixels: `(pixel / white - mean[c]) / deviation[c]`. See [`Dataset`] for an example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Normalize {
     /// The pixel value of full brightness: 255 for most files, 16 for the digits.
@@ -45,6 +45,19 @@ impl Normalize {
 }
 
 /// Labelled images of one size, in memory.
+///
+/// ```
+/// use residuum::data::{Dataset, Images, Normalize};
+///
+/// let normalize = Normalize { white: 255.0, mean: vec![0.5], deviation: vec![0.25] };
+/// // Two grey images of 2x2 pixels (C, H, W), one black and one white.
+/// let pixels = Images::U8(vec![0, 0, 0, 0, 255, 255, 255, 255]);
+/// let data = Dataset::new(pixels, vec![0, 1], 2, [1, 2, 2], normalize)?;
+/// assert_eq!(data.len(), 2);
+/// assert_eq!(data.normalize().apply(0, 255.0), 2.0);
+/// assert_eq!(data.statistics(), (vec![0.5], vec![0.5]));
+/// # Ok::<(), residuum::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
     images: Images,
@@ -54,18 +67,19 @@ pub struct Dataset {
     normalize: Normalize,
 }
 
-/// The images that a network learns from and those that judge it.
+/// The training and the test images of a data set. See the [module](super) for an example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Splits {
-    /// What is learned from.
+    /// The training images.
     pub train: Dataset,
-    /// What is held out.
+    /// The test images.
     pub test: Dataset,
 }
 
 impl Dataset {
-    /// A set of `labels.len()` images of `shape` C, H, W. Fails where the pixels do not fill the images, a label is not
-    /// in `0..classes`, an extent is 0, or `normalize` does not have one positive deviation and one mean a channel.
+    /// `labels.len()` images of `shape` C, H, W; `images` is NCHW. Fails if the number of pixels does not match, a
+    /// label is not in `0..classes`, an extent is 0, or `normalize` lacks a mean and a positive deviation for each
+    /// channel.
     pub fn new(
         images: Images,
         labels: Vec<i32>,
@@ -102,7 +116,7 @@ impl Dataset {
         self.labels.len()
     }
 
-    /// Whether there is no image.
+    /// True if there is no image.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
@@ -112,7 +126,7 @@ impl Dataset {
         &self.images
     }
 
-    /// The label of each image, in `0..classes`.
+    /// The labels, each in `0..classes`.
     pub fn labels(&self) -> &[i32] {
         &self.labels
     }
@@ -122,12 +136,12 @@ impl Dataset {
         self.classes
     }
 
-    /// C, H, W of an image.
+    /// The shape of an image: C, H, W.
     pub fn shape(&self) -> [usize; 3] {
         self.shape
     }
 
-    /// How pixels become a network's input.
+    /// The normalisation of pixels.
     pub fn normalize(&self) -> &Normalize {
         &self.normalize
     }
@@ -147,7 +161,7 @@ impl Dataset {
         sums.into_iter().map(|(s, q)| (s / count, (q / count - (s / count).powi(2)).sqrt())).unzip()
     }
 
-    /// Pixel `i` of all.
+    /// Element `i` of the images.
     fn pixel(&self, i: usize) -> f64 {
         match &self.images {
             Images::U8(v) => f64::from(v[i]),

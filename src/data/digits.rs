@@ -1,7 +1,7 @@
-//! The handwritten digits that travel with the library: 1,797 grey images of 8x8 pixels with values 0..=16.
+//! Handwritten digits that are part of the library: 1,797 grey images of 8x8 pixels with values 0..=16.
 //!
-//! The test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI Machine Learning
-//! Repository, 1998, CC BY 4.0), as scikit-learn ships it.
+//! The test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI Machine Learning
+//! Repository, 1998, CC BY 4.0), as scikit-learn ships it. The [parent module](super) has an example.
 
 use super::dataset::{Dataset, Images, Normalize, Splits};
 use crate::{Error, Result};
@@ -10,10 +10,10 @@ const CSV: &str = include_str!("../../data/digits.csv");
 const PIXELS: usize = 64;
 const WHITE: u8 = 16;
 
-/// Every fifth image, the first included, is held out: 360 test images, 1,437 to learn from.
+/// Every fifth image, from the first on, is a test image: 360 of them; 1,437 are for training.
 pub const HELD_OUT: usize = 5;
 
-/// The digits, split by [`HELD_OUT`], in the file's order.
+/// Reads the digits, split by [`HELD_OUT`], in the file's order; images are 1x8x8 (C, H, W).
 pub fn read() -> Result<Splits> {
     let (mut train, mut test) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
     for (i, line) in CSV.lines().enumerate() {
@@ -29,7 +29,7 @@ pub fn read() -> Result<Splits> {
     Ok(Splits { train: train?, test: test? })
 }
 
-/// The mean and the deviation of the training images, of 16.
+/// The mean and the standard deviation of the training images, of 16.
 pub fn normalize() -> Normalize {
     Normalize { white: f32::from(WHITE), mean: vec![0.305], deviation: vec![0.376] }
 }

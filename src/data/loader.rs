@@ -1,4 +1,4 @@
-//! Batches of normalised, augmented images in an order that the seed and the epoch decide.
+//! Batches of normalised, augmented images; the seed and the epoch decide their order.
 
 use rayon::prelude::*;
 
@@ -9,23 +9,22 @@ use crate::device::threads;
 use crate::tensor::{HostData, HostTensor};
 use crate::{Error, Result};
 
-/// Images and labels of fixed number, ready for a network.
+/// A batch of images and labels, ready for a network. See the [module](super) for an example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// The images, f32, NCHW, normalised.
+    /// The normalised images, f32, NCHW.
     pub input: HostTensor,
     /// The label of each.
     pub labels: Vec<i32>,
-    /// How many of them count: fewer than all only in the last batch of a pass over a test set, where the rest repeats
-    /// the last image.
+    /// The images that count. Fewer than all only in the last batch of a test set, which repeats its last image.
     pub valid: usize,
 }
 
 impl Batch {
-    /// Image `i` alone, `[1, C, H, W]`.
+    /// Image `i` as a batch of one, `[1, C, H, W]`.
     ///
     /// # Panics
-    /// Where there is no such image.
+    /// If there is no such image.
     pub fn image(&self, i: usize) -> HostTensor {
         let [c, h, w] = [1, 2, 3].map(|axis| self.input.shape.dims()[axis]);
         let len = c * h * w;
@@ -34,7 +33,7 @@ impl Batch {
     }
 }
 
-/// Cuts a [`Dataset`] into batches; the same ones for any number of threads.
+/// Cuts a [`Dataset`] into batches, the same for any number of threads. See the [module](super) for an example.
 #[derive(Clone, Debug)]
 pub struct Loader<'a> {
     data: &'a Dataset,
@@ -45,7 +44,7 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// Batches of `batch` images of `data`; fails where `batch` is 0 or there are fewer images than that.
+    /// Shuffled and augmented batches of `batch` images. Fails if `batch` is 0 or more than the images.
     pub fn train(data: &'a Dataset, batch: usize, augment: Augment, seed: u64) -> Result<Self> {
         if batch == 0 || batch > data.len() {
             let problem = format!("{batch}, expected 1..={} (the number of training images)", data.len());
@@ -54,7 +53,7 @@ impl<'a> Loader<'a> {
         Ok(Self { data, batch, augment, seed, tables: tables(data) })
     }
 
-    /// Batches of `batch` images of `data` in their own order, nothing random; fails where `batch` is 0.
+    /// Batches of `batch` images in their own order, without augmentation. Fails if `batch` is 0 or there is no image.
     pub fn test(data: &'a Dataset, batch: usize) -> Result<Self> {
         if batch == 0 || data.is_empty() {
             return Err(Error::invalid("batch", format!("{batch} of {} images, expected at least 1", data.len())));
@@ -62,23 +61,23 @@ impl<'a> Loader<'a> {
         Ok(Self { data, batch, augment: Augment::default(), seed: 0, tables: tables(data) })
     }
 
-    /// Full batches in a training epoch; the images left over wait for another epoch, whose order is another.
+    /// The full batches of a training epoch. Left-over images are dropped; the next epoch has another order.
     pub fn steps(&self) -> usize {
         self.data.len() / self.batch
     }
 
-    /// The order of the images in `epoch`.
+    /// The shuffled order of the images in `epoch`.
     pub fn order(&self, epoch: u32) -> Vec<u32> {
         Stream::new(self.seed, Purpose::Shuffle, epoch, 0).permutation(self.data.len())
     }
 
-    /// Training batch `step` (in `0..steps`) of `epoch`, whose order is `order`.
+    /// Training batch `step` (in `0..steps`) of `epoch`; `order` is [`order`](Self::order)'s for that epoch.
     pub fn batch(&self, order: &[u32], epoch: u32, step: usize) -> Batch {
         let indices = &order[step * self.batch..][..self.batch];
         self.gather(indices, self.batch, |index| self.augment.draw(self.seed, epoch, index))
     }
 
-    /// All images once, in their own order, untouched but for normalisation; the last batch is filled up.
+    /// All images once, normalised, in their own order. The last batch repeats the last image to be full.
     pub fn in_order(&self) -> impl Iterator<Item = Batch> + '_ {
         let len = self.data.len();
         (0..len.div_ceil(self.batch)).map(move |step| {
@@ -120,7 +119,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// The normalised value of each byte, for each channel.
+/// For each channel, the normalised value of each byte.
 fn tables(data: &Dataset) -> Vec<Vec<f32>> {
     (0..data.shape()[0]).map(|c| (0..=255u8).map(|v| data.normalize().apply(c, f32::from(v))).collect()).collect()
 }

@@ -1,4 +1,4 @@
-//! MNIST and sets of the same form (Fashion-MNIST, KMNIST): IDX files, big-endian.
+//! MNIST and data sets of its form (Fashion-MNIST, KMNIST): IDX files, big-endian.
 //!
 //! ```text
 //! images: 0x00000803, count, rows, columns (u32 each), then count * rows * columns bytes
@@ -15,31 +15,31 @@ use crate::{Error, Result};
 
 const CLASSES: usize = 10;
 const ORIGIN: &str = "from https://ossci-datasets.s3.amazonaws.com/mnist, compressed or unpacked";
-/// Where torchvision leaves MNIST below its root. The sets of the same form lie beside it; they are found where they
-/// are the only one.
+/// Where torchvision puts MNIST below its root. The other data sets of this form lie beside it and are found if there
+/// is only one.
 const FOLDERS: &[&str] = &["MNIST/raw", "raw"];
 const OTHERS: &[(&str, &str)] = &[
-    ("training.pt", "torchvision's processed form of the set, take the files of its folder raw"),
-    ("processed", "torchvision's processed form of the set, take the files of its folder raw"),
-    ("mnist.npz", "the set as Keras keeps it, take the IDX files"),
-    ("mnist.pkl.gz", "a Python pickle of the set, take the IDX files"),
-    ("mnist_train.csv", "a table of the set, take the IDX files"),
+    ("training.pt", "torchvision's processed form of the data set, use the files in its folder raw"),
+    ("processed", "torchvision's processed form of the data set, use the files in its folder raw"),
+    ("mnist.npz", "the data set in the form of Keras, use the IDX files"),
+    ("mnist.pkl.gz", "a Python pickle of the data set, use the IDX files"),
+    ("mnist_train.csv", "a table of the data set, use the IDX files"),
 ];
 
-/// The mean and the deviation of MNIST's training pixels, of 255.
+/// The mean and the standard deviation of MNIST's training pixels, of 255.
 pub fn normalize() -> Normalize {
     Normalize { white: 255.0, mean: vec![0.1307], deviation: vec![0.3081] }
 }
 
-/// The names that the file of `kind` and of rank `rank` may have in the split `name`.
+/// The possible names of the file of `kind` and `rank` in the split `name`.
 fn names(name: &str, kind: &str, rank: usize) -> Vec<String> {
     let plain = ["-idx", ".idx"].map(|idx| format!("{name}-{kind}{idx}{rank}-ubyte"));
     let packed = plain.each_ref().map(|name| format!("{name}.gz"));
     plain.into_iter().chain(packed).collect()
 }
 
-/// The training and the test images, compressed or not: in `folder`, in torchvision's folders `MNIST/raw` or `raw`
-/// inside it, or in the nearest one around it.
+/// Reads the training and test images, compressed or not, from `folder`, from torchvision's `MNIST/raw` or `raw` below
+/// it, or from the nearest folder around it. Images are 1xHxW (C, H, W).
 pub fn read(folder: &Path) -> Result<Splits> {
     let kinds = [("images", 3), ("labels", 1)];
     let files = ["train", "t10k"].map(|name| kinds.map(|(kind, rank)| names(name, kind, rank)));
@@ -59,33 +59,43 @@ pub fn read(folder: &Path) -> Result<Splits> {
     Ok(splits)
 }
 
-/// The images of one IDX file with the labels of another; either may be compressed with gzip.
+/// Reads the images of one IDX file and the labels of another; either may be gzip.
 pub fn read_files(images: &Path, labels: &Path) -> Result<Dataset> {
     let (pixels, values) = (bytes::read(images)?, bytes::read(labels)?);
     let named = |problem: Problem| match problem {
         Problem::Images(text) => Error::file(images, text),
         Problem::Labels(text) => Error::file(labels, text),
         Problem::Counts(found, count) => {
-            let expected = format!("as many as {} holds labels", labels.display());
-            Error::file(images, format!("{found} images, expected {count}, {expected}"))
+            let expected = format!("{count}, the number of labels in {}", labels.display());
+            Error::file(images, format!("{found} images, expected {expected}"))
         }
     };
     join(&pixels, &values).map_err(named)?
 }
 
-/// [`read_files`] of two files' contents, not compressed.
+/// [`read_files`] of two files' uncompressed contents.
+///
+/// ```
+/// use residuum::data::mnist::from_bytes;
+///
+/// let images = [0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 2, 10, 20];
+/// let labels = [0, 0, 8, 1, 0, 0, 0, 1, 9];
+/// let data = from_bytes(&images, &labels)?;
+/// assert_eq!((data.shape(), data.labels()), ([1, 1, 2], &[9][..]));
+/// # Ok::<(), residuum::Error>(())
+/// ```
 pub fn from_bytes(images: &[u8], labels: &[u8]) -> Result<Dataset> {
     let named = |problem: Problem| match problem {
         Problem::Images(text) => Error::invalid("IDX images", text),
         Problem::Labels(text) => Error::invalid("IDX labels", text),
         Problem::Counts(found, count) => {
-            Error::invalid("IDX images", format!("{found}, expected {count}, as many as labels"))
+            Error::invalid("IDX images", format!("{found}, expected {count}, the number of labels"))
         }
     };
     join(images, labels).map_err(named)?
 }
 
-/// What is wrong, and in which of the two files.
+/// The file at fault and its problem.
 enum Problem {
     Images(String),
     Labels(String),
@@ -110,7 +120,7 @@ fn join(images: &[u8], labels: &[u8]) -> Result<Result<Dataset>, Problem> {
     Ok(Dataset::new(Images::U8(pixels.to_vec()), labels, CLASSES, [1, h, w], normalize()))
 }
 
-/// The extents and the bytes of an IDX file of `RANK` dimensions.
+/// The extents and the data of an IDX file of `RANK` dimensions.
 fn parse<'a, const RANK: usize>(content: &'a [u8], what: &str) -> Result<([usize; RANK], &'a [u8]), String> {
     let header = 4 + 4 * RANK;
     if content.len() < header {

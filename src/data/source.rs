@@ -1,4 +1,4 @@
-//! Which image set: what `--data` says.
+//! Data sets by name, as `--data` takes them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,15 +9,24 @@ use super::dataset::Splits;
 use super::{cifar, digits, mnist};
 use crate::{Error, Result};
 
-/// An image set by name: `digits`, `cifar10:DIR`, `cifar100:DIR` or `mnist:DIR`; `~` at the start of DIR is the home
+/// A data set by name: `digits`, `cifar10:DIR`, `cifar100:DIR` or `mnist:DIR`; `~` at the start of DIR is the home
 /// folder.
+///
+/// ```
+/// use residuum::data::Source;
+///
+/// let source: Source = "digits".parse()?;
+/// assert_eq!(source.read()?.train.classes(), 10);
+/// assert!("imagenet:/data".parse::<Source>().is_err());
+/// # Ok::<(), residuum::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The digits inside the library.
+    /// The library's own digits.
     Digits,
     /// CIFAR-10 or CIFAR-100 in a folder.
     Cifar(cifar::Kind, PathBuf),
-    /// MNIST, or a set of the same form, in a folder.
+    /// MNIST, or a data set of its form, in a folder.
     Mnist(PathBuf),
 }
 
@@ -32,7 +41,7 @@ impl Source {
         }
     }
 
-    /// Reads the set into memory; fails where a file is missing or is not what it should be.
+    /// Reads the data set into memory. Fails if a file is missing or invalid.
     pub fn read(&self) -> Result<Splits> {
         match self {
             Self::Digits => digits::read(),
@@ -68,8 +77,8 @@ impl FromStr for Source {
     }
 }
 
-/// The folder that `text` names. The shell expands a `~` at the start of a word only, and not behind the colon: here it
-/// is the home folder. `~user` stays.
+/// The folder that `text` names. The shell does not expand the `~` in `mnist:~/data`, so it is expanded here; `~user`
+/// is not.
 fn expand(text: &str) -> PathBuf {
     let home = || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     match text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {

@@ -1,8 +1,8 @@
-//! Random numbers for the data: a function of seed, purpose, epoch and image, so they do not depend on who asks first.
+//! Random numbers for the data: a function of seed, purpose, epoch and image, and so independent of threads.
 
 use crate::tensor::philox::Philox;
 
-/// What a stream of random numbers is for: streams of different purposes share nothing.
+/// The purpose of a stream; different purposes have independent streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// The order of the images in an epoch.

@@ -1,13 +1,13 @@
-//! What a file is that is not what was expected, by its first bytes.
+//! File formats, recognised by their first bytes, for the error about an unexpected file.
 
 use std::fmt;
 
-/// A format that people take for another.
+/// A file format that a user may pass by mistake. See the [module](super) for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// No byte at all.
+    /// An empty file.
     Empty,
-    /// What `torch.save` writes: a zip archive with a pickle in it.
+    /// The output of `torch.save`: a zip archive with a pickle.
     TorchZip,
     /// A Python pickle, as `torch.save` wrote before torch 1.6.
     Pickle,
@@ -17,17 +17,17 @@ pub enum Format {
     Npz,
     /// Another zip archive.
     Zip,
-    /// The text that stands for a large file in a git repository.
+    /// A Git LFS pointer, which stands for a large file in a repository.
     GitLfs,
     /// A web page.
     Html,
-    /// Another text in angle brackets.
+    /// XML.
     Xml,
-    /// A JSON text.
+    /// JSON.
     Json,
     /// Any other text.
     Text,
-    /// Text of two-byte characters.
+    /// UTF-16 text.
     Utf16,
     /// Compressed with gzip.
     Gzip,
@@ -39,19 +39,19 @@ pub enum Format {
     Zstd,
     /// A tar archive.
     Tar,
-    /// The weights of llama.cpp.
+    /// GGUF weights, as llama.cpp has them.
     Gguf,
-    /// The weights of Keras, and other data in HDF5.
+    /// HDF5, as Keras writes weights.
     Hdf5,
-    /// A network in ONNX.
+    /// An ONNX network.
     Onnx,
-    /// MNIST's format.
+    /// IDX, the format of MNIST.
     Idx,
-    /// MATLAB's format.
+    /// A MATLAB file.
     Matlab,
 }
 
-/// Bytes that a file of a format begins with.
+/// The magic bytes of each format.
 const MAGIC: &[(&[u8], Format)] = &[
     (b"version https://git-lfs", Format::GitLfs),
     (b"\x93NUMPY", Format::Npy),
@@ -66,11 +66,11 @@ const MAGIC: &[(&[u8], Format)] = &[
     (b"\xfe\xff", Format::Utf16),
 ];
 
-/// Bytes from the start and from the end that are looked at.
+/// The bytes at the start and at the end that are searched.
 const WINDOW: usize = 1 << 16;
 
 impl Format {
-    /// The format of a file with the content `bytes`, `None` where it is none that is known.
+    /// The format of a file with the content `bytes`; `None` if it is unknown.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         let is_pickle = |b: &[u8]| matches!(b, [0x80, 2..=5, b'c' | b'}' | b']' | b'(' | b'K' | 0x8a | 0x95, ..]);
         match bytes {
@@ -87,8 +87,7 @@ impl Format {
         }
     }
 
-    /// What to do with a file of this format where data or weights were expected as they are; `None` for a format that
-    /// is no packing.
+    /// How to get at the data of a file of this format; `None` if the format is no container, archive or placeholder.
     pub fn unpack(self) -> Option<&'static str> {
         Some(match self {
             Self::Gzip => "unpack it with gunzip, or with tar if it is a .tar.gz",
@@ -134,7 +133,7 @@ impl fmt::Display for Format {
     }
 }
 
-/// What is in a zip archive, by the names in it.
+/// The kind of zip archive, by the names in it.
 fn zip(bytes: &[u8]) -> Format {
     let (head, tail) = (&bytes[..bytes.len().min(WINDOW)], &bytes[bytes.len().saturating_sub(WINDOW)..]);
     let holds = |name: &[u8]| [head, tail].iter().any(|part| part.windows(name.len()).any(|found| found == name));
@@ -152,7 +151,7 @@ fn is_onnx(bytes: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(|b| b.is_ascii_graphic() || *b == b' ')
 }
 
-/// Which text `bytes` are, if they begin like one.
+/// The text format that `bytes` begin like.
 fn text(bytes: &[u8]) -> Option<Format> {
     let start = &bytes[..bytes.len().min(512)];
     let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();

@@ -1,4 +1,16 @@
-//! Files: written all or nothing, and recognised by their first bytes.
+//! Atomic writes, and recognition of file formats.
+//!
+//! ```
+//! use std::io::Write;
+//!
+//! use residuum::files::{write_atomically, Format};
+//!
+//! let path = std::env::temp_dir().join(format!("residuum-doc-{}.json", std::process::id()));
+//! write_atomically(&path, |out| out.write_all(b"{}"))?;
+//! assert_eq!(Format::of(&std::fs::read(&path).expect("the file")), Some(Format::Json));
+//! # std::fs::remove_file(&path).expect("the file");
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod format;
 mod temporary;
@@ -13,18 +25,17 @@ pub use temporary::{remove_temporaries, sweep};
 
 use crate::{Error, Result};
 
-/// Bytes that are gathered before they are written.
+/// The buffer of a write, in bytes.
 const BUFFER: usize = 1 << 20;
-/// The links that a name may lead through, as Linux counts them.
+/// The most symbolic links that a name may lead through, as in Linux.
 const MOST_LINKS: usize = 40;
 
-/// Writes a file all or nothing: into a temporary file beside it, which then takes its name, both on disk when this
-/// returns. Where `content` or the system fails, a file that was there before is untouched, and the temporary is
-/// removed.
+/// Writes a file atomically: to a temporary file beside it, which is synced and then renamed. If `content` or the
+/// system fails, an existing file is untouched, and the temporary file is removed.
 ///
-/// Any number of threads and processes may write one file at once: each has a temporary of its own, and the file is
-/// always one of theirs as a whole. An existing file's permissions are kept, and its owner where the system allows it.
-/// Links are followed; what is no file (a pipe, a device) is written to as it is.
+/// Any number of threads and processes may write one file at once: each has its own temporary file, and the result is
+/// the whole of one of them. An existing file's permissions are kept, and its owner if the system allows it. Symbolic
+/// links are followed; pipes and devices are written directly.
 pub fn write_atomically(path: impl AsRef<Path>, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
     match fs::metadata(path) {
@@ -41,7 +52,7 @@ fn stream(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -
     out.flush()
 }
 
-/// Writes a temporary file and renames it.
+/// Writes a temporary file, syncs it and renames it to `path`.
 fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let failed = |e: io::Error| Error::io(path, &e);
     let target = resolve(path).map_err(failed)?;
@@ -64,12 +75,12 @@ fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) 
     .map_err(failed)
 }
 
-/// The file that `path` names, all links followed; it need not exist.
+/// The file that `path` names, with all links followed. It need not exist.
 fn resolve(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_path_buf();
     for _ in 0..MOST_LINKS {
         match fs::read_link(&path) {
-            // A link that leads nowhere is followed too: what it names is made.
+            // A dangling link is followed too: its target is created.
             Ok(next) => path = path.parent().unwrap_or(Path::new("")).join(next),
             Err(_) => return Ok(path),
         }
@@ -77,7 +88,7 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many levels of symbolic links"))
 }
 
-/// Puts the folder's entries on disk, where the system has such a thing and allows it.
+/// Syncs the folder's entries, if the system supports it.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     let Ok(opened) = File::open(folder) else { return Ok(()) };
     match opened.sync_all() {

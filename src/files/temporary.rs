@@ -1,7 +1,7 @@
-//! Temporary files: each with a name of its own, made anew, removed unless it takes its target's name.
+//! Temporary files: each has a unique name, is created anew and is removed unless it is renamed to its target.
 //!
-//! A temporary is called `.residuum-PID-NUMBER.tmp` with 16 random hexadecimal digits, whatever its target's name. It
-//! is locked while it is written, so that [`sweep`] tells it from one whose process is gone.
+//! A temporary file is called `.residuum-PID-NUMBER.tmp`, with 16 random hexadecimal digits. It is locked while it is
+//! written, so that [`sweep`] can tell it from one whose process is gone.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata, TryLockError};
@@ -14,9 +14,9 @@ use crate::{Error, Result};
 
 const PREFIX: &str = ".residuum-";
 const SUFFIX: &str = ".tmp";
-/// Hexadecimal digits of the number.
+/// The hexadecimal digits of the number.
 const DIGITS: usize = 16;
-/// Names that are tried before a folder is given up.
+/// The most names that are tried in a folder.
 const TRIES: usize = 100;
 
 /// This process's temporary files.
@@ -28,13 +28,13 @@ struct Live {
 
 static LIVE: Mutex<Live> = Mutex::new(Live { paths: BTreeSet::new(), ended: false });
 
-/// The list, also after a panic: each change of it is whole.
+/// The list. A panic does not poison it: each change is complete.
 fn live() -> MutexGuard<'static, Live> {
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Live {
-    /// Fails once the process is about to end.
+    /// Fails after [`remove_temporaries`].
     fn check(&self) -> io::Result<()> {
         match self.ended {
             true => Err(io::Error::new(io::ErrorKind::Interrupted, "the program was interrupted")),
@@ -43,7 +43,7 @@ impl Live {
     }
 }
 
-/// A temporary file, removed when this is dropped.
+/// A temporary file, removed on drop.
 #[derive(Debug)]
 pub struct Temporary {
     path: PathBuf,
@@ -51,8 +51,8 @@ pub struct Temporary {
 }
 
 impl Temporary {
-    /// A new file in `folder`, never one that was there, nor where a link leads. With `old`, the file that it is to
-    /// replace, it gets that one's permissions; until then it is its writer's alone.
+    /// Creates a new file in `folder`; never opens an existing file or follows a link. With `old`, the metadata of the
+    /// file to replace, it gets that file's permissions; until then only its owner can read it.
     pub fn create(folder: &Path, old: Option<&Metadata>) -> io::Result<Self> {
         let mut options = File::options();
         options.write(true).create_new(true);
@@ -63,7 +63,7 @@ impl Temporary {
         let temporary = (0..TRIES)
             .find_map(|_| {
                 let path = folder.join(name());
-                // The list is held meanwhile, so that no file is made behind the back of `remove_temporaries`.
+                // The lock is held, so that `remove_temporaries` misses no file.
                 let mut live = live();
                 match live.check().and_then(|()| options.open(&path)) {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => None,
@@ -74,8 +74,8 @@ impl Temporary {
                     }
                 }
             })
-            .unwrap_or_else(|| Err(io::Error::other("no name for a temporary file is free")))?;
-        // A file system without locks has none to sweep by either.
+            .unwrap_or_else(|| Err(io::Error::other("no free name for a temporary file")))?;
+        // Without locks, `sweep` has none to test either.
         let _ = temporary.file.try_lock();
         if let Some(old) = old {
             keep_access(&temporary.file, old)?;
@@ -83,12 +83,12 @@ impl Temporary {
         Ok(temporary)
     }
 
-    /// Where to write.
+    /// The open file.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Gives the file the name `target`, whatever has it.
+    /// Renames the file to `target`, replacing what is there.
     pub fn rename(self, target: &Path) -> io::Result<()> {
         let mut live = live();
         live.check()?;
@@ -101,7 +101,7 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if live().paths.remove(&self.path) {
-            // Nothing more can be done where the removal fails: what made it necessary is the error to tell.
+            // A failed removal is not reported: the error that led here is.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -114,10 +114,10 @@ fn keep_access(file: &File, old: &Metadata) -> io::Result<()> {
     let found = file.metadata()?;
     let mut mode = old.mode() & 0o7777;
     if (found.uid(), found.gid()) != (old.uid(), old.gid()) && fchown(file, Some(old.uid()), Some(old.gid())).is_err() {
-        // Another owner's set-id bits are not ours to give.
+        // Without the owner, the set-id bits must not be set.
         mode &= 0o1777;
         if found.gid() != old.gid() && fchown(file, None, Some(old.gid())).is_err() {
-            // Our group gets no more than everybody had.
+            // This process's group gets no more rights than others had.
             mode = (mode & !0o070) | ((mode & 0o007) << 3);
         }
     }
@@ -130,13 +130,12 @@ fn keep_access(file: &File, old: &Metadata) -> io::Result<()> {
 }
 
 fn name() -> String {
-    // The one source of random numbers in the standard library. They need not be secret: a name that is taken is passed
-    // over.
+    // The only random source of the standard library. The number need not be secret: a taken name is skipped.
     let number = std::hash::RandomState::new().build_hasher().finish();
     format!("{PREFIX}{}-{number:016x}{SUFFIX}", std::process::id())
 }
 
-/// Whether [`name`] may have made `name`.
+/// True if `name` has the form of [`name`].
 fn is_temporary(name: &str) -> bool {
     let middle = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
     middle.and_then(|middle| middle.split_once('-')).is_some_and(|(pid, number)| {
@@ -145,16 +144,16 @@ fn is_temporary(name: &str) -> bool {
     })
 }
 
-/// Removes the temporary files of killed processes from `folder`, and returns how many. Files under other names, links,
-/// and temporaries that are being written stay. For whoever alone writes to the folder: a folder that others write to
-/// at this moment, on a file system without locks, could lose a temporary that is in use; its writer then fails.
+/// Removes the temporary files of killed processes from `folder`, and returns how many. Other files, links, and
+/// temporary files that are being written stay. On a file system without locks, call it only if nothing else writes to
+/// the folder: it would remove a temporary file in use, and its writer would fail.
 pub fn sweep(folder: impl AsRef<Path>) -> Result<usize> {
     let folder = folder.as_ref();
     let failed = |e: io::Error| Error::io(folder, &e);
     let mut removed = 0;
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        // The entry's own type: that of a link, not of what it leads to.
+        // The entry's own type: a link is not followed.
         let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
         if is_file && entry.file_name().to_str().is_some_and(is_temporary) && is_abandoned(&entry.path()) {
             fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), &e))?;
@@ -164,23 +163,22 @@ pub fn sweep(folder: impl AsRef<Path>) -> Result<usize> {
     Ok(removed)
 }
 
-/// Whether no process is writing the temporary at `path`.
+/// True if no process is writing the temporary file at `path`.
 fn is_abandoned(path: &Path) -> bool {
     match File::open(path) {
         Ok(file) => !matches!(file.try_lock(), Err(TryLockError::WouldBlock)),
-        // One that may not be read may still be removed.
+        // An unreadable file may still be removable.
         Err(_) => true,
     }
 }
 
-/// Removes the temporary files that this process is writing at this moment, for a program that a signal ends. Whatever
-/// is being written fails from now on, so that nothing is left behind. Takes a lock: call it from a thread, not from
-/// within a signal handler.
+/// Removes the temporary files that this process is writing, before a signal ends it. Every write fails from then on,
+/// so that nothing is left behind. It takes a lock: call it from a thread, not from a signal handler.
 pub fn remove_temporaries() {
     let mut live = live();
     live.ended = true;
     for path in std::mem::take(&mut live.paths) {
-        // The program is ending: there is nobody left to tell.
+        // The program is ending: a failure cannot be reported.
         let _ = fs::remove_file(path);
     }
 }

@@ -1,4 +1,4 @@
-//! Writing under competition, on links, and where it fails.
+//! Concurrent writes, links and failures.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,7 +41,7 @@ fn whoever_writes_a_file_at_once_with_others_leaves_one_of_them_whole() {
                 let path = &path;
                 scope.spawn(move || {
                     for _ in 0..20 {
-                        // In pieces, so that others come between.
+                        // In small writes, to interleave with others.
                         let pieces =
                             |out: &mut dyn Write| (0..LEN / 1000).try_for_each(|_| out.write_all(&[writer; 1000]));
                         write_atomically(path, pieces).unwrap();
@@ -70,7 +70,7 @@ fn links_are_followed_and_devices_stay() {
     assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
     assert_eq!(fs::read(at("file")).unwrap(), b"new");
 
-    // Relative, through another one, to a file that is not there yet.
+    // A relative link through another link to a missing file.
     fs::create_dir(at("inner")).unwrap();
     symlink("inner/second", at("first")).unwrap();
     symlink("third", at("inner/second")).unwrap();
@@ -94,7 +94,7 @@ fn a_link_under_the_name_of_a_temporary_is_not_followed() {
     let folder = folder();
     let (victim, out) = (folder.path().join("victim"), folder.path().join("out"));
     fs::write(&victim, "precious").unwrap();
-    // The name that temporaries had for long, and one that a sweep would remove.
+    // The former name of temporary files, and one that a sweep would remove.
     let planted = [".out.tmp", ".residuum-1-0123456789abcdef.tmp"].map(|name| folder.path().join(name));
     for link in &planted {
         std::os::unix::fs::symlink(&victim, link).unwrap();
@@ -120,7 +120,7 @@ fn the_permissions_of_an_existing_file_are_kept() {
         write_atomically(&path, text("newer")).unwrap();
         assert_eq!(mode(&path), wanted, "{wanted:o}");
     }
-    // Nobody else reads the new content of a private file while it is written.
+    // The new content of a private file is private while it is written.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     write_atomically(&path, |_| {
         let temporary = names(folder.path()).into_iter().find(|name| name.ends_with(".tmp")).unwrap();
@@ -162,7 +162,7 @@ fn what_fails_leaves_the_old_file_and_nothing_else() {
     assert!(panics.is_err());
     assert_eq!(fs::read(&path).unwrap(), b"old");
     assert_eq!(names(folder.path()), ["out".to_string()].into());
-    // After a panic the next one works.
+    // A write after a panic works.
     write_atomically(&path, text("new")).unwrap();
 
     assert!(write_atomically(folder.path().join("missing/out"), text("")).is_err());
@@ -202,7 +202,7 @@ const CHILD: &str = "RESIDUUM_INTERRUPTED_IN";
 fn an_interrupted_process_leaves_no_temporary_and_writes_no_more() {
     let folder = folder();
     fs::write(folder.path().join("out"), "old").unwrap();
-    // In a process of its own: from then on it writes nothing.
+    // In a child process, because nothing can be written afterwards.
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "files::tests::interrupted_child", "--nocapture", "--test-threads=1"])
         .env(CHILD, folder.path())
@@ -214,7 +214,7 @@ fn an_interrupted_process_leaves_no_temporary_and_writes_no_more() {
     assert_eq!(fs::read(folder.path().join("out")).unwrap(), b"old");
 }
 
-/// Not a test of its own: the body of the child process.
+/// The body of the child process, not a test by itself.
 #[test]
 fn interrupted_child() {
     let Some(folder) = std::env::var_os(CHILD).map(PathBuf::from) else { return };

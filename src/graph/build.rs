@@ -1,4 +1,4 @@
-//! Building a graph of forward ops.
+//! The builder of forward graphs.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use crate::ops::{batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, 
 use crate::tensor::{Shape, TensorType};
 use crate::{Error, Result};
 
-/// What a convolution layer is; the input brings the rest.
+/// The options of a convolution; its input gives the other extents. See [`Builder`] for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvOptions {
     /// Output channels.
@@ -18,45 +18,71 @@ pub struct ConvOptions {
     pub kernel: [usize; 2],
     /// Vertical and horizontal stride.
     pub stride: [usize; 2],
-    /// Zero rows above and below, zero columns left and right.
+    /// Zero padding: rows above and below, columns left and right.
     pub padding: [usize; 2],
     /// Distance between kernel taps.
     pub dilation: [usize; 2],
     /// Groups.
     pub groups: usize,
-    /// Whether there is a bias.
+    /// Adds a bias.
     pub bias: bool,
 }
 
 impl Default for ConvOptions {
-    /// One 1x1 filter, dense, without bias.
+    /// A single 1x1 filter without bias.
     fn default() -> Self {
         Self { k: 1, kernel: [1; 2], stride: [1; 2], padding: [0; 2], dilation: [1; 2], groups: 1, bias: false }
     }
 }
 
-/// What a loss is, besides its logits.
+/// The options of a loss. See [`Builder`] for an example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossOptions {
-    /// The share of the target that is spread evenly over all classes, in 0..1.
+    /// Label smoothing, in 0..1.
     pub smoothing: f64,
-    /// What gradients are multiplied by on their way, so that f16 holds them. Whoever uses them divides by it again:
-    /// the optimizer of a program, [`Program::gradients`](super::Program::gradients), the interpreter.
+    /// Loss scale: the factor of all gradients inside the graph, so that f16 holds them. The optimizer of a program,
+    /// [`Program::gradients`](super::Program::gradients) and the interpreter divide by it.
     pub grad_scale: f64,
 }
 
 impl Default for LossOptions {
-    /// No smoothing; a scale of 1.
+    /// No label smoothing; a loss scale of 1.
     fn default() -> Self {
         Self { smoothing: 0.0, grad_scale: 1.0 }
     }
 }
 
-/// Builds a [`Graph`] layer by layer. Names are torch's: layer `conv1` has the parameter `conv1.weight`.
+/// Builds a [`Graph`] layer by layer. Shapes are NHWC. Parameters have torch's names (layer `conv1` has `conv1.weight`)
+/// and, in state dicts, torch's layouts.
+///
+/// ```
+/// use residuum::graph::{Builder, ConvOptions, LossOptions, Mode};
+/// use residuum::ops::pool::{Kind, Window};
+///
+/// let mut b = Builder::new(Mode::Train);
+/// let x = b.input("input", [4, 8, 8, 3]);
+/// let conv = ConvOptions { k: 16, kernel: [3, 3], padding: [1, 1], ..Default::default() };
+/// let x = b.conv2d("conv1", x, conv)?;
+/// // A residual block.
+/// let y = b.conv2d("block.conv", x, conv)?;
+/// let y = b.batch_norm("block.bn", y, 1e-5)?;
+/// let x = b.add(y, x)?;
+/// let x = b.relu(x)?;
+/// assert_eq!(b.shape(x), [4, 8, 8, 16]);
+/// let x = b.pool(x, Window::Adaptive([1, 1]), Kind::Average { count_padding: false })?;
+/// let logits = b.linear("fc", x, 10)?;
+/// b.loss(logits, LossOptions { smoothing: 0.1, ..Default::default() })?;
+/// let graph = b.finish();
+///
+/// let names: Vec<&str> = graph.parameters().iter().map(|p| p.name.as_str()).collect();
+/// assert_eq!(names[..3], ["conv1.weight", "block.conv.weight", "block.bn.weight"]);
+/// assert_eq!(graph.parameters()[0].shape.dims(), [16, 3, 3, 3], "OIHW");
+/// # Ok::<(), residuum::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Builder {
     pub(super) graph: Graph,
-    /// The gate of the branch that is being built.
+    /// The gate of the branch under construction.
     pub(super) gate: Option<ValueId>,
     names: HashSet<String>,
 }
@@ -81,12 +107,13 @@ impl Builder {
         Self { graph, gate: None, names: HashSet::new() }
     }
 
-    /// Images `[N,H,W,C]`, set before each run.
+    /// An input of images, `[N, H, W, C]`. [`Program::set_input`](super::Program::set_input) sets it from a tensor in
+    /// NCHW.
     pub fn input(&mut self, name: &str, nhwc: [usize; 4]) -> ValueId {
         self.add_input(name, TensorType::real(nhwc))
     }
 
-    /// N, H, W, C of a value; a feature vector has H = W = 1.
+    /// The shape of a value: N, H, W, C. A feature vector has H = W = 1.
     ///
     /// # Panics
     /// If the value is neither.
@@ -97,7 +124,8 @@ impl Builder {
         }
     }
 
-    /// A convolution with the parameters `{name}.weight` and, with a bias, `{name}.bias`.
+    /// A convolution from `[N,H,W,C]` to `[N,P,Q,K]` with the parameters `{name}.weight` (OIHW in state dicts) and, if
+    /// it has a bias, `{name}.bias`.
     pub fn conv2d(&mut self, name: &str, x: ValueId, options: ConvOptions) -> Result<ValueId> {
         let [n, h, w, c] = self.shape(x);
         let ConvOptions { k, kernel, stride, padding, dilation, groups, bias } = options;
@@ -153,7 +181,7 @@ impl Builder {
         Ok(self.graph.add(op, relu::Fwd { x, y: None }, self.gate).y)
     }
 
-    /// `a + b`; fails where their shapes differ.
+    /// `a + b`. Fails if their shapes differ.
     pub fn add(&mut self, a: ValueId, b: ValueId) -> Result<ValueId> {
         let (shape, other) = (self.graph.ty(a).shape.clone(), self.graph.ty(b).shape.clone());
         if shape != other {
@@ -162,8 +190,7 @@ impl Builder {
         Ok(self.graph.add_sum(a, b, None, self.gate))
     }
 
-    /// The channels of `parts` side by side, in order; fails where there are none or their images differ in number or
-    /// size.
+    /// Concatenates `parts` along the channels. Fails if there is none, or if N, H or W differ.
     pub fn concat(&mut self, parts: &[ValueId]) -> Result<ValueId> {
         let shapes: Vec<_> = parts.iter().map(|&part| self.shape(part)).collect();
         let pixels = shapes.first().map_or([0; 3], |&[n, h, w, _]| [n, h, w]);
@@ -177,20 +204,21 @@ impl Builder {
         Ok(self.graph.add(Op::Concat(concat.fwd()), call, self.gate).y)
     }
 
-    /// Pooling.
+    /// Pooling from `[N,H,W,C]` to `[N,P,Q,C]`.
     pub fn pool(&mut self, x: ValueId, window: pool::Window, kind: pool::Kind) -> Result<ValueId> {
         let pool = pool::Pool::new(pool::Spec { x: self.shape(x), window, kind })?;
         Ok(self.node(Op::Pool(pool.fwd()), vec![x], &[])[0])
     }
 
-    /// The parameter-free shortcut: every `stride`-th pixel, `lead` zero channels, the input's, zeros up to `k`.
+    /// The parameter-free shortcut (option A), `[N,H,W,C]` to `[N,P,Q,k]`: every `stride`-th pixel, with `lead` zero
+    /// channels before the input's and zeros after them up to `k`.
     pub fn shortcut(&mut self, x: ValueId, k: usize, stride: usize, lead: usize) -> Result<ValueId> {
         let shortcut = shortcut::Shortcut::new(shortcut::Spec { x: self.shape(x), k, stride, lead })?;
         Ok(self.graph.add(Op::Shortcut(shortcut.fwd()), shortcut::Fwd { x, y: None }, self.gate).y)
     }
 
-    /// A fully connected layer to `k` features with the parameters `{name}.weight` and `{name}.bias`; an image is
-    /// flattened in torch's order, channels slowest.
+    /// A fully connected layer from `[N,H,W,C]` to `[N,k]` with the parameters `{name}.weight` and `{name}.bias`. In
+    /// state dicts its weight is torch's `[k, C*H*W]`: images are flattened with channels slowest.
     pub fn linear(&mut self, name: &str, x: ValueId, k: usize) -> Result<ValueId> {
         let x_shape = self.shape(x);
         let [_, h, w, c] = x_shape;
@@ -206,8 +234,8 @@ impl Builder {
         Ok(self.graph.add(Op::Linear(linear.fwd(true)), call, self.gate).y)
     }
 
-    /// The softmax cross-entropy of `logits` against the input `labels`, which it adds, as the outputs `loss` and
-    /// `correct`. Fails where the graph has one already, and on options that no loss can have.
+    /// The softmax cross-entropy of `logits`, `[N,classes]`, against labels. Adds the input `labels`, `[N]`, and the
+    /// outputs `loss` and `correct`. Fails if the graph has a loss already, and on invalid options.
     pub fn loss(&mut self, logits: ValueId, options: LossOptions) -> Result<ValueId> {
         if self.graph.loss.is_some() {
             return Err(Error::invalid("loss", "the graph has one already"));
@@ -229,12 +257,12 @@ impl Builder {
         Ok(loss)
     }
 
-    /// Gives a value a name under which it can be read after a run.
+    /// Names a value, so that it can be read after a run, in torch's layout.
     pub fn output(&mut self, name: &str, value: ValueId) {
         self.graph.outputs.push((name.into(), value));
     }
 
-    /// The graph.
+    /// Returns the graph.
     pub fn finish(self) -> Graph {
         self.graph
     }
@@ -275,7 +303,7 @@ impl Builder {
     }
 }
 
-/// The same error with the layer's name in front.
+/// Puts the layer's name before an error.
 fn within(layer: &str, error: Error) -> Error {
     match error {
         Error::Invalid { what, problem } => Error::Invalid { what: format!("{layer}: {what}"), problem },

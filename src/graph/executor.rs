@@ -8,20 +8,20 @@ use crate::device::{Cost, Launch};
 use crate::tensor::HostData;
 use crate::Result;
 
-/// A kernel launch of a program's run.
+/// A kernel launch of a program. The [module](super) has an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The kernel's name.
     pub kernel: &'static str,
-    /// The name of the op that it computes, or computes a part of.
+    /// The name of the op that it computes, wholly or in part.
     pub op: &'static str,
-    /// The op's extents in a few words.
+    /// The op's extents in short.
     pub shape: String,
     /// Blocks in x, y and z.
     pub grid: [u32; 3],
-    /// What it computes and moves.
+    /// Its operations and bytes.
     pub cost: Cost,
-    /// When a run does that.
+    /// The condition under which it runs.
     pub runs: Runs,
 }
 
@@ -31,25 +31,25 @@ impl Step {
     }
 }
 
-/// The arena of a program and the steps that work in it.
+/// The arena of a program and the launches on it.
 pub(super) trait Executor: fmt::Debug + Send {
-    /// Sets a value, given in the library's layout.
+    /// Sets a value from data in the library's layout (NHWC, KRSC).
     fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()>;
-    /// Reads a value in the library's layout.
+    /// Reads a value in the library's layout (NHWC, KRSC).
     fn read(&self, slot: &Slot) -> Result<HostData>;
-    /// Sets an input of the next run; the last one may still be under way.
+    /// Sets an input of the next run from data in NHWC; the previous run may still be active.
     fn feed(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
         self.write(slot, data)
     }
-    /// Runs what depends on parameters and buffers only.
+    /// Runs the ops that depend on parameters and buffers only.
     fn prepare(&mut self) -> Result<()>;
-    /// Runs the rest, the optimizer last.
+    /// Runs the other ops, then the optimizer.
     fn run(&mut self) -> Result<()>;
     /// The launches of `run`, in order.
     fn steps(&self) -> &[Step] {
         &[]
     }
-    /// Waits for it.
+    /// Waits for all runs.
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }

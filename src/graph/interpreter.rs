@@ -1,4 +1,4 @@
-//! The reference executor: the graph as it was built, op by op in plain loops.
+//! The reference executor: runs the graph as built, op by op in plain loops.
 
 use super::state::{counter, to_library, to_torch, torch_shape};
 use super::{Graph, Mode, Node, Origin, StateReport, ValueId};
@@ -14,9 +14,35 @@ enum Content<T> {
     Byte(Vec<u8>),
 }
 
-/// Runs a graph without fusion or memory plan, in `T`, rounding what is stored to a storage type: an independent path
-/// to the same numbers as a [`Program`](super::Program)'s. It holds every value at once, and panics or ends the process
-/// where there is no memory for that.
+/// Runs a graph in `T` without fusion or memory plan, and rounds stored values to a storage type: an independent check
+/// of a [`Program`](super::Program). It holds all values at once, and panics or ends the process if memory runs out.
+///
+/// ```
+/// use residuum::device::Device;
+/// use residuum::graph::{Interpreter, Mode, Program};
+/// use residuum::models::{self, BuildOptions};
+/// use residuum::tensor::{DType, HostTensor};
+///
+/// let model = models::find("resnet8_cifar")?;
+/// let graph = model.build(Mode::Infer, 1, [1, 8, 8], 10, BuildOptions::default())?;
+/// let state = model.initialise(&graph, 0);
+/// let image = HostTensor::f32([1, 1, 8, 8], (0..64).map(|i| i as f32 / 64.0).collect());
+///
+/// let mut reference = Interpreter::<f64>::new(&graph, DType::F64);
+/// reference.load(&state)?;
+/// reference.set_input("input", &image)?;
+/// reference.run();
+///
+/// let mut program = Program::compile(&graph, &Device::cpu(), DType::F64, None)?;
+/// program.load(&state)?;
+/// program.set_input("input", &image)?;
+/// program.run()?;
+/// let (expected, found) = (reference.output("logits")?, program.output("logits")?);
+/// for (a, b) in expected.to_real::<f64>().iter().zip(found.to_real::<f64>()) {
+///     assert!((a - b).abs() < 1e-12);
+/// }
+/// # Ok::<(), residuum::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Interpreter<'g, T: Real> {
     graph: &'g Graph,
@@ -26,15 +52,15 @@ pub struct Interpreter<'g, T: Real> {
 }
 
 impl<'g, T: Real> Interpreter<'g, T> {
-    /// Prepares to run `graph`, with every stored [`Elem::Real`] rounded to `storage`.
+    /// Prepares to run `graph`; values of kind [`Elem::Real`] are rounded to `storage`.
     pub fn new(graph: &'g Graph, storage: DType) -> Self {
         let mut contents: Vec<_> = graph.values.iter().map(|v| empty(&v.ty)).collect();
         graph.gates().into_iter().for_each(|gate| contents[gate.index()] = Content::Real(vec![T::ONE]));
         Self { graph, storage, contents, steps: 0 }
     }
 
-    /// Sets the gates of the blocks whose branches may be dropped: true keeps one, as all are at first. Fails unless
-    /// there is one for each block of a training graph.
+    /// Sets the gates of stochastic depth: true keeps a block's branch, the default. Fails unless there is one for each
+    /// droppable block of a training graph.
     pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
         let gates = self.graph.gates();
         check_gate_count(open.len(), gates.len())?;
@@ -44,7 +70,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
         Ok(())
     }
 
-    /// Sets all parameters and buffers; see [`Graph::check_state`] for what fails.
+    /// Sets all parameters and buffers, in torch's layout (OIHW, `[out, in]`). Fails as [`Graph::check_state`] does.
     pub fn load(&mut self, state: &StateDict) -> Result<StateReport> {
         let report = self.graph.check_state(state)?;
         let parameters = self.graph.parameters.iter().map(|p| (&p.name, p.value));
@@ -55,7 +81,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
         Ok(report)
     }
 
-    /// Sets an input from a tensor in torch's layout.
+    /// Sets an input from a tensor in torch's layout (NCHW).
     pub fn set_input(&mut self, name: &str, tensor: &HostTensor) -> Result<()> {
         let value = find(&self.graph.inputs, "input", name)?;
         let ty = self.graph.ty(value);
@@ -81,12 +107,12 @@ impl<'g, T: Real> Interpreter<'g, T> {
         Ok(())
     }
 
-    /// Runs every op once, but for those of dropped branches. What was never loaded or set is NaN.
+    /// Runs every op once, except those of dropped branches. Values that were never loaded or set are NaN.
     pub fn run(&mut self) {
         self.run_by(Way::Reference);
     }
 
-    /// Runs like [`run`](Self::run), by the fast paths of a program on the CPU.
+    /// Like [`run`](Self::run), with the fast paths of the CPU.
     pub(crate) fn run_fast(&mut self) {
         self.run_by(Way::Host);
     }
@@ -122,8 +148,8 @@ impl<'g, T: Real> Interpreter<'g, T> {
         self.steps += i64::from(self.graph.mode == Mode::Train);
     }
 
-    /// The first layer, in the order in which they run, whose output in the last run is not finite; `None` where all
-    /// are. What has no parameters goes by its op and the layer before it.
+    /// The first layer in execution order whose output in the last run is not finite; `None` if all are finite. An op
+    /// without parameters is named with the layer before it.
     pub fn first_non_finite(&self) -> Option<String> {
         let mut last = None;
         let ran = |node: &&Node| !node.gate.is_some_and(|gate| self.is_closed(gate));
@@ -145,15 +171,15 @@ impl<'g, T: Real> Interpreter<'g, T> {
         None
     }
 
-    /// An output in torch's layout.
+    /// An output in torch's layout (NCHW).
     pub fn output(&self, name: &str) -> Result<HostTensor> {
         let value = find(&self.graph.outputs, "output", name)?;
         let ty = self.graph.ty(value);
         to_torch(self.data(value), ty, &torch_shape(ty))
     }
 
-    /// The gradients of the loss with respect to every parameter, by name, in torch's layout; zeros where the branch was
-    /// dropped; empty where the graph has not been differentiated.
+    /// The gradients of the loss by parameter name, in torch's layout (OIHW, `[out, in]`). Zero in dropped branches;
+    /// empty if the graph has not been differentiated.
     pub fn gradients(&self) -> StateDict {
         let scale = T::from_f64(self.graph.grad_scale);
         let writers = self.graph.writer_gates();
@@ -168,7 +194,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
             .collect()
     }
 
-    /// Parameters and buffers by name, in torch's layout.
+    /// Parameters and buffers by name, in torch's layout (OIHW, `[out, in]`).
     pub fn state(&self) -> StateDict {
         let parameters = self.graph.parameters.iter().map(|p| (&p.name, &p.shape, p.value));
         let buffers = self.graph.buffers.iter().map(|b| (&b.name, &b.shape, b.value));
@@ -185,7 +211,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
         self.contents[gate.index()].as_ref().real()[0] == T::ZERO
     }
 
-    /// Leaves what a skipped node would have computed wrong wherever it is read. What it updates stays as it was.
+    /// Poisons a skipped node's outputs so that a stray read shows. Values that it updates in place are kept.
     fn forget(&mut self, node: &Node) {
         let updates = node.op.operator().updates();
         for (_, v) in node.outputs.iter().enumerate().filter(|(i, _)| !updates.contains(i)) {
@@ -217,7 +243,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
     }
 }
 
-/// Which of an op's two ways on the host.
+/// The reference of an op, or its fast path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Reference,
@@ -249,7 +275,7 @@ impl<T: Real> Content<T> {
     }
 }
 
-/// A tensor of `ty` that is wrong wherever it is read before it was written.
+/// A poisoned tensor of `ty`, so that a read before a write shows.
 fn empty<T: Real>(ty: &TensorType) -> Content<T> {
     let len = ty.shape.len();
     match ty.elem {
@@ -267,7 +293,7 @@ pub(super) fn check_gate_count(given: usize, blocks: usize) -> Result<()> {
     Ok(())
 }
 
-/// The value of that name.
+/// The value called `name`.
 pub(super) fn find(named: &[(String, ValueId)], kind: &'static str, name: &str) -> Result<ValueId> {
     named.iter().find(|(n, _)| n == name).map(|&(_, v)| v).ok_or_else(|| Error::Unknown {
         kind,
@@ -276,7 +302,7 @@ pub(super) fn find(named: &[(String, ValueId)], kind: &'static str, name: &str) 
     })
 }
 
-/// `v` as f32 or f64 data, whichever `T` is.
+/// `v` as f32 or f64 data, as `T` is.
 pub(super) fn host_data<T: Real>(v: &[T]) -> Result<HostData> {
     let what = "a copy of a tensor";
     Ok(if size_of::<T>() == 8 {
@@ -286,8 +312,7 @@ pub(super) fn host_data<T: Real>(v: &[T]) -> Result<HostData> {
     })
 }
 
-/// What was made. The reference executor, unlike programs, holds every value of a graph at once and promises no error
-/// where there is no memory for that.
+/// Unwraps an allocation. Unlike programs, the reference executor does not return errors when memory runs out.
 fn held<T>(made: Result<T>) -> T {
     made.unwrap_or_else(|error| panic!("{error}"))
 }

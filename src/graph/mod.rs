@@ -1,8 +1,49 @@
-//! Graphs: build, differentiate, fuse, plan memory, run.
+//! Graphs of ops: build, differentiate, compile, run.
 //!
-//! A [`Builder`] makes a [`Graph`] of forward ops; [`Graph::differentiate`] appends the backward ones. A [`Program`] is
-//! the graph fused, with every value at a fixed place in one arena, on any device. The [`Interpreter`] runs the same
-//! graph as it was built, op by op in plain loops: it judges the programs.
+//! A [`Builder`] makes a [`Graph`] of forward ops; [`Graph::differentiate`] appends the backward ops. A [`Program`] is
+//! the fused graph on a device, with every value at a fixed place in one arena. The [`Interpreter`] runs the graph as
+//! built, op by op in plain loops, to check programs.
+//!
+//! **Layouts.** Shapes in a graph are NHWC, and KRSC for weights. Tensors that go in and come out (inputs, outputs,
+//! state dicts, gradients) have torch's NCHW, OIHW and `[out, in]`.
+//!
+//! A program of a network:
+//!
+//! ```
+//! use residuum::device::Device;
+//! use residuum::graph::{Mode, Program};
+//! use residuum::models::{self, BuildOptions};
+//! use residuum::tensor::{DType, HostTensor};
+//!
+//! let model = models::find("resnet8_cifar")?;
+//! let graph = model.build(Mode::Infer, 2, [3, 16, 16], 10, BuildOptions::default())?;
+//! let mut program = Program::compile(&graph, &Device::cpu(), DType::F32, None)?;
+//! program.load(&model.initialise(&graph, 0))?;
+//! program.set_input("input", &HostTensor::f32([2, 3, 16, 16], vec![0.5; 2 * 3 * 16 * 16]))?;
+//! program.run()?;
+//! assert_eq!(program.output("logits")?.shape.dims(), [2, 10]);
+//! # Ok::<(), residuum::Error>(())
+//! ```
+//!
+//! The kernel launches and the memory of a training step in bf16 on Hopper, without a GPU:
+//!
+//! ```
+//! use residuum::device::{Arch, Device};
+//! use residuum::graph::{Mode, Program};
+//! use residuum::models::{self, BuildOptions};
+//! use residuum::tensor::DType;
+//!
+//! let model = models::find("resnet8_cifar")?;
+//! let options = BuildOptions { loss: true, ..Default::default() };
+//! let mut graph = model.build(Mode::Train, 128, [3, 32, 32], 10, options)?;
+//! graph.differentiate()?;
+//! let program = Program::compile(&graph, &Device::blueprint(Arch::Sm90), DType::BF16, None)?;
+//! for step in program.steps().iter().take(3) {
+//!     println!("{} by {} on {:?}: {} bytes", step.op, step.kernel, step.grid, step.cost.bytes());
+//! }
+//! assert!(program.plan().saved_activation_bytes < program.plan().arena_bytes);
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod autodiff;
 mod branch;
@@ -32,7 +73,7 @@ pub use state::StateReport;
 use crate::ops::{conv2d, linear, sum, Call, Op, Write};
 use crate::tensor::{Shape, TensorType};
 
-/// What a graph is built for: it decides which pass of a batch norm is taken.
+/// The purpose of a graph: it decides the pass of batch norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// Batch statistics, running statistics updated.
@@ -41,7 +82,7 @@ pub enum Mode {
     Infer,
 }
 
-/// A value of a graph.
+/// A value of a graph, as [`Builder`] returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ValueId(u32);
 
@@ -51,7 +92,7 @@ impl ValueId {
     }
 }
 
-/// Where a value comes from.
+/// The origin of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// Set by the caller before a run.
@@ -75,15 +116,15 @@ pub(crate) struct Value {
     pub origin: Origin,
 }
 
-/// One op with the values that it reads and writes.
+/// An op with the values that it reads and writes.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub op: Op,
     pub inputs: Vec<ValueId>,
     pub outputs: Vec<ValueId>,
-    /// How each output is written; only fusion makes it anything but overwrite.
+    /// How each output is written; only fusion uses other ways than overwrite.
     pub writes: Vec<Write>,
-    /// Where this holds 0, a run skips the node: it reads and writes nothing.
+    /// The gate: if it holds 0, a run skips the node.
     pub gate: Option<ValueId>,
 }
 
@@ -115,12 +156,12 @@ impl Node {
     }
 }
 
-/// What kind of parameter it is: for initialisation and for the scope of weight decay.
+/// The kind of a parameter, which decides its initialisation. [`Graph`] has an example of parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ParameterKind {
-    /// A convolution's `w`, in torch OIHW.
+    /// A convolution's weight, OIHW in torch.
     ConvWeight,
-    /// A linear layer's `w`, in torch `[out, in]`.
+    /// A linear layer's weight, `[out, in]` in torch.
     LinearWeight,
     /// A bias per output channel or feature.
     Bias,
@@ -130,25 +171,25 @@ pub enum ParameterKind {
     BatchNormBias,
 }
 
-/// A trained tensor.
+/// A trained tensor of a [`Graph`].
 #[derive(Clone, Debug)]
 pub struct Parameter {
-    /// Its name, as torch's state dict has it.
+    /// Its name in torch's state dict.
     pub name: String,
-    /// Its shape in torch's layout.
+    /// Its shape in torch's layout: OIHW, `[out, in]` or `[channels]`.
     pub shape: Shape,
-    /// What it is.
+    /// Its kind.
     pub kind: ParameterKind,
     pub(crate) value: ValueId,
     pub(crate) grad: Option<ValueId>,
 }
 
-/// A tensor that ops update but the optimizer does not: running statistics.
+/// Running statistics of a [`Graph`]: a tensor that ops update and the optimizer does not.
 #[derive(Clone, Debug)]
 pub struct Buffer {
-    /// Its name, as torch's state dict has it.
+    /// Its name in torch's state dict.
     pub name: String,
-    /// Its shape.
+    /// Its shape: `[channels]`.
     pub shape: Shape,
     pub(crate) value: ValueId,
 }
@@ -156,15 +197,30 @@ pub struct Buffer {
 /// A residual block whose branch may be dropped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
-    /// The chance that the branch is kept.
+    /// The survival probability of the branch.
     pub survival: f64,
-    /// 1 where it is kept, 0 where it is dropped; absent at inference, where none is.
+    /// 1 keeps the branch, 0 drops it; absent at inference, which drops none.
     pub gate: Option<ValueId>,
-    /// The opposite of the gate, where fusion has made something that runs only without the branch.
+    /// The opposite of the gate, if fusion made nodes that run only without the branch.
     pub closed: Option<ValueId>,
 }
 
-/// A network as a list of ops in the order in which they run.
+/// A network as a list of ops in execution order. Shapes are NHWC, and KRSC for weights.
+///
+/// ```
+/// use residuum::graph::Mode;
+/// use residuum::models::{self, BuildOptions};
+///
+/// let model = models::find("resnet20_cifar")?;
+/// let options = BuildOptions { loss: true, ..Default::default() };
+/// let mut graph = model.build(Mode::Train, 128, [3, 32, 32], 10, options)?;
+/// graph.differentiate()?;
+/// assert_eq!(graph.input("input").expect("images").shape.dims(), [128, 32, 32, 3], "NHWC");
+/// assert_eq!(graph.parameters()[0].shape.dims(), [16, 3, 3, 3], "OIHW, as in torch");
+/// assert_eq!((graph.parameter_count(), graph.buffers().len()), (269_722, 2 * 19));
+/// assert_eq!(graph.macs() / 128, 40_551_040);
+/// # Ok::<(), residuum::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Graph {
     pub(crate) mode: Mode,
@@ -176,26 +232,26 @@ pub struct Graph {
     pub(crate) inputs: Vec<(String, ValueId)>,
     pub(crate) outputs: Vec<(String, ValueId)>,
     pub(crate) loss: Option<ValueId>,
-    /// What gradients are multiplied by in every run.
+    /// The fixed loss scale.
     pub(crate) grad_scale: f64,
-    /// What they are multiplied by besides, in a program that moves it.
+    /// The dynamic loss scale, in a program that has one.
     pub(crate) loss_scale: Option<ValueId>,
     pub(crate) recompute: bool,
 }
 
 impl Graph {
-    /// What the graph was built for.
+    /// The purpose of the graph.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Lets programs on devices that run kernels compute the outputs of 1x1 convolutions again in the backward pass instead
-    /// of keeping them: less memory, more work, the same numbers. On the CPU it changes nothing.
+    /// Enables recomputation on devices with kernels: the backward pass computes outputs of 1x1 convolutions again
+    /// instead of keeping them. Less memory, more work, the same numbers. No effect on the CPU.
     pub fn recompute(&mut self) {
         self.recompute = true;
     }
 
-    /// The parameters, in the order in which they were built.
+    /// The parameters, in the order in which they were built. Their shapes are torch's.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
@@ -205,7 +261,7 @@ impl Graph {
         &self.buffers
     }
 
-    /// The number of parameters' elements.
+    /// The number of elements of all parameters.
     pub fn parameter_count(&self) -> usize {
         self.parameters.iter().map(|p| p.shape.len()).sum()
     }
@@ -222,7 +278,7 @@ impl Graph {
             .sum()
     }
 
-    /// The type of the named input.
+    /// The type of the input called `name`; its shape is NHWC.
     pub fn input(&self, name: &str) -> Option<&TensorType> {
         self.inputs.iter().find(|(n, _)| n == name).map(|&(_, v)| self.ty(v))
     }
@@ -237,7 +293,7 @@ impl Graph {
         id
     }
 
-    /// Appends `op`; its outputs are new values, but for those that update the buffers `updated`, in order.
+    /// Appends `op`. Its outputs are new values, except those that update the buffers `updated`, in order.
     pub(crate) fn add_node(&mut self, op: Op, inputs: Vec<ValueId>, updated: &[ValueId]) -> Vec<ValueId> {
         let operator = op.operator();
         let wanted: Vec<_> = operator.inputs().iter().map(|t| t.shape.len()).collect();
@@ -297,7 +353,7 @@ impl Graph {
         self.add(op, call, gate).y
     }
 
-    /// As [`add_node`](Self::add_node), a node of the branch that `gate` closes.
+    /// Like [`add_node`](Self::add_node), for a node of the branch with gate `gate`.
     pub(crate) fn add_gated(
         &mut self,
         op: Op,

@@ -1,4 +1,4 @@
-//! A graph made ready to run on a device.
+//! Programs: graphs compiled for a device.
 
 use std::collections::HashSet;
 
@@ -20,27 +20,30 @@ use crate::ops::Op;
 use crate::tensor::{memory, DType, Elem, HostData, HostTensor, Shape, StateDict};
 use crate::{Error, Result};
 
-/// A graph, fused and with all memory planned, on a device. Running it allocates no memory there.
+/// A graph that is fused, has all its memory planned and is bound to a device. A run allocates no device memory.
+///
+/// Tensors that go in and come out have torch's layouts: images NCHW, weights OIHW and `[out, in]`. The
+/// [module](super) has an example.
 #[derive(Debug)]
 pub struct Program {
     graph: Graph,
-    /// Where inputs lie that are padded to more channels.
+    /// The places of inputs that are padded to more channels.
     views: Vec<Option<View>>,
     pub(super) plan: Plan,
     pub(super) executor: Box<dyn Executor>,
     dtype: DType,
     optimizer: Option<Sgd>,
-    /// Training runs so far, as torch's `num_batches_tracked` counts them.
+    /// The number of training runs: torch's `num_batches_tracked`.
     batches: i64,
     learning_rate: f64,
     first_step: bool,
     missing: Missing,
 }
 
-/// What has not happened yet, without which memory holds nothing that means anything.
+/// Calls that are still missing before device memory is meaningful.
 #[derive(Debug)]
 struct Missing {
-    /// A load.
+    /// A load of weights.
     weights: bool,
     /// Inputs that an op reads and that were never set.
     inputs: Vec<ValueId>,
@@ -49,7 +52,7 @@ struct Missing {
 }
 
 impl Missing {
-    /// In a new program: everything, but on a blueprint, whose memory says itself that there is nothing in it.
+    /// For a new program: all of them, or none on a blueprint, whose memory fails on reads itself.
     fn new(graph: &Graph, views: &[Option<View>], device: &Device) -> Self {
         if device.kind() == "blueprint" {
             return Self { weights: false, inputs: Vec::new(), run: false };
@@ -76,12 +79,13 @@ impl Missing {
 }
 
 impl Program {
-    /// Fuses `graph`, plans its memory and binds it to `device`, storing activations and weights in `dtype`. With an
-    /// optimizer, every run ends with a step of it, which divides the gradients by the scale of the graph's loss.
+    /// Fuses `graph`, plans its memory and binds it to `device`; activations and weights are stored in `dtype`. With an
+    /// optimizer every run ends with its step, which divides the gradients by the loss scale of the graph.
     ///
-    /// Fails where the device cannot compute in `dtype` or has not enough memory, and where an optimizer is given for a
-    /// graph that has not been differentiated. In f16 a program with an optimizer has a moving loss scale beside the
-    /// graph's fixed one, see [`loss_scale`](crate::control::loss_scale). On the CPU f16 and bf16 are computed in f32 and rounded after each op.
+    /// In f16 a program with an optimizer has a dynamic loss scale besides the graph's fixed one, see
+    /// [`loss_scale`](crate::control::loss_scale). On the CPU f16 and bf16 are computed in f32 and rounded after each op.
+    /// Fails if the device does not support `dtype` or lacks memory, and if an optimizer is given for a graph that has
+    /// not been differentiated.
     pub fn compile(graph: &Graph, device: &Device, dtype: DType, optimizer: Option<Sgd>) -> Result<Self> {
         if optimizer.is_some() && graph.parameters.iter().any(|p| p.grad.is_none()) {
             return Err(Error::invalid("optimizer", "the graph has not been differentiated"));
@@ -116,10 +120,11 @@ impl Program {
         Ok(program)
     }
 
-    /// Sets all parameters and buffers; see [`Graph::check_state`] for what fails. The velocities stay.
+    /// Sets all parameters and buffers from torch's layout (OIHW, `[out, in]`); velocities are kept. Fails as
+    /// [`Graph::check_state`] does.
     pub fn load(&mut self, state: &StateDict) -> Result<StateReport> {
         let report = self.graph.check_state(state)?;
-        // A load that fails on the way leaves a mixture behind, which is not to be run.
+        // A load that fails midway leaves a mixture, which must not be run.
         self.missing.weights = true;
         for i in 0..self.graph.parameters.len() {
             let parameter = &self.graph.parameters[i];
@@ -137,8 +142,8 @@ impl Program {
         Ok(report)
     }
 
-    /// Parameters (the masters), buffers and step counters by name, in torch's layout. Fails before the first
-    /// [`load`](Self::load).
+    /// The f32 master parameters, buffers and step counters by name, in torch's layout (OIHW, `[out, in]`). Fails
+    /// before the first [`load`](Self::load).
     pub fn state(&self) -> Result<StateDict> {
         self.missing.weights("state")?;
         let mut state = StateDict::new();
@@ -155,8 +160,8 @@ impl Program {
         Ok(state)
     }
 
-    /// The optimizer's velocities by parameter name, in torch's layout; empty without an optimizer, without momentum
-    /// and before the first step.
+    /// The optimizer's velocities by parameter name, in torch's layout (OIHW, `[out, in]`). Empty without an optimizer,
+    /// without momentum and before the first step.
     pub fn velocity(&self) -> Result<StateDict> {
         if !self.optimizer.is_some_and(|sgd| sgd.has_velocity()) || self.is_fresh()? {
             return Ok(StateDict::new());
@@ -168,8 +173,8 @@ impl Program {
         self.graph.parameters.iter().enumerate().map(read).collect()
     }
 
-    /// Sets the optimizer's velocities, as [`velocity`](Self::velocity) gave them. Fails where one is missing, surplus
-    /// or of another shape; an empty dict starts anew.
+    /// Sets the optimizer's velocities, as returned by [`velocity`](Self::velocity); an empty dict resets them. Fails
+    /// if one is missing, surplus or of another shape.
     pub fn load_velocity(&mut self, velocity: &StateDict) -> Result<()> {
         if self.optimizer.is_none() {
             return Err(Error::invalid("velocity", "the program has no optimizer"));
@@ -177,7 +182,7 @@ impl Program {
         if velocity.is_empty() {
             return self.write_first(true);
         }
-        // Where a tensor is refused on the way, the optimizer starts anew.
+        // If a tensor is refused midway, the optimizer starts anew.
         self.write_first(true)?;
         let parameters = &self.graph.parameters;
         let names: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
@@ -198,8 +203,8 @@ impl Program {
         self.write_first(false)
     }
 
-    /// Sets an input of the next run from a tensor in torch's layout (NCHW). A training program that kernels run writes it
-    /// beside the run under way; what is not set anew stays.
+    /// Sets an input of the next runs from a tensor in torch's layout (NCHW). A training program on a device with
+    /// kernels copies it while the current run is active.
     pub fn set_input(&mut self, name: &str, tensor: &HostTensor) -> Result<()> {
         let value = find(&self.graph.inputs, "input", name)?;
         let ty = self.graph.ty(value);
@@ -227,7 +232,7 @@ impl Program {
         Ok(())
     }
 
-    /// Sets the input `labels`, one for each image. Fails where one is negative or not a class of the network.
+    /// Sets the input `labels`, one for each image. Fails if one is negative or not a class of the network.
     pub fn set_labels(&mut self, labels: &[i32]) -> Result<()> {
         let value = find(&self.graph.inputs, "input", "labels")?;
         let (expected, found): (Shape, Shape) = (self.graph.ty(value).shape.clone(), [labels.len()].into());
@@ -245,21 +250,20 @@ impl Program {
         Ok(())
     }
 
-    /// Sets the learning rate of the next runs; it lies in the device's memory.
+    /// Sets the learning rate of the next runs. It lies in device memory.
     pub fn set_learning_rate(&mut self, lr: f64) -> Result<()> {
         self.learning_rate = lr;
         self.write_control()
     }
 
-    /// From the next run on every run draws the gates of the blocks whose branches may be dropped, from `seed`, the
-    /// number of the step and the block: as [`gate::draw`] does. The next run's step is `step`; the device counts on.
-    /// Nothing happens in a graph without such blocks.
+    /// Makes every run draw the gates of stochastic depth from `seed`, the step and the block, as [`gate::draw`] does.
+    /// The next run's step is `step`; the device counts on. Without droppable blocks it does nothing.
     pub fn draw_gates(&mut self, seed: u64, step: u32) -> Result<()> {
         self.write_words(self.plan.gates.control, &[1, step, seed as u32, (seed >> 32) as u32])
     }
 
-    /// Sets the gates of all runs from the next one on: true keeps a branch, as a new program keeps all. Fails unless
-    /// there is one for each block of a training graph.
+    /// Sets the gates of all later runs: true keeps a block's branch, the default. Fails unless there is one for each
+    /// droppable block of a training graph.
     pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
         let GateSlots { values, closed, .. } = self.plan.gates;
         check_gate_count(open.len(), values.len)?;
@@ -271,19 +275,18 @@ impl Program {
         self.executor.write(&values, &gates(true))
     }
 
-    /// The gates of the last run, true where the branch was kept; empty in a graph without such blocks, and at
-    /// inference.
+    /// The gates of the last run: true if the branch was kept. Empty at inference and without droppable blocks.
     pub fn gates(&self) -> Result<Vec<bool>> {
         let values = self.executor.read(&self.plan.gates.values)?;
         let values = HostTensor { shape: [self.plan.gates.values.len].into(), data: values };
         Ok(values.to_real::<f64>().into_iter().map(|gate| gate != 0.0).collect())
     }
 
-    /// Runs forward, backward where the graph was differentiated, and the optimizer where there is one. A step whose
-    /// loss is not finite is skipped: parameters and velocities stay, running statistics do not.
+    /// Runs forward, backward if the graph was differentiated, and the optimizer if there is one. A step whose loss is
+    /// not finite does not change parameters and velocities; it does change running statistics.
     ///
-    /// Fails where the graph has parameters or buffers and [`load`](Self::load) has not set them, and where an input
-    /// was never set: what memory holds then is not a network's.
+    /// Fails before the first [`load`](Self::load) of a graph with parameters or buffers, and if an input was never
+    /// set.
     pub fn run(&mut self) -> Result<()> {
         self.missing.weights("run")?;
         if let Some((name, _)) = self.graph.inputs.iter().find(|(_, v)| self.missing.inputs.contains(v)) {
@@ -300,19 +303,19 @@ impl Program {
         Ok(())
     }
 
-    /// Whether the last run's loss was finite, without which its step was skipped.
+    /// True if the last run's loss was finite; else its step was skipped.
     fn is_loss_finite(&self) -> Result<bool> {
         let Some(loss) = self.graph.loss else { return Ok(true) };
         let loss = HostTensor { shape: [1].into(), data: self.executor.read(&self.slot(loss)?)? };
         Ok(loss.first_non_finite().is_none())
     }
 
-    /// Waits until everything that was started has ended; reports the first failure.
+    /// Waits for all runs; reports the first failure.
     pub fn synchronize(&self) -> Result<()> {
         self.executor.synchronize()
     }
 
-    /// An output of the last run in torch's layout: f64 in an f64 program, else f32. Fails before the first run.
+    /// An output of the last run in torch's layout (NCHW): f64 in an f64 program, else f32. Fails before the first run.
     pub fn output(&self, name: &str) -> Result<HostTensor> {
         let value = find(&self.graph.outputs, "output", name)?;
         self.missing.results(format!("output `{name}`"))?;
@@ -320,8 +323,8 @@ impl Program {
         to_torch(self.executor.read(&self.slot(value)?)?, ty, &torch_shape(ty))
     }
 
-    /// The gradients of the last run by parameter name, in torch's layout, the loss scale divided out; empty where the
-    /// graph has not been differentiated. Fails before the first run.
+    /// The gradients of the last run by parameter name, in torch's layout (OIHW, `[out, in]`), divided by the loss
+    /// scale. Empty if the graph has not been differentiated. Fails before the first run.
     pub fn gradients(&self) -> Result<StateDict> {
         self.missing.results("gradients")?;
         let used = self.loss_scale_state()?.map_or(1.0, |state| state.used);
@@ -340,12 +343,12 @@ impl Program {
         Ok(gradients)
     }
 
-    /// What the program holds in memory.
+    /// The memory plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The names of the ops that a run performs, in order; what runs once after loading comes first.
+    /// The names of the ops in execution order; those that run once after a load come first.
     pub fn ops(&self) -> Vec<&'static str> {
         self.graph.nodes.iter().map(|n| n.op.operator().name()).collect()
     }
@@ -365,7 +368,8 @@ impl Program {
         self.executor.write(&self.plan.flat.control, &control)
     }
 
-    /// Whether the next step is the first, whose velocity is the gradient. The device keeps that where it may skip steps.
+    /// True if the next step is the optimizer's first, whose velocity is the gradient. If steps may be skipped, the
+    /// device keeps this flag.
     fn is_fresh(&self) -> Result<bool> {
         Ok(self.loss_scale_state()?.map_or(self.first_step, |state| state.fresh))
     }
@@ -376,7 +380,7 @@ impl Program {
         self.write_fresh(first)
     }
 
-    /// Opens all gates, and writes what does not change: the chances, and where each branch's gradients are.
+    /// Opens all gates, and writes the constants: survival probabilities, and the ranges of the branches' gradients.
     fn prepare_gates(&mut self) -> Result<()> {
         let (gates, blocks) = (self.plan.gates.clone(), self.plan.gates.values.len);
         self.set_gates(&vec![true; blocks])?;
@@ -389,7 +393,7 @@ impl Program {
     }
 
     fn write_words(&mut self, slot: Slot, words: &[u32]) -> Result<()> {
-        // As i32, which is what the device's words are; the bits stay.
+        // As i32, the type of the device's words, with the same bits.
         let words = words.iter().take(slot.len).map(|&word| i64::from(word as i32)).collect();
         self.executor.write(&slot, &HostData::I64(words))
     }
@@ -407,12 +411,12 @@ impl Program {
         slot.ok_or_else(|| Error::invalid(format!("value {value:?}"), "no op of the program computes it"))
     }
 
-    /// The place of parameter `i` among the masters.
+    /// The place of parameter `i` in the f32 masters.
     fn master(&self, i: usize) -> Result<Slot> {
         self.part(&self.plan.flat.param, i)
     }
 
-    /// The place of parameter `i` in a flat tensor of masters, gradients or velocities.
+    /// The place of parameter `i` in the flat tensor `flat` of masters, gradients or velocities.
     fn part(&self, flat: &Slot, i: usize) -> Result<Slot> {
         let p = &self.graph.parameters[i];
         Ok(Slot { offset: flat.offset + self.plan.flat.starts[i], len: p.shape.len(), elem: Elem::Stat })

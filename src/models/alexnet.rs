@@ -1,7 +1,6 @@
-//! AlexNet as torchvision has it, `alexnet`: the single-column network of Krizhevsky 2014, without response
-//! normalisation.
+//! `alexnet`, as in torchvision: the single-column network of Krizhevsky 2014, without local response normalisation.
 //!
-//! The graph has no dropout: its 0.5 before the first two linear layers acts in training only.
+//! Dropout (0.5 before the first two linear layers, in training only) is left out.
 
 use super::blocks::{average_to, conv, max_pool};
 use super::init::Scheme;
@@ -9,7 +8,7 @@ use super::Architecture;
 use crate::graph::{Builder, ConvOptions, ValueId};
 use crate::Result;
 
-/// A layer of the features.
+/// A layer of the convolutional part.
 enum Layer {
     /// A convolution with bias and a ReLU: torch's index, output channels, kernel, stride, padding.
     Conv(usize, usize, usize, usize, usize),

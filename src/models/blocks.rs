@@ -1,13 +1,13 @@
-//! The vocabulary of layers that the families share.
+//! Layers that the families share. Shapes are the graph's: NHWC.
 
 use crate::graph::{Builder, ConvOptions, ValueId};
 use crate::ops::pool::{Kind, Window};
 use crate::Result;
 
-/// What torchvision's residual networks add to the variance.
+/// The eps of batch norm, as in torchvision's residual networks.
 pub(super) const EPS: f64 = 1e-5;
 
-/// A square convolution without bias whose padding keeps the size at stride 1.
+/// A square convolution with `k` output channels, without bias; its padding keeps the size at stride 1.
 pub(super) fn conv(k: usize, kernel: usize, stride: usize) -> ConvOptions {
     ConvOptions {
         k,
@@ -32,13 +32,14 @@ pub(super) fn max_pool(b: &mut Builder, x: ValueId, kernel: usize, stride: usize
     b.pool(x, window, Kind::Max)
 }
 
-/// The mean over squares that do not overlap, sizes rounded up: where a square leaves the image, over what is in it.
+/// Average pooling over disjoint squares, sizes rounded up; a square at the border averages the pixels inside the
+/// image.
 pub(super) fn average_pool(b: &mut Builder, x: ValueId, size: usize) -> Result<ValueId> {
     let window = Window::Sliding { kernel: [size; 2], stride: [size; 2], padding: [0; 2], ceil: true };
     b.pool(x, window, Kind::Average { count_padding: false })
 }
 
-/// The mean over windows that spread the image over `size` x `size` pixels; 1 is the global mean.
+/// Adaptive average pooling to `size` x `size` pixels; 1 is global average pooling.
 pub(super) fn average_to(b: &mut Builder, x: ValueId, size: usize) -> Result<ValueId> {
     b.pool(x, Window::Adaptive([size; 2]), Kind::Average { count_padding: false })
 }

@@ -1,16 +1,16 @@
 //! Densely connected networks (Huang et al. 2017, arXiv:1608.06993), with torchvision's tensor names.
 //!
 //! ```text
-//! densenet{121|161|169|201|264}                  ImageNet
-//! densenet[_b|_c|_bc]{L}_k{k}_cifar              L layers of growth k: three blocks of (L-4)/3 layers, of (L-4)/6 with B
+//! densenet{121|161|169|201|264}         ImageNet
+//! densenet[_b|_c|_bc]{L}_k{k}_cifar     L layers of growth k: three blocks of (L-4)/3 layers, (L-4)/6 with B
 //! ```
 //!
-//! A layer is BN ReLU conv3x3 to k channels, with B (bottlenecks) BN ReLU conv1x1 to 4k before it; it sees the channels
-//! of all layers before it in its block. A transition is BN ReLU conv1x1 and 2x2 average pooling; with C (compression)
-//! it halves the channels. The ImageNet networks have both. The first convolution has 2k channels, but 16 in the CIFAR
-//! networks without both: only so come the published counts out.
+//! A layer is BN ReLU conv3x3 to k channels, with B (bottlenecks) preceded by BN ReLU conv1x1 to 4k; its input is the
+//! channels of all earlier layers of its block. A transition is BN ReLU conv1x1 and 2x2 average pooling; with C
+//! (compression) it halves the channels. The ImageNet networks have B and C. The first convolution has 2k channels, or
+//! 16 in the CIFAR networks without B and C: this reproduces the published counts.
 //!
-//! The graph has no dropout: the paper's 0.2 after each convolution acts in training without augmentation only.
+//! Dropout (0.2 after each convolution, which the paper uses without augmentation only) is left out.
 
 use super::blocks::{average_to, conv, max_pool, norm_relu, number};
 use super::init::Scheme;
@@ -19,7 +19,7 @@ use crate::graph::{Builder, ValueId};
 use crate::ops::pool::{Kind, Window};
 use crate::Result;
 
-/// Output channels of a bottleneck's 1x1 convolution over the growth.
+/// The ratio of a bottleneck's output channels to the growth rate.
 const BOTTLENECK: usize = 4;
 
 /// The first layers and the default input.
@@ -27,7 +27,7 @@ const BOTTLENECK: usize = 4;
 enum Stem {
     /// 7x7 at stride 2, batch norm, ReLU, 3x3 max pooling at stride 2.
     ImageNet,
-    /// 3x3 alone: the first layer brings its own activation.
+    /// 3x3 alone: the first layer has its own activation.
     Cifar,
 }
 
@@ -37,11 +37,11 @@ pub(super) struct Spec {
     stem: Stem,
     /// Channels of the first convolution.
     first: usize,
-    /// Channels that a layer adds.
+    /// Growth rate: the channels that a layer adds.
     growth: usize,
-    /// Whether a layer has a 1x1 convolution before its 3x3.
+    /// B: a layer has a 1x1 convolution before its 3x3.
     bottleneck: bool,
-    /// Whether a transition halves the channels.
+    /// C: a transition halves the channels.
     compression: bool,
     /// Layers of each block.
     blocks: Vec<usize>,
@@ -142,7 +142,7 @@ impl Architecture for Spec {
 }
 
 impl Spec {
-    /// The channels that a layer adds to those of `x`.
+    /// A dense layer: the channels that it adds to `x`.
     fn layer(&self, b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
         let x = norm_relu(b, &format!("{name}.norm1"), x)?;
         if !self.bottleneck {
@@ -153,7 +153,7 @@ impl Spec {
         b.conv2d(&format!("{name}.conv2"), x, conv(self.growth, 3, 1))
     }
 
-    /// What stands between two blocks.
+    /// The transition between two blocks.
     fn transition(&self, b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
         let c = b.shape(x)[3];
         let k = if self.compression { c / 2 } else { c };

@@ -1,25 +1,26 @@
-//! Initialisation, as the networks' sources do it: reproducible from a seed, tensor by tensor.
+//! Initialisation as in each network's source, reproducible from a seed. The [crate's](crate) second example uses it.
 
 use crate::graph::{Graph, Parameter, ParameterKind};
 use crate::tensor::philox::Philox;
 use crate::tensor::{HostTensor, Shape, StateDict};
 
-/// The distribution of a tensor. `fan_in` is the number of inputs of one output (in/groups R S), `fan_out` = out R S.
+/// The distribution of a tensor's elements, with fan_in = in / groups R S and fan_out = out R S.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fill {
     /// 0.
     Zero,
-    /// Normal, of this standard deviation.
+    /// Normal with this standard deviation.
     Normal(f64),
-    /// Normal, of standard deviation sqrt(2 / fan_in) (He et al. 2015, arXiv:1502.01852).
+    /// He normal: standard deviation sqrt(2 / fan_in) (He et al. 2015, arXiv:1502.01852).
     HeFanIn,
-    /// Normal, of standard deviation sqrt(2 / fan_out), as in the authors' code of residual networks.
+    /// He normal by outputs: standard deviation sqrt(2 / fan_out), as in the code of the ResNet authors.
     HeFanOut,
-    /// Uniform in +-1 / sqrt(fan_in); of a bias, with the fan of the weight before it. Torch's default.
+    /// Uniform in +-1 / sqrt(fan_in), torch's default; a bias takes the fan_in of its weight.
     Uniform,
 }
 
-/// How a network is initialised. Batch norms start as the identity: gamma 1, beta 0, running mean 0 and variance 1.
+/// The distributions of a network's tensors. Batch norms start as the identity: gamma 1, beta 0, running mean 0 and
+/// variance 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scheme {
     /// Weights of convolutions.
@@ -31,18 +32,18 @@ pub struct Scheme {
 }
 
 impl Scheme {
-    /// Residual networks (the authors' `resnet.lua`): He normal over the outputs, linear weights uniform, biases 0.
+    /// Residual networks (the authors' `resnet.lua`): He normal by outputs, linear weights uniform, biases 0.
     pub const RESIDUAL: Self = Self { conv: Fill::HeFanOut, linear: Fill::Uniform, bias: Fill::Zero };
-    /// DenseNet as torchvision: He normal over the inputs, linear weights uniform, biases 0.
+    /// DenseNet as in torchvision: He normal, linear weights uniform, biases 0.
     pub const DENSE: Self = Self { conv: Fill::HeFanIn, linear: Fill::Uniform, bias: Fill::Zero };
-    /// VGG as torchvision: He normal over the outputs, linear weights of deviation 0.01, biases 0.
+    /// VGG as in torchvision: He normal by outputs, linear weights normal with deviation 0.01, biases 0.
     pub const VGG: Self = Self { conv: Fill::HeFanOut, linear: Fill::Normal(0.01), bias: Fill::Zero };
     /// Torch's defaults.
     pub const TORCH: Self = Self { conv: Fill::Uniform, linear: Fill::Uniform, bias: Fill::Uniform };
 }
 
-/// Parameters and buffers for `graph`, in f32 and torch's shapes. The numbers of a tensor depend on `seed`, its name,
-/// its shape and `scheme` only.
+/// New parameters and buffers for `graph`, in f32 and torch's layout (OIHW, `[out, in]`). A tensor depends on `seed`,
+/// its name, its shape and `scheme` only.
 pub fn initialise(graph: &Graph, scheme: &Scheme, seed: u64) -> StateDict {
     let mut state = StateDict::new();
     let mut fan_in = 1;
@@ -118,7 +119,7 @@ mod tests {
         let s = state("resnet20_cifar", 3);
         for (name, fan_out) in [("layer1.1.conv2.weight", 16 * 9), ("layer3.0.conv1.weight", 64 * 9)] {
             let expected = (2.0 / f64::from(fan_out)).sqrt();
-            // The deviation of n normal numbers has a relative deviation of 1 / sqrt(2 n).
+            // The sample deviation of n normal numbers has a relative standard error of 1 / sqrt(2 n).
             let bound = 5.0 / (2.0 * s[name].len() as f64).sqrt();
             let found = deviation(&s[name]);
             assert!((found / expected - 1.0).abs() < bound, "{name}: deviation {found}, expected {expected}");

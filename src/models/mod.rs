@@ -1,7 +1,25 @@
-//! The networks: one table of all models, a file per family.
+//! Networks by name: a table of models, and a file for each family.
 //!
-//! A family is a grammar of names: [`find`] knows every name of [`all`] and the free forms, such as `resnet26_cifar`,
-//! `resnext50_16x4d` or `densenet_bc40_k24_cifar`. Parameters bear torchvision's names.
+//! Each family has a grammar of names: [`find`] accepts every name of [`all`] and others of the same form, such as
+//! `resnet26_cifar`, `resnext50_16x4d` or `densenet_bc40_k24_cifar`. Parameters have torchvision's names and layouts.
+//!
+//! ```
+//! use residuum::graph::Mode;
+//! use residuum::models::{self, BuildOptions};
+//!
+//! let model = models::find("resnet20_cifar")?;
+//! assert_eq!(model.input(), [3, 32, 32]);
+//! let graph = model.build(Mode::Infer, 1, model.input(), model.classes(), BuildOptions::default())?;
+//! let published = model.published().expect("a row of the table");
+//! assert_eq!(graph.parameter_count() as u64, published.parameters);
+//!
+//! // Weights under torchvision's names and in torch's layout.
+//! let state = model.initialise(&graph, 0);
+//! assert_eq!(state["layer1.0.conv1.weight"].shape.dims(), [16, 16, 3, 3]);
+//! assert_eq!(model.classes_of(&state)?, 10);
+//! assert!(models::find("resnet20_cifr").is_err_and(|e| e.to_string().contains("did you mean resnet20_cifar")));
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod alexnet;
 mod blocks;
@@ -18,21 +36,21 @@ use crate::graph::{Builder, Graph, Interpreter, LossOptions, Mode, ValueId};
 use crate::tensor::{DType, HostTensor, Real, StateDict};
 use crate::{error, Error, Result};
 
-/// Bytes of the longest name to which near ones are suggested.
+/// The longest name, in bytes, for which similar names are searched.
 const LONGEST: usize = 200;
 
-/// What a model's source states of it.
+/// The published figures of a model. See the [module](self) for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// Trained numbers, at the default number of classes.
+    /// Parameters, at the default number of classes.
     pub parameters: u64,
-    /// Multiply-adds of an image at the default input size, rounded to ten thousand.
+    /// Multiply-adds per image at the default input size, rounded to ten thousand.
     pub macs: u64,
     /// The paper or code that defines the network.
     pub source: &'static str,
 }
 
-/// A network by its name.
+/// A named network. See the [module](self) for an example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     name: String,
@@ -42,14 +60,14 @@ pub struct Model {
     network: Network,
 }
 
-/// How a graph is built, besides its shapes.
+/// Options of [`Model::build`]. See the [module](self) for an example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BuildOptions {
-    /// Whether the softmax cross-entropy against the input `labels` is added, with the outputs `loss` and `correct`.
+    /// Adds the softmax cross-entropy against the input `labels`, with the outputs `loss` and `correct`.
     pub loss: bool,
-    /// The loss's label smoothing, in 0..1.
+    /// Label smoothing, in 0..1.
     pub smoothing: f64,
-    /// What gradients are multiplied by on their way: a loss scale for f16, see [`LossOptions`].
+    /// Loss scale, for f16: see [`LossOptions`].
     pub grad_scale: f64,
 }
 
@@ -60,7 +78,7 @@ impl Default for BuildOptions {
     }
 }
 
-/// What a family's grammar makes of a name.
+/// A network's descriptor, parsed from its name by its family's grammar.
 #[derive(Clone, Debug, PartialEq)]
 enum Network {
     AlexNet(alexnet::Spec),
@@ -69,7 +87,7 @@ enum Network {
     Vgg(vgg::Spec),
 }
 
-/// What the table needs to know of a family's network.
+/// What each family implements for its networks.
 trait Architecture {
     /// The default channels, height and width of the input.
     fn input(&self) -> [usize; 3];
@@ -83,20 +101,20 @@ trait Architecture {
     /// The name of the last linear layer.
     fn head(&self) -> &'static str;
 
-    /// How its source initialises it.
+    /// The initialisation of its source.
     fn scheme(&self) -> init::Scheme;
 
-    /// Whether training drops blocks at random.
+    /// True with stochastic depth.
     fn is_stochastic(&self) -> bool {
         false
     }
 
-    /// Appends the layers from the images `x` to the logits.
+    /// Appends the layers from the images `x` (NHWC) to the logits.
     fn layers(&self, b: &mut Builder, x: ValueId, classes: usize) -> Result<ValueId>;
 }
 
 impl Network {
-    /// The network called `name`, by the grammar of the family that knows it.
+    /// Parses `name` by the grammar of every family.
     fn parse(name: &str) -> Option<Self> {
         resnet::parse(name)
             .map(Self::Residual)
@@ -115,19 +133,19 @@ impl Network {
     }
 }
 
-/// Every model of the table, in its order: those with published numbers.
+/// The models with published figures, in the table's order.
 pub fn all() -> &'static [Model] {
     static ALL: LazyLock<Vec<Model>> =
         LazyLock::new(|| table::ROWS.iter().filter_map(|row| Model::new(row.name)).collect());
     &ALL
 }
 
-/// The model called `name`, which may be one of [`all`] or of the families' free forms. An unknown name is an error
-/// that suggests the nearest ones.
+/// The model called `name`: one of [`all`], or another name of a family's grammar. The error of an unknown name
+/// suggests similar ones.
 pub fn find(name: &str) -> Result<Model> {
     Model::new(name).ok_or_else(|| {
         let names = table::ROWS.iter().map(|row| row.name);
-        // The work grows with the length, and no long name is near to any.
+        // The search time grows with the length, and no long name is similar to any.
         let nearest = if name.len() <= LONGEST { nearest(name, names) } else { Vec::new() };
         Error::Unknown { kind: "model", name: error::line(name.into()), nearest }
     })
@@ -142,12 +160,12 @@ impl Model {
         Some(Self { name: name.into(), input, classes, published, network })
     }
 
-    /// The name by which [`find`] finds it.
+    /// The name that [`find`] takes.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The default channels, height and width of an image.
+    /// The default shape of an image: C, H, W.
     pub fn input(&self) -> [usize; 3] {
         self.input
     }
@@ -157,19 +175,20 @@ impl Model {
         self.classes
     }
 
-    /// Whether training drops blocks at random: stochastic depth.
+    /// True with stochastic depth: training drops blocks at random.
     pub fn is_stochastic(&self) -> bool {
         self.network.architecture().is_stochastic()
     }
 
-    /// What its source states, for the models of [`all`].
+    /// The published figures, for the models of [`all`].
     pub fn published(&self) -> Option<Published> {
         self.published
     }
 
-    /// The graph for batches of `batch` images of `channels`, `height` and `width`: input `input`, output `logits`
-    /// of shape `[batch, classes]`, and a loss where `options` ask for one. It is not yet differentiated. Fails where
-    /// an extent is 0 or an image is too small for the network.
+    /// The graph for batches of `batch` images of C, H, W, not yet differentiated. It has the input `input` (NHWC in
+    /// the graph; [`Program::set_input`](crate::graph::Program::set_input) takes NCHW), the output `logits` of shape
+    /// `[batch, classes]`, and a loss if `options` ask for one. Fails if an extent is 0 or an image is too small for
+    /// the network.
     pub fn build(
         &self,
         mode: Mode,
@@ -196,26 +215,25 @@ impl Model {
         Ok(b.finish())
     }
 
-    /// New parameters and buffers for `graph`, as the model's source initialises them. Each tensor depends on `seed`
-    /// and its own name only.
+    /// New parameters and buffers for `graph` in torch's layout, initialised as in the model's source. Each tensor
+    /// depends on `seed` and its own name only.
     pub fn initialise(&self, graph: &Graph, seed: u64) -> StateDict {
         init::initialise(graph, &self.network.architecture().scheme(), seed)
     }
 
-    /// The number of classes of the weights `state`: the rows of the last linear layer.
+    /// The number of classes of the weights `state`: the rows of the last linear layer, `[out, in]`.
     pub fn classes_of(&self, state: &StateDict) -> Result<usize> {
         self.extent_of(state, self.network.architecture().head(), 0)
     }
 
-    /// The number of input channels of the weights `state`: those that a filter of the first convolution reads.
+    /// The number of image channels of the weights `state`: the I of the first convolution, OIHW.
     pub fn channels_of(&self, state: &StateDict) -> Result<usize> {
         self.extent_of(state, self.network.architecture().stem(), 1)
     }
 
-    /// Where the numbers of the network with the weights `state` stop being finite for `image`, `[1, C, H, W]`: the
-    /// first layer whose output is not, as [`Interpreter::first_non_finite`] tells it; `None` where all are. It
-    /// computes inference on the CPU, op by op, and rounds to `dtype` what a program stores. Fails where the weights or
-    /// the image do not fit.
+    /// The first layer whose output is not finite for `image`, `[1, C, H, W]`, with the weights `state`: see
+    /// [`Interpreter::first_non_finite`]. `None` if all are finite. It runs inference on the CPU, op by op, and rounds
+    /// stored values to `dtype`. Fails if the weights or the image do not fit.
     pub fn first_non_finite(&self, state: &StateDict, image: &HostTensor, dtype: DType) -> Result<Option<String>> {
         let &[1, c, h, w] = image.shape.dims() else {
             return Err(Error::invalid("image", format!("shape {}, expected 1, C, H, W", image.shape)));
@@ -234,11 +252,12 @@ impl Model {
         }
     }
 
-    /// Takes a prefix off the names of `state`, such as `module.` or `_orig_mod.`, and returns it: the one that ends in
-    /// a dot, stands before every name and leaves this network's. `None`, and nothing is changed, where there is none.
+    /// Removes a prefix, such as `module.` or `_orig_mod.`, from the names of `state` and returns it. The prefix ends
+    /// in a dot, is common to all names and leaves this network's names. `None` if there is none; `state` is then
+    /// unchanged.
     pub fn strip_prefix(&self, state: &mut StateDict) -> Option<String> {
         let stem = format!("{}.weight", self.network.architecture().stem());
-        // The names are sorted: what the first and the last have in common all have.
+        // The names are sorted: a prefix of the first and the last is a prefix of all.
         let (first, last) = (state.keys().next()?, state.keys().next_back()?);
         let common = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
         let mut prefixes = state.keys().filter_map(|name| name.strip_suffix(&stem)).filter(|p| p.ends_with('.'));
@@ -247,7 +266,7 @@ impl Model {
         Some(prefix)
     }
 
-    /// Whether `other` is the same network, perhaps under another name: the same tensors and the same function.
+    /// True if `other` has the same tensors and computes the same function, even if its name differs.
     pub fn is_same_network(&self, other: &Self) -> bool {
         self.network == other.network
     }
@@ -255,7 +274,7 @@ impl Model {
     fn extent_of(&self, state: &StateDict, layer: &str, axis: usize) -> Result<usize> {
         let name = format!("{layer}.weight");
         let tensor = state.get(&name).ok_or_else(|| {
-            // Under a prefix that not all names have.
+            // It may have a prefix that not all names have.
             let longer = state.keys().find(|other| other.strip_suffix(&name).is_some_and(|p| p.ends_with('.')));
             let other = longer.and_then(|longer| {
                 let prefix = &longer[..longer.len() - name.len()];
@@ -271,7 +290,7 @@ impl Model {
     }
 }
 
-/// Up to three of `names` that need the fewest edits to become `name`, none that is nearly all edits.
+/// Up to three of `names` with the smallest edit distance to `name`, at most half of the longer name.
 fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let name = &name.to_lowercase();
     let mut near: Vec<_> =
@@ -280,7 +299,7 @@ fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> 
     near.into_iter().take(3).map(|(_, n)| n.into()).collect()
 }
 
-/// The least number of insertions, deletions and replacements of characters that turn `a` into `b`.
+/// The edit (Levenshtein) distance of `a` and `b`.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -6,16 +6,17 @@
 //! resnet{6n+2}_cifar[shortcut][order]   plain{6n+2}_cifar                  basic blocks
 //! resnet{9n+2}_bottleneck_cifar[shortcut][order]                           bottlenecks
 //! resnext{9n+2}_{C}x{d}d_cifar   preact_resnet{9n+2}_cifar
-//! NETWORK_survival{05}[_uniform]                           stochastic depth on any of them but the plain ones
-//! shortcut   _option_b | _conv1x1 | _average          order   _bn_after_add | _relu_before_add | _relu_only_preact | _full_preact
+//! NETWORK_survival{05}[_uniform]                           stochastic depth on any of these but the plain ones
+//! shortcut   _option_b | _conv1x1 | _average
+//! order      _bn_after_add | _relu_before_add | _relu_only_preact | _full_preact
 //! ```
 //!
-//! `_average` is option A with the mean of 2x2 pixels in place of every second one: the shortcut of stochastic depth's
+//! `_average` is option A with 2x2 average pooling in place of subsampling, as in the code of the stochastic-depth
 //! authors.
 //!
-//! The digits behind `_survival` are those of p_L, the last block's chance to be kept, without the point behind the
-//! first: 05 is 0.5, 08 0.8, 075 0.75. The chances fall in equal steps, p_l = 1 - l / L (1 - p_L) with l from 1 to L
-//! (Huang et al. 2016, arXiv:1603.09382), or with `_uniform` all are p_L.
+//! The digits after `_survival` are p_L, the survival probability of the last block, without the decimal point: 05 is
+//! 0.5, 08 0.8, 075 0.75. The probabilities decay linearly, p_l = 1 - l / L (1 - p_L) with l from 1 to L (Huang et al.
+//! 2016, arXiv:1603.09382); with `_uniform` all are p_L.
 
 use super::blocks::{average_pool, average_to, conv, max_pool, norm_relu, number, EPS};
 use super::init::Scheme;
@@ -23,7 +24,7 @@ use super::Architecture;
 use crate::graph::{Builder, ConvOptions, ValueId};
 use crate::Result;
 
-/// Output channels of a bottleneck over its planes.
+/// The ratio of a bottleneck's output channels to its planes.
 const EXPANSION: usize = 4;
 
 /// The first layers.
@@ -33,42 +34,42 @@ enum Stem {
     ImageNet,
     /// 3x3, batch norm, ReLU.
     Cifar,
-    /// 3x3 alone: the first unit brings its own activation.
+    /// 3x3 alone: the first unit has its own activation.
     CifarBare,
 }
 
 /// The residual branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Block {
-    /// Two 3x3.
+    /// Two 3x3 convolutions.
     Basic,
-    /// 1x1, 3x3, 1x1.
+    /// 1x1, 3x3 and 1x1 convolutions.
     Bottleneck {
-        /// Groups of the 3x3.
+        /// The groups of the 3x3 convolution.
         groups: usize,
-        /// Channels of a group at 64 planes.
+        /// The channels of a group at 64 planes.
         width: usize,
-        /// Whether the stride is in the first 1x1, as in the paper, and not in the 3x3.
+        /// Puts the stride into the first 1x1, as in the paper, and not into the 3x3.
         stride_first: bool,
     },
 }
 
-/// What goes around the branch.
+/// The shortcut around the branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shortcut {
-    /// Nothing: a plain network.
+    /// None: a plain network.
     None,
-    /// Option A: the identity, subsampled and padded with zero channels at the end where the shape changes.
+    /// Option A: the identity; if the shape changes, subsampled and padded with zero channels at the end.
     Pad,
-    /// The same with the mean of 2x2 pixels in place of every second one.
+    /// Option A with 2x2 average pooling in place of subsampling.
     PadAverage,
-    /// Option B: a 1x1 convolution where the shape changes.
+    /// Option B: a 1x1 convolution if the shape changes.
     Project,
     /// Option C: a 1x1 convolution everywhere.
     ProjectAll,
 }
 
-/// Where batch norm and ReLU are (He et al. 2016, figure 4).
+/// The order of batch norm, ReLU and addition (He et al. 2016, figure 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     /// (a) conv BN ReLU conv BN (+) ReLU.
@@ -83,17 +84,17 @@ enum Order {
     FullPreact,
 }
 
-/// Stochastic depth: the chances that the blocks' branches are kept.
+/// Stochastic depth: the survival probabilities of the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Survival {
-    /// That of the last block, in thousandths.
+    /// The last block's, in thousandths.
     last: u32,
-    /// Whether all are the last one's; else they fall in equal steps.
+    /// All equal the last one's; else they decay linearly.
     uniform: bool,
 }
 
 impl Survival {
-    /// The chance of block `l` of `blocks`, counted from 1.
+    /// The survival probability of block `l` of `blocks`, counted from 1.
     fn of(&self, l: usize, blocks: usize) -> f64 {
         let last = f64::from(self.last) / 1000.0;
         if self.uniform {
@@ -103,7 +104,7 @@ impl Survival {
         }
     }
 
-    /// Splits `resnet20_cifar_survival05_uniform` into `resnet20_cifar` and what follows.
+    /// Splits `resnet20_cifar_survival05_uniform` into `resnet20_cifar` and its stochastic depth.
     fn split(name: &str) -> Option<(&str, Option<Self>)> {
         let Some((network, text)) = name.split_once("_survival") else { return Some((name, None)) };
         let (digits, uniform) = text.strip_suffix("_uniform").map_or((text, false), |digits| (digits, true));
@@ -118,10 +119,10 @@ impl Survival {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Spec {
     stem: Stem,
-    /// Channels of the stem and planes of the first stage; each later stage doubles them at half the size.
+    /// The channels of the stem and the planes of the first stage; each later stage doubles them and halves the size.
     planes: usize,
     block: Block,
-    /// Units of each stage.
+    /// The number of units of each stage.
     stages: Vec<usize>,
     shortcut: Shortcut,
     order: Order,
@@ -136,7 +137,7 @@ pub(super) fn parse(name: &str) -> Option<Spec> {
     droppable.then_some(Spec { survival, ..spec })
 }
 
-/// The network called `name`, with all its blocks.
+/// The network called `name`, without stochastic depth.
 fn parse_network(name: &str) -> Option<Spec> {
     if let Some(at) = name.find("_cifar") {
         let (body, suffix) = (&name[..at], &name[at + "_cifar".len()..]);
@@ -193,7 +194,7 @@ fn imagenet(depth: usize, shortcut: Shortcut, deep: Block) -> Option<Spec> {
     Some(Spec { stem: Stem::ImageNet, planes: 64, block, stages, shortcut, order: Order::Original, survival: None })
 }
 
-/// The networks for 32x32 images: `body` is what stands before `_cifar`, `suffix` what follows.
+/// The networks for 32x32 images: `body` is the part of the name before `_cifar`, `suffix` the part after it.
 fn cifar(body: &str, suffix: &str) -> Option<Spec> {
     let (kind, depth, form) = split_depth(body)?;
     let units = |per_unit: usize| {
@@ -333,13 +334,13 @@ impl Spec {
 /// A residual unit: a branch, a shortcut and their sum.
 struct Unit<'a> {
     spec: &'a Spec,
-    /// The prefix of its layers' names.
+    /// The prefix of the names of its layers.
     name: String,
     planes: usize,
     stride: usize,
-    /// Whether its input is activated already: the first unit after a stem with an activation.
+    /// True if its input is already activated: the first unit after a stem with an activation.
     activated: bool,
-    /// The chance that its branch is kept, where it can be dropped.
+    /// The survival probability of the branch, if it can be dropped.
     survival: Option<f64>,
 }
 
@@ -356,7 +357,7 @@ impl Unit<'_> {
         }
     }
 
-    /// Branch and shortcut, or the branch alone.
+    /// The sum of branch and shortcut, or the branch alone.
     fn sum(&self, b: &mut Builder, x: ValueId) -> Result<ValueId> {
         let entry = self.entry(b, x)?;
         let branch = self.branch(b, entry)?;
@@ -368,7 +369,7 @@ impl Unit<'_> {
         }
     }
 
-    /// The same with a branch that may be dropped; an activation that the shortcut needs is not.
+    /// The sum with a branch that may be dropped. An activation that the shortcut reads stays outside the branch.
     fn droppable(&self, b: &mut Builder, x: ValueId, survival: f64) -> Result<ValueId> {
         let shared = if self.changes_shape(b, x) { Some(self.entry(b, x)?) } else { None };
         let branch = b.branch(survival, |b| {
@@ -379,7 +380,7 @@ impl Unit<'_> {
         b.join(branch, shortcut)
     }
 
-    /// What the branch starts from: in the pre-activation orders the activated input.
+    /// The input of the branch: activated in the pre-activation orders.
     fn entry(&self, b: &mut Builder, x: ValueId) -> Result<ValueId> {
         match self.spec.order {
             _ if self.activated => Ok(x),
@@ -389,7 +390,7 @@ impl Unit<'_> {
         }
     }
 
-    /// The convolutions with what stands between and after them.
+    /// The convolutions with their batch norms and ReLUs.
     fn branch(&self, b: &mut Builder, mut x: ValueId) -> Result<ValueId> {
         let convolutions = self.convolutions();
         let last = convolutions.len();
@@ -429,7 +430,7 @@ impl Unit<'_> {
         self.stride != 1 || b.shape(x)[3] != self.channels()
     }
 
-    /// What is added to the branch; nothing in a plain network.
+    /// The value to add to the branch; `None` in a plain network.
     fn shortcut(&self, b: &mut Builder, x: ValueId) -> Result<Option<ValueId>> {
         let changes = self.changes_shape(b, x);
         Ok(Some(match self.spec.shortcut {
@@ -445,7 +446,7 @@ impl Unit<'_> {
         }))
     }
 
-    /// A 1x1 convolution; with full pre-activation its input is normalised already, else its output is.
+    /// A 1x1 convolution. Its output is normalised, unless its input is (full pre-activation).
     fn projection(&self, b: &mut Builder, x: ValueId) -> Result<ValueId> {
         let y = b.conv2d(&self.layer("downsample.", 0), x, conv(self.channels(), 1, self.stride))?;
         match self.spec.order {

@@ -1,12 +1,12 @@
-//! The one table of models: name, published parameter count and multiply-adds, source.
+//! The table of models: name, published parameters and multiply-adds, source.
 
 use super::Published;
 
-/// A model that has published numbers.
+/// A model with published figures.
 pub(super) struct Row {
     /// A name in the grammar of its family.
     pub name: &'static str,
-    /// What its source states.
+    /// Its published figures.
     pub published: Published,
 }
 
@@ -21,12 +21,12 @@ const HUANG: &str = "Huang et al. 2017, arXiv:1608.06993";
 const VGG: &str = "Simonyan and Zisserman 2014, arXiv:1409.1556";
 const ALEX: &str = "Krizhevsky 2014, arXiv:1404.5997, as torchvision";
 
-/// Multiply-adds in units of ten thousand.
+/// A row; `macs` is in units of ten thousand.
 const fn row(name: &'static str, parameters: u64, macs: u64, source: &'static str) -> Row {
     Row { name, published: Published { parameters, macs: macs * 10_000, source } }
 }
 
-/// Every model with published numbers.
+/// Every model with published figures.
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
     row("resnet20_cifar",                         269_722,     4_055,     HE),

@@ -1,6 +1,6 @@
-//! VGG (Simonyan and Zisserman 2014) as torchvision has it: `vgg{11|13|16|19}[_bn]`.
+//! VGG (Simonyan and Zisserman 2014) as in torchvision: `vgg{11|13|16|19}[_bn]`.
 //!
-//! The graph has no dropout: its 0.5 after the first two linear layers acts in training only.
+//! Dropout (0.5 after the first two linear layers, in training only) is left out.
 
 use super::blocks::{average_to, conv, max_pool, norm_relu};
 use super::init::Scheme;
@@ -14,9 +14,9 @@ const WIDTHS: [usize; 5] = [64, 128, 256, 512, 512];
 /// A VGG network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Spec {
-    /// Convolutions of each stage; a pooling ends it.
+    /// The convolutions of each stage, which a pooling ends.
     stages: [usize; 5],
-    /// Whether each convolution is followed by a batch norm.
+    /// Adds a batch norm after each convolution.
     norm: bool,
 }
 

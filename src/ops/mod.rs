@@ -9,7 +9,9 @@ pub mod conv2d;
 pub mod cross_entropy;
 pub mod linear;
 pub mod load;
+#[doc(hidden)]
 pub mod norm;
+#[doc(hidden)]
 pub mod norm_pool;
 pub mod operands;
 pub(crate) mod parallel;

@@ -1,14 +1,14 @@
-//! Tensors on the host, in torch's shapes: what files hold and the public API exchanges.
+//! Tensors on the host in torch's layout: what files hold and the public API takes and returns.
 
 use std::collections::BTreeMap;
 
 use super::{memory, Real, Shape};
 use crate::Result;
 
-/// The elements of a [`HostTensor`].
+/// The elements of a [`HostTensor`], which has an example.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HostData {
-    /// Single precision; f16 and bf16 files are widened to it, which loses nothing.
+    /// Single precision; f16 and bf16 data of files is widened to it exactly.
     F32(Vec<f32>),
     /// Double precision.
     F64(Vec<f64>),
@@ -35,7 +35,7 @@ impl HostData {
         }
     }
 
-    /// The same data once more; fails where there is no memory for it.
+    /// A copy. Fails if there is no memory for it.
     pub(crate) fn copy(&self) -> Result<Self> {
         fn copy<T: Copy>(v: &[T]) -> Result<Vec<T>> {
             memory::collect("a copy of a tensor", v.iter().copied())
@@ -48,30 +48,41 @@ impl HostData {
     }
 }
 
-/// A dense tensor on the host in torch's layout (NCHW, OIHW, `[out, in]`), row-major.
+/// A dense row-major tensor on the host in torch's layout: images NCHW, convolution weights OIHW, linear weights `[out,
+/// in]`.
+///
+/// ```
+/// use residuum::tensor::HostTensor;
+///
+/// // Two grey images of 1x2 pixels.
+/// let images = HostTensor::f32([2, 1, 1, 2], vec![0.0, 0.25, 0.5, f32::NAN]);
+/// assert_eq!(images.len(), 4);
+/// assert_eq!(images.first_non_finite(), Some(3));
+/// assert_eq!(images.to_real::<f64>()[1], 0.25);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostTensor {
-    /// The extents, in torch's order.
+    /// The extents in torch's order: NCHW, OIHW or `[out, in]`.
     pub shape: Shape,
     /// The elements, row-major.
     pub data: HostData,
 }
 
-/// Named tensors: what torch calls a state dict.
+/// Named tensors, torch's state dict. [`weights`](crate::models::weights) has an example.
 pub type StateDict = BTreeMap<String, HostTensor>;
 
 impl HostTensor {
-    /// A single-precision tensor. `data` must hold `shape.len()` elements.
+    /// A single-precision tensor; an image's `shape` is NCHW. Panics unless `data` holds `shape.len()` elements.
     pub fn f32(shape: impl Into<Shape>, data: Vec<f32>) -> Self {
         Self::new(shape.into(), HostData::F32(data))
     }
 
-    /// A double-precision tensor. `data` must hold `shape.len()` elements.
+    /// A double-precision tensor; an image's `shape` is NCHW. Panics unless `data` holds `shape.len()` elements.
     pub fn f64(shape: impl Into<Shape>, data: Vec<f64>) -> Self {
         Self::new(shape.into(), HostData::F64(data))
     }
 
-    /// An integer tensor. `data` must hold `shape.len()` elements.
+    /// An integer tensor. Panics unless `data` holds `shape.len()` elements.
     pub fn i64(shape: impl Into<Shape>, data: Vec<i64>) -> Self {
         Self::new(shape.into(), HostData::I64(data))
     }
@@ -87,12 +98,12 @@ impl HostTensor {
         self.data.len()
     }
 
-    /// Whether there is no element.
+    /// True if there is no element.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The elements as `T`.
+    /// The elements converted to `T`, in torch's order.
     pub fn to_real<T: Real>(&self) -> Vec<T> {
         match &self.data {
             HostData::F32(v) => v.iter().map(|&a| T::from_f64(f64::from(a))).collect(),

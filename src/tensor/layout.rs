@@ -1,14 +1,25 @@
-//! Between torch's layouts and the library's.
+//! Conversion between torch's layouts (NCHW, OIHW) and the library's (NHWC, KRSC).
+//!
+//! ```
+//! use residuum::tensor::layout::{nchw_to_nhwc, nhwc_to_nchw};
+//!
+//! // An image of 2 channels and 1x3 pixels: channels apart, then side by side.
+//! let nchw = [1, 2, 3, 10, 20, 30];
+//! let nhwc = nchw_to_nhwc(&nchw, 1, 2, 1, 3)?;
+//! assert_eq!(nhwc, [1, 10, 2, 20, 3, 30]);
+//! assert_eq!(nhwc_to_nchw(&nhwc, 1, 1, 3, 2)?, nchw);
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 use super::memory;
 use crate::Result;
 
-/// From `[N, C, H, W]` to `[N, H, W, C]`; for weights, from OIHW to KRSC. Fails where there is no memory for the copy.
+/// From `[N, C, H, W]` to `[N, H, W, C]`; for weights, from OIHW to KRSC. Fails if there is no memory for the copy.
 pub fn nchw_to_nhwc<T: Copy + Default>(src: &[T], n: usize, c: usize, h: usize, w: usize) -> Result<Vec<T>> {
     permute(src, n, c, h * w)
 }
 
-/// From `[N, H, W, C]` to `[N, C, H, W]`; for weights, from KRSC to OIHW. Fails where there is no memory for the copy.
+/// From `[N, H, W, C]` to `[N, C, H, W]`; for weights, from KRSC to OIHW. Fails if there is no memory for the copy.
 pub fn nhwc_to_nchw<T: Copy + Default>(src: &[T], n: usize, h: usize, w: usize, c: usize) -> Result<Vec<T>> {
     permute(src, n, h * w, c)
 }

@@ -1,8 +1,7 @@
-//! Memory of a tensor's size on the host, which the system may refuse.
+//! Fallible allocation of host memory of a tensor's size.
 //!
-//! What a program is made of (names, lists of ops, launches) is allocated as everywhere in Rust, and the process ends
-//! where that fails. Whatever grows with a batch or with a layer's width goes through here instead and fails with
-//! [`Error::OutOfMemory`].
+//! Small allocations (names, lists of ops, launches) use Rust's allocator, and the process ends if one fails. Memory
+//! that grows with the batch or with a layer's width is allocated here and fails with [`Error::OutOfMemory`].
 
 use std::cell::Cell;
 
@@ -12,7 +11,7 @@ thread_local! {
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls `allocate`, which can do without the memory that it asks for.
+/// Calls `allocate`, whose caller handles a failed allocation.
 pub(crate) fn fallible<T>(allocate: impl FnOnce() -> T) -> T {
     let outer = EXPECTED.replace(true);
     let result = allocate();
@@ -20,7 +19,7 @@ pub(crate) fn fallible<T>(allocate: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Whether this thread's caller expects that an allocation fails: inside of [`fallible`].
+/// True inside [`fallible`]: this thread's caller handles a failed allocation.
 pub(crate) fn is_fallible() -> bool {
     EXPECTED.try_with(Cell::get).unwrap_or(false)
 }
@@ -34,14 +33,14 @@ pub(crate) fn room<T>(what: &str, len: usize) -> Result<Vec<T>> {
     }
 }
 
-/// The elements of `from`, whose number is known.
+/// The elements of `from`; `what` names the vector in the error.
 pub(crate) fn collect<T>(what: &str, from: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>> {
     let mut v = room(what, from.len())?;
     v.extend(from);
     Ok(v)
 }
 
-/// `len` times `value`.
+/// A vector of `len` times `value`; `what` names it in the error.
 pub(crate) fn filled<T: Clone>(what: &str, value: T, len: usize) -> Result<Vec<T>> {
     let mut v = room(what, len)?;
     v.resize(len, value);

@@ -1,9 +1,23 @@
-//! Shapes, element types and layouts; nothing here knows a device.
+//! Shapes, element types, layouts and host tensors, independent of any device.
 //!
-//! Inside the library activations are NHWC (`x[N,H,W,C]`) and weights KRSC (`w[K,R,S,C]`). Files and the public API
-//! speak torch's NCHW and OIHW; [`layout`] converts.
+//! Inside the library and in a graph's shapes, activations are NHWC (`x[N,H,W,C]`) and weights KRSC (`w[K,R,S,C]`).
+//! Files and host tensors ([`HostTensor`], [`StateDict`]) have torch's NCHW and OIHW; [`layout`] converts.
+//!
+//! ```
+//! use residuum::tensor::{DType, Elem, Shape, TensorType};
+//!
+//! // A batch of 8 images of 32x32 pixels and 3 channels, as a graph has it: NHWC.
+//! let images = TensorType::real([8, 32, 32, 3]);
+//! assert_eq!(images.bytes(DType::BF16), 8 * 32 * 32 * 3 * 2);
+//! assert_eq!(images.shape.summary(), "n8 32x32 c3");
+//! assert_eq!(Shape::from([8, 10]).nhwc(), Some([8, 1, 1, 10]));
+//! // Statistics are f32 in every 16-bit program.
+//! assert_eq!(Elem::Stat.bytes(DType::F16), 4);
+//! assert_eq!("bf16".parse::<DType>()?.round(1.0 + 1.0 / 512.0), 1.0);
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
-pub mod host;
+mod host;
 pub mod layout;
 pub(crate) mod memory;
 pub mod philox;
@@ -14,20 +28,21 @@ pub use real::Real;
 
 use std::fmt;
 
-/// Whether a tensor of these extents has few enough elements for sizes in bytes, of scratch memory too, to be computed.
+/// True if sizes in bytes of a tensor of these extents, and of its scratch memory, do not overflow.
 pub(crate) fn is_addressable(extents: &[usize]) -> bool {
     let elements = extents.iter().try_fold(1usize, |elements, &extent| elements.checked_mul(extent));
     elements.is_some_and(|elements| elements <= usize::MAX >> 7)
 }
 
-/// The storage type of activations, their gradients and the working copy of the weights.
+/// The storage type of activations, their gradients and the working copy of the weights. See the [module](self) for an
+/// example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE single precision.
     F32,
     /// IEEE half precision.
     F16,
-    /// bfloat16: the upper half of a single.
+    /// bfloat16: the upper half of an f32.
     BF16,
     /// IEEE double precision; on the `cpu` device only.
     F64,
@@ -53,7 +68,7 @@ impl DType {
         }
     }
 
-    /// Rounds `v` to this type, to nearest even, as storing and loading does.
+    /// Rounds `v` to this type, to nearest even, as a store and a load do.
     pub fn round<T: Real>(self, v: T) -> T {
         match self {
             Self::F32 => T::from_f64(f64::from(v.to_f64() as f32)),
@@ -63,7 +78,7 @@ impl DType {
         }
     }
 
-    /// The distance from 1 to the next larger number.
+    /// The distance from 1 to the next larger number (machine epsilon).
     pub const fn epsilon(self) -> f64 {
         match self {
             Self::F32 => f32::EPSILON as f64,
@@ -91,7 +106,8 @@ impl std::str::FromStr for DType {
     }
 }
 
-/// What a value's elements are; the program's [`DType`] decides how [`Elem::Real`] is stored.
+/// The kind of a value's elements. A program's [`DType`] decides how [`Elem::Real`] is stored. See the [module](self)
+/// for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Elem {
     /// Activations, their gradients, and the weights that matrix products read: stored in the program's dtype.
@@ -116,7 +132,8 @@ impl Elem {
     }
 }
 
-/// The extents of a tensor, slowest first.
+/// The extents of a tensor, slowest first: NHWC and KRSC in graphs, NCHW and OIHW in a [`HostTensor`]. See the
+/// [module](self) for an example.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Shape(Vec<usize>);
 
@@ -126,7 +143,7 @@ impl Shape {
         self.0.iter().product()
     }
 
-    /// Whether there is no element.
+    /// True if there is no element.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -136,7 +153,8 @@ impl Shape {
         &self.0
     }
 
-    /// The extents as N, H, W, C; a rank-2 `[N, C]` reads as `[N, 1, 1, C]`. `None` for any other rank.
+    /// The extents of a graph value as N, H, W, C; a rank-2 `[N, C]` reads as `[N, 1, 1, C]`. `None` for any other
+    /// rank.
     pub fn nhwc(&self) -> Option<[usize; 4]> {
         match *self.0 {
             [n, h, w, c] => Some([n, h, w, c]),
@@ -145,7 +163,7 @@ impl Shape {
         }
     }
 
-    /// The extents in a few words: `n256 56x56 c64`, or `64x10` for anything but images.
+    /// The extents of a graph value in short: `n256 56x56 c64` for images (NHWC), else `64x10`.
     pub fn summary(&self) -> String {
         match *self.0 {
             [n, h, w, c] => format!("n{n} {h}x{w} c{c}"),
@@ -184,22 +202,22 @@ impl fmt::Debug for Shape {
     }
 }
 
-/// The shape and the kind of element of a value.
+/// The shape and the kind of element of a graph value. See the [module](self) for an example.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TensorType {
     /// The extents, in the library's layout: NHWC or KRSC.
     pub shape: Shape,
-    /// What the elements are.
+    /// The kind of element.
     pub elem: Elem,
 }
 
 impl TensorType {
-    /// Activations or weights.
+    /// Activations (`shape` is NHWC) or weights (KRSC).
     pub fn real(shape: impl Into<Shape>) -> Self {
         Self { shape: shape.into(), elem: Elem::Real }
     }
 
-    /// Statistics and the like.
+    /// Statistics, per-channel parameters and other f32 values.
     pub fn stat(shape: impl Into<Shape>) -> Self {
         Self { shape: shape.into(), elem: Elem::Stat }
     }
@@ -209,7 +227,7 @@ impl TensorType {
         Self { shape: shape.into(), elem: Elem::Index }
     }
 
-    /// Window positions.
+    /// Positions inside a pooling window.
     pub fn byte(shape: impl Into<Shape>) -> Self {
         Self { shape: shape.into(), elem: Elem::Byte }
     }

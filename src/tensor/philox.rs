@@ -1,8 +1,8 @@
-//! Philox 4x32-10, the counter-based generator of random numbers that the host and the kernels share.
+//! Philox 4x32-10: the counter-based random number generator of the host and the kernels.
 //!
-//! A block of four words depends on a key and a counter only, so any number can be drawn at any place in any order:
-//! the same seed gives the same numbers whatever the number of threads. Source: J. K. Salmon et al., "Parallel random
-//! numbers: as easy as 1, 2, 3", SC 2011.
+//! A block of four words depends on a key and a counter only, so numbers can be drawn in any order: a seed gives the
+//! same numbers on any number of threads. Source: J. K. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+//! SC 2011.
 
 /// The four words at `counter` of the sequence of `key`.
 pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
@@ -20,9 +20,17 @@ pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [a, b, c, d]
 }
 
-/// An endless sequence of random numbers, addressed by their index.
+/// A random sequence that is addressed by index.
 ///
-/// The seed is the key; the counter is the block's index in its lower half and the purpose in its upper half.
+/// The seed is the key. The counter's lower half is the block's index, its upper half the purpose.
+///
+/// ```
+/// use residuum::tensor::philox::Philox;
+///
+/// let sequence = Philox::named(7, "conv1.weight");
+/// assert_eq!(sequence.uniforms(100)[42], sequence.uniform(42));
+/// assert_ne!(sequence.uniform(0), Philox::named(8, "conv1.weight").uniform(0));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Philox {
     seed: u64,
@@ -30,39 +38,39 @@ pub struct Philox {
 }
 
 impl Philox {
-    /// The sequence of `seed` for one purpose: sequences of different purposes are independent.
+    /// The sequence of `seed` for one purpose; different purposes have independent sequences.
     pub const fn new(seed: u64, purpose: u64) -> Self {
         Self { seed, purpose }
     }
 
-    /// The sequence of `seed` for a purpose with a name, such as a tensor's.
+    /// The sequence of `seed` for a named purpose, such as a tensor.
     pub const fn named(seed: u64, name: &str) -> Self {
         Self::new(seed, fnv1a(name))
     }
 
-    /// Four uniform words: those of indices `4 block` to `4 block + 3`.
+    /// The four uniform words of indices `4 block` to `4 block + 3`.
     pub const fn block(&self, block: u64) -> [u32; 4] {
         let Self { seed, purpose } = *self;
         let counter = [block as u32, (block >> 32) as u32, purpose as u32, (purpose >> 32) as u32];
         philox4x32_10(counter, [seed as u32, (seed >> 32) as u32])
     }
 
-    /// A uniform word.
+    /// The uniform word at `index`.
     pub const fn word(&self, index: u64) -> u32 {
         self.block(index / 4)[(index % 4) as usize]
     }
 
-    /// A number in 0..1 with 24 random bits: an f32 holds it exactly.
+    /// The number at `index`, uniform in 0..1 with 24 random bits, exact in f32.
     pub const fn uniform(&self, index: u64) -> f64 {
         unit(self.word(index))
     }
 
-    /// `len` numbers in 0..1, those of [`uniform`](Self::uniform) at 0, 1, ...
+    /// The first `len` numbers of [`uniform`](Self::uniform).
     pub fn uniforms(&self, len: usize) -> Vec<f64> {
         self.draw(len, |words| words.map(unit))
     }
 
-    /// `len` numbers of the standard normal distribution, by Box and Muller's transform of pairs of words.
+    /// `len` standard normal numbers, by the Box-Muller transform of pairs of words.
     pub fn normals(&self, len: usize) -> Vec<f64> {
         self.draw(len, |[a, b, c, d]| {
             let ([e, f], [g, h]) = (box_muller(a, b), box_muller(c, d));
@@ -136,7 +144,7 @@ mod tests {
         let n = 200_000;
         let x = Philox::named(1, "conv1.weight").normals(n);
         let moment = |k: i32| x.iter().map(|v| v.powi(k)).sum::<f64>() / n as f64;
-        // Five deviations of each estimate: sqrt((E x^2k - (E x^k)^2) / n) with E x^2, 4, 6, 8 = 1, 3, 15, 105.
+        // Five standard errors of each estimate: sqrt((E x^2k - (E x^k)^2) / n) with E x^2, 4, 6, 8 = 1, 3, 15, 105.
         for (k, expected, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0f64)] {
             let bound = 5.0 * (variance / n as f64).sqrt();
             assert!((moment(k) - expected).abs() < bound, "moment {k} is {}, expected {expected}", moment(k));

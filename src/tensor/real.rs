@@ -1,11 +1,11 @@
-//! The number types that the CPU reference is generic over.
+//! The number types of the CPU reference.
 
 use std::cmp::Ordering;
 use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
-/// `f32` or `f64`: what the reference of every op is generic over.
+/// `f32` or `f64`: the reference of every op is generic over it, as [`Interpreter`](crate::graph::Interpreter) shows.
 pub trait Real:
     Copy
     + Default
@@ -30,11 +30,11 @@ pub trait Real:
     const ZERO: Self;
     /// 1.
     const ONE: Self;
-    /// The least finite number: where a maximum starts.
+    /// The least finite number, from which a maximum starts.
     const LOWEST: Self;
     /// The nearest number to `v`.
     fn from_f64(v: f64) -> Self;
-    /// The same number in double precision.
+    /// This number in double precision.
     fn to_f64(self) -> f64;
     /// The nearest number to `n`.
     fn from_usize(n: usize) -> Self {
@@ -46,11 +46,11 @@ pub trait Real:
     fn exp(self) -> Self;
     /// The natural logarithm.
     fn ln(self) -> Self;
-    /// Whether a ReLU that left `self` passes gradients: unless it is 0 or less. A NaN does, as in torch.
+    /// True if a ReLU with output `self` passes the gradient: unless it is 0 or less. A NaN passes it, as in torch.
     fn is_open(self) -> bool {
         !matches!(self.partial_cmp(&Self::ZERO), Some(Ordering::Less | Ordering::Equal))
     }
-    /// The larger of the two; a NaN in `self` stays.
+    /// The larger of the two; a NaN in `self` is kept.
     fn maximum(self, other: Self) -> Self {
         if other > self {
             other

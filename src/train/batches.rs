@@ -1,15 +1,15 @@
-//! Batches made ahead of the steps that use them.
+//! Prefetch of batches.
 
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use crate::device::threads;
 
-/// Batches that may wait for their steps.
+/// The most batches that are ready ahead of their steps.
 const AHEAD: usize = 3;
 
-/// What `make` makes of 0, 1, 2, ..., in order: ahead, on a thread of its own, or when asked where the system gives no
-/// thread. Dropping it ends the thread, so that no scope waits for a thread that waits for a reader.
+/// The results of `make` for a range of steps, in order: prefetched on a thread, or made on demand if the system gives
+/// no thread. Dropping it ends the thread, so that no scope waits for a thread that waits for a reader.
 pub(super) enum Batches<'scope, B, F> {
     Ahead { receive: Receiver<B>, maker: Option<ScopedJoinHandle<'scope, ()>> },
     WhenAsked { steps: std::ops::Range<usize>, make: F },
@@ -29,7 +29,7 @@ where
         let (theirs, order) = (make.clone(), steps.clone());
         let maker = Builder::new().name("batches".into()).spawn_scoped(scope, move || {
             for step in order {
-                // The reader is gone where a step failed: no more batches are wanted.
+                // A step failed and dropped the receiver: no more batches are needed.
                 if send.send(theirs(step)).is_err() {
                     return;
                 }
@@ -41,15 +41,15 @@ where
         }
     }
 
-    /// The next batch; `None` behind the last.
+    /// The next batch; `None` after the last.
     ///
     /// # Panics
-    /// As `make` does.
+    /// If `make` panicked.
     pub fn next(&mut self) -> Option<B> {
         match self {
             Self::WhenAsked { steps, make } => steps.next().map(make),
             Self::Ahead { receive, maker } => receive.recv().ok().or_else(|| {
-                // The thread has ended: behind the last batch, or in a panic, which must not pass for that.
+                // The thread has ended: after the last batch or by a panic, which is passed on.
                 if let Some(Err(panic)) = maker.take().map(ScopedJoinHandle::join) {
                     std::panic::resume_unwind(panic);
                 }
@@ -66,7 +66,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs `work` on a thread; fails where it takes longer than a minute, as what waits for itself does.
+    /// Runs `work` on a thread. Fails if it takes longer than a minute, as a deadlock does.
     fn ends<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
         let (send, receive) = mpsc::channel();
         std::thread::spawn(move || send.send(work()));

@@ -1,5 +1,5 @@
 //! A run between two steps, as one safetensors file: parameters and buffers under torch's names, the velocity of each
-//! parameter under `optim.velocity.NAME`, everything else as text beside them.
+//! parameter as `optim.velocity.NAME`, everything else as metadata.
 
 use std::path::Path;
 
@@ -10,57 +10,79 @@ use crate::models::weights::{self, Metadata};
 use crate::tensor::{DType, StateDict};
 use crate::{Error, Result};
 
-/// What the optimizer's tensors are called in front of their parameters' names.
+/// The prefix of the velocities' names.
 const VELOCITY: &str = "optim.velocity.";
-/// What all tensors that are not the network's begin with.
+/// The prefix of all tensors of the optimizer.
 const OPTIMIZER: &str = "optim.";
 
-/// Loss and recognised images of the steps of an epoch that are done.
+/// The sums over the steps of an epoch so far. See [`Checkpoint`] for an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sums {
     /// The sum of the steps' losses.
     pub loss: f64,
-    /// Images recognised.
+    /// Correctly classified images.
     pub correct: f64,
-    /// Steps.
+    /// The number of steps.
     pub steps: usize,
 }
 
-/// A run between two steps: all that its remaining steps depend on, but for the images.
+/// A run between two steps: the whole state of its remaining steps, except the images.
+///
+/// ```
+/// use residuum::data::{digits, Dataset, Images, Splits};
+/// use residuum::device::Device;
+/// use residuum::train::{Checkpoint, Settings, Trainer};
+///
+/// // Eight digits to train on and to test on.
+/// let all = digits::read()?.train;
+/// let Images::U8(pixels) = all.images() else { unreachable!("digits are bytes") };
+/// let few = Images::U8(pixels[..8 * 64].to_vec());
+/// let few = Dataset::new(few, all.labels()[..8].to_vec(), 10, all.shape(), all.normalize().clone())?;
+/// let splits = Splits { train: few.clone(), test: few };
+///
+/// let settings = Settings { model: "resnet8_cifar".into(), batch: 8, ..Settings::default() };
+/// let checkpoint = Trainer::new(settings, &splits, &Device::cpu())?.checkpoint()?;
+/// let path = std::env::temp_dir().join(format!("residuum-doc-{}.safetensors", std::process::id()));
+/// checkpoint.write(&path)?;
+/// let trainer = Trainer::resume(&Checkpoint::read(&path)?, &splits, &Device::cpu())?;
+/// assert_eq!(trainer.checkpoint()?, checkpoint);
+/// # std::fs::remove_file(&path).expect("the file");
+/// # Ok::<(), residuum::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
-    /// What decides the run.
+    /// The settings.
     pub settings: Settings,
-    /// The network's classes.
+    /// The number of classes.
     pub classes: usize,
-    /// C, H, W of the images.
+    /// The shape of the images: C, H, W.
     pub input: [usize; 3],
-    /// How pixels become the network's input.
+    /// The normalisation of pixels.
     pub normalize: Normalize,
-    /// Steps done since the start of the run.
+    /// The steps done.
     pub step: usize,
-    /// Epochs done, their evaluation counted.
+    /// The epochs done, evaluation included.
     pub epoch: u32,
-    /// What the epoch under way has summed up.
+    /// The sums of the current epoch.
     pub sums: Sums,
-    /// Parameters and buffers, in torch's names and shapes.
+    /// Parameters and buffers under torch's names, in torch's layout (OIHW, `[out, in]`).
     pub state: StateDict,
-    /// The optimizer's velocity of each parameter, by its name.
+    /// The velocity of each parameter, by its name and in its layout.
     pub velocity: StateDict,
-    /// The moving loss scale of a run in f16.
+    /// The dynamic loss scale of a run in f16.
     pub loss_scale: Option<LossScale>,
 }
 
 impl Checkpoint {
-    /// Writes the checkpoint, all or nothing: into a temporary file, which is on disk before it takes the name. Where
-    /// this fails, what was there before is untouched. The same checkpoint gives the same bytes.
+    /// Writes the checkpoint atomically: to a temporary file that is synced and then renamed. If this fails, an
+    /// existing file is untouched. Equal checkpoints give equal bytes.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let mut tensors = self.state.clone();
         tensors.extend(self.velocity.iter().map(|(name, v)| (format!("{VELOCITY}{name}"), v.clone())));
         weights::write(path, &tensors, &self.metadata())
     }
 
-    /// Reads a checkpoint; fails where the file is not whole or was not written by a run.
+    /// Reads a checkpoint. Fails if the file is truncated or was not written by a run.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (tensors, metadata) = weights::read_with_metadata(path)?;
@@ -139,7 +161,7 @@ impl Checkpoint {
     }
 }
 
-/// The network's own tensors of a weights file that may be a checkpoint.
+/// Removes the optimizer's tensors, if `tensors` are a checkpoint's.
 pub fn without_optimizer(mut tensors: StateDict) -> StateDict {
     tensors.retain(|name, _| !name.starts_with(OPTIMIZER));
     tensors
@@ -148,7 +170,8 @@ pub fn without_optimizer(mut tensors: StateDict) -> StateDict {
 /// The comma-separated values of `key`.
 fn list<T: std::str::FromStr>(metadata: &Metadata, key: &str) -> Result<Vec<T>> {
     let text: String = parse(metadata, key)?;
-    text.split(',').map(str::parse).collect::<Result<_, _>>().map_err(|_| {
-        Error::invalid(format!("metadata `{key}`"), format!("`{text}`, expected numbers with commas between them"))
-    })
+    text.split(',')
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::invalid(format!("metadata `{key}`"), format!("`{text}`, expected comma-separated numbers")))
 }

@@ -1,4 +1,4 @@
-//! How well a network does on a set of images.
+//! Evaluation of a network on a data set.
 
 use crate::data::{Dataset, Loader};
 use crate::device::Device;
@@ -7,39 +7,57 @@ use crate::models::{BuildOptions, Model};
 use crate::tensor::{DType, HostTensor, StateDict};
 use crate::{Error, Result};
 
-/// What an evaluation found.
+/// Loss and accuracy on a data set. See [`Evaluator`] for an example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// The mean cross-entropy, without smoothing.
+    /// The mean cross-entropy, without label smoothing.
     pub loss: f64,
-    /// Images whose largest logit is that of their label.
+    /// Correctly classified images: the largest logit is the label's.
     pub correct: usize,
     /// Images.
     pub images: usize,
-    /// Images with a logit that is NaN or infinite; none of them counts as recognised.
+    /// Images with a NaN or infinite logit; they count as misclassified.
     pub non_finite: usize,
 }
 
 impl Evaluation {
-    /// The share of the images that are recognised.
+    /// The top-1 accuracy, in 0..=1.
     pub fn accuracy(&self) -> f64 {
         self.correct as f64 / self.images as f64
     }
 }
 
-/// A network compiled for evaluation: running statistics, batches of fixed size.
+/// A network compiled for evaluation, with running statistics and a fixed batch size.
+///
+/// ```
+/// use residuum::data::digits;
+/// use residuum::device::Device;
+/// use residuum::graph::Mode;
+/// use residuum::models::{self, BuildOptions};
+/// use residuum::tensor::DType;
+/// use residuum::train::Evaluator;
+///
+/// let (model, data) = (models::find("resnet8_cifar")?, digits::read()?.test);
+/// let graph = model.build(Mode::Infer, 60, data.shape(), 10, BuildOptions::default())?;
+/// let mut evaluator = Evaluator::new(&model, data.shape(), 10, 60, &Device::cpu(), DType::F32)?;
+/// evaluator.load(&model.initialise(&graph, 0))?;
+/// let found = evaluator.run(&data)?;
+/// assert_eq!((found.images, found.non_finite), (360, 0));
+/// println!("accuracy {:.1} % with random weights", 100.0 * found.accuracy());
+/// # Ok::<(), residuum::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Evaluator {
     model: Model,
     program: Program,
     batch: usize,
     classes: usize,
-    /// The first image of the last run whose logits were not all finite.
+    /// The first image of the last run with a non-finite logit.
     non_finite: Option<HostTensor>,
 }
 
 impl Evaluator {
-    /// `model` for images of `shape` C, H, W in batches of `batch`; it has no weights yet.
+    /// Compiles `model` for images of `shape` C, H, W in batches of `batch`. It has no weights yet.
     pub fn new(
         model: &Model,
         shape: [usize; 3],
@@ -53,13 +71,13 @@ impl Evaluator {
         Ok(Self { model: model.clone(), program, batch, classes, non_finite: None })
     }
 
-    /// Takes parameters and buffers; fails where they are not the network's.
+    /// Sets parameters and buffers, in torch's layout. Fails if they are not the network's.
     pub fn load(&mut self, state: &StateDict) -> Result<StateReport> {
         self.program.load(state)
     }
 
-    /// Loss and accuracy on all of `data`, summed in f64 from the logits; the padding of the last batch does not count.
-    /// Fails where `data` does not have the network's classes.
+    /// Loss and accuracy on all of `data`, summed in f64 from the logits. Fails if `data` does not have the network's
+    /// classes.
     pub fn run(&mut self, data: &Dataset) -> Result<Evaluation> {
         if data.classes() != self.classes {
             let problem = format!("{} in the network, {} in the data", self.classes, data.classes());
@@ -85,8 +103,8 @@ impl Evaluator {
         Ok(Evaluation { loss: loss / data.len() as f64, correct, images: data.len(), non_finite })
     }
 
-    /// For the weights `state`, where the numbers stop being finite for the first image whose logits were not in the
-    /// last run: see [`Model::first_non_finite`]. `None` where there was no such image.
+    /// With the weights `state`, the first layer whose output is not finite for the first image of the last run with a
+    /// non-finite logit: see [`Model::first_non_finite`]. `None` if there was no such image.
     pub fn first_non_finite(&self, state: &StateDict) -> Result<Option<String>> {
         match &self.non_finite {
             Some(image) => self.model.first_non_finite(state, image, self.program.dtype()),
@@ -101,7 +119,7 @@ fn cross_entropy(row: &[f64], label: usize) -> f64 {
     largest + row.iter().map(|v| (v - largest).exp()).sum::<f64>().ln() - row[label]
 }
 
-/// The index of the first of the largest numbers; `None` where one is not a number.
+/// The index of the first maximum; `None` if an element is NaN.
 fn first_largest(row: &[f64]) -> Option<usize> {
     if row.iter().any(|v| v.is_nan()) {
         return None;
@@ -121,7 +139,7 @@ mod tests {
         assert!((cross_entropy(&[1e5, 0.0], 1) - 1e5).abs() < 1e-9);
     }
 
-    /// As torch: a logit of minus infinity is a class of probability 0, and what has no answer is NaN.
+    /// As in torch: a logit of minus infinity has probability 0, and an undefined loss is NaN.
     #[test]
     fn the_loss_of_what_is_not_finite_is_torchs() {
         let infinity = f64::INFINITY;

@@ -1,40 +1,40 @@
-//! What is known of an epoch, and of the moment inside one.
+//! The metrics of an epoch, and the progress within one.
 
-/// One epoch of a run: the fields of a line of `metrics.jsonl`.
+/// The metrics of an epoch: the fields of a line of `metrics.jsonl`. [`Observer`](super::Observer) has an example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Metrics {
     /// The epoch, counted from 1.
     pub epoch: u32,
-    /// The mean loss of the training images, each in the step that learned from it.
+    /// The mean training loss of the epoch's steps.
     pub train_loss: f64,
-    /// The share of the training images that were recognised, each in the step that learned from it.
+    /// The training accuracy over the epoch's steps, in 0..=1.
     pub train_accuracy: f64,
-    /// The mean loss of the test images after the epoch.
+    /// The mean test loss after the epoch.
     pub test_loss: f64,
-    /// The share of the test images that are recognised after the epoch.
+    /// The test accuracy after the epoch, in 0..=1.
     pub test_accuracy: f64,
     /// The learning rate of the epoch's last step.
     pub learning_rate: f64,
-    /// Training images per second, evaluation not counted.
+    /// Training images per second, without the evaluation.
     pub images_per_second: f64,
-    /// Seconds that the epoch took, evaluation counted; after a resume, its rest.
+    /// The seconds of the epoch with its evaluation; after a resume, of its remaining steps.
     pub seconds: f64,
 }
 
-/// A moment inside an epoch, after a step.
+/// The progress within an epoch, after a step. [`Observer`](super::Observer) has an example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
     /// The epoch, counted from 1.
     pub epoch: u32,
-    /// Epochs of the run.
+    /// The epochs of the run.
     pub epochs: u32,
-    /// Steps of the epoch that are done.
+    /// The steps of the epoch done.
     pub step: usize,
-    /// Steps of the epoch.
+    /// The steps of the epoch.
     pub steps: usize,
     /// The mean loss of the epoch so far.
     pub loss: f64,
-    /// The share recognised in the epoch so far.
+    /// The training accuracy of the epoch so far, in 0..=1.
     pub accuracy: f64,
     /// The learning rate of the step.
     pub learning_rate: f64,

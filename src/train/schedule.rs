@@ -1,6 +1,6 @@
-//! Learning rates over a run: constant, in steps, cosine, one-cycle; each but the last after an optional warm-up.
+//! Learning-rate schedules: constant, step decay, cosine and one-cycle; the first three after an optional warm-up.
 //!
-//! With `p` the peak, `t` the step of `T` counted after the warm-up:
+//! With the peak `p` and step `t` of `T` after the warm-up:
 //!
 //! ```text
 //! constant   p
@@ -18,91 +18,105 @@ use std::str::FromStr;
 
 use crate::{Error, Result};
 
-/// The share of a one-cycle run that climbs.
+/// The fraction of a one-cycle run in which the rate rises (`pct_start`).
 const CLIMB: f64 = 0.3;
-/// The peak of a one-cycle run over its first rate.
+/// The ratio of the peak to the initial rate of a one-cycle run (`div_factor`).
 const FIRST: f64 = 25.0;
-/// The first rate of a one-cycle run over its last.
+/// The ratio of the initial to the final rate of a one-cycle run (`final_div_factor`).
 const LAST: f64 = 1e4;
 
-/// How the rate moves after the warm-up.
+/// The curve of the rate after the warm-up. See [`Schedule`] for an example.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Curve {
-    /// The peak throughout.
+    /// The peak rate throughout.
     Constant,
-    /// Multiplied by `factor` at the start of each of `epochs`, counted from 0.
+    /// Step decay: multiplied by `factor` at the start of each of `epochs`, counted from 0.
     Steps {
-        /// What each milestone multiplies by, in 0..1.
+        /// The factor of each milestone (gamma), in 0..1.
         factor: f64,
         /// The milestones, ascending.
         epochs: Vec<u32>,
     },
-    /// Half a cosine down to 0.
+    /// Cosine decay to 0.
     Cosine,
-    /// Up and down again.
+    /// The one-cycle policy.
     OneCycle,
 }
 
-/// A learning rate for every step of a run; as text `constant`, `steps:FACTOR@EPOCH,EPOCH,...`, `cosine` or `onecycle`,
-/// with `+warmup:EPOCHS` after any but the last.
+/// The learning rate of every step of a run. As text it is `constant`, `steps:FACTOR@EPOCH,EPOCH,...`, `cosine` or
+/// `onecycle`, with an optional `+warmup:EPOCHS` after the first three.
+///
+/// ```
+/// use residuum::train::schedule::Length;
+/// use residuum::train::Schedule;
+///
+/// let schedule: Schedule = "steps:0.1@2,4+warmup:1".parse()?;
+/// let length = Length { epochs: 5, steps: 10 };
+/// assert_eq!(schedule.rate(0.1, 0, length), 0.1 / 10.0, "the warm-up is linear");
+/// assert_eq!(schedule.rate(0.1, 15, length), 0.1);
+/// assert!((schedule.rate(0.1, 25, length) - 0.01).abs() < 1e-12);
+/// assert!((schedule.rate(0.1, 49, length) - 0.001).abs() < 1e-12);
+/// assert_eq!(schedule.to_string(), "steps:0.1@2,4+warmup:1");
+/// # Ok::<(), residuum::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     curve: Curve,
     warmup: f64,
 }
 
-/// How long a run is.
+/// The length of a run. See [`Schedule`] for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Length {
-    /// Epochs of the run.
+    /// The epochs of the run.
     pub epochs: u32,
-    /// Steps of an epoch.
+    /// The steps of an epoch.
     pub steps: usize,
 }
 
 impl Length {
-    /// Steps of the run.
+    /// The steps of the run.
     pub fn total(self) -> usize {
         self.epochs as usize * self.steps
     }
 }
 
 impl Schedule {
-    /// Up and down again.
+    /// The one-cycle policy.
     pub const ONE_CYCLE: Self = Self { curve: Curve::OneCycle, warmup: 0.0 };
 
-    /// `curve` after a linear warm-up of `warmup` epochs, which may be a fraction; fails where the numbers make no
-    /// schedule, or for a one-cycle, which warms up by itself, with a warm-up.
+    /// `curve` after a linear warm-up of `warmup` epochs, which may be a fraction. Fails on invalid numbers, and for
+    /// one-cycle with a warm-up: it has its own.
     pub fn new(curve: Curve, warmup: f64) -> Result<Self> {
         let fail = |problem: String| Err(Error::invalid("schedule", problem));
         if !(warmup >= 0.0 && warmup.is_finite()) {
             return fail(format!("a warm-up of {warmup} epochs, expected 0 or more"));
         }
         if curve == Curve::OneCycle && warmup > 0.0 {
-            return fail("onecycle with a warm-up, expected none: it begins with one of its own".into());
+            return fail("onecycle with a warm-up, expected none: it has its own".into());
         }
         if let Curve::Steps { factor, epochs } = &curve {
             if !(*factor > 0.0 && *factor < 1.0) {
                 return fail(format!("steps by a factor of {factor}, expected a number between 0 and 1"));
             }
             if epochs.is_empty() || epochs[0] == 0 || epochs.windows(2).any(|pair| pair[0] >= pair[1]) {
-                return fail(format!("steps at epochs {epochs:?}, expected at least one, from 1 on, ascending"));
+                return fail(format!("steps at epochs {epochs:?}, expected at least one, ascending, from 1 on"));
             }
         }
         Ok(Self { curve, warmup })
     }
 
-    /// How the rate moves after the warm-up.
+    /// The curve after the warm-up.
     pub fn curve(&self) -> &Curve {
         &self.curve
     }
 
-    /// Whether the rates of the first steps depend on how long the run will be.
+    /// True if the rate of a step depends on the length of the run.
     pub fn needs_length(&self) -> bool {
         matches!(self.curve, Curve::Cosine | Curve::OneCycle)
     }
 
-    /// Fails where the warm-up is no shorter than a run of `epochs`.
+    /// Fails unless the warm-up is shorter than a run of `epochs`.
     pub fn check(&self, epochs: u32) -> Result<()> {
         if epochs > 0 && self.warmup >= f64::from(epochs) {
             let problem = format!("a warm-up of {} epochs in a run of {epochs}, expected fewer", self.warmup);
@@ -111,7 +125,7 @@ impl Schedule {
         Ok(())
     }
 
-    /// The rate of `step`, counted from 0 over the whole run.
+    /// The learning rate of `step`, counted from 0 over the whole run.
     pub fn rate(&self, peak: f64, step: usize, length: Length) -> f64 {
         let warmup = (self.warmup * length.steps as f64).round() as usize;
         if step < warmup {
@@ -130,7 +144,7 @@ impl Schedule {
     }
 }
 
-/// From `start` at 0 to `end` at 1, flat at both ends.
+/// Half a cosine from `start` at 0 to `end` at 1.
 fn half_cosine(start: f64, end: f64, share: f64) -> f64 {
     end + (start - end) / 2.0 * (1.0 + (PI * share.clamp(0.0, 1.0)).cos())
 }

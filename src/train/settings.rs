@@ -1,4 +1,4 @@
-//! What decides a run's bits, and its form as text in a checkpoint.
+//! The settings of a run, and their text form in a checkpoint.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -10,41 +10,41 @@ use crate::models::weights::Metadata;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
-/// The widest shift of an image, in pixels.
+/// The largest padding of the augmentation, in pixels.
 const PAD: usize = 1 << 16;
 
-/// Everything that decides the bits of a run, but for the images themselves and the device.
+/// The settings of a run. With the images and the device they decide its bits. See the [module](super) for an example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// The network's name, as [`crate::models::find`] knows it.
+    /// The network's name, as [`crate::models::find`] takes it.
     pub model: String,
-    /// The image set, as [`crate::data::Source`] is written; for the record.
+    /// The data set, as [`crate::data::Source`] is written; for the record only.
     pub data: String,
     /// The storage type.
     pub dtype: DType,
     /// Passes over the training images.
     pub epochs: u32,
-    /// Images in a step.
+    /// The batch size.
     pub batch: usize,
     /// The peak learning rate.
     pub learning_rate: f64,
-    /// How the learning rate moves.
+    /// The learning-rate schedule.
     pub schedule: Schedule,
-    /// The share of the velocity that is kept; the steps are Nesterov's where it is not 0.
+    /// Momentum; Nesterov unless it is 0.
     pub momentum: f64,
-    /// The pull of all parameters towards 0.
+    /// Weight decay (L2), on all parameters.
     pub weight_decay: f64,
-    /// The share of the target that is spread over all classes.
+    /// Label smoothing, in 0..1.
     pub smoothing: f64,
-    /// What is done at random to the images.
+    /// The augmentation of the training images.
     pub augment: Augment,
-    /// Decides the first weights, the order of the images, the augmentation and the gates of stochastic depth.
+    /// The seed of the initial weights, the order of the images, the augmentation and stochastic depth.
     pub seed: u64,
 }
 
 impl Default for Settings {
-    /// resnet20_cifar on the digits as they are: 15 epochs of batches of 64 in f32, one-cycle to 0.1, momentum 0.9, weight
-    /// decay 1e-4, seed 0.
+    /// resnet20_cifar on the digits in f32, without augmentation: 15 epochs, batch size 64, one-cycle with a peak
+    /// learning rate of 0.1, momentum 0.9, weight decay 1e-4, seed 0.
     fn default() -> Self {
         Self {
             model: "resnet20_cifar".into(),
@@ -63,8 +63,8 @@ impl Default for Settings {
     }
 }
 
-/// What gradients are multiplied by on their way in `dtype` where one pass stands alone: 256 in f16, whose least number is
-/// 6e-8, else 1. A run in f16 moves its scale instead, see [`loss_scale`](crate::control::loss_scale).
+/// The loss scale of a single pass in `dtype`: 256 in f16, whose least number is 6e-8, else 1. A run in f16 has a
+/// dynamic one, see [`loss_scale`](crate::control::loss_scale).
 pub fn grad_scale(dtype: DType) -> f64 {
     if dtype == DType::F16 {
         256.0
@@ -74,7 +74,7 @@ pub fn grad_scale(dtype: DType) -> f64 {
 }
 
 impl Settings {
-    /// The optimizer; fails where its numbers cannot be.
+    /// The optimizer. Fails on invalid momentum or weight decay.
     pub fn optimizer(&self) -> Result<sgd::Sgd> {
         sgd::Sgd::new(sgd::Spec {
             momentum: self.momentum,
@@ -84,7 +84,7 @@ impl Settings {
         })
     }
 
-    /// Fails on settings that no run can have: no epoch, a batch of 0, a rate that is not positive and finite, a
+    /// Fails on invalid settings: no epoch, a batch size of 0, a learning rate that is not positive and finite, a
     /// warm-up longer than the run.
     pub fn check(&self) -> Result<()> {
         if self.epochs == 0 {
@@ -110,7 +110,7 @@ impl Settings {
         self.optimizer().map(|_| ())
     }
 
-    /// The settings as text; numbers keep all their bits.
+    /// The settings as text, in which numbers keep all their bits.
     pub fn to_metadata(&self) -> Metadata {
         let pairs: [(&str, &dyn Display); 14] = [
             ("model", &self.model),
@@ -131,7 +131,7 @@ impl Settings {
         pairs.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
     }
 
-    /// The settings of [`Settings::to_metadata`]; fails on the first that is missing or is not what it should be.
+    /// Parses the text of [`Settings::to_metadata`]. Fails on the first missing or invalid setting.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self> {
         Ok(Self {
             model: parse(metadata, "model")?,
@@ -149,8 +149,8 @@ impl Settings {
         })
     }
 
-    /// The first setting in which `self` and `other` differ: its name, the value here and the value there. The folder
-    /// of the image set does not count.
+    /// The first setting in which `self` and `other` differ: its name, `self`'s value and `other`'s. The folder of the
+    /// data set does not count.
     pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
         let set = |settings: &Self| {
             let mut metadata = settings.to_metadata();
@@ -160,7 +160,7 @@ impl Settings {
             metadata
         };
         let there = set(other);
-        // The model is what a user most likely mistook: it is named first.
+        // The model comes first: it is the most likely mistake.
         let mut here: Vec<_> = set(self).into_iter().collect();
         here.sort_by_key(|(key, _)| key != "model");
         here.into_iter().find(|(key, value)| there.get(key) != Some(value)).map(|(key, value)| {
@@ -170,9 +170,9 @@ impl Settings {
     }
 }
 
-/// The value of `key`, parsed.
+/// Parses the value of `key`.
 pub(super) fn parse<T: FromStr>(metadata: &Metadata, key: &str) -> Result<T> {
     let what = || format!("metadata `{key}`");
     let text = metadata.get(key).ok_or_else(|| Error::invalid(what(), "missing: not a checkpoint of a run"))?;
-    text.parse().map_err(|_| Error::invalid(what(), format!("`{text}`, expected what a run writes there")))
+    text.parse().map_err(|_| Error::invalid(what(), format!("`{text}`, not a value that a run writes")))
 }

@@ -1,4 +1,4 @@
-//! The steps of a run.
+//! Runs: training and evaluation, step by step.
 
 use std::time::{Duration, Instant};
 
@@ -16,22 +16,43 @@ use crate::models::{self, BuildOptions, Model};
 use crate::tensor::{DType, HostTensor, Real, StateDict};
 use crate::{Error, Result};
 
-/// Follows a run. An error ends the run and is returned from it.
+/// Callbacks of a run. An error ends the run, which returns it.
+///
+/// ```
+/// use residuum::train::{Metrics, Observer, Progress, Trainer};
+///
+/// /// Keeps the metrics of all epochs and writes a checkpoint every 100 steps.
+/// struct Keep(Vec<Metrics>);
+///
+/// impl Observer for Keep {
+///     fn step(&mut self, _: &Progress, trainer: &Trainer<'_>) -> residuum::Result<()> {
+///         match trainer.step().is_multiple_of(100) {
+///             true => trainer.checkpoint()?.write("checkpoint.safetensors"),
+///             false => Ok(()),
+///         }
+///     }
+///
+///     fn epoch(&mut self, metrics: &Metrics, _: &Trainer<'_>) -> residuum::Result<()> {
+///         self.0.push(*metrics);
+///         Ok(())
+///     }
+/// }
+/// ```
 pub trait Observer {
-    /// After each step. `trainer` is between two steps: its checkpoint is one to resume from.
+    /// Called after each step. A checkpoint of `trainer` can be taken here.
     fn step(&mut self, progress: &Progress, trainer: &Trainer<'_>) -> Result<()> {
         let _ = (progress, trainer);
         Ok(())
     }
 
-    /// After each epoch and its evaluation.
+    /// Called after each epoch and its evaluation.
     fn epoch(&mut self, metrics: &Metrics, trainer: &Trainer<'_>) -> Result<()>;
 }
 
-/// A run: a network on its way through a data set. The same settings, images and device give the same bits, whether or
-/// not the run was interrupted and resumed.
+/// A training run. Equal settings, images and device give the same bits, also if the run was interrupted and resumed.
 ///
-/// An epoch takes full batches in a random order; the images left over wait for another epoch, whose order differs.
+/// An epoch takes full batches in a random order and drops left-over images; the next epoch has another order. See the
+/// [module](super) for an example.
 #[derive(Debug)]
 pub struct Trainer<'a> {
     settings: Settings,
@@ -47,8 +68,7 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// A run at its start, with new weights. Fails on settings that cannot be, and where the network does not fit the
-    /// images.
+    /// A new run, with initial weights. Fails on invalid settings, and if the network does not fit the images.
     pub fn new(settings: Settings, splits: &'a Splits, device: &Device) -> Result<Self> {
         let (mut trainer, state) = Self::prepare(settings, splits, device)?;
         trainer.program.load(&state)?;
@@ -56,8 +76,8 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
-    /// A run where `checkpoint` left it. Fails where the checkpoint's tensors are not the network's, or the images are
-    /// not of its shape and classes.
+    /// Resumes the run of `checkpoint`. Fails if the checkpoint's tensors are not the network's, or the images do not
+    /// have its shape and classes.
     pub fn resume(checkpoint: &Checkpoint, splits: &'a Splits, device: &Device) -> Result<Self> {
         let Checkpoint { settings, classes, input, step, sums, .. } = checkpoint;
         let (found, expected) = (splits.train.classes(), *classes);
@@ -78,7 +98,7 @@ impl<'a> Trainer<'a> {
         let epochs = checkpoint.epoch as usize;
         if sums.steps > steps || epochs * steps + sums.steps != *step || *step > trainer.length.total() {
             let problem = format!(
-                "{step} ({} after {epochs} epochs), not a moment of a run of {} epochs of {steps} steps",
+                "{step} ({} after {epochs} epochs), inconsistent with a run of {} epochs of {steps} steps",
                 sums.steps, settings.epochs
             );
             return Err(Error::invalid("step of the checkpoint", problem));
@@ -88,14 +108,14 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
-    /// Lets the device draw the gates of stochastic depth, where the network has any, from `step` on.
+    /// Draws the gates of stochastic depth on the device from `step` on.
     fn draw_gates_from(&mut self, step: usize) -> Result<()> {
         let step =
             u32::try_from(step).map_err(|_| Error::invalid("step", format!("{step}, expected less than 2^32")))?;
         self.program.draw_gates(self.settings.seed, step)
     }
 
-    /// The compiled run, and the weights that it starts from.
+    /// The compiled run, and its initial weights.
     fn prepare(settings: Settings, splits: &'a Splits, device: &Device) -> Result<(Self, StateDict)> {
         settings.check()?;
         let train = &splits.train;
@@ -118,39 +138,39 @@ impl<'a> Trainer<'a> {
         ))
     }
 
-    /// The network as a run trains it, with its loss.
+    /// The training graph, with its loss.
     fn graph(model: &Model, settings: &Settings, train: &Dataset) -> Result<Graph> {
         let options = BuildOptions { loss: true, smoothing: settings.smoothing, grad_scale: 1.0 };
         model.build(Mode::Train, settings.batch, train.shape(), train.classes(), options)
     }
 
-    /// What decides the run.
+    /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// How long the run is.
+    /// The length of the run.
     pub fn length(&self) -> Length {
         self.length
     }
 
-    /// The number of the network's trained numbers.
+    /// The number of trained parameters.
     pub fn parameter_count(&self) -> usize {
         self.parameter_count
     }
 
-    /// Steps done.
+    /// The steps done.
     pub fn step(&self) -> usize {
         self.step
     }
 
-    /// Epochs done, their evaluation counted.
+    /// The epochs done, evaluation included.
     pub fn epoch(&self) -> u32 {
         ((self.step - self.sums.steps) / self.length.steps) as u32
     }
 
-    /// The run at this moment. Fails with [`Error::Diverged`] where a number of it is not finite: such a network is not
-    /// to replace one that is.
+    /// The state of the run. Fails with [`Error::Diverged`] if a number in it is not finite, so that such a network
+    /// replaces no good checkpoint.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         let (state, velocity) = (self.program.state()?, self.program.velocity()?);
         for (kind, tensors) in [("tensor", &state), ("velocity", &velocity)] {
@@ -172,7 +192,7 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Goes on to the end of the run.
+    /// Runs to the end.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<()> {
         while self.epoch() < self.length.epochs {
             let metrics = self.run_epoch(observer)?;
@@ -181,8 +201,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// How the network does on the test images at this moment. Fails with [`Error::Diverged`] where a logit is not
-    /// finite.
+    /// Evaluates the network on the test images. Fails with [`Error::Diverged`] if a logit is not finite.
     pub fn evaluate(&mut self) -> Result<Evaluation> {
         let state = self.program.state()?;
         self.evaluator.load(&state)?;
@@ -195,8 +214,8 @@ impl<'a> Trainer<'a> {
         Ok(found)
     }
 
-    /// The first layer whose output is not finite in the last step, which took `batch` and whose loss was not finite:
-    /// such a step leaves the weights as they were. `None` where none is on the CPU.
+    /// The first layer whose output is not finite in the last step, which took `batch` and had a non-finite loss. It is
+    /// found on the CPU from the weights, which such a step does not change; `None` if all outputs are finite there.
     fn lost_in_step(&self, batch: &Batch) -> Result<Option<String>> {
         fn run<T: Real>(
             graph: &Graph,
@@ -214,7 +233,7 @@ impl<'a> Trainer<'a> {
         }
         let graph = Self::graph(&self.model, &self.settings, &self.splits.train)?;
         let mut state = self.program.state()?;
-        // The step has moved the running statistics, which training does not read.
+        // The step changed the running statistics, which training does not read.
         for buffer in graph.buffers() {
             state.insert(buffer.name.clone(), HostTensor::f32(buffer.shape.clone(), vec![0.0; buffer.shape.len()]));
         }
@@ -224,7 +243,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The error of a network, now `state`, whose tensor `name` has a number that is not finite.
+    /// The error of a network `state` whose tensor `name` is not finite.
     fn diverged(&self, what: String, name: &str, state: &StateDict) -> Error {
         let image = Loader::test(&self.splits.test, 1).ok().and_then(|loader| loader.in_order().next());
         let layer = image.and_then(|image| {
@@ -235,13 +254,13 @@ impl<'a> Trainer<'a> {
         Error::Diverged { what, step: self.step, learning_rate: self.last_rate(), layer }
     }
 
-    /// The learning rate of the last step.
+    /// The last step's learning rate.
     fn last_rate(&self) -> f64 {
         self.rate(self.step.saturating_sub(1))
     }
 
-    /// Goes on to the end of the epoch, and evaluates. `observer` hears of the steps only. Fails with
-    /// [`Error::Diverged`] where a loss or a logit is not finite.
+    /// Runs to the end of the epoch and evaluates; of `observer` only [`step`](Observer::step) is called. Fails with
+    /// [`Error::Diverged`] if a loss or a logit is not finite.
     pub fn run_epoch(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
         let start = Instant::now();
         let (epoch, first) = (self.epoch(), self.sums.steps);
@@ -249,7 +268,7 @@ impl<'a> Trainer<'a> {
         let order = loader.order(epoch);
         let batch = |step| loader.batch(&order, epoch, step);
         let training = std::thread::scope(|scope| {
-            // The batches go away with the last step, however it ends.
+            // Dropped with the last step, even if it fails.
             let mut batches = Batches::new(scope, first..loader.steps(), &batch);
             self.steps(&mut || batches.next(), observer)
         })?;
@@ -269,9 +288,9 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Takes a step on each of `batches`; returns the time that they took, the observer's not counted.
+    /// Takes a step on each of `batches`; returns their time without the observer's.
     ///
-    /// While the device works at a step, the next batch is made, rounded and copied to where the step does not read.
+    /// While the device runs a step, the next batch is made, rounded and copied beside the one in use.
     fn steps(&mut self, batches: &mut dyn FnMut() -> Option<Batch>, observer: &mut dyn Observer) -> Result<Duration> {
         let mut time = Duration::ZERO;
         let mut start = Instant::now();
@@ -310,7 +329,7 @@ impl<'a> Trainer<'a> {
         Ok(time)
     }
 
-    /// Makes the next batch the input of the next step, and returns it.
+    /// Sets the next batch as the input of the next step, and returns it.
     fn feed(&mut self, batches: &mut dyn FnMut() -> Option<Batch>) -> Result<Option<Batch>> {
         let Some(batch) = batches() else { return Ok(None) };
         self.program.set_input("input", &batch.input)?;
@@ -318,17 +337,17 @@ impl<'a> Trainer<'a> {
         Ok(Some(batch))
     }
 
-    /// Waits for the step: its loss, and how many of its images were recognised.
+    /// Waits for the step: its loss and its number of correctly classified images.
     fn results(&self) -> Result<[f64; 2]> {
         let scalar = |name: &str| Ok::<f64, Error>(self.program.output(name)?.to_real::<f64>()[0]);
         Ok([scalar("loss")?, scalar("correct")?])
     }
 
-    /// Fails where gradients are still not finite at the least loss scale: every step would be skipped.
+    /// Fails if gradients are not finite even at the least loss scale: every step would be skipped.
     fn check_loss_scale(&self) -> Result<()> {
         match self.program.loss_scale()? {
             Some(loss_scale::LossScale { scale: loss_scale::LEAST, good_steps: 0 }) => {
-                let problem = format!("fell to its least by step {}, gradients are not finite", self.step);
+                let problem = format!("at its minimum by step {}, and gradients are not finite", self.step);
                 Err(Error::invalid("loss scale", format!("{problem}; try a lower learning rate or bf16")))
             }
             _ => Ok(()),

@@ -249,7 +249,7 @@ fn mnist_errors_name_the_file_and_what_was_expected() {
     for (bad, expected) in [
         (idx(0x801, &[2], [1, 10].into_iter()), "labels: label 10 of image 1 at offset 9, expected 0..10"),
         (idx(0x801, &[2], 0..3), "labels: 11 bytes, expected 10 (a header of 8, then [2])"),
-        (idx(0x801, &[3], 0..3), "images: 2 images, expected 3, as many as "),
+        (idx(0x801, &[3], 0..3), "images: 2 images, expected 3, the number of labels"),
         (vec![0, 0, 8], "labels: 3 bytes, expected at least the 8 of the header of IDX labels"),
     ] {
         write(folder.path(), "labels", &bad);

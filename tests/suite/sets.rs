@@ -65,7 +65,7 @@ fn mnist_is_read_as_torchvision_and_browsers_leave_it() {
         }
         std::fs::remove_dir_all(root.path().join("MNIST")).unwrap();
         let text = refused(mnist::read(root.path()));
-        assert!(text.contains("FashionMNIST/raw and ") && text.contains("name the one that is meant"), "{text}");
+        assert!(text.contains("FashionMNIST/raw and ") && text.contains("name one of them"), "{text}");
         // An empty folder is not filled from the set beside it.
         std::fs::remove_dir_all(root.path().join("KMNIST/raw")).unwrap();
         assert_eq!(at(""), 4, "the only one");
@@ -128,7 +128,11 @@ fn cifar_is_found_around_the_folder_that_is_named() {
 #[test]
 fn other_versions_of_cifar_are_named() {
     for (kind, found, expected) in [
-        (Kind::Cifar10, "cifar-10-batches-py/data_batch_1", "the Python version of the set, take the binary version"),
+        (
+            Kind::Cifar10,
+            "cifar-10-batches-py/data_batch_1",
+            "the Python version of the data set, use the binary version",
+        ),
         (Kind::Cifar10, "batches.meta", "the Python version"),
         (Kind::Cifar10, "cifar-10-batches-mat/data_batch_1.mat", "the MATLAB version"),
         (Kind::Cifar10, "cifar-10-binary.tar.gz", "the archive, unpack it with `tar xzf cifar-10-binary.tar.gz`"),

@@ -350,7 +350,7 @@ fn a_run_whose_every_step_is_skipped_says_so() {
     checkpoint.loss_scale = Some(LossScale { scale: 4.0, good_steps: 9 });
     let mut trainer = Trainer::resume(&checkpoint, &FEW, &Device::cpu()).unwrap();
     let text = message(trainer.run(&mut Record::default()));
-    assert!(text.starts_with("loss scale: fell to its least by step 4, gradients are not finite"), "{text}");
+    assert!(text.starts_with("loss scale: at its minimum by step 4, and gradients are not finite"), "{text}");
     let after = trainer.checkpoint().unwrap();
     assert_eq!(after.state["fc.weight"], checkpoint.state["fc.weight"]);
     assert!(after.velocity.is_empty());
@@ -368,8 +368,8 @@ fn a_checkpoint_of_something_else_is_refused() {
     assert!(text.contains("tensor `layer1.1.") && text.contains("missing"), "{text}");
     assert!(resume(&|c| c.classes = 12).contains("10 classes, shape [1, 8, 8]; the checkpoint is of 12 classes"));
     assert!(resume(&|c| c.input = [3, 8, 8]).contains("shape [3, 8, 8]"));
-    assert!(resume(&|c| c.step = 5).contains("not a moment of a run of 1 epochs of 4 steps"));
-    assert!(resume(&|c| c.sums.steps = usize::MAX).contains("not a moment"));
+    assert!(resume(&|c| c.step = 5).contains("inconsistent with a run of 1 epochs of 4 steps"));
+    assert!(resume(&|c| c.sums.steps = usize::MAX).contains("inconsistent"));
     assert!(resume(&|c| drop(c.velocity.remove("conv1.weight"))).contains("velocity `conv1.weight`: missing"));
     let flat = HostTensor::f32([9], vec![0.0; 9]);
     assert!(resume(&|c| drop(c.state.insert("conv1.weight".into(), flat.clone()))).contains("shape [9], expected"));

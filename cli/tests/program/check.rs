@@ -4,7 +4,8 @@ use std::fs;
 
 use crate::{bad, folder, good, run};
 
-const HEADER: &str = "name\tgroups\tic\toc\tih\tiw\toh\tow\tkh\tkw\tstride_h\tstride_w\tpad_h\tpad_w\tdilation_h\tdilation_w\tmacs_per_image";
+const HEADER: &str = "name\tgroups\tic\toc\tih\tiw\toh\tow\tkh\tkw\tstride_h\tstride_w\tpad_h\tpad_w\t\
+    dilation_h\tdilation_w\tmacs_per_image";
 
 /// A plain layer, a strided one with groups and dilation, and one that is larger than the others.
 const SOUND: [&str; 3] = [
@@ -43,7 +44,7 @@ fn a_table_that_contradicts_itself_fails_by_name() {
     let output = run(folder.path(), "check conv2d --problems p.tsv --pass fwd");
     let lines = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(lines, "plain fwd f32: an output of [9, 7], the table says [8, 7]\n1 passed, 1 failed\n");
+    assert_eq!(lines, "plain fwd f32: output [9, 7], but the table has [8, 7]\n1 passed, 1 failed\n");
 }
 
 #[test]
@@ -52,7 +53,7 @@ fn a_table_that_cannot_be_read_is_named() {
     assert!(bad(folder.path(), "check conv2d --problems p.tsv", 1).starts_with("p.tsv: "));
     fs::write(folder.path().join("p.tsv"), format!("{HEADER}\n{}\n", SOUND[0].replace("16", "x"))).unwrap();
     let cause = bad(folder.path(), "check conv2d --problems p.tsv", 1);
-    assert_eq!(cause, "p.tsv: line 2: `x` for `oc`, expected a whole number");
+    assert_eq!(cause, "p.tsv: line 2: `x` for `oc`, expected an integer");
     bad(folder.path(), "check pool --problems p.tsv", 2);
 }
 
@@ -64,13 +65,13 @@ fn a_check_of_nothing_is_a_failure() {
         bad(folder.path(), &format!("check conv2d --problems p.tsv {options}"), 1)
     };
     let cause = refused("", "");
-    assert!(cause.starts_with("p.tsv: no line in it, expected a table with tabs whose first line names"), "{cause}");
+    assert!(cause.starts_with("p.tsv: empty, expected a tab-separated table whose first line names"), "{cause}");
     let cause = refused(&SOUND.join("\n"), "");
-    assert!(cause.starts_with("p.tsv: no column `name`, expected a table with tabs"), "{cause}");
+    assert!(cause.starts_with("p.tsv: no column `name`, expected a tab-separated table"), "{cause}");
     assert!(refused("plain text\n", "").starts_with("p.tsv: no column `name`"));
-    assert_eq!(refused(&format!("{HEADER}\n\n"), ""), "p.tsv: no problem behind the line of column names");
+    assert_eq!(refused(&format!("{HEADER}\n\n"), ""), "p.tsv: no problem after the line of column names");
     let cause = refused(&format!("{HEADER}\n{}\n", SOUND.join("\n")), "--max-macs 10");
-    assert_eq!(cause, "p.tsv: none of its 3 problems has at most 10 multiply-adds an image (--max-macs)");
+    assert_eq!(cause, "p.tsv: none of its 3 problems has at most 10 multiply-adds per image (--max-macs)");
 }
 
 #[test]
@@ -85,7 +86,7 @@ fn tables_of_other_systems_are_read() {
     if std::path::Path::new("/dev/zero").exists() {
         for arguments in ["check conv2d --problems /dev/zero", "plan resnet8_cifar --gpus /dev/zero"] {
             let cause = bad(folder.path(), arguments, 1);
-            assert_eq!(cause, "/dev/zero: more than 67108864 bytes, expected a text of fewer", "it has no end");
+            assert_eq!(cause, "/dev/zero: more than 67108864 bytes, the limit of a text", "it has no end");
         }
     }
     let wide: Vec<u8> = lines.join("\n").encode_utf16().flat_map(u16::to_le_bytes).collect();

@@ -147,7 +147,7 @@ fn a_resume_survives_any_fault_of_any_call() {
         let output = meet(folder.path(), &layer, &resume, "once", at + 1);
         check("once", at + 1, name, &output, &out);
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(!errors.contains("from the beginning"), "after {name}, call {at}: {errors}");
+        assert!(!errors.contains("starting anew"), "after {name}, call {at}: {errors}");
         let found = Checkpoint::read(out.join("checkpoint.safetensors")).unwrap();
         assert!(found.step >= 11, "after {name}, call {at}, the checkpoint is of step {}", found.step);
         assert_eq!(timeless(&out)[0], first[0], "after {name}, call {at}");

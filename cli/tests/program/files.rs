@@ -1,4 +1,4 @@
-//! Files that are written: at once, where there is no room, under interruption.
+//! Writing of files: concurrently, without room, under interruption.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{symlink, PermissionsExt};

@@ -60,7 +60,7 @@ fn a_network_has_several_names() {
     let infer = "infer --weights w --input x --output y";
     named(&[]);
     let cause = bad(folder.path(), infer, 2);
-    assert!(cause.starts_with("--model: w names no network, expected one that `residuum models` lists"), "{cause}");
+    assert!(cause.starts_with("--model: w names no network; give one that `residuum models` lists"), "{cause}");
     // Another program's name for something.
     named(&[("format", "pt"), ("model", "timm/resnet8")]);
     good(folder.path(), &format!("{infer} --model resnet8_cifar"));
@@ -98,7 +98,7 @@ fn names_behind_one_prefix_are_accepted_and_said() {
             let output = run(folder.path(), &arguments);
             let said = String::from_utf8(output.stderr).unwrap();
             assert!(output.status.success(), "{said}");
-            assert_eq!(said, format!("note: w: all names begin with `{prefix}`, which is left out\n"));
+            assert_eq!(said, format!("note: w: all names begin with `{prefix}`, which is removed\n"));
             assert!(fs::read(folder.path().join("y")).unwrap() == expected, "{prefix}");
         }
     }

@@ -15,7 +15,8 @@ use crate::{cause, folder, good, program};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A table with a problem that is checked within a second.
-const TABLE: &str = "name\tgroups\tic\toc\tih\tiw\toh\tow\tkh\tkw\tstride_h\tstride_w\tpad_h\tpad_w\tdilation_h\tdilation_w\tmacs_per_image
+const TABLE: &str = "name\tgroups\tic\toc\tih\tiw\toh\tow\tkh\tkw\tstride_h\tstride_w\tpad_h\tpad_w\t\
+    dilation_h\tdilation_w\tmacs_per_image
 plain\t1\t8\t16\t9\t7\t9\t7\t3\t3\t1\t1\t1\t1\t1\t1\t72576
 odd\t3\t9\t6\t11\t10\t5\t4\t3\t2\t2\t3\t1\t1\t2\t1\t2160
 ";
@@ -35,7 +36,7 @@ fn prepare(folder: &Path) {
     good(folder, "train --model resnet8_cifar --epochs 1 --device cpu --out run");
 }
 
-/// Commands that do something of every kind.
+/// Commands of every kind.
 const COMMANDS: [&str; 8] = [
     "plan resnet20_cifar --batch 8",
     "eval --checkpoint run/checkpoint.safetensors --device cpu",
@@ -47,7 +48,7 @@ const COMMANDS: [&str; 8] = [
     "train --model resnet8_cifar --epochs 1 --device cpu --out OUT",
 ];
 
-/// What `command` does; fails where it hangs.
+/// The output of `command`. Fails if it hangs.
 fn outcome(what: &str, command: &mut Command) -> Output {
     let files: [File; 2] = std::array::from_fn(|_| tempfile::tempfile().unwrap());
     let [out, err] = files.each_ref().map(|file| file.try_clone().unwrap());
@@ -81,7 +82,7 @@ pub fn with_memory(folder: &Path, kib: usize, arguments: &str) -> Output {
     outcome(&format!("{arguments} with {kib} KiB"), &mut command)
 }
 
-/// Asserts that `output` is a success, or a failure in one line; true where it is a success.
+/// Asserts that `output` is a success or a one-line failure; returns true for a success.
 fn is_orderly(what: &str, output: &Output) -> bool {
     if output.status.success() {
         return true;
@@ -147,7 +148,7 @@ fn too_little_memory_for_a_plot_is_a_warning() {
     );
 }
 
-/// The program as a user of its own who may have `threads` threads, or `None` where that cannot be arranged.
+/// Runs the program as a separate user with a limit of `threads` threads; `None` if that is not possible.
 fn with_threads(folder: &Path, threads: usize, user: u32, arguments: &str) -> Option<Output> {
     let mut command = Command::new("prlimit");
     // A limit does not hold for the superuser.

@@ -20,7 +20,7 @@ fn start(folder: &Path, arguments: &str) -> Child {
     command.spawn().unwrap()
 }
 
-/// What `child` does. Fails where it has not ended after a minute.
+/// The output of `child`. Fails if it does not end within a minute.
 pub fn end(mut child: Child) -> Output {
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() {
@@ -87,7 +87,7 @@ fn a_step_that_fails_ends_the_run_with_one_line() {
     assert!(said.starts_with("out: no longer this run's folder") || said.contains("No such file"), "{said}");
 }
 
-/// What the update has made of the weights hides where the forward pass failed; the running statistics tell.
+/// The updated weights would hide the layer that failed in the forward pass.
 #[test]
 fn a_loss_that_is_not_finite_is_blamed_on_the_layer_that_it_comes_from() {
     let folder = folder();
@@ -124,11 +124,11 @@ fn a_lock_is_a_runs_own_and_links_are_not_followed() {
     let train = "train --model resnet8_cifar --epochs 1 --batch 512 --device cpu --out out";
     std::os::unix::fs::symlink("../victim", out.join(".residuum-lock")).unwrap();
     let said = cause(train, &run(folder.path(), train), 1);
-    assert_eq!(said, "out/.residuum-lock: no file, where a run keeps its lock");
+    assert_eq!(said, "out/.residuum-lock: not a regular file, expected a run's lock");
     fs::remove_file(out.join(".residuum-lock")).unwrap();
     fs::write(out.join(".residuum-lock"), "somebody's").unwrap();
     let said = cause(train, &run(folder.path(), train), 1);
-    assert_eq!(said, "out/.residuum-lock: not a run's lock; rename it, or take another --out");
+    assert_eq!(said, "out/.residuum-lock: not a run's lock; rename it, or choose another --out");
     assert_eq!(fs::read_to_string(out.join(".residuum-lock")).unwrap(), "somebody's");
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
     // A killed run's holds nobody.
@@ -148,7 +148,7 @@ fn a_resume_whose_checkpoint_is_gone_deletes_nothing() {
     let resume = format!("{train} --resume");
     fs::rename(out.join("checkpoint.safetensors"), out.join("best.safetensors")).unwrap();
     let said = cause(&resume, &run(folder.path(), &resume), 1);
-    assert!(said.starts_with("out/metrics.jsonl: it tells of epochs whose checkpoint is missing"), "{said}");
+    assert!(said.starts_with("out/metrics.jsonl: it has epochs whose checkpoint is missing"), "{said}");
     std::os::unix::fs::symlink("nowhere", out.join("checkpoint.safetensors")).unwrap();
     let said = cause(&resume, &run(folder.path(), &resume), 1);
     assert!(said.starts_with("out/checkpoint.safetensors: No such file"), "{said}");
@@ -230,8 +230,8 @@ fn two_runs_at_once_have_a_folder_each_or_one_is_refused() {
         let (good, bad): (Vec<_>, Vec<_>) = outputs.iter().partition(|o| o.status.success());
         assert_eq!((good.len(), bad.len()), (1, 1), "{outputs:?}");
         let said = cause(arguments, bad[0], 1);
-        let late = arguments.contains("--resume") || said.starts_with("--out out: a run is there already");
-        assert!(said.starts_with("out: another run (process ") || late, "{said}");
+        let late = arguments.contains("--resume") || said.starts_with("--out out: a run exists already");
+        assert!(said.starts_with("out: in use by another run (process ") || late, "{said}");
         assert_eq!(names(&folder.path().join("out")), FILES);
         let told: Vec<_> = timeless(&folder.path().join("out")).iter().map(|m| m["epoch"].as_u64()).collect();
         assert_eq!(told, (1..=epochs as u64).map(Some).collect::<Vec<_>>());
@@ -260,7 +260,7 @@ fn a_resume_takes_the_newest_folder_that_was_claimed() {
     let output = run(folder.path(), &format!("{train} --resume"));
     let errors = stderr(&output);
     assert!(output.status.success() && errors.contains("seed3-2"), "{before:?}: {errors}");
-    assert!(errors.contains("no checkpoint there yet: from the beginning"), "{errors}");
+    assert!(errors.contains("no checkpoint yet: starting anew"), "{errors}");
     // A gap is not filled: the newest is the last.
     fs::remove_dir_all(folder.path().join("runs/resnet8_cifar-digits-seed3")).unwrap();
     good(folder.path(), train);
@@ -281,18 +281,19 @@ fn a_resumed_run_tells_what_its_metrics_do_not() {
     // As it is, without a line, with a damaged one, with one of another run, and without any.
     for (content, problem) in [
         (whole.clone(), ""),
-        (format!("{}\n{}\n", lines[0], lines[2]), "no line of epoch 2"),
-        (format!("{}\n{}\n", lines[0], lines[1]), "no line of epoch 3"),
-        (format!("{}\n{}\n{{}}\n", lines[0], lines[1]), "no line of epoch 3, not an epoch's: line 3"),
-        (whole.clone() + lines[1] + "\n", "two lines of epoch 2"),
-        (String::new(), "no line of epochs 1 to 3"),
+        (format!("{}\n{}\n", lines[0], lines[2]), "missing epoch 2"),
+        (format!("{}\n{}\n", lines[0], lines[1]), "missing epoch 3"),
+        (format!("{}\n{}\n{{}}\n", lines[0], lines[1]), "missing epoch 3, unreadable line 3"),
+        (whole.clone() + lines[1] + "\n", "duplicate epoch 2"),
+        (String::new(), "missing epochs 1 to 3"),
     ] {
         fs::write(&path, &content).unwrap();
         let output = run(folder.path(), &resume);
         let errors = stderr(&output);
         assert!(output.status.success(), "{errors}");
         assert_eq!(String::from_utf8_lossy(&output.stdout), said, "the result is the checkpoint's");
-        let warning = format!("warning: out/metrics.jsonl: {problem}; the checkpoint is whole, and the run goes on");
+        let warning =
+            format!("warning: out/metrics.jsonl: {problem}; the checkpoint is complete, and the run continues");
         assert_eq!(errors.lines().find(|l| l.starts_with("warning")), (!problem.is_empty()).then_some(&*warning));
         assert_eq!(fs::read_to_string(&path).unwrap(), content, "{problem}: nothing is deleted");
         assert!(content == whole || fs::read(out.join("curves.svg")).unwrap() == curves, "{problem}: the curves stay");

@@ -59,7 +59,7 @@ fn a_run_leaves_its_files_and_is_not_overwritten() {
 
     let before = fs::read(out.join("checkpoint.safetensors")).unwrap();
     let cause = bad(folder.path(), SHORT, 1);
-    assert_eq!(cause, "--out out: a run is there already; --resume goes on with it");
+    assert_eq!(cause, "--out out: a run exists already; --resume continues it");
     let said = good(folder.path(), &format!("{SHORT} --resume"));
     assert!(said.starts_with("test accuracy "), "{said}");
     assert_eq!(fs::read(out.join("checkpoint.safetensors")).unwrap(), before);
@@ -179,10 +179,10 @@ fn an_evaluation_needs_the_networks_classes_and_images() {
     let eval = "eval --checkpoint out/checkpoint.safetensors --data digits";
     Checkpoint { classes: 12, ..good.clone() }.write(&path).unwrap();
     let cause = bad(folder.path(), eval, 1);
-    assert_eq!(cause, "--data digits: classes 10, but out/checkpoint.safetensors is of 12");
+    assert_eq!(cause, "--data digits: classes 10, but out/checkpoint.safetensors has 12");
     Checkpoint { input: [3, 32, 32], ..good.clone() }.write(&path).unwrap();
     let cause = bad(folder.path(), eval, 1);
-    assert!(cause.contains("images of shape [1, 8, 8], but out/checkpoint.safetensors is of [3, 32, 32]"), "{cause}");
+    assert!(cause.contains("images of shape [1, 8, 8], but out/checkpoint.safetensors has [3, 32, 32]"), "{cause}");
     let mut other = good;
     other.state.remove("fc.bias");
     other.write(&path).unwrap();

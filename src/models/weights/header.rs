@@ -1,4 +1,4 @@
-//! The header of a safetensors file: what the format's reader lets through, and what is wrong where it refuses.
+//! Checks of a safetensors header that the format's reader lacks, and descriptions of its errors.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,17 +11,16 @@ use crate::files::Format;
 
 /// The longest header that the format allows.
 const MOST_HEADER: u64 = 100_000_000;
-/// The entry beside the tensors.
+/// The header's entry for metadata.
 const METADATA: &str = "__metadata__";
 
-/// How a state dict is saved so that it can be read here.
-const FROM_TORCH: &str = "save it anew from Python with safetensors.torch.save_file({k: v.contiguous() for k, v in \
+/// The hints for saving a state dict or an array as safetensors.
+const FROM_TORCH: &str = "save it again from Python with safetensors.torch.save_file({k: v.contiguous() for k, v in \
                           model.state_dict().items()}, \"model.safetensors\")";
 const FROM_NUMPY: &str =
-    "save it anew from Python with safetensors.numpy.save_file({\"input\": array}, \"input.safetensors\")";
+    "save it again from Python with safetensors.numpy.save_file({\"input\": array}, \"input.safetensors\")";
 
-/// Why a file that begins with `head`, the whole of it if it is short, is no safetensors file; `None` where it may be
-/// one.
+/// Why a file that begins with `head` is no safetensors file; `None` if it may be one.
 pub fn refuse(head: &[u8]) -> Option<String> {
     let length = head.first_chunk::<8>().map(|length| u64::from_le_bytes(*length));
     let opens = head.get(8).is_none_or(|first| *first == b'{' || first.is_ascii_whitespace());
@@ -43,17 +42,17 @@ pub fn refuse(head: &[u8]) -> Option<String> {
     }
 }
 
-/// Where the header of a file that begins with `head` ends, as the file says.
+/// The offset of the end of the header, as stated by `head`.
 pub fn end(head: &[u8]) -> Option<u64> {
     let length = u64::from_le_bytes(*head.first_chunk::<8>()?);
     (length <= MOST_HEADER).then_some(length + 8)
 }
 
-/// Bytes that a file may be longer than its header says and still be read, for the format's reader to refuse.
+/// The most surplus bytes with which a file is still read, for the format's reader to refuse it.
 const SURPLUS: u64 = 1 << 30;
 
-/// What is wrong with a file of `len` bytes that begins with `head`, its whole header, if it is so much longer than
-/// that says that it may be longer than memory.
+/// The problem of a file of `len` bytes that is far longer than its header `head` states, and so perhaps longer than
+/// memory.
 pub fn wrong_length(head: &[u8], len: u64) -> Option<String> {
     let start = end(head).filter(|&start| start <= head.len() as u64)?;
     let described = end_of_data(&head[8..start as usize]).unwrap_or(0);
@@ -62,15 +61,15 @@ pub fn wrong_length(head: &[u8], len: u64) -> Option<String> {
         .then(|| format!("{found} bytes of tensor data, the header describes {described}"))
 }
 
-/// The first name that stands twice in the header of `bytes`: the format's reader takes it and keeps the last. `None`
-/// also where there is no header, which that reader refuses.
+/// The first duplicate name in the header of `bytes`, which the format's reader would accept. `None` also without a
+/// header, which that reader refuses.
 pub fn duplicate(bytes: &[u8]) -> Option<String> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
     serde_json::from_slice::<Names>(header).ok()?.0
 }
 
-/// An object whose values are the tensors, and the duplicate that was found in it.
+/// The header object: the first duplicate in it.
 struct Names(Option<String>);
 
 impl<'de> Deserialize<'de> for Names {
@@ -79,7 +78,7 @@ impl<'de> Deserialize<'de> for Names {
     }
 }
 
-/// An object of strings.
+/// The metadata object: the first duplicate in it.
 struct Strings(Option<String>);
 
 impl<'de> Deserialize<'de> for Strings {
@@ -88,9 +87,9 @@ impl<'de> Deserialize<'de> for Strings {
     }
 }
 
-/// Finds the first key that comes twice.
+/// Finds the first duplicate key.
 struct NamesVisitor {
-    /// Whether this is the object of the metadata, and not the header itself.
+    /// True for the metadata object, false for the header.
     inner: bool,
 }
 
@@ -120,13 +119,13 @@ impl<'de> Visitor<'de> for NamesVisitor {
         Ok(twice)
     }
 
-    /// `null`, which stands for no metadata.
+    /// `null`: no metadata.
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
         Ok(None)
     }
 }
 
-/// What is wrong with a file that the format's reader refuses.
+/// The problem of a file that the format's reader refuses with `error`.
 pub fn describe(bytes: &[u8], error: &SafeTensorError) -> String {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return format!("{} bytes, too short for a safetensors file", bytes.len());
@@ -153,7 +152,7 @@ pub fn describe(bytes: &[u8], error: &SafeTensorError) -> String {
     }
 }
 
-/// The largest end of a tensor that the header states.
+/// The largest end offset of a tensor in the header.
 fn end_of_data(header: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(header).ok()?;
     let ends = text.split("\"data_offsets\"").skip(1).filter_map(|rest| {

@@ -1,4 +1,17 @@
-//! State dicts in safetensors files: what torch saves loads here, and the other way round.
+//! State dicts in safetensors files, exchanged with torch: torch's names and layouts (OIHW, `[out, in]`; images NCHW).
+//!
+//! ```
+//! use residuum::models::weights::{self, Metadata};
+//! use residuum::tensor::{HostTensor, StateDict};
+//!
+//! let path = std::env::temp_dir().join(format!("residuum-doc-{}.safetensors", std::process::id()));
+//! let state = StateDict::from([("conv1.weight".into(), HostTensor::f32([2, 1, 1, 1], vec![1.0, 2.0]))]);
+//! weights::write(&path, &state, &Metadata::from([("model".into(), "mine".into())]))?;
+//! let (read, metadata) = weights::read_with_metadata(&path)?;
+//! assert_eq!((read, metadata["model"].as_str()), (state, "mine"));
+//! # std::fs::remove_file(&path).expect("the file");
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod header;
 
@@ -15,21 +28,21 @@ use crate::graph::{Graph, StateReport};
 use crate::tensor::{HostData, HostTensor, StateDict};
 use crate::{Error, Result};
 
-/// Named strings that a file carries beside its tensors.
+/// The string metadata of a file.
 pub type Metadata = BTreeMap<String, String>;
 
-/// Bytes from the start of a file by which it is recognised.
+/// The bytes from the start of a file by which it is recognised.
 const HEAD: u64 = 1 << 16;
 
-/// Reads the tensors of a safetensors file: F32, F64 and I64 as they are, F16 and BF16 widened to f32, other integers
-/// to i64. The names of torchvision's old DenseNet files (`denselayer1.norm.1.weight`) are brought to today's
-/// (`denselayer1.norm1.weight`). Fails where the file cannot be read, is not whole, is of another format, which the
-/// error names with what to do, holds a name twice or a tensor of another type.
+/// Reads the tensors of a safetensors file. F16 and BF16 are widened to f32, integers to i64. Names of torchvision's
+/// old DenseNet files (`denselayer1.norm.1.weight`) become today's (`denselayer1.norm1.weight`). Fails if the file
+/// cannot be read, is truncated, is of another format (the error names it and the remedy), or has a duplicate name or a
+/// tensor of another type.
 pub fn read(path: impl AsRef<Path>) -> Result<StateDict> {
     Ok(read_with_metadata(path)?.0)
 }
 
-/// [`read`], with the strings that the file carries.
+/// [`read`], with the file's metadata.
 pub fn read_with_metadata(path: impl AsRef<Path>) -> Result<(StateDict, Metadata)> {
     let path = path.as_ref();
     let bytes = content(path)?;
@@ -41,7 +54,7 @@ pub fn from_bytes(bytes: &[u8]) -> Result<(StateDict, Metadata)> {
     parse(bytes).map_err(|problem| Error::invalid("weights", problem))
 }
 
-/// The content of the file, of which no more is read than its head where that is not a safetensors file's.
+/// The content of the file. If it is no safetensors file, only its head is read.
 fn content(path: &Path) -> Result<Vec<u8>> {
     let failed = |e: io::Error| Error::io(path, &e);
     let mut file = File::open(path).map_err(failed)?;
@@ -55,7 +68,7 @@ fn content(path: &Path) -> Result<Vec<u8>> {
     if let Some(problem) = header::refuse(&bytes) {
         return Err(Error::file(path, problem));
     }
-    // A file that is far longer than its header says is refused before its data is read: it may be longer than memory.
+    // A file far longer than its header states is refused before its data is read: it may exceed memory.
     let whole = header::end(&bytes).unwrap_or(bytes.len() as u64);
     Read::by_ref(&mut file).take(whole.saturating_sub(bytes.len() as u64)).read_to_end(&mut bytes).map_err(failed)?;
     let len = file.metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
@@ -71,25 +84,25 @@ fn parse(bytes: &[u8]) -> Result<(StateDict, Metadata), String> {
         return Err(problem);
     }
     if let Some(twice) = header::duplicate(bytes) {
-        return Err(format!("{twice} is there twice"));
+        return Err(format!("duplicate {twice}"));
     }
     let (_, head) = SafeTensors::read_metadata(bytes).map_err(|e| header::describe(bytes, &e))?;
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| header::describe(bytes, &e))?;
     let mut state = StateDict::new();
-    // By name, so that of two faults always the same one is told.
+    // By name, so that of two faults the same one is always reported.
     let views: BTreeMap<&str, _> = tensors.iter().collect();
     for (name, view) in views {
         let data = elements(view.dtype(), view.data()).map_err(|problem| format!("tensor `{name}`: {problem}"))?;
         let tensor = HostTensor { shape: view.shape().into(), data };
         let name = modern_name(name);
         if state.insert(name.clone(), tensor).is_some() {
-            return Err(format!("tensor `{name}` is there twice, under its old and its new name"));
+            return Err(format!("duplicate tensor `{name}`, under its old and its new name"));
         }
     }
     Ok((state, head.metadata().clone().unwrap_or_default().into_iter().collect()))
 }
 
-/// The tensor's elements; fails for a type that no network here has.
+/// The tensor's elements. Fails for unsupported types.
 fn elements(dtype: Dtype, bytes: &[u8]) -> Result<HostData, String> {
     fn each<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Result<Vec<T>, String> {
         let elements = bytes.as_chunks::<N>().0;
@@ -122,7 +135,7 @@ fn elements(dtype: Dtype, bytes: &[u8]) -> Result<HostData, String> {
     })
 }
 
-/// Torchvision's name of today for a name of an old DenseNet file; other names stay.
+/// Torchvision's current name for a name of an old DenseNet file; other names are unchanged.
 fn modern_name(name: &str) -> String {
     let renamed = || {
         let start = name.find("denselayer")?;
@@ -137,19 +150,19 @@ fn modern_name(name: &str) -> String {
     renamed().unwrap_or_else(|| name.into())
 }
 
-/// [`Graph::check_state`], with the file `path` that `state` was read from in the error.
+/// [`Graph::check_state`]; the error names the file `path` of `state`.
 pub fn check(path: impl AsRef<Path>, graph: &Graph, state: &StateDict) -> Result<StateReport> {
     graph.check_state(state).map_err(|e| Error::file(path.as_ref(), e.to_string()))
 }
 
-/// Writes `state` and `metadata` as a safetensors file, all or nothing: see [`write_atomically`]. The same content
-/// gives the same bytes.
+/// Writes `state` and `metadata` atomically as a safetensors file: see [`write_atomically`]. Equal content gives equal
+/// bytes.
 pub fn write(path: impl AsRef<Path>, state: &StateDict, metadata: &Metadata) -> Result<()> {
     write_atomically(path, |out| write_to(out, state, metadata))
 }
 
 fn write_to(out: &mut dyn Write, state: &StateDict, metadata: &Metadata) -> io::Result<()> {
-    // Wide elements first: each tensor then lies at a multiple of its element.
+    // Wide elements first, so that each tensor is aligned to its element.
     let mut order: Vec<_> = state.iter().collect();
     order.sort_by_key(|(_, tensor)| std::cmp::Reverse(kind(&tensor.data).1));
     let mut entries = Vec::new();
@@ -183,7 +196,7 @@ fn write_to(out: &mut dyn Write, state: &StateDict, metadata: &Metadata) -> io::
     Ok(())
 }
 
-/// The format's name of the element type, and bytes of an element.
+/// The format's name of the element type, and its size in bytes.
 fn kind(data: &HostData) -> (&'static str, usize) {
     match data {
         HostData::F32(_) => ("F32", 4),
@@ -347,7 +360,7 @@ mod tests {
         }
     }
 
-    /// On a machine that has less memory, and in no time on one that has more.
+    /// It must not be read: it may exceed memory.
     #[test]
     fn a_file_that_is_longer_than_its_header_says_is_not_read() {
         let folder = folder();
@@ -355,7 +368,7 @@ mod tests {
         fs::write(&path, crafted("F32", "[3]", &[0; 12])).unwrap();
         assert!(read(&path).is_ok());
         let file = File::options().write(true).open(&path).unwrap();
-        // It has no blocks on a file system that knows holes; elsewhere there is no room for it.
+        // A sparse file, if the file system supports it; else there is no room for it.
         let header = fs::read(&path).unwrap().len() as u64 - 12;
         if file.set_len(header + (1 << 40)).is_ok() {
             let text = read(&path).unwrap_err().to_string();
@@ -368,15 +381,15 @@ mod tests {
         let tensor = |offsets: &str| format!("{{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":{offsets}}}");
         let (first, second) = (tensor("[0,4]"), tensor("[4,8]"));
         for (header, expected) in [
-            (format!("{{\"x\":{first},\"x\":{second}}}"), "tensor `x` is there twice"),
-            (format!("{{\"x\":{first},\"\\u0078\":{first}}}"), "tensor `x` is there twice"),
-            (format!("{{\"a.b\":{first},\"c\":{second},\"a.b\":{first}}}"), "tensor `a.b` is there twice"),
+            (format!("{{\"x\":{first},\"x\":{second}}}"), "duplicate tensor `x`"),
+            (format!("{{\"x\":{first},\"\\u0078\":{first}}}"), "duplicate tensor `x`"),
+            (format!("{{\"a.b\":{first},\"c\":{second},\"a.b\":{first}}}"), "duplicate tensor `a.b`"),
             (
                 format!("{{\"__metadata__\":{{\"model\":\"a\",\"model\":\"b\"}},\"x\":{first}}}"),
-                "metadata `model` is there twice",
+                "duplicate metadata `model`",
             ),
         ] {
-            // Whether or not the data is that of either of the two.
+            // With data for one tensor and for both.
             for len in [4, 8] {
                 let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8][..len]].concat();
                 assert_eq!(refusal(&bytes), expected, "{header}");
