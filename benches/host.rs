@@ -87,7 +87,7 @@ fn head() -> Vec<Op> {
     let loss = cross_entropy::CrossEntropy::new(spec).expect("a loss");
     let mut ops = vec![
         Op::Pool(pool.fwd()),
-        Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd }),
+        Op::Pool(pool.bwd()),
         Op::CrossEntropy(loss.fwd()),
         Op::CrossEntropy(cross_entropy::Node { loss, pass: cross_entropy::Pass::Bwd(Default::default()) }),
     ];

@@ -82,8 +82,8 @@ struct PoolBwd {
   Strips strips;
   u32 accumulate, unused;
 };
-static_assert(sizeof(PoolBwd<float, MaxGradient<float>>) == 136, "as in src/ops/pool/launch.rs");
-static_assert(sizeof(PoolBwd<float, AvgGradient<float>>) == 120, "as in src/ops/pool/launch.rs");
+static_assert(sizeof(PoolBwd<float, MaxGradient<float>>) == 136, "as in src/ops/pool/launch/params.rs");
+static_assert(sizeof(PoolBwd<float, AvgGradient<float>>) == 120, "as in src/ops/pool/launch/params.rs");
 
 template <typename T, typename From>
 __device__ __forceinline__ void pool_bwd(const PoolBwd<T, From>& p) {

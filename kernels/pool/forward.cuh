@@ -14,7 +14,7 @@ struct MaxFwd {
   Strips strips;
   Windows windows;
 };
-static_assert(sizeof(MaxFwd<float>) == 128, "as in src/ops/pool/launch.rs");
+static_assert(sizeof(MaxFwd<float>) == 128, "as in src/ops/pool/launch/params.rs");
 
 template <typename T>
 struct AvgFwd {
@@ -24,7 +24,7 @@ struct AvgFwd {
   Strips strips;
   Windows windows;
 };
-static_assert(sizeof(AvgFwd<float>) == 112, "as in src/ops/pool/launch.rs");
+static_assert(sizeof(AvgFwd<float>) == 112, "as in src/ops/pool/launch/params.rs");
 
 // Pixels as they are.
 template <typename T>

@@ -3,14 +3,14 @@
 
 #include "common/strips.cuh"
 
-// The windows of an image; the same struct is in src/ops/pool/launch.rs.
+// The windows of an image; the same struct is in src/ops/pool/launch/params.rs.
 struct Windows {
   u32 h, w, p, q;  // pixels of the input, windows
   u32 kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w;
   u32 adaptive;       // 1: spread over the image, kernel, stride and padding unused
   u32 count_padding;  // 1: the divisor of an average counts padded pixels
 };
-static_assert(sizeof(Windows) == 48, "as in src/ops/pool/launch.rs");
+static_assert(sizeof(Windows) == 48, "as in src/ops/pool/launch/params.rs");
 
 // One direction of the windows.
 struct Axis {

@@ -88,7 +88,7 @@ impl Graph {
                             })?,
                         });
                     }
-                    let outputs = self.add_gated(op, inputs, &[], node.gate);
+                    let outputs = self.add_node(op, inputs, node.gate);
                     for (grad, target) in outputs.into_iter().zip(targets) {
                         if let Some(j) = target.filter(|&j| wanted[j]) {
                             let part = Part { grad, gate: node.gate };

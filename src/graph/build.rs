@@ -207,7 +207,10 @@ impl Builder {
     /// Pooling from `[N,H,W,C]` to `[N,P,Q,C]`.
     pub fn pool(&mut self, x: ValueId, window: pool::Window, kind: pool::Kind) -> Result<ValueId> {
         let pool = pool::Pool::new(pool::Spec { x: self.shape(x), window, kind })?;
-        Ok(self.node(Op::Pool(pool.fwd()), vec![x], &[])[0])
+        let node = pool.fwd();
+        let pool::Pass::Fwd(form) = node.pass else { unreachable!("it is the forward pass") };
+        let call = pool::Fwd { x: x.into(), y: None, index: form.index.map(|()| None) };
+        Ok(self.graph.add(Op::Pool(node), call, self.gate).y)
     }
 
     /// The parameter-free shortcut (option A), `[N,H,W,C]` to `[N,P,Q,k]`: every `stride`-th pixel, with `lead` zero
@@ -265,10 +268,6 @@ impl Builder {
     /// Returns the graph.
     pub fn finish(self) -> Graph {
         self.graph
-    }
-
-    pub(super) fn node(&mut self, op: Op, inputs: Vec<ValueId>, updated: &[ValueId]) -> Vec<ValueId> {
-        self.graph.add_gated(op, inputs, updated, self.gate)
     }
 
     fn add_input(&mut self, name: &str, ty: TensorType) -> ValueId {

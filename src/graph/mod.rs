@@ -293,25 +293,15 @@ impl Graph {
         id
     }
 
-    /// Appends `op`. Its outputs are new values, except those that update the buffers `updated`, in order.
-    pub(crate) fn add_node(&mut self, op: Op, inputs: Vec<ValueId>, updated: &[ValueId]) -> Vec<ValueId> {
+    /// Appends `op` in the branch of `gate`; its outputs are new values.
+    pub(crate) fn add_node(&mut self, op: Op, inputs: Vec<ValueId>, gate: Option<ValueId>) -> Vec<ValueId> {
         let operator = op.operator();
         let wanted: Vec<_> = operator.inputs().iter().map(|t| t.shape.len()).collect();
         let given: Vec<_> = inputs.iter().map(|&v| self.ty(v).shape.len()).collect();
         assert_eq!(given, wanted, "elements of the inputs of {}", operator.name());
-        let updates = operator.updates();
-        let mut updated = updated.iter();
-        let outputs: Vec<ValueId> = operator
-            .outputs()
-            .into_iter()
-            .enumerate()
-            .map(|(i, ty)| match updates.contains(&i).then(|| updated.next()) {
-                Some(Some(&buffer)) => buffer,
-                _ => self.add_value(ty, Origin::Node),
-            })
-            .collect();
+        let outputs: Vec<_> = operator.outputs().into_iter().map(|ty| self.add_value(ty, Origin::Node)).collect();
         let writes = vec![Write::Overwrite; outputs.len()];
-        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), writes, gate: None });
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), writes, gate });
         outputs
     }
 
@@ -351,20 +341,5 @@ impl Graph {
         let call = sum::Fwd { a: a.into(), b: b.into(), gate: open, y: None, signs: None };
         let op = Op::Sum(sum::Node { form: call.form(), ..sum::Node::of(self.ty(a).shape.clone()) });
         self.add(op, call, gate).y
-    }
-
-    /// Like [`add_node`](Self::add_node), for a node of the branch with gate `gate`.
-    pub(crate) fn add_gated(
-        &mut self,
-        op: Op,
-        inputs: Vec<ValueId>,
-        updated: &[ValueId],
-        gate: Option<ValueId>,
-    ) -> Vec<ValueId> {
-        let outputs = self.add_node(op, inputs, updated);
-        if let Some(node) = self.nodes.last_mut() {
-            node.gate = gate;
-        }
-        outputs
     }
 }

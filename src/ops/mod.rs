@@ -11,8 +11,6 @@ pub mod linear;
 pub mod load;
 #[doc(hidden)]
 pub mod norm;
-#[doc(hidden)]
-pub mod norm_pool;
 pub mod operands;
 pub(crate) mod parallel;
 pub mod pool;
@@ -334,7 +332,6 @@ pub enum Op {
     CrossEntropy(cross_entropy::Node),
     Linear(linear::Node),
     Norm(norm::Node),
-    NormPool(norm_pool::Node),
     Pool(pool::Node),
     Relu(relu::Node),
     Shortcut(shortcut::Node),
@@ -351,7 +348,6 @@ impl Op {
             Self::CrossEntropy(o) => o,
             Self::Linear(o) => o,
             Self::Norm(o) => o,
-            Self::NormPool(o) => o,
             Self::Pool(o) => o,
             Self::Relu(o) => o,
             Self::Shortcut(o) => o,
@@ -368,7 +364,6 @@ impl Op {
             Self::CrossEntropy(o) => o,
             Self::Linear(o) => o,
             Self::Norm(o) => o,
-            Self::NormPool(o) => o,
             Self::Pool(o) => o,
             Self::Relu(o) => o,
             Self::Shortcut(o) => o,
@@ -385,7 +380,6 @@ pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
         cross_entropy::KERNELS,
         norm::KERNELS,
         norm::merge::KERNELS,
-        norm_pool::KERNELS,
         pool::KERNELS,
         relu::KERNELS,
         shortcut::KERNELS,

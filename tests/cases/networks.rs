@@ -4,7 +4,7 @@
 use residuum::ops::conv2d::{Bwd, BwdW, BwdX, End, Fwd};
 use residuum::ops::load::{Affine, Load, Operand};
 use residuum::ops::store::{Mask, Moments, Normalised};
-use residuum::ops::{batch_norm, conv2d, cross_entropy, linear, norm_pool};
+use residuum::ops::{batch_norm, conv2d, cross_entropy, linear};
 use residuum::ops::{pool, relu, shortcut, sum, Op};
 use residuum::Result;
 
@@ -85,7 +85,7 @@ impl Layer {
             }
             Kind::StemPool | Kind::Transition | Kind::GlobalPool => {
                 let pool = pool::Pool::new(self.pool(x))?;
-                vec![Op::Pool(pool.fwd()), Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd })]
+                vec![Op::Pool(pool.fwd()), Op::Pool(pool.bwd())]
             }
             Kind::Shortcut => {
                 let shortcut = shortcut::Shortcut::new(shortcut::Spec { x, k: 2 * self.c, stride: 2, lead: 0 })?;
@@ -127,9 +127,11 @@ impl Layer {
             }
             Kind::StemPool => {
                 let pool = pool::Pool::new(self.pool(shape))?;
-                [norm_pool::Pass::Fwd { relu: true }, norm_pool::Pass::Bwd(affine_mask(false))]
-                    .map(|pass| Op::NormPool(norm_pool::Node { pool, pass }))
-                    .into()
+                let (load, mask) = (Load::Affine { affine: Affine::default(), relu: true }, affine_mask(false));
+                let fwd = pool::Fwd { x: Operand { value: (), load }, y: (), index: Some(()) };
+                let bwd = pool::Bwd { dy: (), index: Some(()), mask: Some(mask), dx: (), sums: Some(mask.sums()) };
+                let passes = [pool::Pass::Fwd(fwd), pool::Pass::Bwd(bwd)];
+                passes.map(|pass| Op::Pool(pool::Node { pool, pass })).into()
             }
             _ => Vec::new(),
         })

@@ -509,7 +509,7 @@ fn pool() {
             let mut bwd = fwd;
             let y: usize = pool.y_shape().iter().product();
             let index = reference(&bwd.op, &bwd.inputs, &[]).into_iter().nth(1);
-            bwd.op = Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd });
+            bwd.op = Op::Pool(pool.bwd());
             bwd.inputs = vec![Data::Real(Random::new("dy").integers(y, -3, 3))];
             bwd.inputs.extend(index);
             check(&bwd, Bound::Linear);

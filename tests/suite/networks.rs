@@ -277,7 +277,7 @@ fn densenets_step() {
 fn densenets_concatenate_nothing() {
     let mut devices = machine::devices("a plan of a DenseNet");
     devices.retain(|device| matches!(device, Device::Kernels(_)));
-    let pools_first = |w: &&[&str]| w[0] == "norm_pool_avg_fwd" && w[1] == "conv2d_fwd";
+    let pools_first = |w: &&[&str]| w[0] == "pool_avg_fwd" && w[1] == "conv2d_fwd";
     let transitions = |ops: &[&str]| ops.windows(2).filter(pools_first).count();
     for name in ["densenet_bc22_k12_cifar", "densenet22_k12_cifar", "densenet121"] {
         let size = if name == "densenet121" { 64 } else { 32 };

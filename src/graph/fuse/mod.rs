@@ -145,8 +145,8 @@ impl Fuser {
         open.then_some((stored, form, pending))
     }
 
-    fn defer(&mut self, i: usize, stored: ValueId, pending: Pending) {
-        let y = self.graph.nodes[i].outputs[0];
+    /// Removes node `i`: what it would have left in `y` is pending on `stored`.
+    fn defer(&mut self, i: usize, y: ValueId, stored: ValueId, pending: Pending) {
         self.stored.insert(y, stored);
         self.pending.insert(stored, (y, pending));
         self.removed[i] = true;
@@ -158,7 +158,7 @@ impl Fuser {
         else {
             return;
         };
-        let Infer { x, gamma, beta, running_mean, running_var, .. } = self.graph.nodes[i].bind(Infer::default());
+        let Infer { x, gamma, beta, running_mean, running_var, y } = self.graph.nodes[i].bind(Infer::default());
         let Some((stored, form, pending)) = self.open_conv(x) else { return };
         if pending.affine.is_some() || pending.residual.is_some() {
             return;
@@ -168,16 +168,16 @@ impl Fuser {
         let call = Fold { gamma, beta, running_mean, running_var, bias, scale: None, shift: None };
         let Fold { scale, shift, .. } = self.graph.add(op, call, None);
         self.prepare.extend(self.graph.nodes.pop());
-        self.defer(i, stored, Pending { affine: Some(Affine { scale, shift }), relu, ..pending });
+        self.defer(i, y.value, stored, Pending { affine: Some(Affine { scale, shift }), relu, ..pending });
     }
 
     /// A ReLU after something that can apply it before it stores.
     fn defer_relu(&mut self, i: usize) {
-        let relu::Fwd { x, .. } = self.graph.nodes[i].bind(<relu::Fwd>::default());
+        let relu::Fwd { x, y } = self.graph.nodes[i].bind(relu::Fwd::default());
         if let Some((stored, _, pending)) = self.open_conv(x) {
-            self.defer(i, stored, Pending { relu: true, ..pending });
+            self.defer(i, y.value, stored, Pending { relu: true, ..pending });
         } else if self.uses[x.index()] == 1 {
-            self.relu_into_producer(i, x);
+            self.relu_into_producer(i, x, y.value);
         }
     }
 
@@ -185,7 +185,7 @@ impl Fuser {
     /// is a sum only once its share is folded.
     fn defer_sum(&mut self, i: usize) {
         let Op::Sum(sum) = &self.graph.nodes[i].op else { return };
-        let sum::Fwd { a, b, gate: None, .. } = self.graph.nodes[i].bind(sum.form) else { return };
+        let sum::Fwd { a, b, gate: None, y, .. } = self.graph.nodes[i].bind(sum.form) else { return };
         let (a, b, share) = (a.value, b.value, sum.share);
         if share != 1.0 && !self.fold_share(i, b, share) {
             return;
@@ -199,7 +199,7 @@ impl Fuser {
         if pending.residual.is_some() || stored_at(self, residual) >= stored_at(self, carrier) {
             return;
         }
-        self.defer(i, stored, Pending { residual: Some(residual), ..pending });
+        self.defer(i, y.value, stored, Pending { residual: Some(residual), ..pending });
     }
 
     /// Folds the share of `branch` in the sum of node `i` into the batch norm that the branch ends in, if that is folded
@@ -222,8 +222,7 @@ impl Fuser {
     }
 
     /// A ReLU after an addition or a training batch norm, with its backward pass where there is one.
-    fn relu_into_producer(&mut self, i: usize, x: ValueId) {
-        let y = self.graph.nodes[i].outputs[0];
+    fn relu_into_producer(&mut self, i: usize, x: ValueId, y: ValueId) {
         let Some(&p) = self.producer.get(&x) else { return };
         if self.graph.nodes[p].gate != self.graph.nodes[i].gate {
             return;

@@ -5,8 +5,8 @@ use super::index::{Index, Reader};
 use super::Fused;
 use crate::graph::{Graph, Node, Origin, ValueId};
 use crate::ops::batch_norm::{self, Fold, Infer};
-use crate::ops::load::{Affine, Load};
-use crate::ops::{conv2d, norm_pool, pool, Call, Op};
+use crate::ops::load::{Affine, Load, Operand};
+use crate::ops::{conv2d, pool, Call, Op};
 
 /// Moves every batch norm that it can into the ops that read it.
 pub(super) fn load_norms(fused: &mut Fused) {
@@ -44,9 +44,9 @@ fn can_load(graph: &Graph, reader: &Reader) -> bool {
     let loads = matches!(
         graph.nodes[reader.node].op,
         Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. })
-            | Op::Pool(pool::Node { pass: pool::Pass::Fwd, .. })
+            | Op::Pool(pool::Node { pass: pool::Pass::Fwd(_), .. })
     );
-    loads && reader.at == 0
+    loads && reader.operand == "x"
 }
 
 /// Lets `node` read `x` through `affine` and a ReLU.
@@ -59,10 +59,10 @@ fn load(node: &mut Node, x: ValueId, affine: Affine<ValueId>, relu: bool) {
             let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(call.form()) });
             *node = Node::new(op, call, node.gate);
         }
-        Op::Pool(pool::Node { pool, .. }) => {
-            node.inputs[0] = x;
-            node.op = Op::NormPool(norm_pool::Node { pool, pass: norm_pool::Pass::Fwd { relu } });
-            node.inputs.extend([affine.scale, affine.shift]);
+        Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd(form) }) => {
+            let call = pool::Fwd { x: Operand { value: x, load: Load::Affine { affine, relu } }, ..node.bind(form) };
+            let op = Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd(call.form()) });
+            *node = Node::new(op, call, node.gate);
         }
         _ => unreachable!("`can_load` knows the ops that load"),
     }

@@ -15,7 +15,7 @@ use crate::ops::conv2d::{self, BwdW, BwdX, Conv2d, Fwd, Pass};
 use crate::ops::load::Operand;
 use crate::ops::pool::{self, Kind, Pool};
 use crate::ops::store::Epilogue;
-use crate::ops::{Call, Op, Write};
+use crate::ops::{Call, Op};
 use crate::tensor::TensorType;
 
 /// Exchanges every such pair.
@@ -49,14 +49,18 @@ impl Pair {
     /// The pair whose pooling is node `at`.
     fn find(graph: &Graph, uses: &[usize], at: usize) -> Option<Self> {
         let node = &graph.nodes[at];
-        let (Op::Pool(op), &[z]) = (&node.op, &node.inputs[..]) else { return None };
+        let Op::Pool(op) = node.op else { return None };
         let averages = matches!(op.pool.spec().kind, Kind::Average { count_padding: false });
+        if op != op.pool.fwd() || !averages {
+            return None;
+        }
+        let z = node.bind(pool::Fwd::default()).x.value;
         let conv = graph.nodes[..at].iter().rposition(|n| n.outputs == [z])?;
         let Op::Conv2d(conv2d::Node { conv: by, pass }) = graph.nodes[conv].op else { return None };
         let (spec, [p, q]) = (*by.spec(), op.pool.output());
         let pointwise = (spec.kernel, spec.stride, spec.padding) == ([1; 2], [1; 2], [0; 2]);
         let alone = pass == Pass::fwd(false) && uses[z.index()] == 1;
-        if op.pass != pool::Pass::Fwd || !averages || !pointwise || !alone || p * q >= spec.h * spec.w {
+        if !pointwise || !alone || p * q >= spec.h * spec.w {
             return None;
         }
         let first = Pool::new(pool::Spec { x: [spec.n, spec.h, spec.w, spec.c], ..*op.pool.spec() }).ok()?;
@@ -70,12 +74,9 @@ impl Pair {
         let Op::Pool(pool) = graph.nodes[self.pool].op else { return None };
         let Fwd { x, w, .. } = graph.nodes[self.conv].bind(Fwd::default());
         // Of several poolings of the same shape, this one's gradient is the one that the convolution's ops read.
-        let unpools =
-            graph.nodes.iter().enumerate().filter(
-                |(_, n)| matches!(n.op, Op::Pool(p) if p == pool::Node { pool: pool.pool, pass: pool::Pass::Bwd }),
-            );
+        let unpools = graph.nodes.iter().enumerate().filter(|(_, n)| n.op == Op::Pool(pool.pool.bwd()));
         for (unpool, node) in unpools {
-            let dz = node.outputs[0];
+            let pool::Bwd { dx: Stored { value: dz, .. }, .. } = node.bind(pool::Bwd::default());
             let find = |is: &dyn Fn(Pass<ValueId, Stored>) -> bool| {
                 graph.nodes.iter().position(
                     |n| matches!(n.op, Op::Conv2d(c) if c.conv == conv && c.pass.is_plain() && is(n.bind(c.pass))),
@@ -99,28 +100,26 @@ impl Pair {
             Node::new(Op::Conv2d(conv2d::Node { conv: self.then, pass: pass.form() }), pass, None)
         };
         let Fwd { x, w, .. } = graph.nodes[self.conv].bind(Fwd::default());
-        let y = graph.nodes[self.pool].outputs[0];
-        graph.nodes[self.conv] = node(Op::Pool(self.first.fwd()), vec![x.value], pooled);
-        let fwd = Fwd { x: pooled.into(), w, epilogue: Epilogue::default(), y: y.into(), moments: None, end: None };
+        let y = graph.nodes[self.pool].bind(pool::Fwd::default()).y;
+        let call = pool::Fwd { x, y: pooled.into(), index: None };
+        graph.nodes[self.conv] = Node::new(Op::Pool(self.first.fwd()), call, None);
+        let fwd = Fwd { x: pooled.into(), w, epilogue: Epilogue::default(), y, moments: None, end: None };
         graph.nodes[self.pool] = conv(Pass::Fwd(fwd));
         let Some((unpool, bwd_w, bwd_x)) = self.backward else { return };
-        let dy = graph.nodes[unpool].inputs[0];
+        let unpooled = graph.nodes[unpool].bind(pool::Bwd::default());
+        let dy = unpooled.dy;
         let call = BwdW { dy: dy.into(), x: pooled.into(), ..graph.nodes[bwd_w].bind(BwdW::default()) };
         graph.nodes[bwd_w] = conv(Pass::BwdW(call));
         if let Some(bwd_x) = bwd_x {
             let d_pooled = graph.add_value(TensorType::real(self.first.y_shape()), Origin::Node);
             let call = graph.nodes[bwd_x].bind(BwdX::default());
-            let dx = call.dx.value;
+            let dx = call.dx;
             graph.nodes[bwd_x] = conv(Pass::BwdX(BwdX { dy: dy.into(), dx: d_pooled.into(), ..call }));
-            let op = Op::Pool(pool::Node { pool: self.first, pass: pool::Pass::Bwd });
-            graph.nodes.insert(bwd_x + 1, node(op, vec![d_pooled], dx));
+            let unpooled = pool::Bwd { dy: d_pooled, dx, ..unpooled };
+            graph.nodes.insert(bwd_x + 1, Node::new(Op::Pool(self.first.bwd()), unpooled, None));
         }
         graph.nodes.remove(unpool);
     }
-}
-
-fn node(op: Op, inputs: Vec<ValueId>, output: ValueId) -> Node {
-    Node { op, inputs, outputs: vec![output], writes: vec![Write::Overwrite], gate: None }
 }
 
 #[cfg(test)]

@@ -1,57 +1,62 @@
 //! The op on the CPU: channels innermost, images in parallel.
 
-use super::{Kind, Node, Pass, Pool};
+use super::{Bwd, Fwd, Node, Pass, Pool};
 use crate::device::cpu::vectorized;
 use crate::ops::parallel::{add, in_lanes, split};
-use crate::ops::{HostIo, Write};
+use crate::ops::{HostIo, HostOp, HostOut, HostRef, Write};
 use crate::tensor::Real;
 
 /// The least input elements of a lane.
 const LANE: usize = 1 << 14;
 
-/// Runs the op.
+/// Runs the op, if it is a pooling alone.
 pub(super) fn run<T: Real>(node: &Node, io: &mut HostIo<'_, T>) {
-    let pool = &node.pool;
-    let (source, accumulate) = (io.inputs[0].real(), io.writes[0] == Write::Accumulate);
-    let ([_, h, w, c], [p, q]) = (pool.spec.x, pool.output());
-    let (image, result) = (h * w * c, p * q * c);
-    let images = (LANE / image).max(1);
-    match (node.pass, pool.spec.kind) {
-        (Pass::Fwd, Kind::Max) => {
-            let [y, index] = io.outputs.as_mut_slice() else { panic!("a maximum has two outputs") };
-            let y = split(y.real(), images * result).into_iter();
-            let lanes = y.zip(split(index.byte(), images * result)).collect();
-            in_lanes(lanes, |i, (y, index): (&mut [T], &mut [u8])| {
-                let images = source[i * images * image..].chunks_exact(image);
-                let results = y.chunks_exact_mut(result).zip(index.chunks_exact_mut(result));
-                vectorized(|| images.zip(results).for_each(|(x, (y, index))| max_fwd(pool, x, y, index)));
-            });
-        }
-        (Pass::Fwd, Kind::Average { .. }) => {
-            let [y] = io.reals();
-            in_lanes(split(y, images * result), |i, y| {
-                let images = source[i * images * image..].chunks_exact(image);
-                vectorized(|| images.zip(y.chunks_exact_mut(result)).for_each(|(x, y)| average_fwd(pool, x, y)));
-            });
-        }
-        (Pass::Bwd, kind) => {
-            let index = if kind == Kind::Max { io.inputs[1].byte() } else { &[] };
-            let [dx] = io.reals();
-            in_lanes(split(dx, images * image), |i, dx| {
-                if !accumulate {
-                    dx.fill(T::ZERO);
-                }
-                let first = i * images * result;
-                let images = dx.chunks_exact_mut(image).zip(source[first..].chunks_exact(result));
-                vectorized(|| match kind {
-                    Kind::Average { .. } => images.for_each(|(dx, dy)| average_bwd(pool, dy, dx)),
-                    Kind::Max => images
-                        .zip(index[first..].chunks_exact(result))
-                        .for_each(|((dx, dy), index)| max_bwd(pool, dy, index, dx)),
-                });
-            });
-        }
+    match node.pass {
+        Pass::Fwd(form) if form.x.load.is_as_it_is() => fwd(&node.pool, io.bind(form)),
+        Pass::Bwd(form) if form.mask.is_none() => bwd(&node.pool, io.bind(form)),
+        _ => node.reference(io),
     }
+}
+
+/// Elements of an image of the input and of the output, and images of a lane.
+fn extents(pool: &Pool) -> [usize; 3] {
+    let ([_, h, w, c], [p, q]) = (pool.spec.x, pool.output());
+    [h * w * c, p * q * c, (LANE / (h * w * c)).max(1)]
+}
+
+fn fwd<T: Real>(pool: &Pool, Fwd { x, mut y, index }: Fwd<HostRef<'_, T>, HostOut<'_, '_, T>>) {
+    let ([image, result, images], x) = (extents(pool), x.value.real());
+    let lanes = split(y.real(), images * result);
+    let Some(mut index) = index else {
+        return in_lanes(lanes, |i, y| {
+            let images = x[i * images * image..].chunks_exact(image);
+            vectorized(|| images.zip(y.chunks_exact_mut(result)).for_each(|(x, y)| average_fwd(pool, x, y)));
+        });
+    };
+    let lanes = lanes.into_iter().zip(split(index.byte(), images * result)).collect();
+    in_lanes(lanes, |i, (y, index): (&mut [T], &mut [u8])| {
+        let images = x[i * images * image..].chunks_exact(image);
+        let results = y.chunks_exact_mut(result).zip(index.chunks_exact_mut(result));
+        vectorized(|| images.zip(results).for_each(|(x, (y, index))| max_fwd(pool, x, y, index)));
+    });
+}
+
+fn bwd<T: Real>(pool: &Pool, Bwd { dy, index, mut dx, .. }: Bwd<HostRef<'_, T>, HostOut<'_, '_, T>>) {
+    let ([image, result, images], adds) = (extents(pool), dx.write == Write::Accumulate);
+    let (dy, index) = (dy.real(), index.map(|index| index.byte()));
+    in_lanes(split(dx.real(), images * image), |i, dx| {
+        if !adds {
+            dx.fill(T::ZERO);
+        }
+        let first = i * images * result;
+        let images = dx.chunks_exact_mut(image).zip(dy[first..].chunks_exact(result));
+        vectorized(|| match index {
+            None => images.for_each(|(dx, dy)| average_bwd(pool, dy, dx)),
+            Some(index) => images
+                .zip(index[first..].chunks_exact(result))
+                .for_each(|((dx, dy), index)| max_bwd(pool, dy, index, dx)),
+        });
+    });
 }
 
 /// Calls `f` for each pixel of each window: the window's offset in y, the pixel's number in it and offset in x, and

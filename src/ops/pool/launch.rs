@@ -1,11 +1,19 @@
 //! Which kernels, on what grid.
 
-use super::{Kind, Node, Pass, Pool, Window};
-use crate::device::table::{entry, kernels};
-use crate::device::{Cost, Launch, Target};
-use crate::ops::strips::{Rows, Strips, THREADS};
-use crate::ops::{Arg, Io, Write};
-use crate::tensor::DType;
+mod params;
+
+use self::params::{
+    AvgBwd, AvgFwd, AvgGradient, MaxBwd, MaxFwd, MaxGradient, NormAvgFwd, NormMaxFwd, Numbers, OfAvg, OfMax,
+};
+use super::{Bwd, Fwd, Node, Pass};
+use crate::device::table::{entry, kernels, Entry};
+use crate::device::{Cost, Launch, Target, View};
+use crate::ops::load::{Affine, Load};
+use crate::ops::norm::gradient::{self, Bound, FORMS};
+use crate::ops::norm::sums_shared;
+use crate::ops::store::{Mask, Sums};
+use crate::ops::strips::{Strips, THREADS};
+use crate::ops::{Arg, Io, Operator, Write};
 use crate::{Error, Result};
 
 /// Rows that a thread walks where there are many.
@@ -13,244 +21,127 @@ const WALK: usize = 2;
 /// From so many pixels on a block sums a window, not a thread.
 const TREE_PIXELS: usize = 32;
 
-/// `Windows` of kernels/pool/window.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Windows {
-    h: u32,
-    w: u32,
-    p: u32,
-    q: u32,
-    kernel: [u32; 2],
-    stride: [u32; 2],
-    padding: [u32; 2],
-    adaptive: u32,
-    count_padding: u32,
-}
-
-/// `MaxFwd` of kernels/pool/forward.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub(in crate::ops) struct MaxFwd {
-    x: u64,
-    y: u64,
-    index: u64,
-    x_stride: i64,
-    y_stride: i64,
-    index_stride: i64,
-    pub strips: Strips,
-    windows: Windows,
-}
-
-/// `AvgFwd` of kernels/pool/forward.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub(in crate::ops) struct AvgFwd {
-    x: u64,
-    y: u64,
-    x_stride: i64,
-    y_stride: i64,
-    pub strips: Strips,
-    windows: Windows,
-}
-
-/// `MaxGradient` of kernels/pool/backward.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub(in crate::ops) struct MaxGradient {
-    dy: u64,
-    index: u64,
-    dy_stride: i64,
-    index_stride: i64,
-    windows: Windows,
-}
-
-/// `AvgGradient` of kernels/pool/backward.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub(in crate::ops) struct AvgGradient {
-    dy: u64,
-    dy_stride: i64,
-    windows: Windows,
-}
-
-/// `PoolBwd` of kernels/pool/backward.cuh, of a maximum.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct MaxBwd {
-    from: MaxGradient,
-    dx: u64,
-    dx_stride: i64,
-    strips: Strips,
-    accumulate: u32,
-    unused: u32,
-}
-
-/// `PoolBwd` of kernels/pool/backward.cuh, of an average.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct AvgBwd {
-    from: AvgGradient,
-    dx: u64,
-    dx_stride: i64,
-    strips: Strips,
-    accumulate: u32,
-    unused: u32,
-}
-
 kernels! {
     MAX_FWD: MaxFwd = "pool_max_fwd_*", 0;
     MAX_BWD: MaxBwd = "pool_max_bwd_*", 0;
     AVG_FWD: AvgFwd = "pool_avg_fwd_*", 0;
     AVG_FWD_TREE: AvgFwd = "pool_avg_fwd_*_tree", THREADS * 8 * 4;
     AVG_BWD: AvgBwd = "pool_avg_bwd_*", 0;
+    NORM_MAX_FWD: NormMaxFwd = "pool_fused_max_fwd_*", 0;
+    NORM_AVG_FWD: NormAvgFwd = "pool_fused_avg_fwd_*", 0;
+    NORM_AVG_FWD_TREE: NormAvgFwd = "pool_fused_avg_fwd_*_tree", THREADS * 8 * 4;
+    MAX_BWD_AFFINE: OfMax = "pool_fused_max_bwd_*_affine", sums_shared(2);
+    MAX_BWD_SIGNS: OfMax = "pool_fused_max_bwd_*_signs", sums_shared(2);
+    MAX_BWD_SIGNS_TWO: OfMax = "pool_fused_max_bwd_*_signs_two", sums_shared(3);
+    AVG_BWD_AFFINE: OfAvg = "pool_fused_avg_bwd_*_affine", sums_shared(2);
+    AVG_BWD_SIGNS: OfAvg = "pool_fused_avg_bwd_*_signs", sums_shared(2);
+    AVG_BWD_SIGNS_TWO: OfAvg = "pool_fused_avg_bwd_*_signs_two", sums_shared(3);
+}
+
+static NORM_MAX_BWD: [&[Entry]; FORMS] = [&MAX_BWD_AFFINE, &MAX_BWD_SIGNS, &MAX_BWD_SIGNS_TWO];
+static NORM_AVG_BWD: [&[Entry]; FORMS] = [&AVG_BWD_AFFINE, &AVG_BWD_SIGNS, &AVG_BWD_SIGNS_TWO];
+
+pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
+    match node.pass {
+        Pass::Bwd(Bwd { mask: Some(mask), .. }) => gradient::scratch_bytes(mask, node.pool.spec.x, target.dtype),
+        _ => 0,
+    }
 }
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
-    let launch = match (node.pool.spec.kind, node.pass) {
-        (Kind::Max, Pass::Fwd) => max_fwd(node, target, io),
-        (Kind::Max, Pass::Bwd) => max_bwd(node, target, io),
-        (Kind::Average { .. }, Pass::Fwd) => avg_fwd(node, target, io),
-        (Kind::Average { .. }, Pass::Bwd) => avg_bwd(node, target, io),
-    };
-    Ok(vec![launch?])
-}
-
-impl Windows {
-    fn new(pool: &Pool) -> Result<Self> {
-        let [_, h, w, _] = pool.spec.x;
-        let narrow = |v: usize| match i32::try_from(v) {
-            Ok(v) => Ok(v as u32),
-            Err(_) => Err(Error::unsupported("pool", format!("an extent of {v}, the most is 2^31 - 1"))),
-        };
-        let pair = |v: [usize; 2]| Ok::<_, Error>([narrow(v[0])?, narrow(v[1])?]);
-        let mut windows = Self {
-            h: narrow(h)?,
-            w: narrow(w)?,
-            p: narrow(pool.p)?,
-            q: narrow(pool.q)?,
-            kernel: [0; 2],
-            stride: [0; 2],
-            padding: [0; 2],
-            adaptive: 1,
-            count_padding: (pool.spec.kind == Kind::Average { count_padding: true }).into(),
-        };
-        if let Window::Sliding { kernel, stride, padding, .. } = pool.spec.window {
-            windows.kernel = pair(kernel)?;
-            windows.stride = pair(stride)?;
-            windows.padding = pair(padding)?;
-            windows.adaptive = 0;
+    match node.pass {
+        Pass::Fwd(form) => {
+            let call = io.bind(form);
+            let numbers = numbers(node, call.x.load)?;
+            Ok(vec![match call.index {
+                Some(index) => max_fwd(node, call, index, numbers, target, io)?,
+                None => avg_fwd(node, call, numbers, target, io)?,
+            }])
         }
-        Ok(windows)
+        Pass::Bwd(form) => match io.bind(form) {
+            Bwd { dy, index, mask: Some(mask), dx, sums: Some(sums) } => {
+                masked(node, (dy, index, dx), mask, sums, target, io)
+            }
+            Bwd { dy, index: Some(index), dx, .. } => Ok(vec![max_bwd(node, [dy, index, dx], target, io)?]),
+            Bwd { dy, dx, .. } => Ok(vec![avg_bwd(node, [dy, dx], target, io)?]),
+        },
     }
 }
 
-impl Pool {
-    /// The pixels of the input.
-    fn x_rows(&self) -> Rows {
-        let [n, h, w, c] = self.spec.x;
-        Rows::pixels(n * h * w, c)
-    }
-
-    /// The pixels of the output.
-    fn y_rows(&self) -> Rows {
-        let [n, p, q, c] = self.y_shape();
-        Rows::pixels(n * p * q, c)
-    }
-
-    /// Which rows (`axis` 0) or columns (`axis` 1) of the input a window covers.
-    fn covered(&self, axis: usize) -> Vec<bool> {
-        let mut covered = vec![false; self.spec.x[1 + axis]];
-        (0..[self.p, self.q][axis]).for_each(|i| covered[self.span(axis, i)].fill(true));
-        covered
-    }
-
-    /// The most pixels of a window.
-    fn most_pixels(&self) -> usize {
-        let most = |axis: usize, count: usize| (0..count).map(|i| self.span(axis, i).len()).max().unwrap_or(0);
-        most(0, self.p) * most(1, self.q)
+/// The batch norm in front of the pooling, if there is one.
+fn numbers(node: &Node, load: Load<&Arg>) -> Result<Option<Numbers>> {
+    match load {
+        Load::AsIs => Ok(None),
+        Load::Affine { affine: Affine { scale, shift }, relu } => {
+            let [scale, shift] = [scale, shift].map(|number| number.view.address());
+            Ok(Some(Numbers { scale, shift, relu: relu.into(), unused: 0 }))
+        }
+        _ => Err(Error::unsupported(node.name(), "an x that is neither as it is nor a batch norm's input")),
     }
 }
 
-/// Forward reads only what the windows cover.
-fn cost(node: &Node, dtype: DType, io: &Io<'_>) -> Cost {
-    let mut cost = io.cost(node, dtype);
-    if node.pass == Pass::Fwd {
-        let covered = [0, 1].map(|axis| node.pool.covered(axis));
-        let reached = [&covered[0][..], &covered[1][..]];
-        cost.bytes_read = io.inputs[0].touched_pixels(node.pool.spec.x, dtype.bytes(), reached);
+/// A forward pass of x as it is reads only what the windows cover.
+fn fwd_cost(node: &Node, x: &Arg, plain: bool, target: Target, io: &Io<'_>) -> Cost {
+    if !plain {
+        return node.cost(target.dtype);
     }
-    cost
-}
-
-impl MaxFwd {
-    /// The parameters for tensors bound as `pool` describes them.
-    pub fn new(pool: &Pool, dtype: DType, x: &Arg, [y, index]: [&Arg; 2]) -> Result<Self> {
-        let rows = pool.y_rows();
-        Ok(Self {
-            x: x.view.address(),
-            y: y.view.address(),
-            index: index.view.address(),
-            x_stride: rows.stride(x),
-            y_stride: rows.stride(y),
-            index_stride: rows.stride(index),
-            strips: Strips::new(rows, dtype, WALK, rows.wide(dtype, &[x, y], &[index]))?,
-            windows: Windows::new(pool)?,
-        })
+    let covered = [0, 1].map(|axis| node.pool.covered(axis));
+    let reached = [&covered[0][..], &covered[1][..]];
+    Cost {
+        bytes_read: x.touched_pixels(node.pool.spec.x, target.dtype.bytes(), reached),
+        ..io.cost(node, target.dtype)
     }
 }
 
-impl AvgFwd {
-    /// The parameters for tensors bound as `pool` describes them, and whether they are for the kernel `_tree`.
-    pub fn new(pool: &Pool, dtype: DType, x: &Arg, y: &Arg) -> Result<(Self, bool)> {
-        let rows = pool.y_rows();
-        let (wide, tree) = (rows.wide(dtype, &[x, y], &[]), pool.most_pixels() >= TREE_PIXELS);
-        let params = Self {
-            x: x.view.address(),
-            y: y.view.address(),
-            x_stride: rows.stride(x),
-            y_stride: rows.stride(y),
-            strips: if tree { Strips::blocks(rows, dtype, wide)? } else { Strips::new(rows, dtype, WALK, wide)? },
-            windows: Windows::new(pool)?,
-        };
-        Ok((params, tree))
-    }
+fn views(io: &Io<'_>) -> Vec<View> {
+    io.inputs.iter().chain(io.outputs).map(|arg| arg.view.clone()).collect()
 }
 
-impl MaxGradient {
-    /// dy and index, bound as `pool` describes them.
-    pub fn new(pool: &Pool, dy: &Arg, index: &Arg) -> Result<Self> {
-        let rows = pool.y_rows();
-        Ok(Self {
-            dy: dy.view.address(),
-            index: index.view.address(),
-            dy_stride: rows.stride(dy),
-            index_stride: rows.stride(index),
-            windows: Windows::new(pool)?,
-        })
-    }
+fn max_fwd(
+    node: &Node,
+    Fwd { x, y, .. }: Fwd<&Arg>,
+    index: &Arg,
+    numbers: Option<Numbers>,
+    target: Target,
+    io: &Io<'_>,
+) -> Result<Launch> {
+    let pool = MaxFwd::new(&node.pool, target.dtype, x.value, [y, index])?;
+    let (grid, cost) = (pool.strips.grid()?, fwd_cost(node, x.value, numbers.is_none(), target, io));
+    let kernel = entry(target, if numbers.is_some() { &NORM_MAX_FWD } else { &MAX_FWD })?;
+    // SAFETY: `strips` covers y and index, windows lie inside x, and all, the channels' numbers too, are as large as that
+    // (`Io::check`).
+    Ok(match numbers {
+        Some(numbers) => unsafe { Launch::new(kernel, grid, &NormMaxFwd { pool, numbers }, cost, views(io)) },
+        None => unsafe { Launch::new(kernel, grid, &pool, cost, views(io)) },
+    })
 }
 
-impl AvgGradient {
-    /// dy, bound as `pool` describes it.
-    pub fn new(pool: &Pool, dy: &Arg) -> Result<Self> {
-        let dy_stride = pool.y_rows().stride(dy);
-        Ok(Self { dy: dy.view.address(), dy_stride, windows: Windows::new(pool)? })
-    }
+fn avg_fwd(
+    node: &Node,
+    Fwd { x, y, .. }: Fwd<&Arg>,
+    numbers: Option<Numbers>,
+    target: Target,
+    io: &Io<'_>,
+) -> Result<Launch> {
+    let (pool, tree) = AvgFwd::new(&node.pool, target.dtype, x.value, y)?;
+    let (grid, cost) = (pool.strips.grid()?, fwd_cost(node, x.value, numbers.is_none(), target, io));
+    let entries: &[Entry] = match (&numbers, tree) {
+        (None, false) => &AVG_FWD,
+        (None, true) => &AVG_FWD_TREE,
+        (Some(_), false) => &NORM_AVG_FWD,
+        (Some(_), true) => &NORM_AVG_FWD_TREE,
+    };
+    let kernel = entry(target, entries)?;
+    // SAFETY: `strips` covers y, windows lie inside x, and all, the channels' numbers too, are as large as that
+    // (`Io::check`).
+    Ok(match numbers {
+        Some(numbers) => unsafe { Launch::new(kernel, grid, &NormAvgFwd { pool, numbers }, cost, views(io)) },
+        None => unsafe { Launch::new(kernel, grid, &pool, cost, views(io)) },
+    })
 }
 
-fn max_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
-    let (x, y, index) = (&io.inputs[0], &io.outputs[0], &io.outputs[1]);
-    let params = MaxFwd::new(&node.pool, target.dtype, x, [y, index])?;
-    let views = [x, y, index].map(|a| a.view.clone()).to_vec();
-    let kernel = entry(target, &MAX_FWD)?;
-    // SAFETY: `strips` covers y and index, windows lie inside x, and all are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, cost(node, target.dtype, io), views) })
-}
-
-fn max_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
-    let (dy, index, dx) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
+fn max_bwd(node: &Node, [dy, index, dx]: [&Arg; 3], target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = node.pool.x_rows();
     let params = MaxBwd {
         from: MaxGradient::new(&node.pool, dy, index)?,
@@ -260,23 +151,12 @@ fn max_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         accumulate: (dx.write == Write::Accumulate).into(),
         unused: 0,
     };
-    let views = [dy, index, dx].map(|a| a.view.clone()).to_vec();
     let kernel = entry(target, &MAX_BWD)?;
     // SAFETY: `strips` covers dx, only windows of dy and index are read, and all are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, cost(node, target.dtype, io), views) })
+    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, io.cost(node, target.dtype), views(io)) })
 }
 
-fn avg_fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
-    let (x, y) = (&io.inputs[0], &io.outputs[0]);
-    let (params, tree) = AvgFwd::new(&node.pool, target.dtype, x, y)?;
-    let views = [x, y].map(|a| a.view.clone()).to_vec();
-    let kernel = entry(target, if tree { &AVG_FWD_TREE } else { &AVG_FWD })?;
-    // SAFETY: `strips` covers y, windows lie inside x, and both are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, cost(node, target.dtype, io), views) })
-}
-
-fn avg_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
-    let (dy, dx) = (&io.inputs[0], &io.outputs[0]);
+fn avg_bwd(node: &Node, [dy, dx]: [&Arg; 2], target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = node.pool.x_rows();
     let params = AvgBwd {
         from: AvgGradient::new(&node.pool, dy)?,
@@ -286,8 +166,37 @@ fn avg_bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         accumulate: (dx.write == Write::Accumulate).into(),
         unused: 0,
     };
-    let views = [dy, dx].map(|a| a.view.clone()).to_vec();
     let kernel = entry(target, &AVG_BWD)?;
     // SAFETY: `strips` covers dx, only windows of dy are read, and both are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, cost(node, target.dtype, io), views) })
+    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, io.cost(node, target.dtype), views(io)) })
+}
+
+/// A backward pass that masks dx and leaves its sums, and the launches that merge these.
+fn masked(
+    node: &Node,
+    (dy, index, dx): (&Arg, Option<&Arg>, &Arg),
+    mask: Mask<&Arg>,
+    sums: Sums<&Arg>,
+    target: Target,
+    io: &Io<'_>,
+) -> Result<Vec<Launch>> {
+    let bound = Bound { mask, shape: node.pool.spec.x, g: dx, sums };
+    let bands = bound.bands(target.dtype, &[dy], &Vec::from_iter(index), io.scratch)?;
+    let (strips, epilogue, form) = (bands.strips, bound.params(&bands), bound.form());
+    let cost = bound.cost(target.dtype, &node.inputs(), node.flops(), &bands);
+    let (grid, views) = (strips.grid()?, bound.views(io.inputs, &bands));
+    let first = match index {
+        Some(index) => {
+            let params = OfMax { from: MaxGradient::new(&node.pool, dy, index)?, epilogue, strips };
+            // SAFETY: `strips` covers dx, y and the bits, only windows of dy and index are read, all, the channels' numbers
+            // too, are as large as that (`Io::check`), and every band has a place for its sums; the rest is null.
+            unsafe { Launch::new(entry(target, &NORM_MAX_BWD[form])?, grid, &params, cost, views) }
+        }
+        None => {
+            let params = OfAvg { from: AvgGradient::new(&node.pool, dy)?, epilogue, strips };
+            // SAFETY: as above, without index.
+            unsafe { Launch::new(entry(target, &NORM_AVG_BWD[form])?, grid, &params, cost, views) }
+        }
+    };
+    Ok(std::iter::once(first).chain(bound.merge(&bands)?).collect())
 }

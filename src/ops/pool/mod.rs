@@ -10,14 +10,19 @@
 //! In ceil mode a window that would start beyond the image and its upper-left padding is dropped, as in torch and
 //! Caffe, and one window may be larger than the padded image, as in torch: it has the pixels that there are. Adaptive
 //! windows run from `floor(i H / P)` to `ceil((i + 1) H / P)`.
+//!
+//! The batch norm and the ReLU in front of a pooling are done on the way: while x is loaded, and before dx is stored, which
+//! [`norm`](super::norm) defines.
 
 mod host;
 mod launch;
 mod reference;
 
 pub(crate) use launch::KERNELS;
-pub(super) use launch::{AvgFwd, AvgGradient, MaxFwd, MaxGradient};
 
+use super::load::Operand;
+use super::operands::{call, Call, Operands, Written};
+use super::store::{Mask, Sums};
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};
 use crate::tensor::{is_addressable, TensorType};
@@ -168,19 +173,72 @@ impl Pool {
         along(0, i).saturating_mul(along(1, j))
     }
 
-    /// The forward pass.
+    /// The forward pass of x as it is.
     pub fn fwd(self) -> Node {
-        Node { pool: self, pass: Pass::Fwd }
+        Node { pool: self, pass: Pass::Fwd(Fwd { index: self.has_index(), ..Fwd::default() }) }
+    }
+
+    /// The backward pass without a mask.
+    pub fn bwd(self) -> Node {
+        Node { pool: self, pass: Pass::Bwd(Bwd { index: self.has_index(), ..Bwd::default() }) }
+    }
+
+    fn has_index(&self) -> Option<()> {
+        (self.spec.kind == Kind::Max).then_some(())
+    }
+
+    /// The pixels of all windows of an image's channel.
+    fn taken(&self) -> usize {
+        let along = |axis: usize, count: usize| (0..count).map(|i| self.span(axis, i).len()).sum::<usize>();
+        along(0, self.p) * along(1, self.q)
     }
 }
 
-/// One pass.
+call! {
+    /// The forward pass.
+    #[derive(Copy)]
+    pub struct Fwd {
+        reads {
+            /// `[N,H,W,C]`; as it is, or a batch norm's input.
+            x: Operand<I> [operand],
+        }
+        writes {
+            /// `[N,P,Q,C]`.
+            y: O [one],
+            /// Of a maximum, of the shape of y: where in its clipped window each was found, row-major.
+            index: Option<O> [maybe],
+        }
+    }
+}
+
+call! {
+    /// The backward pass.
+    #[derive(Copy)]
+    pub struct Bwd {
+        reads {
+            /// The gradient of y.
+            dy: I [one],
+            /// Of a maximum, as the forward pass left it.
+            index: Option<I> [maybe],
+            /// What is done to dx before it is stored.
+            mask: Option<Mask<I>> [maybe_group],
+        }
+        writes {
+            /// The gradient of x; may be added to.
+            dx: O [one],
+            /// Of the masked dx.
+            sums: Option<Sums<O>> [maybe_group],
+        }
+    }
+}
+
+/// One pass, and how it loads and stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// `x -> y`, and for a maximum also `index`: where in its clipped window each was found, row-major.
-    Fwd,
-    /// `dy [, index] -> dx`.
-    Bwd,
+    /// y.
+    Fwd(Fwd),
+    /// dx.
+    Bwd(Bwd),
 }
 
 /// A pooling's pass in a graph.
@@ -195,10 +253,10 @@ pub struct Node {
 impl Operator for Node {
     fn name(&self) -> &'static str {
         match (self.pool.spec.kind, self.pass) {
-            (Kind::Max, Pass::Fwd) => "pool_max_fwd",
-            (Kind::Max, Pass::Bwd) => "pool_max_bwd",
-            (Kind::Average { .. }, Pass::Fwd) => "pool_avg_fwd",
-            (Kind::Average { .. }, Pass::Bwd) => "pool_avg_bwd",
+            (Kind::Max, Pass::Fwd(_)) => "pool_max_fwd",
+            (Kind::Max, Pass::Bwd(_)) => "pool_max_bwd",
+            (Kind::Average { .. }, Pass::Fwd(_)) => "pool_avg_fwd",
+            (Kind::Average { .. }, Pass::Bwd(_)) => "pool_avg_bwd",
         }
     }
 
@@ -206,64 +264,56 @@ impl Operator for Node {
         format!("{} to {}x{}", self.pool.x().shape.summary(), self.pool.p, self.pool.q)
     }
 
-    fn inputs(&self) -> Vec<TensorType> {
+    fn operands(&self) -> Operands {
+        let (x, y) = (self.pool.x(), TensorType::real(self.pool.y_shape()));
+        let shape = self.pool.spec.x;
+        let index = || TensorType::byte(self.pool.y_shape());
         match self.pass {
-            Pass::Fwd => vec![self.pool.x()],
-            Pass::Bwd => self.results(),
-        }
-    }
-
-    fn outputs(&self) -> Vec<TensorType> {
-        match self.pass {
-            Pass::Fwd => self.results(),
-            Pass::Bwd => vec![self.pool.x()],
-        }
-    }
-
-    fn accumulates(&self) -> Vec<usize> {
-        match self.pass {
-            Pass::Fwd => vec![],
-            Pass::Bwd => vec![0],
+            Pass::Fwd(form) => Operands::of(Fwd {
+                x: form.x.types(x, shape[3]),
+                y: y.into(),
+                index: form.index.map(|()| index().into()),
+            }),
+            Pass::Bwd(form) => Operands::of(Bwd {
+                dy: y.into(),
+                index: form.index.map(|()| index().into()),
+                mask: form.mask.map(|mask| mask.types(shape)),
+                dx: Written::accumulated(x),
+                sums: form.mask.map(|mask| mask.sum_types(shape)),
+            }),
         }
     }
 
     fn flops(&self) -> u64 {
-        let [n, h, w, c] = self.pool.spec.x;
-        let windows: usize = (0..self.pool.p).map(|i| self.pool.span(0, i).len()).sum::<usize>()
-            * (0..self.pool.q).map(|j| self.pool.span(1, j).len()).sum::<usize>();
-        match self.pass {
-            Pass::Fwd => (n * c * windows) as u64,
-            Pass::Bwd => (n * c * windows.max(h * w)) as u64,
-        }
+        let ([n, h, w, c], taken) = (self.pool.spec.x, self.pool.taken());
+        let each = match self.pass {
+            Pass::Fwd(form) if form.x.load.is_as_it_is() => taken,
+            Pass::Fwd(_) => 3 * taken,
+            Pass::Bwd(Bwd { mask: None, .. }) => taken.max(h * w),
+            Pass::Bwd(_) => taken + 6 * h * w,
+        };
+        (n * c * each) as u64
     }
 
     fn gradient(&self, _needed: &[bool]) -> Result<Vec<Gradient>> {
-        if self.pass == Pass::Bwd {
-            return Err(Error::unsupported(format!("gradient of {}", self.name()), "only the forward pass has one"));
-        }
-        let mut sources = vec![Source::Grad(0)];
-        sources.extend((self.pool.spec.kind == Kind::Max).then_some(Source::Output(1)));
-        let op = Op::Pool(Self { pool: self.pool, pass: Pass::Bwd });
-        Ok(vec![Gradient::Node { op, sources, targets: vec![Some(0)] }])
+        let form = match self.pass {
+            Pass::Fwd(form) if form.x.load.is_as_it_is() => form,
+            _ => {
+                let why = "only the forward pass has one; differentiate before fusing";
+                return Err(Error::unsupported(format!("gradient of {}", self.name()), why));
+            }
+        };
+        let Fwd { x, y, index } = form.places();
+        let call =
+            Bwd { dy: Source::Grad(y), index: index.map(Source::Output), mask: None, dx: Some(x.value), sums: None };
+        Ok(vec![Gradient::node(Op::Pool(self.pool.bwd()), call)])
+    }
+
+    fn scratch_bytes(&self, target: Target) -> usize {
+        launch::scratch_bytes(self, target)
     }
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
         launch::launches(self, target, io)
-    }
-    fn updates(&self) -> Vec<usize> {
-        Vec::new()
-    }
-
-    fn behind_gate(&self) -> crate::ops::Behind {
-        crate::ops::Behind::default()
-    }
-}
-
-impl Node {
-    /// `y`, and for a maximum `index`.
-    fn results(&self) -> Vec<TensorType> {
-        let mut types = vec![TensorType::real(self.pool.y_shape())];
-        types.extend((self.pool.spec.kind == Kind::Max).then(|| TensorType::byte(self.pool.y_shape())));
-        types
     }
 }

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::{host, Kind, Node, Pass, Pool};
+use super::{host, Bwd, Fwd, Node, Pass, Pool};
 use crate::device::threads;
-use crate::ops::{HostIo, HostOp};
+use crate::ops::{norm, HostIo, HostOp};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
@@ -12,29 +12,38 @@ impl<T: Real> HostOp<T> for Node {
         threads::ensure();
         let [_, h, w, c] = self.pool.spec().x;
         let [_, p, q, _] = self.pool.y_shape();
-        let (image, result) = (h * w * c, p * q * c);
-        let (pool, src) = (&self.pool, io.inputs[0].real());
-        match (self.pass, pool.spec().kind) {
-            (Pass::Fwd, Kind::Max) => {
-                let [y, index] = io.outputs.as_mut_slice() else { panic!("a maximum has two outputs") };
-                let y = y.real().par_chunks_exact_mut(result).zip(index.byte().par_chunks_exact_mut(result));
-                y.zip(src.par_chunks_exact(image)).for_each(|((y, index), x)| max_fwd(pool, x, y, index));
+        let (image, result, pool) = (h * w * c, p * q * c, &self.pool);
+        match self.pass {
+            Pass::Fwd(form) => {
+                let Fwd { x, mut y, index } = io.bind(form);
+                let x = x.loaded(c);
+                let images = y.real().par_chunks_exact_mut(result).zip(x.par_chunks_exact(image));
+                match index {
+                    Some(mut index) => images
+                        .zip(index.byte().par_chunks_exact_mut(result))
+                        .for_each(|((y, x), index)| max_fwd(pool, x, y, index)),
+                    None => images.for_each(|(y, x)| average_fwd(pool, x, y)),
+                }
             }
-            (Pass::Fwd, Kind::Average { .. }) => {
-                let [y] = io.reals();
-                let y = y.par_chunks_exact_mut(result).zip(src.par_chunks_exact(image));
-                y.for_each(|(y, x)| average_fwd(pool, x, y));
-            }
-            (Pass::Bwd, Kind::Max) => {
-                let index = io.inputs[1].byte().par_chunks_exact(result);
-                let [dx] = io.reals();
-                let dx = dx.par_chunks_exact_mut(image).zip(src.par_chunks_exact(result));
-                dx.zip(index).for_each(|((dx, dy), index)| max_bwd(pool, dy, index, dx));
-            }
-            (Pass::Bwd, Kind::Average { .. }) => {
-                let [dx] = io.reals();
-                let dx = dx.par_chunks_exact_mut(image).zip(src.par_chunks_exact(result));
-                dx.for_each(|(dx, dy)| average_bwd(pool, dy, dx));
+            Pass::Bwd(form) => {
+                let Bwd { dy, index, mask, mut dx, sums } = io.bind(form);
+                let gradient = |dx: &mut [T]| {
+                    let images = dx.par_chunks_exact_mut(image).zip(dy.real().par_chunks_exact(result));
+                    match index {
+                        Some(index) => images
+                            .zip(index.byte().par_chunks_exact(result))
+                            .for_each(|((dx, dy), index)| max_bwd(pool, dy, index, dx)),
+                        None => images.for_each(|(dx, dy)| average_bwd(pool, dy, dx)),
+                    }
+                };
+                match (mask, sums) {
+                    (Some(mask), Some(sums)) => {
+                        let mut dz = vec![T::ZERO; pool.x().shape.len()];
+                        gradient(&mut dz);
+                        norm::reference_gradient(mask, c, &dz, dx, sums);
+                    }
+                    _ => gradient(dx.real()),
+                }
             }
         }
     }

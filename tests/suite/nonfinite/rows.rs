@@ -3,9 +3,8 @@
 use residuum::ops::batch_norm::{self, BatchNorm};
 use residuum::ops::conv2d::{self, BwdBias, BwdW, BwdX, Conv2d, Fwd, Plan};
 use residuum::ops::cross_entropy::{self, CrossEntropy};
-use residuum::ops::load::Operand;
+use residuum::ops::load::{Load, Operand};
 use residuum::ops::norm::{self, Coefficients, Gradient};
-use residuum::ops::norm_pool;
 use residuum::ops::pool::{self, Kind, Pool};
 use residuum::ops::store::{Epilogue, Mask};
 use residuum::ops::{concat, linear, relu, shortcut, sum, Call, Op, Operator};
@@ -226,28 +225,31 @@ pub fn poolings() -> Vec<Row> {
     for (i, row) in some.into_iter().enumerate() {
         for kind in [Kind::Max, Kind::Average { count_padding: i % 2 == 0 }] {
             let pool = Pool::new(pool::Spec { x: row.x, window: row.window, kind }).unwrap();
-            let fwd = |pass| Op::Pool(pool::Node { pool, pass });
-            rows.push(Row::new(format!("pool {kind:?} {row:?}"), fwd(pool::Pass::Fwd)));
+            rows.push(Row::new(format!("pool {kind:?} {row:?}"), Op::Pool(pool.fwd())));
+            let form = pool::Bwd { index: (kind == Kind::Max).then_some(()), ..pool::Bwd::default() };
             let index = |row: Row| {
                 let x = draw(&mut Random::new(&row.case.name), &pool.x());
                 let mut row = row;
-                if kind == Kind::Max {
-                    row.case.inputs[1] = reference(&fwd(pool::Pass::Fwd), &[x], &[]).remove(1);
+                if let Some(at) = form.places().index {
+                    row.case.inputs[at] = reference(&Op::Pool(pool.fwd()), &[x], &[]).remove(1);
                 }
                 row
             };
-            rows.push(index(Row::new(format!("pool bwd {kind:?} {row:?}"), fwd(pool::Pass::Bwd))));
-            let fused = |pass| Op::NormPool(norm_pool::Node { pool, pass });
+            rows.push(index(Row::new(format!("pool bwd {kind:?} {row:?}"), Op::Pool(pool.bwd()))));
+            let fused = |pass| Op::Pool(pool::Node { pool, pass });
             let relu = i % 2 == 0;
-            let op = fused(norm_pool::Pass::Fwd { relu });
+            let fwd = pool::Fwd { x: term(true, relu), y: (), index: form.index };
+            let op = fused(pool::Pass::Fwd(fwd));
             // A shift moves all of a window, so that it chooses nothing, unless it is NaN.
-            let choice = (kind == Kind::Max).then_some(2);
-            rows.push(Row::new(format!("norm_pool {kind:?} {row:?} relu {relu}"), op).multiplying(choice));
+            let choice = match fwd.places().x.load {
+                Load::Affine { affine, .. } if kind == Kind::Max => Some(affine.shift),
+                _ => None,
+            };
+            rows.push(Row::new(format!("pool_fused {kind:?} {row:?} relu {relu}"), op).multiplying(choice));
             for mask in [MASKS[i % 4], MASKS[4 + i % 4]] {
-                let op = fused(norm_pool::Pass::Bwd(mask));
-                let mut next = 1 + usize::from(kind == Kind::Max)..;
-                let at = mask.map(|_, ()| next.next().expect("any number"));
-                let row = Row::new(format!("norm_pool bwd {kind:?} {row:?} {mask:?}"), op);
+                let form = pool::Bwd { mask: Some(mask), sums: Some(mask.sums()), ..form };
+                let (op, at) = (fused(pool::Pass::Bwd(form)), form.places().mask.expect("a mask"));
+                let row = Row::new(format!("pool_fused bwd {kind:?} {row:?} {mask:?}"), op);
                 rows.push(index(row.choosing(masks(at)).multiplying(factors(at))));
             }
         }
@@ -345,7 +347,7 @@ pub fn fused(conv: Conv2d, stem: bool) -> Vec<conv2d::Node> {
 }
 
 /// The names of all ops.
-pub const OPS: [&str; 38] = [
+pub const OPS: [&str; 34] = [
     "batch_norm_bwd",
     "batch_norm_fold",
     "batch_norm_infer",
@@ -368,10 +370,6 @@ pub const OPS: [&str; 38] = [
     "norm_coefficients",
     "norm_gradient",
     "norm_moments",
-    "norm_pool_avg_bwd",
-    "norm_pool_avg_fwd",
-    "norm_pool_max_bwd",
-    "norm_pool_max_fwd",
     "pool_avg_bwd",
     "pool_avg_fwd",
     "pool_max_bwd",

@@ -1,6 +1,6 @@
 //! Pooling: maxima are exact, averages where the divisors are powers of two.
 
-use residuum::ops::pool::{Kind, Node, Pass, Pool, Spec, Window};
+use residuum::ops::pool::{Kind, Pool, Spec, Window};
 use residuum::ops::Op;
 use residuum::tensor::DType;
 
@@ -22,7 +22,7 @@ fn max_cases(row: &Row) -> [Case; 2] {
     // Few values, so that most windows have several maxima.
     let x = Data::Real(random.integers(row.x.iter().product(), -4, 4));
     let dy = Data::Real(random.integers(pool.y_shape().iter().product(), -8, 8));
-    let [fwd, bwd] = [Pass::Fwd, Pass::Bwd].map(|pass| Op::Pool(Node { pool, pass }));
+    let [fwd, bwd] = [pool.fwd(), pool.bwd()].map(Op::Pool);
     let index = reference(&fwd, std::slice::from_ref(&x), &[]).remove(1);
     [
         Case::exact(format!("{name} fwd"), fwd, vec![x]).sliced(),
@@ -39,7 +39,7 @@ fn average_cases(row: &Row, kind: Kind) -> [Case; 2] {
     let dy = Data::Real(random.integers(pool.y_shape().iter().product(), -16, 16));
     let [p, q] = pool.output();
     let exact = (0..p).all(|i| (0..q).all(|j| pool.divisor(i, j).is_power_of_two()));
-    let [fwd, bwd] = [Pass::Fwd, Pass::Bwd].map(|pass| Op::Pool(Node { pool, pass }));
+    let [fwd, bwd] = [pool.fwd(), pool.bwd()].map(Op::Pool);
     if exact {
         return [
             Case::exact(format!("{name} fwd"), fwd, vec![x]).sliced(),
@@ -82,7 +82,7 @@ fn average_of_large_windows() {
 fn average_of_real_numbers() {
     for row in LARGE_AVERAGES {
         let pool = pool(row, AVERAGES[0]);
-        let op = Op::Pool(Node { pool, pass: Pass::Fwd });
+        let op = Op::Pool(pool.fwd());
         let name = format!("pool average of reals {row:?}");
         let x = Data::Real(Random::new(&name).reals(row.x.iter().product(), 0.0, 1.0));
         let [h, w] = [0, 1].map(|axis| (0..pool.output()[axis]).map(|i| pool.span(axis, i).len()).max().unwrap());
@@ -127,7 +127,7 @@ fn of_several_nan_the_last_is_taken() {
     let window = Window::Sliding { kernel: [2; 2], stride: [2; 2], padding: [0; 2], ceil: false };
     for &(x, position) in CHOSEN {
         let pool = Pool::new(Spec { x: [1, 2, 2, 1], window, kind: Kind::Max }).unwrap();
-        let op = Op::Pool(Node { pool, pass: Pass::Fwd });
+        let op = Op::Pool(pool.fwd());
         let x = vec![Data::Real(x.into())];
         let index = Data::Byte(vec![position]);
         assert_eq!(reference(&op, &x, &[])[1], index, "{x:?}");

@@ -137,8 +137,7 @@ fn poolings_cost_what_they_touch() {
     let large = cases::pool::LARGE_AVERAGES.iter().map(|case| (case, kinds[1]));
     check(small.chain(large).flat_map(|(case, kind)| {
         let pool = pool::Pool::new(pool::Spec { x: images(case.x), window: case.window, kind }).unwrap();
-        [pool::Pass::Fwd, pool::Pass::Bwd]
-            .map(|pass| (format!("{:?}", case.window), Op::Pool(pool::Node { pool, pass })))
+        [pool.fwd(), pool.bwd()].map(|node| (format!("{:?}", case.window), Op::Pool(node)))
     }));
 }
 

@@ -24,7 +24,7 @@ use crate::ops::batch_norm::{self, BatchNorm, Bwd, Train};
 use crate::ops::conv2d::{self, Pass};
 use crate::ops::load::Affine;
 use crate::ops::store::{sign_bytes, Mask, Moments, Sums};
-use crate::ops::{pool, relu, sum, Op, Write};
+use crate::ops::{relu, sum, Op, Write};
 use crate::tensor::TensorType;
 
 /// A batch norm that is taken to pieces.
@@ -271,7 +271,7 @@ impl Plan {
         let mut ends = 0;
         let all = index.readers(z).iter().all(|r| match &graph.nodes[r.node].op {
             Op::Conv2d(_) => r.operand == "x",
-            Op::Pool(pool::Node { pass: pool::Pass::Fwd, .. }) => r.at == 0,
+            Op::Pool(_) => r.operand == "x",
             Op::Sum(_) if as_end(&graph.nodes[r.node]).is_some() => {
                 ends += 1;
                 true

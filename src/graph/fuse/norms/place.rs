@@ -154,7 +154,7 @@ impl Placed {
         let stores_gradient = matches!(
             graph.nodes[writer].op,
             Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdX(_), .. })
-                | Op::Pool(pool::Node { pass: pool::Pass::Bwd, .. })
+                | Op::Pool(pool::Node { pass: pool::Pass::Bwd(_), .. })
         );
         // What a branch that may be dropped adds comes last, but it does not always come.
         let gate = graph.nodes[reader].gate;

@@ -9,7 +9,7 @@ use crate::ops::batch_norm::{self, BatchNorm, Bwd, Train};
 use crate::ops::conv2d::{self, Pass};
 use crate::ops::load::{Affine, Load, Operand};
 use crate::ops::norm::{self, Coefficients, Measure, Scale};
-use crate::ops::{norm_pool, pool, sum, Call, Op, Write};
+use crate::ops::{pool, sum, Call, Op, Write};
 use crate::{Error, Result};
 
 /// Rewrites `graph` as `placed` says.
@@ -165,26 +165,24 @@ impl Placed {
         Some(corrected(graph, pending, n.dy, gate))
     }
 
-    fn pool(&mut self, i: usize, pool: pool::Node, mut node: Node) -> Node {
-        let tail = self.tails.remove(&i);
-        let pass = match (pool.pass, self.activation(node.inputs[0]), tail) {
-            (pool::Pass::Fwd, Some(n), _) => {
-                node.inputs = vec![n.y, n.affine.scale, n.affine.shift];
-                norm_pool::Pass::Fwd { relu: n.relu }
+    /// A pooling next to batch norms in pieces.
+    fn pool(&mut self, i: usize, pool::Node { pool, pass }: pool::Node, node: Node) -> Node {
+        match pass {
+            pool::Pass::Fwd(form) => {
+                let mut call = node.bind(form);
+                self.load_activation(&mut call.x);
+                Node::new(Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd(call.form()) }), call, node.gate)
             }
-            (pool::Pass::Bwd, _, Some(tail)) => {
-                tail.mask.map(|_, v| node.inputs.push(v));
-                if let Some(store) = tail.store {
-                    (node.outputs[0], node.writes[0]) = (store.value, store.write);
+            pool::Pass::Bwd(form) => {
+                let mut call = node.bind(form);
+                if let Some(tail) = self.tails.remove(&i) {
+                    call.dx = tail.store.unwrap_or(call.dx);
+                    call.mask = Some(tail.mask);
+                    call.sums = Some(tail.sums.map(|_, v| v.into()));
                 }
-                node.outputs.extend(tail.sums.list());
-                norm_pool::Pass::Bwd(tail.mask.form())
+                Node::new(Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd(call.form()) }), call, node.gate)
             }
-            _ => return node,
-        };
-        node.op = Op::NormPool(norm_pool::Node { pool: pool.pool, pass });
-        node.writes.resize(node.outputs.len(), Write::Overwrite);
-        node
+        }
     }
 
     /// The end of a block that loads pending operands.

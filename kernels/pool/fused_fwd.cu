@@ -1,12 +1,12 @@
 // Pooling of what a batch norm and a ReLU make of x.
-//   fwd  z = x scale + shift, optionally max(z, 0), rounded to T; y and index of z as in kernels/pool
-// x[N,H,W,C], y and index[N,P,Q,C] as in kernels/pool; scale and shift [C], f32. Pixels outside the image are no part of
-// a window. Grid, shared memory and bytes as in kernels/pool; 2 FLOPs more for each window and pixel: a pixel that
+//   fwd  z = x scale + shift, optionally max(z, 0), rounded to T; y and index of z as in avg.cu and max.cu
+// x[N,H,W,C], y and index[N,P,Q,C] as in avg.cu and max.cu; scale and shift [C], f32. Pixels outside the image are no part of
+// a window. Grid, shared memory and bytes as in avg.cu and max.cu; 2 FLOPs more for each window and pixel: a pixel that
 // several windows share is transformed for each, as it is loaded for each.
 #include "norm/affine.cuh"
 #include "pool/forward.cuh"
 
-// Pool is the struct of kernels/pool.
+// Pool is the struct of forward.cuh.
 template <typename T, typename Pool>
 struct NormFwd {
   Pool pool;
@@ -14,8 +14,8 @@ struct NormFwd {
   const float* shift;
   u32 relu, unused;
 };
-static_assert(sizeof(NormFwd<float, MaxFwd<float>>) == 152, "as in src/ops/norm_pool/launch.rs");
-static_assert(sizeof(NormFwd<float, AvgFwd<float>>) == 136, "as in src/ops/norm_pool/launch.rs");
+static_assert(sizeof(NormFwd<float, MaxFwd<float>>) == 152, "as in src/ops/pool/launch/params.rs");
+static_assert(sizeof(NormFwd<float, AvgFwd<float>>) == 136, "as in src/ops/pool/launch/params.rs");
 
 // Pixels as the batch norm and the ReLU leave them.
 template <typename T>
@@ -67,12 +67,12 @@ __device__ __forceinline__ void avg_fwd_tree(const NormAvgFwd<T>& p) {
   mean_of_window(p.pool, share, n, Activated<T>(p, share.channel, n));
 }
 
-KERNEL(norm_pool_max_fwd_f32, NormMaxFwd<float>, STRIP_THREADS, 2, max_fwd<float>)
-KERNEL(norm_pool_max_fwd_f16, NormMaxFwd<f16>, STRIP_THREADS, 2, max_fwd<f16>)
-KERNEL(norm_pool_max_fwd_bf16, NormMaxFwd<bf16>, STRIP_THREADS, 2, max_fwd<bf16>)
-KERNEL(norm_pool_avg_fwd_f32, NormAvgFwd<float>, STRIP_THREADS, 2, avg_fwd<float>)
-KERNEL(norm_pool_avg_fwd_f16, NormAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd<f16>)
-KERNEL(norm_pool_avg_fwd_bf16, NormAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd<bf16>)
-KERNEL(norm_pool_avg_fwd_f32_tree, NormAvgFwd<float>, STRIP_THREADS, 2, avg_fwd_tree<float>)
-KERNEL(norm_pool_avg_fwd_f16_tree, NormAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd_tree<f16>)
-KERNEL(norm_pool_avg_fwd_bf16_tree, NormAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd_tree<bf16>)
+KERNEL(pool_fused_max_fwd_f32, NormMaxFwd<float>, STRIP_THREADS, 2, max_fwd<float>)
+KERNEL(pool_fused_max_fwd_f16, NormMaxFwd<f16>, STRIP_THREADS, 2, max_fwd<f16>)
+KERNEL(pool_fused_max_fwd_bf16, NormMaxFwd<bf16>, STRIP_THREADS, 2, max_fwd<bf16>)
+KERNEL(pool_fused_avg_fwd_f32, NormAvgFwd<float>, STRIP_THREADS, 2, avg_fwd<float>)
+KERNEL(pool_fused_avg_fwd_f16, NormAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd<f16>)
+KERNEL(pool_fused_avg_fwd_bf16, NormAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd<bf16>)
+KERNEL(pool_fused_avg_fwd_f32_tree, NormAvgFwd<float>, STRIP_THREADS, 2, avg_fwd_tree<float>)
+KERNEL(pool_fused_avg_fwd_f16_tree, NormAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd_tree<f16>)
+KERNEL(pool_fused_avg_fwd_bf16_tree, NormAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd_tree<bf16>)

@@ -1,9 +1,9 @@
 //! Pooling with a batch norm and a ReLU before it: exact, but for divisors that are no powers of two.
 
-use residuum::ops::norm_pool::{Node, Pass};
-use residuum::ops::pool::{self, Kind, Pool, Spec};
+use residuum::ops::load::{Affine, Load, Operand};
+use residuum::ops::pool::{Bwd, Fwd, Kind, Node, Pass, Pool, Spec};
 use residuum::ops::store::Mask;
-use residuum::ops::Op;
+use residuum::ops::{Call, Op};
 
 use super::batch_norm::powers;
 use super::norm_gradient::operands;
@@ -11,6 +11,7 @@ use crate::bounds;
 use crate::cases::norm::MASKS;
 use crate::cases::pool::{Case as Row, CASES, LARGEST_MAX, LARGE_AVERAGES};
 use crate::harness::{check, check_refused, reference, Case, Compare, Data, Judged, Random, Sweep, DTYPES};
+use crate::named::{inputs, rules};
 
 const AVERAGE: Kind = Kind::Average { count_padding: false };
 
@@ -20,17 +21,21 @@ fn pool(row: &Row, kind: Kind) -> Pool {
 
 /// Whole numbers, and scales that are powers of two: sums are exact, and a mean is rounded once.
 fn forward(row: &Row, kind: Kind, relu: bool) -> Case {
-    let name = format!("norm_pool {kind:?} {row:?} relu {relu}");
+    let name = format!("pool_fused {kind:?} {row:?} relu {relu}");
     let mut random = Random::new(&name);
-    let c = row.x[3];
-    let inputs = [random.integers(row.x.iter().product(), -4, 4), powers(&mut random, c), random.integers(c, -3, 3)];
-    let op = Op::NormPool(Node { pool: pool(row, kind), pass: Pass::Fwd { relu } });
-    let inputs = inputs.map(Data::Real).into();
+    let (pool, c) = (pool(row, kind), row.x[3]);
+    let value = random.integers(row.x.iter().product(), -4, 4);
+    let affine = Affine { scale: powers(&mut random, c), shift: random.integers(c, -3, 3) };
+    let x = Operand { value, load: Load::Affine { affine, relu } };
+    let call = Fwd { x, y: (), index: (kind == Kind::Max).then_some(()) };
+    let (form, inputs) = (call.form(), inputs(call));
+    let op = Op::Pool(Node { pool, pass: Pass::Fwd(form) });
     if kind == Kind::Max {
         return Case::exact(name, op, inputs).sliced();
     }
-    let judge = |j: &Judged<'_>| {
-        vec![Compare::Within(j.outputs[0].real().iter().map(|y| bounds::quotients(1, y.abs())).collect())]
+    let judge = move |j: &Judged<'_>| {
+        let Fwd { y, .. } = j.numbers(form);
+        vec![Compare::Within(y.iter().map(|y| bounds::quotients(1, y.abs())).collect())]
     };
     Case::bounded(name, op, inputs, judge).sliced()
 }
@@ -57,7 +62,7 @@ fn a_wrong_shift_is_found() {
     for kind in [Kind::Max, AVERAGE] {
         let case = forward(&CASES[1], kind, false);
         let mut wrong = case.inputs.clone();
-        let Data::Real(shift) = &mut wrong[2] else { unreachable!() };
+        let Data::Real(shift) = wrong.last_mut().unwrap() else { unreachable!() };
         *shift.last_mut().unwrap() += 1.0;
         check_refused(&case, &wrong, &DTYPES);
     }
@@ -65,17 +70,17 @@ fn a_wrong_shift_is_found() {
 
 fn backward(row: &Row, kind: Kind, mask: Mask) -> Case {
     let pool = pool(row, kind);
-    let name = format!("norm_pool bwd {kind:?} {row:?} {mask:?}");
+    let name = format!("pool_fused bwd {kind:?} {row:?} {mask:?}");
     let mut random = Random::new(&name);
     let dy = Data::Real(random.integers(pool.y_shape().iter().product(), -8, 8));
     let mut inputs = vec![dy.clone()];
-    if kind == Kind::Max {
+    let index = (kind == Kind::Max).then(|| {
         let x = Data::Real(random.integers(row.x.iter().product(), -4, 4));
-        let fwd = Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd });
-        inputs.push(reference(&fwd, &[x], &[]).remove(1));
-    }
+        inputs.extend(reference(&Op::Pool(pool.fwd()), &[x], &[]).pop());
+    });
     inputs.extend(operands(&mut random, mask, row.x));
-    let op = Op::NormPool(Node { pool, pass: Pass::Bwd(mask) });
+    let form = Bwd { dy: (), index, mask: Some(mask), dx: (), sums: Some(mask.sums()) };
+    let op = Op::Pool(Node { pool, pass: Pass::Bwd(form) });
     let [p, q] = pool.output();
     if (0..p).all(|i| (0..q).all(|j| kind == Kind::Max || pool.divisor(i, j).is_power_of_two())) {
         return Case::exact(name, op, inputs).sliced().taking_in();
@@ -83,25 +88,20 @@ fn backward(row: &Row, kind: Kind, mask: Mask) -> Case {
     // The gradients of the pixels are sums of quotients; what was there before is at most 4, y - mean at most 3, a scale
     // at most 2.
     let magnitudes = Data::Real(dy.real().iter().map(|v| v.abs()).collect());
-    let of_pool = Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd });
-    let magnitudes = reference(&of_pool, &[magnitudes], &[]).remove(0);
-    let judge = move |j: &Judged<'_>| {
-        let (c, rows) = (row_channels(j), magnitudes.real().len() / row_channels(j));
+    let magnitudes = reference(&Op::Pool(pool.bwd()), &[magnitudes], &[]).remove(0);
+    let c = row.x[3];
+    let judge = move |_: &Judged<'_>| {
+        let rows = magnitudes.real().len() / c;
         let all: Vec<f64> = magnitudes.real().iter().map(|m| m + 4.0).collect();
-        let sums = |most: f64| {
+        let sum = |name: &str, ()| {
+            let most = if name == "dy" { 1.0 } else { 3.0 };
             let of = |k: usize| all.iter().skip(k).step_by(c).map(|m| m * most).sum::<f64>();
             Compare::Within((0..c).map(|k| bounds::channel_sum(rows, p * q + 5, of(k))).collect())
         };
-        let g = all.iter().map(|m| bounds::quotients(p * q + 2, 2.0 * m)).collect();
-        let rest = (2..j.outputs.len()).map(|_| sums(3.0));
-        [Compare::Within(g), sums(1.0)].into_iter().chain(rest).collect()
+        let dx = Compare::Within(all.iter().map(|m| bounds::quotients(p * q + 2, 2.0 * m)).collect());
+        rules(Bwd { dy: (), index: None, mask: None, dx, sums: Some(mask.sums().map(sum)) })
     };
     Case::bounded(name, op, inputs, judge).sliced().taking_in()
-}
-
-/// The sums have a number a channel.
-fn row_channels(j: &Judged<'_>) -> usize {
-    j.outputs[1].real().len()
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_lost_window_is_found() {
         for row in [&CASES[1], &CASES[4]] {
             let case = backward(row, kind, MASKS[1]);
             let mut wrong = case.inputs.clone();
-            let Data::Real(dy) = &mut wrong[0] else { unreachable!() };
+            let Data::Real(dy) = &mut wrong[<Bwd>::default().places().dy] else { unreachable!() };
             let lost = (0..dy.len()).rev().find(|&i| dy[i] != 0.0).unwrap();
             dy[lost] = 0.0;
             check_refused(&case, &wrong, &DTYPES);
