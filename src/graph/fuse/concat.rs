@@ -1,5 +1,14 @@
 //! Concatenation without copies: its parts are slices of the whole from the start.
 //!
+//! ```text
+//! x = f(..)  y = concat(a, x)   ->  y[.., a's channels..] = f(..)
+//! da, dx = split(dy)            ->  da and dx are slices of dy
+//! ```
+//!
+//! Saves writing and reading each part once more: 2 elements for each of the whole, forward and backward.
+//!
+//! After `accumulate`: what adds to a gradient must be known. The details:
+//!
 //! A part of `y = concat(.., x, ..)` may lie in y's memory, at its own channels, from its first write on: its producer
 //! then writes with y's pixel stride, and the concatenation has nothing left to do for it. So may a part of the backward
 //! pass, `.., dx, .. = split(dy)`: what later ops add to dx, they add to dy's memory. Wholes that are themselves parts

@@ -1,5 +1,12 @@
 //! Less memory for more work: the outputs of bottlenecks are computed again in the backward pass instead of kept.
 //!
+//! ```text
+//! y = conv(x, w)  ..  f(y)  ..  g(y)   ->  y = conv(x, w)  ..  f(y)  ..  y' = conv(x, w)  g(y')     g: backward
+//! ```
+//!
+//! Saves keeping y between the passes, and costs its forward pass once more. After `norms`: it copies the loads. On
+//! request only ([`Graph::recompute`](crate::graph::Graph::recompute)).
+//!
 //! A bottleneck here is a 1x1 convolution whose batch norm was taken to pieces. Its input is there anyway. The second run
 //! is the same launches, so that it leaves the same bits; its moments go nowhere, and no running statistic moves.
 

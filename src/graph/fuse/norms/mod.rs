@@ -1,5 +1,15 @@
 //! Batch norms in training without passes over memory of their own.
 //!
+//! ```text
+//! fwd  y = conv(x)  z = norm(y; relu)  u = conv(z)   ->  y, moments = conv(x)  scale, shift = ..  u = conv(y * scale + shift; relu)
+//! bwd  dz = conv'(du)  dy = norm'(dz; relu)          ->  dz, sums = conv'(du; masked)  a, b, c = ..
+//!      dx = conv'(dy)                                    dx = conv'(a dz + b y + c)
+//! ```
+//!
+//! Legal if every reader of z and of dy can load it so, and nothing changes y or dz before their last reader. Saves writing
+//! and reading z, and dz's and dy's passes: 8 elements for each of y. After `concat`, whose slices share statistics
+//! (`shared`).
+//!
 //! A batch norm is taken to [pieces](crate::ops::norm). Whoever stores its input leaves the moments; the activation is
 //! never stored, it is *pending*: whoever reads it (a convolution, a pooling, the end of a block) applies scale, shift
 //! and ReLU while it loads. Backward, the op that stores the gradient of the activation masks it and leaves the two sums,
