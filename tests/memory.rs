@@ -1,5 +1,5 @@
-//! The memory that a program takes is what its plan says, and a step leaves none behind. In a binary of its own, because it
-//! counts every allocation, on the host and on a GPU, and lets one of them fail.
+//! A program uses the memory that its plan names, and a step leaks none. A binary of its own, because it counts every
+//! allocation, on the host and on a GPU, and makes one of them fail.
 
 #[allow(dead_code)] // the rest is for the suite
 #[path = "suite/machine.rs"]
@@ -10,24 +10,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use residuum::control::sgd::{Sgd, Spec};
-use residuum::device::{Arch, Backend, Device, Launch, Memory};
+use residuum::device::{Arch, Backend, Device, DeviceId, Launch, Memory};
 use residuum::graph::{Builder, ConvOptions, Graph, LossOptions, Mode, Program};
 use residuum::models::init::{initialise, Scheme};
 use residuum::ops::pool::{Kind, Window};
 use residuum::tensor::{DType, HostTensor, StateDict};
 use residuum::{Error, Result};
 
-/// Counts the bytes in use and the most that ever were, and fails where it is told to.
+/// Counts the bytes in use and their peak, and fails one allocation on request.
 struct Counting;
 
-/// What a large allocation is, of which one may fail. Lists of ops, launches and names are smaller in the networks
-/// here; Rust ends the process where one of them fails. Tensors and arenas are larger.
+/// The least bytes of a large allocation; only such fail. Tensors and arenas are larger. Lists of ops, launches and
+/// names are smaller in the networks here, and Rust ends the process if one of them fails.
 const LARGE: usize = 32 << 10;
 
-/// How many large allocations there still are until one fails; 0 where none does.
+/// Counts large allocations down to the one that fails; 0 if none does.
 static UNTIL_FAILURE: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether this large allocation fails.
+/// True if this large allocation fails.
 fn fails() -> bool {
     let next = |left: usize| left.checked_sub(1);
     UNTIL_FAILURE.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) == Ok(1)
@@ -44,13 +44,13 @@ unsafe impl GlobalAlloc for Counting {
         }
         let now = IN_USE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the contract is the system allocator's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
         IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the contract is the system allocator's.
         unsafe { System.dealloc(p, layout) }
     }
 }
@@ -124,24 +124,24 @@ fn peak_memory_is_what_the_plan_says() {
     assert!((taken / planned - 1.0).abs() <= 0.01, "{taken} bytes taken, {planned} planned");
 }
 
-/// Hundreds of steps, of nine, in which threads may take part for the first time; what leaks grows in all.
+/// Of nine hundreds of steps, the ones in which threads may run for the first time; a leak grows in all.
 const FIRST_TIMES: usize = 4;
 
-/// Bytes that are free on the device when nothing runs; `None` for the host's devices.
+/// Free bytes of the idle device; `None` on the host.
 fn free_bytes(device: &Device) -> Option<usize> {
     let Device::Kernels(backend) = device else { return None };
     backend.synchronize().expect("steps that succeed");
     backend.free_bytes().expect("an answer")
 }
 
-/// A step leaves nothing behind on the host, on the CPU, where it is built in on the simulator, whose steps launch and
-/// feed inputs as a GPU's do, and on a GPU, where it leaves nothing on the device either. Threads of the pool keep a few
-/// bytes now and then, so the least in use during a hundred steps counts, and must not grow by as much as a byte a step.
+/// A step leaks nothing on the host, whether it runs on the CPU, the simulator or a GPU, and nothing on a GPU. Threads
+/// of the pool keep a few bytes now and then, so the test takes the least in use during each hundred steps, which must
+/// grow by less than a byte a step.
 #[test]
 fn a_thousand_steps_keep_the_memory_flat() {
     let _alone = ALONE.lock().expect("the other test ended well");
     for device in machine::devices("a thousand steps on a GPU") {
-        // So large there that a program that was not freed shows: a GPU's driver keeps its memory in chunks.
+        // A GPU's driver keeps its memory in chunks; a program that was not freed must be larger than one to show.
         let (n, size) = if device.kind() == "cuda" { (16, 64) } else { (1, 2) };
         let graph = network(n, size, 1).expect("a sound network");
         let data = data(&graph, n, size);
@@ -171,9 +171,8 @@ fn a_thousand_steps_keep_the_memory_flat() {
     }
 }
 
-/// Everything that a step of `graph` from `state` on leaves, by name. On the CPU `run` itself is not watched: the
-/// library allocates nothing of a tensor's size there, but the `gemm` crate packs matrices, for as much as the caches
-/// hold, and cannot do without.
+/// The results of a step of `graph` from `state`, by name. On the CPU no allocation in `run` itself fails: the library
+/// makes none of a tensor's size, but the `gemm` crate needs memory for as much of a matrix as the caches hold.
 fn step(graph: &Graph, device: &Device, state: &StateDict, image: &HostTensor, labels: &[i32]) -> Result<StateDict> {
     let mut program = Program::compile(graph, device, DType::F32, Some(optimizer()))?;
     program.load(state)?;
@@ -195,7 +194,7 @@ fn step(graph: &Graph, device: &Device, state: &StateDict, image: &HostTensor, l
     Ok(all)
 }
 
-/// A network whose every weight, input and activation is large, what it starts from, and a batch.
+/// A network whose every weight, input and activation is large, its first state, and a batch.
 fn large_tensors() -> (Graph, StateDict, HostTensor, Vec<i32>) {
     const IMAGES: usize = 4;
     let mut b = Builder::new(Mode::Train);
@@ -219,8 +218,8 @@ fn large_tensors() -> (Graph, StateDict, HostTensor, Vec<i32>) {
     (graph, state, tensor(&[IMAGES, 32, 16, 16]), vec![3, 1, 4, 1])
 }
 
-/// One allocation after the other fails: each time a typed error that says how much was wanted, after which nothing is
-/// held and the next attempt gives the same bits.
+/// Each allocation fails in turn. It becomes a typed error with the bytes that were wanted, nothing is held, and the
+/// next attempt gives the bits of an undisturbed one.
 #[test]
 fn an_allocation_that_fails_is_an_error_and_leaves_nothing() {
     let _alone = ALONE.lock().expect("the other tests ended well");
@@ -229,7 +228,7 @@ fn an_allocation_that_fails_is_an_error_and_leaves_nothing() {
     devices.retain(|device| device.kind() != "cuda");
     for device in devices {
         let work = || step(&graph, &device, &state, &image, &labels);
-        // Threads and, on each of them, the matrix library keep what they need for ever.
+        // Threads, and the matrix library on each of them, keep their memory for ever.
         work().expect("memory");
         rayon::broadcast(|_| work().expect("memory"));
         let expected = work().expect("memory");
@@ -259,7 +258,7 @@ fn an_allocation_that_fails_is_an_error_and_leaves_nothing() {
     }
 }
 
-/// A device of which one allocation fails, and what is allocated on it.
+/// A device on which one allocation fails; `live` counts its memory.
 #[derive(Debug)]
 struct Failing {
     inner: Arc<dyn Backend>,
@@ -267,14 +266,19 @@ struct Failing {
     live: Arc<()>,
 }
 
-/// Memory that is counted.
+/// Memory that `Failing` counts.
 #[derive(Debug)]
 struct Counted {
     inner: Arc<dyn Memory>,
     _live: Arc<()>,
 }
 
-impl Memory for Counted {
+// SAFETY: every call goes to memory that it owns.
+unsafe impl Memory for Counted {
+    fn device(&self) -> Option<DeviceId> {
+        self.inner.device()
+    }
+
     fn address(&self) -> u64 {
         self.inner.address()
     }
@@ -296,7 +300,8 @@ impl Memory for Counted {
     }
 }
 
-impl Backend for Failing {
+// SAFETY: every call goes to one other backend, or fails.
+unsafe impl Backend for Failing {
     fn kind(&self) -> &'static str {
         self.inner.kind()
     }
@@ -352,7 +357,7 @@ fn device_memory_that_fails_is_an_error_and_leaves_nothing() {
     }
 }
 
-/// More than any address space has, and more than can be counted.
+/// Sizes beyond any address space, and beyond usize.
 #[test]
 fn what_does_not_fit_is_a_typed_error_on_every_device() {
     for channels in [1 << 20, 1 << 33, usize::MAX >> 8, usize::MAX] {

@@ -1,8 +1,8 @@
 // The gradient of a pooling and of the ReLU and batch norms before it, in one pass.
-//   dz = the gradient of the pooling, gathered as in avg.cu and max.cu; then as in kernels/norm/gradient.cu:
+//   dz = the gradient of the pooling, gathered as in avg.cu, max.cu; then as in kernels/norm/gradient.cu:
 //   v = dz (+ dx),  0 where the ReLU was closed;  dx = v, or with `scaled` scale v (+ dx); sums of v, v (y - mean)
-// dy and index[N,P,Q,C] as in avg.cu and max.cu; y, dx[N,H,W,C] in T, any pixel stride, 16-byte aligned where strips.wide is
-// set; bits and the rest as in kernels/norm/gradient.cu, whose suffixes the entries have.
+// dy and index[N,P,Q,C] as in avg.cu, max.cu; y, dx[N,H,W,C] in T, any pixel stride, 16-byte aligned where strips.wide
+// is set; bits and the rest as in kernels/norm/gradient.cu, whose suffixes the entries have.
 // Grid: strips.blocks_per_row * bands blocks of 256 threads. Shared memory: 256 V floats for each sum, V = 16 / sizeof(T).
 // Bytes: dy (and index) once, what windows share comes from the caches; y and dx as in kernels/norm/gradient.cu.
 #include "norm/gradient.cuh"

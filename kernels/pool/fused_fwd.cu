@@ -1,7 +1,7 @@
 // Pooling of what a batch norm and a ReLU make of x.
-//   fwd  z = x scale + shift, optionally max(z, 0), rounded to T; y and index of z as in avg.cu and max.cu
-// x[N,H,W,C], y and index[N,P,Q,C] as in avg.cu and max.cu; scale and shift [C], f32. Pixels outside the image are no part of
-// a window. Grid, shared memory and bytes as in avg.cu and max.cu; 2 FLOPs more for each window and pixel: a pixel that
+//   fwd  z = x scale + shift, optionally max(z, 0), rounded to T; y and index of z as in avg.cu, max.cu
+// x[N,H,W,C], y and index[N,P,Q,C] as in avg.cu, max.cu; scale and shift [C], f32. Pixels outside the image are no part
+// of a window. Grid, shared memory and bytes as in avg.cu, max.cu; 2 FLOPs more for each window and pixel: a pixel that
 // several windows share is transformed for each, as it is loaded for each.
 #include "norm/affine.cuh"
 #include "pool/forward.cuh"

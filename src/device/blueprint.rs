@@ -1,25 +1,27 @@
-//! A device that is only planned for.
+//! A device to plan for.
 
 use std::sync::Arc;
 
-use super::{Arch, Backend, Device, Launch, Memory};
+use super::backend::Backend;
+use super::launch::Launch;
+use super::memory::{DeviceId, Memory};
+use super::Arch;
 use crate::{Error, Result};
 
-impl Device {
-    /// A device of `arch` on which programs are compiled as for a GPU, to see their launches, memory and costs, but
-    /// cannot run: its memory has addresses and sizes and no bytes, so that a program of any size fits.
-    pub fn blueprint(arch: Arch) -> Self {
-        Self::Kernels(Arc::new(Blueprint { arch }))
-    }
+/// A device of `arch` that runs nothing.
+pub(super) fn open(arch: Arch) -> Arc<dyn Backend> {
+    Arc::new(Blueprint { arch, id: DeviceId::unique() })
 }
 
-/// Binds launches and runs none.
+/// Takes launches to be looked at and runs none.
 #[derive(Debug)]
 struct Blueprint {
     arch: Arch,
+    id: DeviceId,
 }
 
-impl Backend for Blueprint {
+// SAFETY: it runs nothing, and its memory names it as its device, so that no other device runs a launch on it.
+unsafe impl Backend for Blueprint {
     fn kind(&self) -> &'static str {
         "blueprint"
     }
@@ -33,7 +35,7 @@ impl Backend for Blueprint {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Arc<dyn Memory>> {
-        Ok(Arc::new(Reserved { bytes }))
+        Ok(Arc::new(Reserved { bytes, device: self.id }))
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
@@ -52,9 +54,15 @@ const ADDRESS: u64 = 1 << 20;
 #[derive(Debug)]
 struct Reserved {
     bytes: usize,
+    device: DeviceId,
 }
 
-impl Memory for Reserved {
+// SAFETY: no kernel uses the addresses, as their device runs none.
+unsafe impl Memory for Reserved {
+    fn device(&self) -> Option<DeviceId> {
+        Some(self.device)
+    }
+
     fn address(&self) -> u64 {
         ADDRESS
     }

@@ -1,12 +1,14 @@
 //! The launch that tells the conditional nodes of a CUDA graph which gates are open.
 //!
-//! What a graph skips by such nodes is the device's affair, so the launch is made here and not by an op; its kernel is
-//! among those of `control::gate`.
+//! Conditional nodes are the device's business, so the launch is made here and not by an op. Its kernel is one of
+//! `control::gate`'s.
 
+use super::launch::{Cost, Launch};
+use super::memory::View;
 use super::table::{kernels, only};
-use super::{Cost, Kernel, Launch, View};
+use super::Kernel;
 
-/// Gates of one launch at most: a kernel's parameters take 4 KiB.
+/// The most gates of one launch: a kernel's parameters take at most 4 KiB.
 const MOST: usize = 128;
 
 /// `Conditions` of kernels/control/gate/conditions.cu.
@@ -28,15 +30,15 @@ pub(crate) fn kernel() -> &'static Kernel {
     only(&SET)
 }
 
-/// The launches that set the condition of each handle to 1 where its gate, an f32, is not 0, else to 0. They come before
-/// the first of the nodes and behind what sets the gates.
+/// Launches that set each handle's condition to 1 if its gate, an f32, is not 0, else to 0. They must come after the
+/// launches that write the gates and before the first of the nodes.
 ///
 /// # Safety
-/// Each handle is that of a conditional node of the graph that the launches go into; on the simulator it is the address
+/// Each handle belongs to a conditional node of the graph that the launches go into. On the simulator it is the address
 /// of a `u32` that outlives them.
 ///
 /// # Panics
-/// If a gate is of less than 4 bytes or not aligned to them.
+/// If a gate has less than 4 bytes or is not aligned to 4.
 pub unsafe fn launches(conditions: &[(View, u64)]) -> Vec<Launch> {
     let launch = |part: &[(View, u64)]| {
         let mut params = Conditions { gates: [0; MOST], handles: [0; MOST], count: part.len() as u32, unused: 0 };
@@ -46,7 +48,8 @@ pub unsafe fn launches(conditions: &[(View, u64)]) -> Vec<Launch> {
         }
         let cost = Cost { flops: 0, bytes_read: 4 * part.len() as u64, bytes_written: 0 };
         let gates = part.iter().map(|(gate, _)| gate.clone()).collect();
-        // SAFETY: every gate is in its view, as asserted above; the handles are the caller's promise.
+        // SAFETY: a `Conditions` is the kernel's struct; it reads the gates, in their views as asserted above, and sets
+        // the handles, which this function's contract allows.
         unsafe { Launch::new(kernel(), [1, 1, 1], &params, cost, gates) }
     };
     conditions.chunks(MOST).map(launch).collect()

@@ -1,26 +1,34 @@
-//! What this machine and this build have, what is missing and how to get it: `residuum doctor`.
+//! What this machine and this build have and lack, and how to get it: `residuum doctor`.
+//!
+//! ```
+//! for finding in residuum::device::doctor::report() {
+//!     println!("{finding}");
+//! }
+//! ```
 
 use std::fmt;
 
-/// How a finding stands.
+use super::{cpu, Device};
+
+/// The outcome of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// It is there.
     Good,
-    /// It is missing or does not work; the rest of the library does without.
+    /// It is missing or does not work. The rest of the library runs without it.
     Missing,
 }
 
-/// One thing that was looked for.
+/// One thing that [`report`] looks for, and the outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What was looked for: `driver`, `device`, `kernels`, `simulator`, ...
+    /// Its name: `driver`, `device`, `kernels`, `simulator`, ...
     pub topic: &'static str,
-    /// Whether it was found.
+    /// Found or missing.
     pub state: State,
-    /// What was found, in one line.
+    /// The details, in one line.
     pub text: String,
-    /// What to do where it is missing.
+    /// How to get it if it is missing.
     pub remedy: Option<String>,
 }
 
@@ -45,20 +53,20 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Looks for everything that the library can use. Fails at nothing and fetches nothing.
+/// Looks for everything that the library can use. Never fails and fetches nothing.
 pub fn report() -> Vec<Finding> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let products = if super::cpu::has_fast_products() { "" } else { ", matrix products in plain loops" };
+    let products = if cpu::has_fast_products() { "" } else { ", matrix products in plain loops" };
     let mut findings = vec![
         Finding::good("library", format!("residuum {}", env!("CARGO_PKG_VERSION"))),
         Finding::good("cpu", format!("{threads} threads, {}{products}", std::env::consts::ARCH)),
     ];
     findings.extend(cuda());
     findings.push(simulator());
-    let best = super::Device::best();
+    let best = Device::best();
     let name = match &best {
-        super::Device::Cpu => String::new(),
-        super::Device::Kernels(backend) => format!(", {}", backend.name()),
+        Device::Cpu => String::new(),
+        Device::Kernels(backend) => format!(", {}", backend.name()),
     };
     findings.push(Finding::good("auto", format!("`auto` is {}{name}", best.kind())));
     findings
@@ -72,7 +80,7 @@ fn cuda() -> Vec<Finding> {
 #[cfg(feature = "cuda")]
 fn cuda() -> Vec<Finding> {
     let mut findings = vec![kernels()];
-    let driver = match super::cuda::driver::Driver::find() {
+    let driver = match super::cuda::Driver::find() {
         Ok(driver) => driver,
         Err(problem) => {
             let remedy = "install NVIDIA's driver for the GPU; without a GPU, use `cpu` or `sim`";
@@ -92,9 +100,9 @@ fn cuda() -> Vec<Finding> {
     findings
 }
 
-/// A GPU, and whether a program can be run on it.
+/// A GPU, and whether it can run programs.
 #[cfg(feature = "cuda")]
-fn device(gpu: &super::cuda::driver::Gpu) -> Finding {
+fn device(gpu: &super::cuda::GpuInfo) -> Finding {
     let (major, minor) = gpu.capability;
     let text = format!(
         "cuda:{} {}, compute capability {major}.{minor}, {:.1} GiB",
@@ -102,7 +110,7 @@ fn device(gpu: &super::cuda::driver::Gpu) -> Finding {
         gpu.name,
         gpu.memory_bytes as f64 / (1u64 << 30) as f64
     );
-    match super::Device::cuda(gpu.ordinal) {
+    match Device::cuda(gpu.ordinal) {
         Ok(_) => Finding::good("device", text),
         Err(error) => {
             let remedy =
@@ -112,14 +120,14 @@ fn device(gpu: &super::cuda::driver::Gpu) -> Finding {
     }
 }
 
-/// How stochastic depth's closed blocks are skipped on a GPU that programs can be run on.
+/// How a GPU that can run programs skips the closed blocks of stochastic depth.
 #[cfg(feature = "cuda")]
-fn gates(gpu: &super::cuda::driver::Gpu) -> Option<Finding> {
+fn gates(gpu: &super::cuda::GpuInfo) -> Option<Finding> {
     let how = super::cuda::skipping(gpu.ordinal).ok()?;
     Some(Finding::good("gates", format!("cuda:{} {how}", gpu.ordinal)))
 }
 
-/// What the build embedded.
+/// The kernels in this build.
 #[cfg(feature = "cuda")]
 fn kernels() -> Finding {
     use super::embedded::{ENTRIES, FATBINS, REMEDY, TARGETS, TOOLKIT};

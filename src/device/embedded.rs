@@ -1,25 +1,31 @@
-//! The kernels that the build embedded: fatbins, what they were compiled for and what they use.
+//! The kernels in this build: fatbins, their targets and their resources.
 //!
 //! Another CUDA framework can load a fatbin with `cuModuleLoadData` and launch its entries by name.
+//!
+//! ```
+//! use residuum::device::embedded::{FATBINS, TOOLKIT};
+//!
+//! println!("{} fatbins by nvcc {}", FATBINS.len(), TOOLKIT.unwrap_or("(none at build time)"));
+//! ```
 
-/// What ptxas told of one entry point on one target.
+/// The resources of one entry point on one target, as ptxas reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// The entry point.
     pub kernel: &'static str,
     /// The target, such as `sm_80`.
     pub target: &'static str,
-    /// Registers a thread.
+    /// Registers of a thread.
     pub registers: u32,
     /// Barriers.
     pub barriers: u32,
-    /// Bytes of stack a thread.
+    /// Bytes of a thread's stack.
     pub stack_bytes: u32,
-    /// Bytes of registers that are stored to memory and loaded back; the build fails where it is not 0.
+    /// Bytes of registers spilled to memory; the build fails if it is not 0.
     pub spill_bytes: u32,
 }
 
-/// An image where the driver wants it.
+/// An image, aligned as the driver wants it.
 #[repr(C, align(64))]
 #[allow(dead_code)] // a build without nvcc has none
 struct Aligned<const N: usize>([u8; N]);

@@ -1,29 +1,39 @@
-//! What GPUs can do at most: the rooflines that launches are held against.
+//! The rooflines of GPUs, which bound the speed of launches.
 
-use super::{Arch, Cost};
+use super::launch::Cost;
+use super::Arch;
 use crate::tensor::DType;
 
-/// A GPU's speed, as far as it bounds a launch.
+/// The speeds of a GPU that bound a launch.
+///
+/// ```
+/// use residuum::device::{Cost, Gpu};
+/// use residuum::tensor::DType;
+///
+/// let h200 = &Gpu::known()[0];
+/// let copy = Cost { flops: 0, bytes_read: 1 << 30, bytes_written: 1 << 30 };
+/// assert!(h200.seconds(copy, DType::BF16) > 0.4e-3);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gpu {
     /// Its name.
     pub name: String,
     /// The generation whose kernels it runs.
     pub arch: Arch,
-    /// Bytes that its memory moves in a second.
+    /// Memory bandwidth, in bytes a second.
     pub bytes_per_second: f64,
-    /// Operations in a second on f32, without tensor cores, as this library's kernels compute.
+    /// f32 operations a second without tensor cores, as this library's kernels compute.
     pub f32_flops_per_second: f64,
-    /// Operations in a second of the tensor cores on f16, added in f32.
+    /// f16 operations a second on tensor cores, summed in f32.
     pub f16_flops_per_second: f64,
-    /// The same on bf16.
+    /// bf16 operations a second on tensor cores, summed in f32.
     pub bf16_flops_per_second: f64,
-    /// Where the figures are from.
+    /// The source of the figures.
     pub source: String,
 }
 
 impl Gpu {
-    /// The GPUs that the library knows; the first is the default. Any other is a value of this type.
+    /// The GPUs that the library knows, the default first. Make a value for any other.
     pub fn known() -> Vec<Self> {
         let row =
             |name: &str, arch, bytes_per_second, f32_flops_per_second, half_flops_per_second, source: &str| Self {
@@ -42,15 +52,14 @@ impl Gpu {
                 4.3e12,
                 67e12,
                 790e12,
-                "bandwidth and bf16 as measured, f16 as bf16, f32 of NVIDIA's data sheet",
+                "measured (f16 taken as bf16); f32 from NVIDIA's data sheet",
             ),
             row("H100", Arch::Sm90, 3.35e12, 67e12, 989e12, "NVIDIA's data sheet of the SXM5 module, dense"),
             row("A100", Arch::Sm80, 2.039e12, 19.5e12, 312e12, "NVIDIA's data sheet of the 80 GB SXM4 module, dense"),
         ]
     }
 
-    /// The seconds that something of `cost` in a program of `dtype` takes at least: those of its bytes or those of its
-    /// operations, whichever are more.
+    /// The least seconds for `cost` in a program of `dtype`: the time for its bytes or for its operations, if longer.
     pub fn seconds(&self, cost: Cost, dtype: DType) -> f64 {
         let flops_per_second = match dtype {
             DType::F16 => self.f16_flops_per_second,

@@ -1,32 +1,36 @@
-//! A list of launches that is replayed as one.
+//! Launches that are replayed as one.
 
-use std::fmt;
 use std::sync::Arc;
 
-use super::{Backend, Launch};
+use super::backend::{Backend, Replay};
+use super::launch::Launch;
 use crate::Result;
 
-/// What a backend made of a list of launches to repeat it faster: a CUDA graph.
-pub trait Replay: fmt::Debug + Send + Sync {
-    /// Puts all launches on the device's queue, in order.
-    fn replay(&self) -> Result<()>;
-}
-
-/// Launches that are replayed with the same parameters and memory, which it keeps alive.
+/// Launches to repeat with the same parameters and memory, both of which it keeps alive. On CUDA it is a graph.
+///
+/// ```
+/// use residuum::device::{Arch, Device, Recording};
+///
+/// let Device::Kernels(backend) = Device::blueprint(Arch::Sm80) else { unreachable!() };
+/// let step = Recording::new(backend, Vec::new())?;
+/// step.replay()?;
+/// assert!(step.launches().is_empty());
+/// # Ok::<(), residuum::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Recording {
-    // Dropped before the launches, whose memory it uses.
     replay: Option<Box<dyn Replay>>,
-    launches: Vec<Launch>,
+    launches: Arc<[Launch]>,
     backend: Arc<dyn Backend>,
 }
 
 impl Recording {
-    /// Records `launches` once, without running them.
+    /// Records `launches` without running them.
     ///
-    /// From the first launch on that is behind a gate none may change a gate: a device may read all of them there, and not
-    /// start what is behind the closed ones.
+    /// No launch may write a gate after the first gated launch: a device may read all gates there, and then not start
+    /// the launches behind closed ones.
     pub fn new(backend: Arc<dyn Backend>, launches: Vec<Launch>) -> Result<Self> {
+        let launches = launches.into();
         let replay = backend.record(&launches)?;
         Ok(Self { replay, launches, backend })
     }
@@ -39,7 +43,7 @@ impl Recording {
         }
     }
 
-    /// What is replayed.
+    /// The recorded launches.
     pub fn launches(&self) -> &[Launch] {
         &self.launches
     }

@@ -10,12 +10,12 @@ use std::thread;
 
 use crate::tensor::memory;
 
-/// What must be free for a new thread: its stack, the stack of its signal handlers, without which Rust aborts it, and
-/// some for its work.
+/// Bytes that a new thread needs: its stack, the stack of its signal handlers, without which Rust aborts, and some for
+/// its work.
 const ROOM: usize = 8 << 20;
 
-/// Makes sure that rayon can be used on this thread. Must come before the first parallel work; does nothing on a thread
-/// of a pool, and leaves a global pool that is there alone.
+/// Makes rayon usable on this thread. Must come before the first parallel work. Does nothing on a thread of a pool, and
+/// keeps an existing global pool.
 pub(crate) fn ensure() {
     thread_local! {
         static READY: Cell<bool> = const { Cell::new(false) };
@@ -24,18 +24,31 @@ pub(crate) fn ensure() {
         return;
     }
     if !has_global_pool() {
-        // The pool is never dropped: rayon has no way to take the thread out of it again.
+        // Never dropped: rayon cannot take the thread out of a pool again.
         let own = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
         std::mem::forget(own);
     }
     READY.set(true);
 }
 
-/// Runs `work` on this thread and, beside it, on as many others as the machine has and the system gives, until it has
-/// returned on all of them: it should take its tasks from a common list.
+/// Runs `work` on this thread and on one more for each other core, as far as the system gives threads, until all
+/// return. `work` should take its tasks from a common list.
+///
+/// ```
+/// use std::sync::atomic::{AtomicUsize, Ordering};
+///
+/// let (next, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
+/// residuum::device::threads::together(|| loop {
+///     match next.fetch_add(1, Ordering::Relaxed) {
+///         task @ 0..100 => sum.fetch_add(task, Ordering::Relaxed),
+///         _ => break,
+///     };
+/// });
+/// assert_eq!(sum.into_inner(), 4950);
+/// ```
 ///
 /// # Panics
-/// Where `work` panics on any thread.
+/// If `work` panics on any thread.
 pub fn together(work: impl Fn() + Sync) {
     let more = thread::available_parallelism().map_or(0, |n| n.get() - 1);
     thread::scope(|scope| {
@@ -48,12 +61,12 @@ pub fn together(work: impl Fn() + Sync) {
     });
 }
 
-/// Whether there is memory for one more thread. Ask before making one: a thread that finds too little ends the process.
+/// True if there is memory for one more thread. Ask before spawning: a thread that finds too little ends the process.
 pub fn has_room() -> bool {
     memory::room::<u8>("a thread", ROOM).is_ok()
 }
 
-/// Whether rayon has a global pool, which the first call makes where nobody has.
+/// True if rayon has a global pool; the first call makes one unless there is one.
 fn has_global_pool() -> bool {
     static MADE: OnceLock<bool> = OnceLock::new();
     *MADE.get_or_init(|| {
@@ -61,7 +74,7 @@ fn has_global_pool() -> bool {
         if threads == 0 {
             return false;
         }
-        // Nothing here can fail any more: either this is the pool, or there is one and the threads end.
+        // This cannot fail: it makes the pool, or there is one and the threads end.
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .spawn_handler(|worker| hand_over.send(worker).map_err(|_| std::io::Error::other("the thread has ended")));
@@ -70,7 +83,7 @@ fn has_global_pool() -> bool {
     })
 }
 
-/// The threads that rayon would make.
+/// The number of threads that rayon would make.
 fn wanted() -> usize {
     let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
     asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)).min(rayon::max_num_threads())

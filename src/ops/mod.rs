@@ -3,6 +3,7 @@
 //! A folder here has a folder of the same name in `kernels/`. The graph knows an op only through [`Operator`] and
 //! [`HostOp`].
 
+mod aliasing;
 pub mod batch_norm;
 pub mod concat;
 pub mod conv2d;
@@ -40,9 +41,7 @@ pub trait Operator: fmt::Debug {
     }
 
     /// The inputs and outputs, in order, with their names.
-    fn operands(&self) -> Operands {
-        Operands::unnamed(self.inputs(), self.outputs(), &self.updates(), &self.accumulates(), &self.behind_gate())
-    }
+    fn operands(&self) -> Operands;
 
     /// The types of the inputs, in order.
     fn inputs(&self) -> Vec<TensorType> {

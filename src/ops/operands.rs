@@ -213,29 +213,9 @@ impl Operands {
         call.map(|name, read| operands.reads.push((name, read)), |name, write| operands.writes.push((name, write)));
         operands
     }
+
     /// The places of the outputs that `is` says.
     pub(super) fn written(&self, is: impl Fn(&Written) -> bool) -> Vec<usize> {
         self.writes.iter().enumerate().filter(|(_, (_, written))| is(written)).map(|(i, _)| i).collect()
-    }
-
-    /// Those of an op whose operands have no names yet.
-    pub(super) fn unnamed(
-        inputs: Vec<TensorType>,
-        outputs: Vec<TensorType>,
-        updates: &[usize],
-        accumulates: &[usize],
-        behind: &super::Behind,
-    ) -> Self {
-        let read = |(i, ty)| ("operand", Read { ty, gated: behind.inputs.contains(&i) });
-        let old = |i| match i {
-            _ if updates.contains(&i) => Old::Updated,
-            _ if accumulates.contains(&i) => Old::MayBeAddedTo,
-            _ => Old::Lost,
-        };
-        let write = |(i, ty)| ("operand", Written { ty, old: old(i), gated: behind.outputs.contains(&i) });
-        Self {
-            reads: inputs.into_iter().enumerate().map(read).collect(),
-            writes: outputs.into_iter().enumerate().map(write).collect(),
-        }
     }
 }

@@ -1,9 +1,9 @@
-// A pretended CUDA driver: the calls that the library makes, on host memory, so that the CUDA device is tested without a
-// GPU. Streams are lazy: work runs when something waits for it, and host memory of an asynchronous copy is touched only
-// then. A stream that waits for another's event runs that one no further than it must. Kernels are known by name:
-// mock_fill fills, mock_shift copies from right behind what it writes, mock_trap is an illegal access, and
-// gate_conditions_f32 sets conditions. A graph is a chain of nodes; one with conditional nodes must outlive what is made
-// of it and may be made executable once at a time, as cuda.h says.
+// A pretended CUDA driver: the calls that the library makes, on host memory, to test the CUDA device without a GPU.
+// Streams are lazy: work runs when something waits for it, and an asynchronous copy touches host memory only then. A
+// stream that waits for another's event runs the other no further than it must. Kernels are known by name: mock_fill
+// fills, mock_shift copies the bytes behind its output into it, mock_trap makes an illegal access, and
+// gate_conditions_f32 sets conditions. A graph is a chain of nodes. As cuda.h says, one with conditional nodes must
+// outlive the executable graph made from it, and there may be one at a time.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +12,7 @@
 typedef int R;
 enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
 
-// What a test sets and reads through the functions at the foot.
+// Settings and counters, for the functions at the foot.
 static long fail_at = -1, calls, live[8], counts[5];
 enum { MEMORY, STREAMS, EVENTS, MODULES, GRAPHS, PINNED, CONTEXTS, SHARED_BYTES };
 enum { ALLOCATIONS, PINNED_ALLOCATIONS, GRAPH_LAUNCHES, KERNEL_LAUNCHES, KERNELS_RUN };
@@ -24,12 +24,12 @@ static int setting(const char* name, int otherwise) {
   return text ? atoi(text) : otherwise;
 }
 
-// Every call begins so: it counts, fails where a test asks for it, and answers a lost context's error for ever.
+// The start of every call: counts it, fails it if a test asks, and returns a lost context's error for ever.
 #define ENTER                                \
   if (calls++ == fail_at) return 999;        \
   if (sticky != OK) return sticky
 
-// What a conditional node waits for. Never freed: work under way may still name it.
+// The condition of a node. Never freed: work under way may still name it.
 typedef struct Condition { uint32_t value, initial; int dead, used; struct Condition* next; } Condition;
 
 // The parameters of gate_conditions_f32.
@@ -37,13 +37,13 @@ enum { MOST = 128 };
 typedef struct { const float* gates[MOST]; uint64_t handles[MOST]; uint32_t count, unused; } Conditions;
 
 typedef struct Op {
-  // 0 copy, 1 fill, 2 trap, 3 event, 4 free, 5 wait for an event, 6 skip `value` ops where the condition `dst` is 0,
+  // 0 copy, 1 fill, 2 trap, 3 event, 4 free, 5 wait for an event, 6 skip `value` ops if the condition `dst` is 0,
   // 7 set conditions, 8 begin with a condition's first value
   int kind;
   void *dst, *src;
   size_t bytes;
   uint32_t value;
-  const float* gate;  // of a launch: where it is 0 when its turn comes, nothing happens
+  const float* gate;  // of a launch: if it is 0 when the launch's turn comes, nothing happens
   struct Op* next;
   struct Graph* body;  // of a conditional node
 } Op;
@@ -53,7 +53,7 @@ typedef struct {
   int capturing, context;
 } Stream;
 
-// How often it was recorded, how many of these marks its stream has passed, and when the last.
+// The number of times it was recorded and passed, and the time of the last.
 typedef struct { uint32_t recorded, passed; int tick; Stream* stream; } Event;
 typedef struct { char name[64]; } Function;
 typedef struct { int loaded; Function functions[16]; int count; } Module;
@@ -125,7 +125,7 @@ static void pop(Stream* s) {
   free(op);
 }
 
-// Runs the stream's next work; 0 where there is none.
+// Runs the stream's next work; 0 if there is none.
 static int step(Stream* s) {
   if (!s->first) return 0;
   const Op op = *s->first;
@@ -213,7 +213,7 @@ R cuFuncSetAttribute(void* f, int which, int v) { (void)f; ENTER; if (which == 8
 
 typedef struct { uintptr_t y; uint64_t count; uint32_t value, unused; } Params;
 
-// What a launch does.
+// The effect of a launch.
 static R launch(Op* op, const Function* f, const unsigned* grid, const unsigned* block, unsigned shared, void** params, void** extra) {
   if (!grid[0] || !grid[1] || !grid[2] || block[0] > 1024 || block[1] != 1 || block[2] != 1 || extra) return INVALID;
   if (shared > 48 << 10 && live[SHARED_BYTES] < (long)shared) return INVALID;
@@ -330,7 +330,7 @@ R cuGraphAddNode(void** node, void* g, void* const* after, size_t count, NodePar
 }
 #endif
 
-// Copies nodes to the end of a list, bodies behind their conditions; returns how many and where the list ends.
+// Copies nodes to the end of a list, bodies behind their conditions; returns their number and the list's end.
 static uint32_t copy(const Op* op, Op*** end) {
   uint32_t count = 0;
   for (; op; op = op->next, ++count) {
@@ -344,7 +344,7 @@ static uint32_t copy(const Op* op, Op*** end) {
   return count;
 }
 
-// The nodes of the graph that was made executable last, in words.
+// The nodes of the last executable graph, in words.
 static char shape[4096];
 static const Op* describe(const Op* op, long most) {
   for (; op && most; --most) {
@@ -453,7 +453,7 @@ R cuEventElapsedTime(float* ms, void* a, void* b) {
   return OK;
 }
 
-// MOCK_TEXTS: what these answer without a text; a stub 34 and nothing, a driver that does not know the error 1 and null.
+// MOCK_TEXTS: the answer without a text: 34 and nothing from a stub, 1 and null for an unknown error.
 R cuGetErrorName(R e, const char** t) { if (getenv("MOCK_TEXTS")) { int r = setting("MOCK_TEXTS", OK); if (r != 34) *t = NULL; return r; } *t = e == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : e == NO_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_MOCK"; return OK; }
 #ifndef MOCK_OLD
 R cuGetErrorString(R e, const char** t) { if (getenv("MOCK_TEXTS")) return cuGetErrorName(e, t); *t = "as the mock driver was told"; return OK; }

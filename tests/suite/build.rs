@@ -304,7 +304,7 @@ fn a_kernel_line_that_contradicts_itself_fails_the_build() {
         ("fwd.cu", "(conv2d_fwd_f32, Params, MANY, 1, fwd)", "MANY is not a number of threads"),
         ("fwd.cu", "(conv2d_fwd, Params, 128, 1, fwd)", "names no dtype"),
         ("fwd.cu", "(conv2d_fwd_f32, Params, 128, fwd)", "5 arguments, found 4"),
-        ("fwd.cu", "(pool_fwd_f32, Params, 128, 1, fwd)", "in the folder conv2d"),
+        ("fwd.cu", "(pool_fwd_f32, Params, 128, 1, fwd)", "it begins with none of conv2d, fwd"),
         ("fwd.cu", "(conv2d_fwd_f32_sm90, Params, 128, 1, fwd)", "family Some(90), the file's None"),
         ("sm90_fwd.cu", "(conv2d_fwd_f32, Params, 128, 1, fwd)", "family None, the file's Some(90)"),
         ("sm70_fwd.cu", "(conv2d_fwd_f32_sm70, Params, 128, 1, fwd)", "no target of this family"),

@@ -1,5 +1,4 @@
-//! Steps that are recorded once and replayed: the bits of single launches, for as long as one likes, and inputs that
-//! change while a step runs.
+//! Recorded steps: every replay has the bits of single launches, and inputs may change while a step runs.
 
 use std::sync::Arc;
 
@@ -16,11 +15,12 @@ use crate::random::Random;
 const BATCH: usize = 2;
 const CLASSES: usize = 4;
 
-/// A device that records nothing: every step is launched piece by piece.
+/// A device that records nothing: every launch goes to it by itself.
 #[derive(Debug)]
 struct Eager(Arc<dyn Backend>);
 
-impl Backend for Eager {
+// SAFETY: every call goes to one other backend.
+unsafe impl Backend for Eager {
     fn kind(&self) -> &'static str {
         self.0.kind()
     }
@@ -61,7 +61,7 @@ fn network(size: usize) -> Graph {
     graph
 }
 
-/// Three residual blocks, each of which is dropped in every other step.
+/// Three residual blocks, each dropped in half of the steps.
 fn droppable(size: usize) -> Graph {
     let mut b = Builder::new(Mode::Train);
     let x = b.input("input", [BATCH, size, size, 3]);
@@ -93,7 +93,7 @@ fn start(graph: &Graph) -> StateDict {
     parameters.into_iter().chain(buffers.collect::<Vec<_>>()).collect()
 }
 
-/// The batch of step `i`: never the same twice.
+/// The batch of step `i`; each differs from the others.
 fn batch(i: usize, size: usize) -> (HostTensor, Vec<i32>) {
     let mut random = Random::new(&format!("batch {i}"));
     let pixels = random.normals(BATCH * 3 * size * size, 0.0, 1.0).iter().map(|&v| v as f32).collect();
@@ -113,13 +113,13 @@ fn feed(program: &mut Program, i: usize, size: usize) {
     program.set_learning_rate(0.01 / (1.0 + i as f64 / 100.0)).unwrap();
 }
 
-/// Everything that a program carries from step to step.
+/// The state that a program carries from step to step.
 fn carried(program: &Program) -> (StateDict, StateDict, Option<residuum::control::loss_scale::LossScale>) {
     (program.state().unwrap(), program.velocity().unwrap(), program.loss_scale().unwrap())
 }
 
-/// Trains for `steps` steps, the next batch set while a step runs; now and then compares with the same steps launched
-/// one by one, and with a new program that starts where this one is.
+/// Trains for `steps` steps, setting the next batch while a step runs. Now and then compares with a program that
+/// launches one by one, and with a new program that starts from this one's state.
 fn replay(backend: &Arc<dyn Backend>, dtype: DType, steps: usize, size: usize) {
     const EVERY: usize = 50;
     let graph = network(size);
@@ -198,7 +198,7 @@ fn steps_that_drop_blocks_have_the_bits_of_single_steps() {
     }
 }
 
-/// Inputs set in any order, one of them only, or none: a run reads what was set last.
+/// Inputs are set in any order, one only, or none: a run reads the last values.
 #[test]
 fn a_run_reads_what_was_set_last() {
     let graph = network(4);

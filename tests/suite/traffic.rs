@@ -23,8 +23,10 @@ const SMALL: u64 = 4096;
 
 /// A simulator that counts, or `None` after saying why there is none.
 fn backend() -> Option<Arc<dyn Backend>> {
-    static LOADED: LazyLock<Result<(), String>> =
-        LazyLock::new(|| probe::load_counted(&library::build()?).map_err(|e| e.to_string()));
+    static LOADED: LazyLock<Result<(), String>> = LazyLock::new(|| {
+        // SAFETY: `build` compiles this build's wrappers with `-fsanitize=thread`.
+        unsafe { probe::load_counted(&library::build()?) }.map_err(|e| e.to_string())
+    });
     if let Err(reason) = &*LOADED {
         machine::skip("CXX", "the comparison of costs with what is touched", reason);
         return None;

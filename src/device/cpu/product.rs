@@ -1,13 +1,14 @@
-//! Matrix products without the `gemm` crate, and where they are needed: the crate panics, or never returns, on some
-//! processors. `docs/notes/cpu.md` says on which and why.
+//! Matrix products without the `gemm` crate, and the test that decides for them: on some processors the crate panics or
+//! never returns. `docs/notes/cpu.md` says which and why.
 
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::{vectorized, Matrix};
+use super::matrix::Matrix;
+use super::vectorized::vectorized;
 use crate::tensor::Real;
 
-/// Whether the `gemm` crate works on this machine.
+/// True if the `gemm` crate works on this machine.
 pub(super) fn crate_works() -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     *WORKS.get_or_init(|| {
@@ -19,12 +20,12 @@ pub(super) fn crate_works() -> bool {
 /// Where Linux describes its processors.
 const SYSTEM: &str = "/sys/devices/system/cpu";
 
-/// What the crate's AVX kernels unwrap after it has looked for FMA alone.
+/// Features that the crate's AVX kernels unwrap after a test for FMA alone.
 const WITH_FMA: &[&str] = &["avx2", "bmi1", "bmi2", "lzcnt", "popcnt", "sse4.2"];
-/// What its AVX-512 kernels unwrap after it has looked for the foundation alone.
+/// Features that its AVX-512 kernels unwrap after a test for the foundation alone.
 const WITH_AVX512F: &[&str] = &["fma", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
 
-/// Whether a processor whose features `has` tells has all of the kernels that the crate takes there.
+/// True if a processor with the features `has` can run the kernels that the crate chooses for it.
 fn has_features(has: impl Fn(&str) -> bool) -> bool {
     let all = |names: &[&str]| names.iter().all(|name| has(name));
     if has("avx512f") {
@@ -54,7 +55,7 @@ struct Tile {
     columns: usize,
 }
 
-/// The tile of the kernels that the crate takes.
+/// The tile of the kernels that the crate chooses.
 fn tile(has: impl Fn(&str) -> bool) -> Tile {
     if has("avx512f") {
         Tile { column: 256, columns: 6 }
@@ -76,7 +77,7 @@ struct Cache {
     shared: usize,
 }
 
-/// What the crate takes for a level that the system does not describe.
+/// The crate's assumption about a level that the system does not describe.
 const DEFAULT: [Cache; 3] = {
     const fn level(level: usize, bytes: usize) -> Cache {
         Cache { level, bytes, ways: 8, line: 64, shared: 1 }
@@ -84,14 +85,14 @@ const DEFAULT: [Cache; 3] = {
     [level(1, 32 << 10), level(2, 256 << 10), level(3, 2 << 20)]
 };
 
-/// Whether the crate can cut products by the caches that the system describes in `folder`.
+/// True if the crate can split products by the caches that the system describes in `folder`.
 fn can_use_caches(folder: &Path, tile: Tile) -> bool {
     let Ok(caches) = caches(folder) else { return false };
     let sound = |c: &Cache| c.level <= 3 && c.shared > 0 && c.ways <= 1 << 16 && c.line <= 1 << 16;
     if !caches.iter().all(sound) {
         return false;
     }
-    // Of several processors the crate takes any one's. It takes its share of a cache, or, where it asks `lscpu`, all.
+    // The crate may look at any processor. It counts the processor's share of a cache, or all of it if it asks `lscpu`.
     let level = |level: usize, whole: bool| {
         let mut all: Vec<Cache> = Vec::new();
         for c in caches.iter().filter(|c| c.level == level && c.bytes > 0) {
@@ -113,8 +114,8 @@ fn can_use_caches(folder: &Path, tile: Tile) -> bool {
     })
 }
 
-/// Whether the crate's arithmetic leaves at least a tile in each cache for elements of `element` bytes: otherwise it
-/// divides by 0 or goes on for ever.
+/// True if the crate's arithmetic puts at least one tile of `element`-byte elements in each cache. If not, it divides
+/// by 0 or never ends.
 fn fits([l1, l2, l3]: [&Cache; 3], Tile { column, columns }: Tile, element: usize) -> bool {
     let fit = || {
         let [ways1, ways2, ways3] = [l1, l2, l3].map(|c| c.ways.max(2));
@@ -142,7 +143,7 @@ fn gcd(a: usize, b: usize) -> usize {
     }
 }
 
-/// The caches of all processors. Fails where there is something that cannot be read.
+/// The caches of all processors; fails if a description cannot be read.
 fn caches(folder: &Path) -> std::io::Result<Vec<Cache>> {
     let mut found = Vec::new();
     for cpu in folders(folder, "cpu")? {
@@ -167,7 +168,7 @@ fn caches(folder: &Path) -> std::io::Result<Vec<Cache>> {
     Ok(found)
 }
 
-/// The folders in `folder` whose names begin so.
+/// The folders in `folder` whose names begin with `name`.
 fn folders(folder: &Path, name: &str) -> std::io::Result<Vec<std::path::PathBuf>> {
     let begins = |path: &std::path::PathBuf| {
         path.is_dir() && path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(name))
@@ -187,7 +188,7 @@ fn bytes(text: &str) -> Option<usize> {
     digits.parse::<usize>().ok()?.checked_mul(unit)
 }
 
-/// How many processors `0-3,8` are; 0 where that is no such list.
+/// The number of processors in a list like `0-3,8`; 0 if it is malformed.
 fn processors(list: &str) -> usize {
     let count = |item: &str| match item.split_once('-') {
         None => Some(1),
@@ -196,7 +197,7 @@ fn processors(list: &str) -> usize {
     list.split(',').map(count).try_fold(0usize, |sum, n| sum.checked_add(n?)).unwrap_or(0)
 }
 
-/// Rows and columns of `c` that are computed at once, and how many products are added up before they are stored.
+/// Rows and columns of `c` in a tile, and the products summed before the tile is stored.
 const ROWS: usize = 4;
 const COLUMNS: usize = 16;
 const DEPTH: usize = 128;
@@ -230,7 +231,7 @@ pub(super) fn product<T: Real>(c: (&mut [T], Matrix), a: (&[T], Matrix), b: (&[T
     }
 }
 
-/// The products of rows of `a` with `panel`.
+/// The products of `ROWS` rows of `a` with `panel`.
 #[inline(always)]
 fn sums<T: Real>(panel: &[[T; COLUMNS]], a: impl Fn(usize, usize) -> T) -> [[T; COLUMNS]; ROWS] {
     let mut sums = [[T::ZERO; COLUMNS]; ROWS];

@@ -1,4 +1,4 @@
-//! One device's context, stream, modules and functions: what everything else of the device keeps alive.
+//! One device's context, stream, modules and functions, which everything else of the device keeps alive.
 
 use std::collections::HashMap;
 use std::ffi::{c_void, CString};
@@ -7,39 +7,31 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{sys, CudaContext, CudaStream};
 
-use super::conditional::Api;
-use super::driver::{Driver, Elapsed, Gpu};
+use super::driver::{Driver, Elapsed, GpuInfo};
 use super::faults::{self, Faults};
+use super::images::{arch_of, oldest_driver, with_remedy, Images};
+use super::nodes::Api;
 use super::staging::Staging;
-use crate::device::{Arch, Kernel, Launch, View};
+use crate::device::{Arch, DeviceId, Kernel, Launch, View};
 use crate::{Error, Result};
 
-/// Kernels to load: [`embedded`](crate::device::embedded), or a test's.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Images {
-    /// Every entry point and its place in `fatbins`, in order of name.
-    pub entries: &'static [(&'static str, usize)],
-    pub fatbins: &'static [(&'static str, &'static [u8])],
-    pub targets: &'static [&'static str],
-    /// What made them.
-    pub toolkit: Option<&'static str>,
-}
-
-/// Dynamic shared memory that a kernel may use without asking.
+/// Dynamic shared memory that a kernel may use by default.
 const PLAIN_SHARED_BYTES: u32 = 48 << 10;
 
 #[derive(Debug)]
 pub(super) struct Context {
-    pub gpu: Gpu,
+    /// Names this context's memory: two contexts of one GPU have different streams.
+    pub id: DeviceId,
+    pub gpu: GpuInfo,
     pub arch: Arch,
     pub faults: Faults,
     pub staging: Mutex<Staging>,
-    /// Whether every launch is waited for, so that a failing one is named.
+    /// True to wait for every launch, so that an error names the one that failed.
     pub synchronous: bool,
-    /// Whether the stream is another library's.
+    /// True if the stream is another library's.
     pub foreign: bool,
     pub elapsed: Elapsed,
-    /// What makes graphs with conditional nodes, or why none are made.
+    /// The functions that add conditional nodes, or the reason why there are none.
     pub conditional: Result<Api, String>,
     images: Images,
     functions: RwLock<HashMap<&'static str, Function>>,
@@ -48,117 +40,102 @@ pub(super) struct Context {
     pub primary: Arc<CudaContext>,
 }
 
-/// A loaded entry point; valid as long as its module.
+/// An entry point of a module that the context has loaded, and unloads when it is dropped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Function(sys::CUfunction);
 
-impl Function {
-    pub fn raw(self) -> sys::CUfunction {
-        self.0
-    }
-}
-
-// SAFETY: a function handle is a name for something in the context; the driver allows its use from any thread.
+// SAFETY: the driver lets any thread use a function.
 unsafe impl Send for Function {}
-// SAFETY: as above.
+// SAFETY: as above, also several threads at once.
 unsafe impl Sync for Function {}
 
 #[derive(Debug)]
 struct Module(sys::CUmodule);
 
-// SAFETY: a module handle is a name for something in the context; the driver allows its use from any thread.
+// SAFETY: the driver lets any thread use a module.
 unsafe impl Send for Module {}
+
+/// A launch on memory of a context, with the function of its kernel, which stays loaded during the borrow.
+#[derive(Debug)]
+pub(super) struct Loaded<'a> {
+    launch: &'a Launch,
+    function: Function,
+    context: &'a Context,
+}
 
 impl Context {
     /// Opens `ordinal` on a new stream, or on `stream`.
     ///
     /// # Safety
-    /// `stream`, where given, is a valid stream that outlives the context.
+    /// `stream`, if given, is a valid stream that outlives the context.
     pub unsafe fn open(ordinal: usize, stream: Option<u64>, images: Images) -> Result<Arc<Self>> {
-        let missing = |reason: String| Error::NoDevice { device: "cuda", reason };
-        let no_kernels = images.fatbins.is_empty();
-        let driver = Driver::find().map_err(|reason| missing(with_remedy(reason, no_kernels)))?;
-        let gpus = driver.gpus().map_err(missing)?;
-        let Some(gpu) = gpus.get(ordinal).cloned() else {
-            return Err(missing(format!("there is no device {ordinal}, the driver shows {}", gpus.len())));
-        };
-        if no_kernels {
-            return Err(missing(with_remedy(String::new(), true)));
-        }
-        let (arch, code) = arch_of(gpu.capability, images.targets).ok_or_else(|| {
-            let ((major, minor), targets) = (gpu.capability, images.targets.join(", "));
-            missing(format!("{} has compute capability {major}.{minor}, the kernels are for {targets}", gpu.name))
-        })?;
-        if let Some(nvcc) = images.toolkit.filter(|nvcc| oldest_driver(nvcc, code) > driver.version) {
-            let remedy = "install a newer driver, or an older toolkit and build again";
-            let (gpu, version) = (&gpu.name, driver.version_text());
-            return Err(missing(format!(
-                "the driver is for CUDA {version} and cannot load what nvcc {nvcc} made for {gpu}: {remedy}"
-            )));
-        }
-
+        let (driver, gpu, arch) = find(ordinal, &images)?;
         let device = format!("cuda:{ordinal} {}", gpu.name);
-        let faults = Faults::new(device, describe_images(&images, &gpu, &driver));
+        let faults = Faults::new(device, images.describe(&gpu, &driver));
         let failed = |error| faults.error("opening the device", error);
         let primary = CudaContext::new(ordinal).map_err(failed)?;
-        // SAFETY: this wrapper of the context is ours alone, and all its memory is used on one stream.
+        // SAFETY: nothing else has this wrapper of the context, and all its memory is used on one stream.
         unsafe { primary.disable_event_tracking() };
         let foreign = stream.is_some();
         let stream = match stream {
             None => primary.new_stream().map_err(failed)?,
             Some(raw) => {
                 let raw = raw as sys::CUstream;
-                // SAFETY: the caller's promise.
+                // SAFETY: this function's contract says that the stream is valid.
                 unsafe { check_stream(raw, &primary) }.map_err(failed)?;
-                // SAFETY: the caller's promise; the stream belongs to this context.
+                // SAFETY: the stream belongs to this context, and by the contract outlives it.
                 unsafe { primary.wrap_borrowed_stream(raw) }
             }
         };
-        let synchronous = std::env::var_os("RESIDUUM_SYNC").is_some_and(|v| !v.is_empty() && v != *"0");
-        let unwanted = std::env::var_os("RESIDUUM_CONDITIONAL").is_some_and(|v| v == *"0");
-        let conditional = if unwanted { Err("RESIDUUM_CONDITIONAL is 0".into()) } else { driver.conditional() };
-        let modules = Mutex::new(images.fatbins.iter().map(|_| None).collect());
-        let staging = Mutex::default();
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let unwanted = variable("RESIDUUM_CONDITIONAL").is_some_and(|value| value == *"0");
         Ok(Arc::new(Self {
+            id: DeviceId::unique(),
             gpu,
             arch,
             faults,
-            staging,
-            synchronous,
+            staging: Mutex::default(),
+            synchronous: variable("RESIDUUM_SYNC").is_some_and(|value| value != *"0"),
             foreign,
             elapsed: driver.elapsed,
-            conditional,
-            images,
+            conditional: if unwanted { Err("RESIDUUM_CONDITIONAL is 0".into()) } else { driver.conditional() },
             functions: RwLock::default(),
-            modules,
+            modules: Mutex::new(images.fatbins.iter().map(|_| None).collect()),
+            images,
             stream,
             primary,
         }))
     }
 
-    /// Makes the context current on this thread; fails if it is lost.
+    /// Makes the context current on this thread; fails if the context is lost.
     pub fn enter(&self) -> Result<()> {
         self.faults.check()?;
         self.primary.bind_to_thread().map_err(|e| self.faults.error("entering the context", e))
     }
 
-    /// Runs `call`, a use of the driver that is called `what` in errors.
+    /// Runs `call` with the context current. Errors name it `what`.
     pub fn call<T>(&self, what: &str, call: impl FnOnce() -> Result<T, DriverError>) -> Result<T> {
         self.enter()?;
         call().map_err(|e| self.faults.error(what, e))
     }
 
-    /// Waits for the stream; `what` is the call that errors name.
+    /// Waits for the stream. Errors name the call `what`.
     pub fn synchronize(&self, what: &str) -> Result<()> {
         self.call(what, || {
-            // SAFETY: the stream is alive.
+            // SAFETY: the context keeps its stream alive.
             unsafe { result::stream::synchronize(self.stream.cu_stream()) }
         })?;
         self.faults.synchronized();
         Ok(())
     }
 
-    /// The loaded function of `kernel`.
+    /// `launch` ready to run; fails if it is on another device's memory or its kernel cannot be loaded.
+    pub fn loaded<'a>(&'a self, launch: &'a Launch) -> Result<Loaded<'a>> {
+        launch.check_device(self.id)?;
+        Ok(Loaded { launch, function: self.function(launch.kernel())?, context: self })
+    }
+
+    /// The function of `kernel`, loaded at the first call.
     pub fn function(&self, kernel: &'static Kernel) -> Result<Function> {
         if let Some(&function) = self.functions.read().unwrap_or_else(PoisonError::into_inner).get(kernel.name) {
             return Ok(function);
@@ -169,7 +146,7 @@ impl Context {
         Ok(function)
     }
 
-    /// Loads the module of `kernel` if it is not, looks the function up and allows it its shared memory.
+    /// Loads the module of `kernel`, unless it is loaded, finds the function and allows it its shared memory.
     fn load(&self, kernel: &'static Kernel) -> Result<Function> {
         let entries = self.images.entries;
         let Ok(place) = entries.binary_search_by_key(&kernel.name, |(name, _)| name) else {
@@ -183,7 +160,7 @@ impl Context {
         if modules[image].is_none() {
             let (name, bytes) = self.images.fatbins[image];
             let what = format!("loading the kernels of {name}");
-            // SAFETY: `bytes` is a fatbin that nvcc made, and lives for ever.
+            // SAFETY: `Images` says that `bytes` is a fatbin or nothing like one; they are static.
             let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) };
             modules[image] = Some(Module(module.map_err(|e| self.faults.error(&what, e))?));
         }
@@ -193,25 +170,29 @@ impl Context {
         let what = format!("loading the kernel {}", kernel.name);
         let failed = |e| self.faults.error(&what, e);
         let name = CString::new(kernel.name).map_err(|e| Error::invalid("kernel name", e.to_string()))?;
-        // SAFETY: the module is loaded, and unloaded only when the context is dropped.
+        // SAFETY: the module was loaded above or earlier, and only `drop` unloads it.
         let function = unsafe { result::module::get_function(module, name) }.map_err(failed)?;
-        self.check_limits(kernel, function)?;
+        // SAFETY: the function was found above.
+        unsafe { self.check_limits(kernel, function)? };
         if kernel.shared_bytes > PLAIN_SHARED_BYTES {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let bytes = kernel.shared_bytes as i32;
-            // SAFETY: the function has just been loaded.
+            // SAFETY: the function was found above.
             unsafe { result::function::set_function_attribute(function, attribute, bytes) }.map_err(failed)?;
         }
         Ok(Function(function))
     }
 
-    /// Refuses a kernel that this device cannot launch, before the driver does with less to say.
-    fn check_limits(&self, kernel: &Kernel, function: sys::CUfunction) -> Result<()> {
+    /// Refuses a kernel that this device cannot launch, with a better message than the driver's.
+    ///
+    /// # Safety
+    /// `function` is loaded.
+    unsafe fn check_limits(&self, kernel: &Kernel, function: sys::CUfunction) -> Result<()> {
         use sys::{CUdevice_attribute_enum as Device, CUfunction_attribute_enum as Func};
         let failed = |e| self.faults.error(&format!("asking for the limits of {}", kernel.name), e);
         let shared = self.primary.attribute(Device::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
         let shared = shared.map_err(failed)?;
-        // SAFETY: the function has just been loaded.
+        // SAFETY: by the contract it is loaded.
         let threads = unsafe {
             result::function::get_function_attribute(function, Func::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)
         };
@@ -227,161 +208,91 @@ impl Context {
         }
         Ok(())
     }
+}
 
-    /// Puts `launch` on `stream`, which may be capturing.
-    pub fn enqueue(&self, function: Function, launch: &Launch, stream: &CudaStream) -> Result<(), DriverError> {
-        let kernel = launch.kernel();
-        let [x, y, z] = launch.grid();
-        let mut gate = 0;
-        let mut params = parameters(launch, &mut gate);
-        // SAFETY: who made the launch promised that the parameters are the kernel's and its pointers valid; every kernel
-        // takes that struct and the gate, a pointer that may be null. The driver copies both before it returns.
-        unsafe {
-            result::launch_kernel(
-                function.0,
-                (x, y, z),
-                (kernel.threads, 1, 1),
-                kernel.shared_bytes,
-                stream.cu_stream(),
-                &mut params,
-            )
-        }
+impl Loaded<'_> {
+    pub fn launch(&self) -> &Launch {
+        self.launch
     }
 
-    /// The message for a launch that failed.
-    pub fn launch_failed(&self, launch: &Launch, error: DriverError) -> Error {
-        self.faults.error(&faults::label(launch), error)
+    /// Calls `call` with the function and the pointers to its two arguments, valid during the call. Every kernel takes
+    /// its parameter struct and the address of its gate, or null.
+    pub fn with<R>(&self, call: impl FnOnce(sys::CUfunction, &mut [*mut c_void; 2]) -> R) -> R {
+        let mut gate = self.launch.gate().map_or(0, View::address);
+        let params = self.launch.params().as_ptr().cast::<c_void>().cast_mut();
+        call(self.function.0, &mut [params, std::ptr::from_mut(&mut gate).cast()])
+    }
+
+    /// Puts the launch on `stream`, which may be capturing.
+    pub fn enqueue(&self, stream: &CudaStream) -> Result<()> {
+        let kernel = self.launch.kernel();
+        let [x, y, z] = self.launch.grid();
+        let queued = self.with(|function, arguments| {
+            let (grid, block) = ((x, y, z), (kernel.threads, 1, 1));
+            // SAFETY: `with` gives the kernel's function and arguments, which the driver copies. By `Launch`'s contract
+            // they fit the kernel and point into its views, which are this context's memory by `Context::loaded`.
+            unsafe { result::launch_kernel(function, grid, block, kernel.shared_bytes, stream.cu_stream(), arguments) }
+        });
+        queued.map_err(|error| self.context.faults.error(&faults::label(self.launch), error))
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // Errors have nowhere to go from here. What cannot be freed safely the driver frees with the process.
+        // Errors have nowhere to go. The driver frees with the process what cannot be freed safely here.
         if self.primary.bind_to_thread().is_err() {
             return;
         }
-        // SAFETY: the stream is alive.
+        // SAFETY: the stream is dropped after this.
         if unsafe { result::stream::synchronize(self.stream.cu_stream()) }.is_err() {
             return;
         }
         for Module(module) in self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).iter().flatten() {
-            // SAFETY: nothing runs and nothing is launched any more, so the functions are not used after this.
+            // SAFETY: the stream is idle, and every `Loaded`, graph and memory that could use it has kept this alive.
             let _ = unsafe { result::module::unload(*module) };
         }
-        self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).free();
+        // SAFETY: the stream was waited for above, and it waits for the copies of every side queue.
+        unsafe { self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).free() };
     }
 }
 
-/// Where the driver finds a launch's parameters: the struct, and the address of its gate or null, for which `gate` is the
-/// place.
-pub(super) fn parameters(launch: &Launch, gate: &mut u64) -> [*mut c_void; 2] {
-    *gate = launch.gate().map_or(0, View::address);
-    [launch.params().as_ptr().cast::<c_void>().cast_mut(), std::ptr::from_mut(gate).cast::<c_void>()]
+/// The driver, the GPU `ordinal` and the generation whose kernels it runs; fails if one is missing or too old.
+fn find(ordinal: usize, images: &Images) -> Result<(Driver, GpuInfo, Arch)> {
+    let missing = |reason: String| Error::NoDevice { device: "cuda", reason };
+    let no_kernels = images.fatbins.is_empty();
+    let driver = Driver::find().map_err(|reason| missing(with_remedy(reason, no_kernels)))?;
+    let gpus = driver.gpus().map_err(missing)?;
+    let Some(gpu) = gpus.get(ordinal).cloned() else {
+        return Err(missing(format!("there is no device {ordinal}, the driver shows {}", gpus.len())));
+    };
+    if no_kernels {
+        return Err(missing(with_remedy(String::new(), true)));
+    }
+    let (arch, code) = arch_of(gpu.capability, images.targets).ok_or_else(|| {
+        let ((major, minor), targets) = (gpu.capability, images.targets.join(", "));
+        missing(format!("{} has compute capability {major}.{minor}, the kernels are for {targets}", gpu.name))
+    })?;
+    if let Some(nvcc) = images.toolkit.filter(|nvcc| oldest_driver(nvcc, code) > driver.version) {
+        let remedy = "install a newer driver, or an older toolkit and build again";
+        let (gpu, version) = (&gpu.name, driver.version_text());
+        return Err(missing(format!(
+            "the driver is for CUDA {version} and cannot load what nvcc {nvcc} made for {gpu}: {remedy}"
+        )));
+    }
+    Ok((driver, gpu, arch))
 }
 
-/// Fails where `stream` is of another context.
+/// Fails if `stream` is of another context.
 ///
 /// # Safety
 /// `stream` is valid.
 unsafe fn check_stream(stream: sys::CUstream, context: &CudaContext) -> Result<(), DriverError> {
     let mut owner = std::ptr::null_mut();
-    // SAFETY: the caller's promise; the call writes one handle.
+    // SAFETY: by the contract the stream is valid; the call writes one handle.
     unsafe { sys::cuStreamGetCtx(stream, &mut owner) }.result()?;
     if owner == context.cu_ctx() {
         Ok(())
     } else {
         Err(DriverError(sys::cudaError_enum::CUDA_ERROR_INVALID_CONTEXT))
-    }
-}
-
-/// What of an image a GPU runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Code {
-    Machine,
-    Ptx,
-}
-
-/// The generation whose kernels a GPU runs, and as what: the newest of machine code, else of PTX; `None` where no target
-/// fits. Machine code runs on its own major version from its minor version on, `sm_NNa` on NN alone, PTX on everything
-/// from its version on.
-fn arch_of((major, minor): (i32, i32), targets: &[&str]) -> Option<(Arch, Code)> {
-    let capability = major * 10 + minor;
-    let fit = |target: &&str| -> Option<(Arch, Code)> {
-        let (kind, version) = target.split_once('_')?;
-        let arch = Arch::ALL.into_iter().find(|arch| version.trim_end_matches('a') == (*arch as i32).to_string())?;
-        let oldest = arch as i32;
-        match (kind, version.ends_with('a')) {
-            ("sm", true) => (oldest == capability).then_some((arch, Code::Machine)),
-            ("sm", false) => (oldest / 10 == major && oldest <= capability).then_some((arch, Code::Machine)),
-            _ => (oldest <= capability).then_some((arch, Code::Ptx)),
-        }
-    };
-    targets.iter().filter_map(fit).max_by_key(|&(arch, code)| (code == Code::Machine, arch))
-}
-
-/// The oldest driver, as `Driver::version` counts, that loads what nvcc of release `nvcc` (`13.0.88`) made: one of the same
-/// major release for machine code (NVIDIA calls it minor version compatibility), of the same release for PTX, which the
-/// driver compiles itself. 0 where the release cannot be read.
-fn oldest_driver(nvcc: &str, code: Code) -> i32 {
-    let mut parts = nvcc.split('.').map(|part| part.parse::<i32>().unwrap_or(0));
-    let (major, minor) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    1000 * major + if code == Code::Ptx { 10 * minor } else { 0 }
-}
-
-fn with_remedy(reason: String, no_kernels: bool) -> String {
-    if !no_kernels {
-        return reason;
-    }
-    let joint = if reason.is_empty() { "" } else { "; moreover " };
-    format!("{reason}{joint}this build has no CUDA kernels, as it found no nvcc: {}", crate::device::embedded::REMEDY)
-}
-
-fn describe_images(images: &Images, gpu: &Gpu, driver: &Driver) -> String {
-    format!(
-        "the kernels were made by nvcc {} for {}, the device has compute capability {}.{} and a driver for CUDA {}",
-        images.toolkit.unwrap_or("of an unknown release"),
-        images.targets.join(", "),
-        gpu.capability.0,
-        gpu.capability.1,
-        driver.version_text()
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_takes_the_images_that_run_on_it() {
-        let all = ["sm_80", "sm_90a", "compute_80"];
-        for (capability, targets, expected) in [
-            ((7, 5), &all[..], None),
-            ((8, 0), &all[..], Some((Arch::Sm80, Code::Machine))),
-            ((8, 6), &all[..1], Some((Arch::Sm80, Code::Machine))),
-            ((8, 9), &all[..1], Some((Arch::Sm80, Code::Machine))),
-            ((8, 9), &all[2..], Some((Arch::Sm80, Code::Ptx))),
-            ((9, 0), &all[..], Some((Arch::Sm90, Code::Machine))),
-            ((9, 0), &all[..1], None),
-            ((9, 0), &all[2..], Some((Arch::Sm80, Code::Ptx))),
-            ((10, 0), &all[..2], None),
-            ((10, 0), &all[..], Some((Arch::Sm80, Code::Ptx))),
-            ((12, 1), &all[2..], Some((Arch::Sm80, Code::Ptx))),
-            ((9, 0), &all[..0], None),
-        ] {
-            assert_eq!(arch_of(capability, targets), expected, "{capability:?} {targets:?}");
-        }
-    }
-
-    #[test]
-    fn a_driver_loads_machine_code_of_its_major_release_and_ptx_of_its_own() {
-        for (nvcc, code, oldest) in [
-            ("12.8.93", Code::Machine, 12_000),
-            ("12.8.93", Code::Ptx, 12_080),
-            ("13.0.88", Code::Machine, 13_000),
-            ("13.5", Code::Ptx, 13_050),
-            ("of an unknown release", Code::Ptx, 0),
-        ] {
-            assert_eq!(oldest_driver(nvcc, code), oldest, "nvcc {nvcc}, {code:?}");
-        }
     }
 }

@@ -6,12 +6,16 @@ use std::sync::OnceLock;
 use cudarc::driver::result::DriverError;
 
 /// `cuGetErrorName` and `cuGetErrorString`, declared with an integer: cudarc's enum lacks the codes of other drivers.
-type Text = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
+type TextFunction = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
 
-/// The functions of the driver that was loaded.
+/// One of these two functions, of a driver that is never closed.
+#[derive(Clone, Copy)]
+struct Text(TextFunction);
+
+/// The name and the meaning of an error, in the driver's words.
 static TEXTS: OnceLock<[Text; 2]> = OnceLock::new();
 
-/// Errors that a driver may lack words for (a stub has none, an old driver none for later errors), with what they mean.
+/// Errors that a driver may have no text for: a stub has none, an old driver none for later errors.
 const KNOWN: &[(u32, &str, &str)] = &[
     (1, "CUDA_ERROR_INVALID_VALUE", "an argument is not allowed"),
     (2, "CUDA_ERROR_OUT_OF_MEMORY", "no memory is left"),
@@ -20,8 +24,8 @@ const KNOWN: &[(u32, &str, &str)] = &[
     (
         34,
         "CUDA_ERROR_STUB_LIBRARY",
-        "the library that was loaded is the toolkit's stub of the driver, which runs nothing; install NVIDIA's driver, or \
-         take the folder `stubs` out of LD_LIBRARY_PATH",
+        "the library is the toolkit's stub of the driver, which runs nothing; install NVIDIA's driver, or take the folder \
+         `stubs` out of LD_LIBRARY_PATH",
     ),
     (35, "CUDA_ERROR_INSUFFICIENT_DRIVER", "the driver is older than the CUDA runtime needs; install a newer one"),
     (46, "CUDA_ERROR_DEVICE_UNAVAILABLE", "the device is busy, or its compute mode allows no further process"),
@@ -52,12 +56,12 @@ const KNOWN: &[(u32, &str, &str)] = &[
     (719, "CUDA_ERROR_LAUNCH_FAILED", "a kernel failed"),
     (800, "CUDA_ERROR_NOT_PERMITTED", "the call is not permitted"),
     (801, "CUDA_ERROR_NOT_SUPPORTED", "the call is not supported on this system"),
-    (802, "CUDA_ERROR_SYSTEM_NOT_READY", "the system is not ready; on machines with NVSwitch, start nvidia-fabricmanager"),
+    (802, "CUDA_ERROR_SYSTEM_NOT_READY", "the system is not ready; with NVSwitch, start nvidia-fabricmanager"),
     (
         803,
         "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
-        "the driver in the kernel and the library libcuda are of different releases; restart the machine, or in a container \
-         take the compatibility library out of LD_LIBRARY_PATH",
+        "the driver in the kernel and libcuda are of different releases; restart the machine, or in a container take the \
+         compatibility library out of LD_LIBRARY_PATH",
     ),
     (
         804,
@@ -74,8 +78,8 @@ const KNOWN: &[(u32, &str, &str)] = &[
 /// `library` is a CUDA driver that is never closed.
 pub(super) unsafe fn remember(library: &libloading::Library) {
     let find = |name: &[u8]| {
-        // SAFETY: the symbols have this type in every driver: the error is an `int` there.
-        unsafe { library.get::<Text>(name) }.ok().map(|symbol| *symbol)
+        // SAFETY: by the contract it is a driver; the symbols have this type in each, where C takes an `int`.
+        unsafe { library.get::<TextFunction>(name) }.ok().map(|symbol| Text(*symbol))
     };
     if let (Some(name), Some(string)) = (find(b"cuGetErrorName"), find(b"cuGetErrorString")) {
         TEXTS.get_or_init(|| [name, string]);
@@ -87,10 +91,10 @@ pub(crate) fn describe(error: DriverError) -> String {
     describe_number(error.0 as u32)
 }
 
-/// [`describe`] of any number, also of one that no `cuda.h` of today has.
+/// As [`describe`], for any number.
 pub(super) fn describe_number(number: u32) -> String {
     let [name, text] = match TEXTS.get() {
-        Some(functions) => functions.map(|function| own_words(function, number)),
+        Some(texts) => texts.map(|text| own_words(text, number)),
         None => [None, None],
     };
     let known = KNOWN.iter().find(|(known, ..)| *known == number);
@@ -106,12 +110,12 @@ pub(super) fn describe_number(number: u32) -> String {
     }
 }
 
-/// What the driver says of error `number`, if anything.
-fn own_words(function: Text, number: u32) -> Option<String> {
+/// The driver's text for error `number`, if it has one.
+fn own_words(Text(function): Text, number: u32) -> Option<String> {
     let mut text = std::ptr::null();
-    // SAFETY: the function writes one pointer, to a text that stays, or to nothing.
+    // SAFETY: `Text` says that it is the driver's and still there; it writes one pointer, null or to a static text.
     let found = unsafe { function(number, &mut text) } == 0 && !text.is_null();
-    // SAFETY: the driver's texts end in a zero.
+    // SAFETY: it is not null, and the driver's texts end with a zero.
     let text = found.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_string());
     text.filter(|text| !text.is_empty())
 }

@@ -1,7 +1,7 @@
-//! What went wrong on a device, and which launches may have done it.
+//! The errors of a device, and the launches that may have caused them.
 //!
-//! Kernels run later than they are launched, so an error shows up at a later call. Some errors end the context: from then
-//! on every call answers with the first of them.
+//! Kernels run after their launch returns, so an error shows at a later call. Some errors end the context; every later
+//! call returns the first of them.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -11,10 +11,10 @@ use super::errors::describe;
 use crate::device::Launch;
 use crate::{Error, Result};
 
-/// Errors after which the driver runs nothing more in this process, by the text of `cuda.h`: deinitialized, uncorrectable
-/// ECC and NVLink errors, contained, illegal address, launch timeout, destroyed context, assert, hardware stack error,
-/// illegal instruction, misaligned address, invalid address space, invalid PC, launch failed, tensor memory leak, MPS
-/// client terminated, external device.
+/// Errors after which the driver runs nothing more in this process, from the text of `cuda.h`: deinitialized,
+/// uncorrectable ECC and NVLink errors, contained, illegal address, launch timeout, destroyed context, assert, hardware
+/// stack error, illegal instruction, misaligned address, invalid address space, invalid PC, launch failed, tensor
+/// memory leak, MPS client terminated, external device.
 const FATAL: &[u32] = &[4, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911];
 
 /// Out of memory.
@@ -22,23 +22,23 @@ pub(super) const OUT_OF_MEMORY: u32 = 2;
 /// No kernel image, invalid PTX, no PTX compiler, PTX of a newer release, invalid image.
 const IMAGE: &[u32] = &[200, 209, 218, 221, 222, 223];
 
-/// Launches that are remembered by name between two synchronisations.
+/// The number of launches since a synchronisation that are remembered by name.
 const REMEMBERED: usize = 8;
 
 /// The errors of one device.
 #[derive(Debug)]
 pub(super) struct Faults {
-    /// The device, for messages.
+    /// The device's name in messages.
     device: String,
-    /// What the build embedded, for messages about images.
+    /// The build's kernels, for messages about images.
     embedded: String,
     first_fatal: OnceLock<Error>,
-    pending: Mutex<Pending>,
+    in_flight: Mutex<InFlight>,
 }
 
 /// Launches since the last synchronisation.
 #[derive(Debug, Default)]
-struct Pending {
+struct InFlight {
     count: usize,
     last: std::collections::VecDeque<Label>,
 }
@@ -49,16 +49,16 @@ struct Label {
     kernel: &'static str,
     grid: [u32; 3],
     threads: u32,
-    /// Of how many launches, where a graph was replayed.
-    of: usize,
+    /// The number of launches: more than 1 for a replayed graph.
+    launches: usize,
 }
 
 impl Faults {
     pub fn new(device: String, embedded: String) -> Self {
-        Self { device, embedded, first_fatal: OnceLock::new(), pending: Mutex::default() }
+        Self { device, embedded, first_fatal: OnceLock::new(), in_flight: Mutex::default() }
     }
 
-    /// The device, for messages.
+    /// The device's name in messages.
     pub fn device(&self) -> &str {
         &self.device
     }
@@ -68,28 +68,28 @@ impl Faults {
         self.first_fatal.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 
-    /// The error that ended the context.
+    /// The error that ended the context, if one has.
     pub fn fatal(&self) -> Option<&Error> {
         self.first_fatal.get()
     }
 
-    /// Remembers that `launch`, or a graph of `of` launches that begins with it, is under way.
-    pub fn launched(&self, launch: &Launch, of: usize) {
-        let mut pending = self.pending();
-        pending.count += of;
-        if pending.last.len() == REMEMBERED {
-            pending.last.pop_front();
+    /// Remembers that `launch`, or a graph of `launches` launches that starts with it, is under way.
+    pub fn launched(&self, launch: &Launch, launches: usize) {
+        let mut in_flight = self.in_flight();
+        in_flight.count += launches;
+        if in_flight.last.len() == REMEMBERED {
+            in_flight.last.pop_front();
         }
         let (kernel, grid) = (launch.kernel(), launch.grid());
-        pending.last.push_back(Label { kernel: kernel.name, grid, threads: kernel.threads, of });
+        in_flight.last.push_back(Label { kernel: kernel.name, grid, threads: kernel.threads, launches });
     }
 
-    /// Everything that was launched has ended well.
+    /// Forgets the launches so far: they have ended without an error.
     pub fn synchronized(&self) {
-        *self.pending() = Pending::default();
+        *self.in_flight() = InFlight::default();
     }
 
-    /// The library's error for the driver's `error` in `call`; the first fatal one is kept.
+    /// The library's error for the driver's `error` in `call`. Keeps the first fatal one.
     pub fn error(&self, call: &str, error: DriverError) -> Error {
         let code = error.0 as u32;
         let fatal = FATAL.contains(&code);
@@ -114,33 +114,34 @@ impl Faults {
 
     /// The launches that may have failed, newest last.
     fn suspects(&self) -> String {
-        let pending = self.pending();
-        if pending.count == 0 {
+        let in_flight = self.in_flight();
+        if in_flight.count == 0 {
             return String::new();
         }
-        let labels: Vec<String> = pending.last.iter().map(Label::to_string).collect();
-        let shown: usize = pending.last.iter().map(|label| label.of).sum();
-        let more = if pending.count > shown { format!("{} others, ", pending.count - shown) } else { String::new() };
-        let hint = if pending.count > 1 { "; RESIDUUM_SYNC=1 finds the one that failed" } else { "" };
+        let labels: Vec<String> = in_flight.last.iter().map(Label::to_string).collect();
+        let shown: usize = in_flight.last.iter().map(|label| label.launches).sum();
+        let others = in_flight.count - shown;
+        let more = if others > 0 { format!("{others} others, ") } else { String::new() };
+        let hint = if in_flight.count > 1 { "; RESIDUUM_SYNC=1 finds the one that failed" } else { "" };
         format!(" after launching {more}{}{hint}", labels.join(", "))
     }
 
-    fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_flight(&self) -> MutexGuard<'_, InFlight> {
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl std::fmt::Display for Label {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { kernel, grid: [x, y, z], threads, of } = self;
-        match of {
+        let Self { kernel, grid: [x, y, z], threads, launches } = self;
+        match launches {
             1 => write!(f, "{kernel} on {x}x{y}x{z} blocks of {threads}"),
-            _ => write!(f, "a graph of {of} launches from {kernel} on"),
+            _ => write!(f, "a graph of {launches} launches from {kernel} on"),
         }
     }
 }
 
-/// A launch with its sizes, for the message that names it.
+/// A launch with its sizes, for messages.
 pub(super) fn label(launch: &Launch) -> String {
     let kernel = launch.kernel();
     let [x, y, z] = launch.grid();

@@ -1,71 +1,75 @@
 //! NVIDIA GPUs, through cudarc.
 //!
-//! One context, one stream, modules loaded when a kernel of theirs is first launched. Everything that a device hands out
-//! keeps its [`Context`] alive, which unloads the modules and closes the stream when the last of it is dropped.
+//! One context, one stream, and modules that are loaded at the first launch of one of their kernels. Everything that a
+//! device hands out keeps its [`Context`] alive. The last to be dropped unloads the modules and closes the stream.
 
 mod conditional;
 mod context;
-pub(crate) mod driver;
+mod driver;
 mod errors;
 mod event;
 mod faults;
 mod graph;
+mod images;
 mod memory;
+mod nodes;
 mod side;
 mod staging;
+mod template;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use self::context::{Context, Images};
+use cudarc::driver::result;
+
+use self::context::Context;
 use self::event::Event;
-use self::graph::Graph;
+use self::graph::CudaGraph;
+use self::images::Images;
 use self::memory::CudaMemory;
-use super::recording::Replay;
-use super::{embedded, Arch, Backend, Device, Launch, Memory};
+use self::side::Side;
+use super::{embedded, Arch, Backend, DeviceId, Launch, Memory, Replay, SideQueue};
 use crate::{Error, Result};
 
-/// The kernels of this build.
-fn embedded_images() -> Images {
-    Images {
-        entries: embedded::ENTRIES,
-        fatbins: embedded::FATBINS,
-        targets: embedded::TARGETS,
-        toolkit: embedded::TOOLKIT,
-    }
-}
+pub(super) use self::driver::{Driver, GpuInfo};
 
-/// A GPU, or a foreign stream of one.
+/// The kernels of this build.
+const IMAGES: Images = Images {
+    entries: embedded::ENTRIES,
+    fatbins: embedded::FATBINS,
+    targets: embedded::TARGETS,
+    toolkit: embedded::TOOLKIT,
+};
+
+/// A GPU, on its own stream or another library's.
 #[derive(Debug)]
 struct Cuda(Arc<Context>);
 
 /// The device `ordinal` on a stream of its own.
-pub(super) fn open(ordinal: usize) -> Result<Device> {
+pub(super) fn open(ordinal: usize) -> Result<Arc<dyn Backend>> {
     // SAFETY: no stream is given.
-    let context = unsafe { Context::open(ordinal, None, embedded_images())? };
-    Ok(Device::Kernels(Arc::new(Cuda(context))))
+    Ok(Arc::new(Cuda(unsafe { Context::open(ordinal, None, IMAGES)? })))
 }
 
 /// The device `ordinal` on another library's stream.
 ///
 /// # Safety
-/// `stream` is a valid stream that outlives the device and everything made of it.
-pub(super) unsafe fn open_on_stream(ordinal: usize, stream: u64) -> Result<Device> {
-    // SAFETY: the caller's promise.
-    let context = unsafe { Context::open(ordinal, Some(stream), embedded_images())? };
-    Ok(Device::Kernels(Arc::new(Cuda(context))))
+/// `stream` is a valid stream that outlives the device and everything made from it.
+pub(super) unsafe fn open_on_stream(ordinal: usize, stream: u64) -> Result<Arc<dyn Backend>> {
+    // SAFETY: everything made from the device keeps the context alive, so by the contract `stream` outlives it.
+    Ok(Arc::new(Cuda(unsafe { Context::open(ordinal, Some(stream), IMAGES)? })))
 }
 
-/// How a recording on the device `ordinal` leaves out what is behind a closed gate, in words.
+/// How a recording on the device `ordinal` skips the launches behind a closed gate, in words.
 pub(super) fn skipping(ordinal: usize) -> Result<String> {
     // SAFETY: no stream is given.
-    Ok(skips(&unsafe { Context::open(ordinal, None, embedded_images())? }))
+    Ok(skips(&unsafe { Context::open(ordinal, None, IMAGES)? }))
 }
 
 fn skips(context: &Arc<Context>) -> String {
-    match Graph::probe(context) {
+    match CudaGraph::probe(context) {
         Ok(()) => "conditional graph nodes skip the launches of a closed block".into(),
         Err(error) => {
             format!("the launches of a closed block return at once, without conditional graph nodes: {error}")
@@ -73,7 +77,9 @@ fn skips(context: &Arc<Context>) -> String {
     }
 }
 
-impl Backend for Cuda {
+// SAFETY: `CudaMemory` names the context; `Context::loaded`, through which every launch goes, checks that. Launches,
+// replays and the freeing of memory are in the order of one stream, and a `CudaGraph` owns its launches.
+unsafe impl Backend for Cuda {
     fn kind(&self) -> &'static str {
         "cuda"
     }
@@ -92,9 +98,9 @@ impl Backend for Cuda {
 
     fn launch(&self, launch: &Launch) -> Result<()> {
         let context = &self.0;
-        let function = context.function(launch.kernel())?;
+        let loaded = context.loaded(launch)?;
         context.enter()?;
-        context.enqueue(function, launch, &context.stream).map_err(|e| context.launch_failed(launch, e))?;
+        loaded.enqueue(&context.stream)?;
         if context.synchronous {
             return context.synchronize(&faults::label(launch));
         }
@@ -102,15 +108,15 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn record(&self, launches: &[Launch]) -> Result<Option<Box<dyn Replay>>> {
+    fn record(&self, launches: &Arc<[Launch]>) -> Result<Option<Box<dyn Replay>>> {
         if launches.is_empty() || self.0.synchronous {
             return Ok(None);
         }
-        Ok(Some(Box::new(Graph::new(&self.0, launches)?)))
+        Ok(Some(Box::new(CudaGraph::new(&self.0, launches)?)))
     }
 
     fn free_bytes(&self) -> Result<Option<usize>> {
-        let (free, _) = self.0.call("asking for free memory", cudarc::driver::result::mem_get_info)?;
+        let (free, _) = self.0.call("asking for free memory", result::mem_get_info)?;
         Ok(Some(free))
     }
 
@@ -119,14 +125,62 @@ impl Backend for Cuda {
     }
 
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
-        let start = Event::record(&self.0)?;
+        let context = &self.0;
+        let [start, end] = [Event::timed(context)?, Event::timed(context)?];
+        let record = |event: &Event| context.call("recording an event", || event.record(&context.stream));
+        record(&start)?;
         work()?;
-        let end = Event::record(&self.0)?;
+        record(&end)?;
         self.synchronize()?;
         end.since(&start)
     }
 
     fn failure(&self) -> Option<Error> {
         self.0.faults.fatal().cloned()
+    }
+}
+
+// SAFETY: the driver allocated the bytes in the context for this value alone, and its methods check every range.
+unsafe impl Memory for CudaMemory {
+    fn device(&self) -> Option<DeviceId> {
+        Some(self.context().id)
+    }
+
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn write(&self, offset: usize, src: &[u8]) -> Result<()> {
+        self.copy_in(offset, src, &self.context().stream)
+    }
+
+    fn zero(&self, offset: usize, bytes: usize) -> Result<()> {
+        let to = self.range("zeroing device memory", offset, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let stream = self.context().stream.cu_stream();
+        // SAFETY: `call` makes the context current; `to` is `bytes` bytes of this memory, by `range`.
+        self.context().call("zeroing device memory", || unsafe { result::memset_d8_async(to, 0, bytes, stream) })
+    }
+
+    fn read(&self, offset: usize, dst: &mut [u8]) -> Result<()> {
+        let from = self.range("read of device memory", offset, dst.len())?;
+        let mut staging = self.context().staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: `call` makes the context current; `from` is `dst.len()` bytes of this memory, by `range`.
+        let read = || unsafe { staging.read(dst, from, &self.context().stream) };
+        self.context().call("copying from the device", read)
+    }
+
+    fn side_queue(self: Arc<Self>) -> Result<Option<Box<dyn SideQueue>>> {
+        // On a caller's stream all work is promised to that stream; a synchronous device does one thing at a time.
+        if self.context().foreign || self.context().synchronous {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Side::new(self)?)))
     }
 }

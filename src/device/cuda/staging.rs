@@ -1,49 +1,50 @@
-//! Copies between the host and a device that never leave the driver with memory of the caller.
+//! Copies between the host and a device during which the driver never sees memory of the caller.
 //!
-//! Bytes go through page-locked buffers. An asynchronous copy may still use the host's memory after it was asked for, even
-//! after a failed wait; such a buffer is not used again before its event has passed, and lost where it never will.
+//! Bytes go through page-locked buffers. An asynchronous copy may use the host's memory after the call, even after a
+//! failed wait. So a buffer is used again only after its event has passed, and leaked if the event cannot be recorded.
 
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys;
+use cudarc::driver::{sys, CudaStream};
 
-/// The most bytes that one buffer holds; longer copies go in pieces.
+/// The most bytes in one buffer; longer copies are split.
 const PIECE: usize = 8 << 20;
-/// Buffers that may be in flight at once.
+/// The most buffers.
 const BUFFERS: usize = 4;
 
-/// Page-locked buffers, each with the event after which it may be used again.
+/// The buffers of one context, which is current in every call.
 #[derive(Debug, Default)]
 pub(super) struct Staging {
-    buffers: Vec<Buffer>,
+    buffers: Vec<Pinned>,
     next: usize,
 }
 
+/// `bytes` bytes of page-locked memory from `host` on, owned by this value. No copy uses them once `idle` has passed.
 #[derive(Debug)]
-struct Buffer {
+struct Pinned {
     host: *mut u8,
     bytes: usize,
-    free_again: sys::CUevent,
+    idle: sys::CUevent,
 }
 
-// SAFETY: the memory and the event belong to the buffer alone, and both may be used from any thread.
-unsafe impl Send for Staging {}
+// SAFETY: a buffer owns its memory and its event, and the driver lets any thread use both.
+unsafe impl Send for Pinned {}
 
 impl Staging {
     /// Copies `src` to the device address `dst` on `stream`; does not wait for it.
     ///
     /// # Safety
-    /// The context of `stream` is current, and `src.len()` bytes from `dst` on are memory of it.
-    pub unsafe fn write(&mut self, dst: u64, src: &[u8], stream: sys::CUstream) -> Result<(), DriverError> {
+    /// The context of `stream` is current, and the `src.len()` bytes from `dst` on are memory of it.
+    pub unsafe fn write(&mut self, dst: u64, src: &[u8], stream: &CudaStream) -> Result<(), DriverError> {
         let mut at = dst;
         for piece in src.chunks(PIECE) {
             let place = self.take(piece.len())?;
             let host = self.buffers[place].host;
-            // SAFETY: the buffer is at least as long as the piece and nothing else uses it until its event has passed;
-            // for the device's side, the caller's promise.
+            // SAFETY: `take` gave a buffer of at least the piece's bytes that no copy uses; `dst` is by this function's
+            // contract.
             unsafe {
                 std::ptr::copy_nonoverlapping(piece.as_ptr(), host, piece.len());
                 let staged = std::slice::from_raw_parts(host, piece.len());
-                result::memcpy_htod_async(at, staged, stream)?;
+                result::memcpy_htod_async(at, staged, stream.cu_stream())?;
             }
             self.mark(place, stream)?;
             at += piece.len() as u64;
@@ -54,18 +55,21 @@ impl Staging {
     /// Copies from the device address `src` to `dst` on `stream`, and waits for it.
     ///
     /// # Safety
-    /// The context of `stream` is current, and `dst.len()` bytes from `src` on are memory of it.
-    pub unsafe fn read(&mut self, dst: &mut [u8], src: u64, stream: sys::CUstream) -> Result<(), DriverError> {
+    /// The context of `stream` is current, and the `dst.len()` bytes from `src` on are memory of it.
+    pub unsafe fn read(&mut self, dst: &mut [u8], src: u64, stream: &CudaStream) -> Result<(), DriverError> {
         let mut at = src;
         for piece in dst.chunks_mut(PIECE) {
             let place = self.take(piece.len())?;
             let host = self.buffers[place].host;
-            // SAFETY: the buffer is at least as long as the piece and nothing else uses it until its event has passed;
-            // for the device's side, the caller's promise.
-            unsafe { result::memcpy_dtoh_async(std::slice::from_raw_parts_mut(host, piece.len()), at, stream)? };
+            // SAFETY: `take` gave a buffer of at least the piece's bytes that no copy uses; `src` is by this function's
+            // contract.
+            unsafe {
+                let staged = std::slice::from_raw_parts_mut(host, piece.len());
+                result::memcpy_dtoh_async(staged, at, stream.cu_stream())?;
+            }
             self.mark(place, stream)?;
             self.buffers[place].wait()?;
-            // SAFETY: the copy to the buffer has ended.
+            // SAFETY: the copy to the buffer, of at least the piece's bytes, has ended.
             unsafe { std::ptr::copy_nonoverlapping(host, piece.as_mut_ptr(), piece.len()) };
             at += piece.len() as u64;
         }
@@ -73,11 +77,11 @@ impl Staging {
     }
 
     /// Notes that the buffer is in use until `stream` has come this far.
-    fn mark(&mut self, place: usize, stream: sys::CUstream) -> Result<(), DriverError> {
-        // SAFETY: the event and the stream are alive.
-        let marked = unsafe { result::event::record(self.buffers[place].free_again, stream) };
+    fn mark(&mut self, place: usize, stream: &CudaStream) -> Result<(), DriverError> {
+        // SAFETY: the buffer owns the event, and the stream's type keeps the stream alive.
+        let marked = unsafe { result::event::record(self.buffers[place].idle, stream.cu_stream()) };
         if marked.is_err() {
-            // A copy uses it, and nothing will tell when it ends.
+            // A copy uses it, and nothing will tell when it ends: leaked, as it has no `Drop`.
             self.buffers.swap_remove(place);
         }
         marked
@@ -90,54 +94,62 @@ impl Staging {
             return Ok(place);
         }
         if self.buffers.len() < BUFFERS {
-            self.buffers.push(Buffer::new(bytes)?);
+            self.buffers.push(Pinned::new(bytes)?);
             return Ok(self.buffers.len() - 1);
         }
         let place = self.next % BUFFERS;
         self.next += 1;
         self.buffers[place].wait()?;
         if self.buffers[place].bytes < bytes {
-            let larger = Buffer::new(bytes)?;
-            std::mem::replace(&mut self.buffers[place], larger).free();
+            let larger = Pinned::new(bytes)?;
+            let smaller = std::mem::replace(&mut self.buffers[place], larger);
+            // SAFETY: its event has passed.
+            unsafe { smaller.free() };
         }
         Ok(place)
     }
 
-    /// Frees the buffers; no copy may be in flight.
-    pub fn free(&mut self) {
-        self.buffers.drain(..).for_each(Buffer::free);
+    /// Frees the buffers.
+    ///
+    /// # Safety
+    /// Every stream that copied has been waited for.
+    pub unsafe fn free(&mut self) {
+        // SAFETY: by the contract no copy is under way.
+        self.buffers.drain(..).for_each(|buffer| unsafe { buffer.free() });
     }
 }
 
-impl Buffer {
+impl Pinned {
     fn new(bytes: usize) -> Result<Self, DriverError> {
         let bytes = bytes.next_power_of_two().max(4096);
-        let free_again = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        let idle = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
         // SAFETY: flags 0 ask for plain page-locked memory.
         match unsafe { result::malloc_host(bytes, 0) } {
-            Ok(host) => Ok(Self { host: host.cast(), bytes, free_again }),
+            Ok(host) => Ok(Self { host: host.cast(), bytes, idle }),
             Err(error) => {
                 // SAFETY: the event was created above and is used by nothing.
-                let _ = unsafe { result::event::destroy(free_again) };
+                let _ = unsafe { result::event::destroy(idle) };
                 Err(error)
             }
         }
     }
 
     fn is_idle(&self) -> bool {
-        // SAFETY: the event is alive; one that was never recorded counts as passed.
-        unsafe { result::event::query(self.free_again) }.is_ok()
+        // SAFETY: the buffer owns the event; one that was never recorded counts as passed.
+        unsafe { result::event::query(self.idle) }.is_ok()
     }
 
     fn wait(&self) -> Result<(), DriverError> {
-        // SAFETY: the event is alive.
-        unsafe { result::event::synchronize(self.free_again) }
+        // SAFETY: the buffer owns the event.
+        unsafe { result::event::synchronize(self.idle) }
     }
 
-    fn free(self) {
-        // SAFETY: no copy reads the buffer. Errors have nowhere to go.
+    /// # Safety
+    /// No copy uses the buffer.
+    unsafe fn free(self) {
+        // SAFETY: the buffer owns both and ends here; by the contract no copy uses them. Errors have nowhere to go.
         unsafe {
-            let _ = result::event::destroy(self.free_again);
+            let _ = result::event::destroy(self.idle);
             let _ = result::free_host(self.host.cast());
         }
     }

@@ -1,45 +1,47 @@
 //! The simulator as a [`Backend`].
 
-use std::ffi::{c_char, c_void, CStr, CString};
+use std::ffi::{c_void, CString};
 use std::fmt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{ffi, Arithmetic, Copies, Schedule, SimOptions};
-use crate::device::{Arch, Backend, Launch, Memory, View};
+use super::ffi;
+use super::options::{Schedule, SimOptions};
+use crate::device::memory::check_range;
+use crate::device::{Arch, Backend, DeviceId, Launch, Memory, View};
 use crate::{Error, Result};
 
-/// How the simulator's texts begin where there is no memory.
+/// The start of the simulator's text when it has no memory.
 const NO_MEMORY: &str = "out of memory: ";
 
 /// A simulated device. Launches run at once, one after the other.
 struct Sim {
-    device: Arc<Handle>,
+    handle: Arc<Handle>,
     options: SimOptions,
 }
 
-/// The simulator's own object.
+/// The simulator's own object: `raw` is from `residuum_sim_new`, and alive until this is dropped.
 struct Handle {
-    device: *mut c_void,
-    /// Held while memory is copied or a launch runs, so that both keep their order.
+    raw: *mut c_void,
+    /// Held during a copy or a launch, so that they happen one after the other.
     queue: Mutex<()>,
+    id: DeviceId,
 }
 
-// SAFETY: the C++ object locks what it shares; launches and copies hold `queue`.
+// SAFETY: `ffi` lets any thread use a device.
 unsafe impl Send for Handle {}
-// SAFETY: as above.
+// SAFETY: `ffi` lets threads allocate and release at once; launches and copies hold `queue`.
 unsafe impl Sync for Handle {}
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: made by residuum_sim_new and freed once; every buffer holds an Arc of it.
-        unsafe { ffi::residuum_sim_free(self.device) }
+        // SAFETY: `raw` is alive and freed here alone; every `SimMemory` holds an Arc of this, so none is left.
+        unsafe { ffi::residuum_sim_free(self.raw) }
     }
 }
 
 pub(super) fn new(options: SimOptions) -> Result<Arc<dyn Backend>> {
     #[cfg(target_arch = "x86_64")]
-    if !["avx2", "fma", "f16c"].iter().all(|&f| has_feature(f)) {
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")) {
         let reason = "the simulator is compiled for AVX2, FMA and F16C, which this CPU lacks".into();
         return Err(Error::NoDevice { device: "sim", reason });
     }
@@ -52,12 +54,8 @@ pub(super) fn new(options: SimOptions) -> Result<Arc<dyn Backend>> {
     let raw = ffi::Options {
         schedule,
         depth,
-        copies: match options.copies {
-            Copies::Early => 0,
-            Copies::Late => 1,
-            Copies::Random => 2,
-        },
-        arithmetic: arithmetic(options.arithmetic),
+        copies: options.copies as u32,
+        arithmetic: options.arithmetic as u32,
         alignment: options.alignment.clamp(16, 4096).next_power_of_two() as u32,
         shared_limit: options.arch.shared_limit(),
         approximate: u32::from(options.approximate),
@@ -65,44 +63,17 @@ pub(super) fn new(options: SimOptions) -> Result<Arc<dyn Backend>> {
         seed: options.seed,
     };
     let mut problem = std::ptr::null_mut();
-    // SAFETY: `raw` has the layout that the function expects and is copied; `problem` is ours.
+    // SAFETY: both are references to values of this function.
     let device = unsafe { ffi::residuum_sim_new(&raw, &mut problem) };
-    if let Some(reason) = take_text(problem) {
+    // SAFETY: `problem` is null or the text that the call left.
+    if let Some(reason) = unsafe { ffi::take_text(problem) } {
         return Err(match reason.strip_prefix(NO_MEMORY) {
             Some(of) => Error::OutOfMemory { what: of.into(), bytes: None },
             None => Error::NoDevice { device: "sim", reason },
         });
     }
-    Ok(Arc::new(Sim { device: Arc::new(Handle { device, queue: Mutex::new(()) }), options }))
-}
-
-/// A text of the simulator, if there is one; frees it.
-fn take_text(text: *mut c_char) -> Option<String> {
-    if text.is_null() {
-        return None;
-    }
-    // SAFETY: the simulator's texts end with a zero; it is freed below and not used after.
-    let owned = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-    // SAFETY: as above.
-    unsafe { ffi::residuum_sim_free_text(text) };
-    Some(owned)
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_feature(name: &str) -> bool {
-    match name {
-        "avx2" => is_x86_feature_detected!("avx2"),
-        "fma" => is_x86_feature_detected!("fma"),
-        _ => is_x86_feature_detected!("f16c"),
-    }
-}
-
-fn arithmetic(mode: Arithmetic) -> u32 {
-    match mode {
-        Arithmetic::Sm80 => 0,
-        Arithmetic::Sm90 => 1,
-        Arithmetic::Exact => 2,
-    }
+    let handle = Handle { raw: device, queue: Mutex::new(()), id: DeviceId::unique() };
+    Ok(Arc::new(Sim { handle: Arc::new(handle), options }))
 }
 
 impl fmt::Debug for Sim {
@@ -111,7 +82,8 @@ impl fmt::Debug for Sim {
     }
 }
 
-impl Backend for Sim {
+// SAFETY: `SimMemory` names this device, `launch` checks that and runs the kernel before it returns.
+unsafe impl Backend for Sim {
     fn kind(&self) -> &'static str {
         "sim"
     }
@@ -125,15 +97,16 @@ impl Backend for Sim {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Arc<dyn Memory>> {
-        // SAFETY: the device lives.
-        let address = unsafe { ffi::residuum_sim_allocate(self.device.device, bytes) };
+        // SAFETY: a `Handle`'s device is alive.
+        let address = unsafe { ffi::residuum_sim_allocate(self.handle.raw, bytes) };
         if address.is_null() {
             return Err(Error::out_of_memory("a buffer of the simulator", bytes));
         }
-        Ok(Arc::new(Buffer { device: self.device.clone(), address, bytes }))
+        Ok(Arc::new(SimMemory { device: self.handle.clone(), address, bytes }))
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
+        launch.check_device(self.handle.id)?;
         let kernel = launch.kernel();
         let what = || format!("{} on a grid of {:?}", kernel.name, launch.grid());
         let Ok(name) = CString::new(kernel.name) else {
@@ -141,12 +114,13 @@ impl Backend for Sim {
         };
         let (params, grid) = (launch.params(), launch.grid());
         let gate = launch.gate().map_or(0, View::address) as *const f32;
-        let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: `Launch::new`'s caller has promised that the parameters fit the kernel and point into live views; the
-        // launch keeps those alive, and the gate's, which is null or holds an f32. Stray accesses inside the kernel are caught or stay within this process.
+        let _queue = self.handle.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: a `Handle`'s device is alive, the name ends with a zero and `grid` has three numbers. By `Launch`'s
+        // contract the parameters are the kernel's and point into its views, memory of this device by the check above;
+        // `gate` is null or holds an f32. `launch` keeps all of it alive.
         let text = unsafe {
             ffi::residuum_sim_launch(
-                self.device.device,
+                self.handle.raw,
                 name.as_ptr(),
                 params.as_ptr(),
                 params.len(),
@@ -156,7 +130,8 @@ impl Backend for Sim {
                 kernel.shared_bytes,
             )
         };
-        let Some(problem) = take_text(text) else { return Ok(()) };
+        // SAFETY: the text is null or the launch's, which is ours to free.
+        let Some(problem) = (unsafe { ffi::take_text(text) }) else { return Ok(()) };
         Err(match problem.strip_prefix(NO_MEMORY) {
             Some(of) => Error::OutOfMemory { what: of.into(), bytes: None },
             None => self.error(what(), problem),
@@ -174,34 +149,41 @@ impl Sim {
     }
 }
 
-/// A guarded buffer.
-struct Buffer {
+/// A guarded buffer: `bytes` bytes from `address` on, which `device` allocated for it alone.
+struct SimMemory {
     device: Arc<Handle>,
     address: *mut u8,
     bytes: usize,
 }
 
 // SAFETY: the bytes are touched only under the device's queue.
-unsafe impl Send for Buffer {}
+unsafe impl Send for SimMemory {}
 // SAFETY: as above.
-unsafe impl Sync for Buffer {}
+unsafe impl Sync for SimMemory {}
 
-impl fmt::Debug for Buffer {
+impl fmt::Debug for SimMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes at {:?}", self.bytes, self.address)
     }
 }
 
-impl Buffer {
-    fn check(&self, offset: usize, bytes: usize) -> Result<()> {
-        match offset.checked_add(bytes) {
-            Some(end) if end <= self.bytes => Ok(()),
-            _ => Err(Error::invalid("memory", format!("bytes {offset}..+{bytes} of a buffer of {}", self.bytes))),
-        }
+impl SimMemory {
+    /// Calls `copy` with the first of `bytes` bytes from `offset` on, which no launch or other copy uses meanwhile;
+    /// fails if they leave the buffer.
+    fn with(&self, offset: usize, bytes: usize, copy: impl FnOnce(*mut u8)) -> Result<()> {
+        check_range("memory", offset, bytes, self.bytes)?;
+        let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        copy(self.address.wrapping_add(offset));
+        Ok(())
     }
 }
 
-impl Memory for Buffer {
+// SAFETY: the buffer is `device`'s and this value's alone, and `with` checks every range.
+unsafe impl Memory for SimMemory {
+    fn device(&self) -> Option<DeviceId> {
+        Some(self.device.id)
+    }
+
     fn address(&self) -> u64 {
         self.address as u64
     }
@@ -211,83 +193,24 @@ impl Memory for Buffer {
     }
 
     fn write(&self, offset: usize, src: &[u8]) -> Result<()> {
-        self.check(offset, src.len())?;
-        let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: in bounds by the check; no launch or other copy runs.
-        unsafe { self.address.add(offset).copy_from_nonoverlapping(src.as_ptr(), src.len()) };
-        Ok(())
+        // SAFETY: `with` gives `src.len()` bytes of the buffer that nothing else uses.
+        self.with(offset, src.len(), |p| unsafe { p.copy_from_nonoverlapping(src.as_ptr(), src.len()) })
     }
 
     fn zero(&self, offset: usize, bytes: usize) -> Result<()> {
-        self.check(offset, bytes)?;
-        let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: in bounds by the check; no launch or other copy runs.
-        unsafe { self.address.add(offset).write_bytes(0, bytes) };
-        Ok(())
+        // SAFETY: `with` gives `bytes` bytes of the buffer that nothing else uses.
+        self.with(offset, bytes, |p| unsafe { p.write_bytes(0, bytes) })
     }
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> Result<()> {
-        self.check(offset, dst.len())?;
-        let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: in bounds by the check; no launch or other copy runs.
-        unsafe { self.address.add(offset).copy_to_nonoverlapping(dst.as_mut_ptr(), dst.len()) };
-        Ok(())
+        // SAFETY: `with` gives `dst.len()` bytes of the buffer that nothing else uses.
+        self.with(offset, dst.len(), |p| unsafe { p.copy_to_nonoverlapping(dst.as_mut_ptr(), dst.len()) })
     }
 }
 
-impl Drop for Buffer {
+impl Drop for SimMemory {
     fn drop(&mut self) {
-        // SAFETY: allocated by this device and released once.
-        unsafe { ffi::residuum_sim_release(self.device.device, self.address) }
+        // SAFETY: a `Handle`'s device is alive; it allocated the buffer, which is released here alone.
+        unsafe { ffi::residuum_sim_release(self.device.raw, self.address) }
     }
-}
-
-pub(super) fn load_counted(library: &Path) -> Result<()> {
-    let what = || format!("loading {}", library.display());
-    let path =
-        CString::new(library.as_os_str().as_encoded_bytes()).map_err(|_| Error::invalid(what(), "a zero byte"))?;
-    // SAFETY: the path ends with a zero; what the library's initialisers do is the caller's promise to have compiled.
-    let text = unsafe { ffi::residuum_sim_load_counted(path.as_ptr()) };
-    take_text(text).map_or(Ok(()), |problem| Err(Error::Device { device: "sim".into(), what: what(), problem }))
-}
-
-pub(super) fn next_counted() -> Option<(u64, u64)> {
-    let (mut bytes_read, mut bytes_written) = (0, 0);
-    // SAFETY: the two places are ours.
-    unsafe { ffi::residuum_sim_next_counted(&mut bytes_read, &mut bytes_written) }
-        .then_some((bytes_read, bytes_written))
-}
-
-pub(super) fn kernels() -> Vec<(String, usize, u32)> {
-    // SAFETY: the table is filled before main and never changes.
-    (0..unsafe { ffi::residuum_sim_kernels() })
-        .map(|i| {
-            let (mut name, mut bytes, mut threads) = (std::ptr::null(), 0, 0);
-            // SAFETY: `i` is below the number of kernels; the three places are ours.
-            unsafe { ffi::residuum_sim_kernel(i, &mut name, &mut bytes, &mut threads) };
-            // SAFETY: names are string literals.
-            (unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned(), bytes, threads)
-        })
-        .collect()
-}
-
-pub(super) fn dot(bf16: bool, mode: Arithmetic, a: &[u16], b: &[u16], c: f32) -> f32 {
-    assert_eq!(a.len(), b.len(), "operands of a dot product");
-    // SAFETY: both slices have the length that is passed.
-    unsafe { ffi::residuum_sim_dot(u32::from(bf16), arithmetic(mode), a.len() as u32, a.as_ptr(), b.as_ptr(), c) }
-}
-
-pub(super) fn from_f16(bits: u16) -> f32 {
-    // SAFETY: a pure function.
-    unsafe { ffi::residuum_sim_from_f16(bits) }
-}
-
-pub(super) fn to_f16(v: f32) -> u16 {
-    // SAFETY: a pure function.
-    unsafe { ffi::residuum_sim_to_f16(v) }
-}
-
-pub(super) fn to_bf16(v: f32) -> u16 {
-    // SAFETY: a pure function.
-    unsafe { ffi::residuum_sim_to_bf16(v) }
 }

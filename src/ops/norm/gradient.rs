@@ -103,8 +103,8 @@ impl<'a> Bound<'a> {
             accumulate: (g.write == Write::Accumulate).into(),
             ..bytemuck::Zeroable::zeroed()
         };
-        match &self.mask {
-            &Mask::Affine { y, scale, shift, mean, relu, scaled } => Operands {
+        match self.mask {
+            Mask::Affine { y, scale, shift, mean, relu, scaled } => Operands {
                 y: [address(y), 0],
                 y_stride: [rows.stride(y), 0],
                 scale: address(scale),
@@ -114,7 +114,7 @@ impl<'a> Bound<'a> {
                 scaled: scaled.into(),
                 ..params
             },
-            &Mask::Signs { bits, first, second, gate } => Operands {
+            Mask::Signs { bits, first, second, gate } => Operands {
                 bits: address(bits),
                 bits_stride: rows.stride(bits),
                 y: [address(first.y), second.map_or(0, |n| address(n.y))],

@@ -180,7 +180,7 @@ impl Operator for Node {
                 sums: mask.sum_types(self.bn.spec().x),
             }),
             Pass::Coefficients(form) => {
-                let added = |_: ()| match form.a {
+                let added = || match form.a {
                     Some(()) => number().into(),
                     None => Written::accumulated(number()),
                 };
@@ -192,8 +192,8 @@ impl Operator for Node {
                     dgamma: number().into(),
                     dbeta: number().into(),
                     a: form.a.map(|()| number().into()),
-                    b: added(form.b),
-                    c: added(form.c),
+                    b: added(),
+                    c: added(),
                     dbias: form.dbias.map(|()| number().into()),
                 })
             }

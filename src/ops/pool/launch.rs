@@ -109,10 +109,13 @@ fn max_fwd(
     let pool = MaxFwd::new(&node.pool, target.dtype, x.value, [y, index])?;
     let (grid, cost) = (pool.strips.grid()?, fwd_cost(node, x.value, numbers.is_none(), target, io));
     let kernel = entry(target, if numbers.is_some() { &NORM_MAX_FWD } else { &MAX_FWD })?;
-    // SAFETY: `strips` covers y and index, windows lie inside x, and all, the channels' numbers too, are as large as that
-    // (`Io::check`).
     Ok(match numbers {
-        Some(numbers) => unsafe { Launch::new(kernel, grid, &NormMaxFwd { pool, numbers }, cost, views(io)) },
+        Some(numbers) => {
+            // SAFETY: `strips` covers y and index, windows lie inside x, and all, the channels' numbers too, are as
+            // large as that (`Io::check`).
+            unsafe { Launch::new(kernel, grid, &NormMaxFwd { pool, numbers }, cost, views(io)) }
+        }
+        // SAFETY: as above, without the channels' numbers.
         None => unsafe { Launch::new(kernel, grid, &pool, cost, views(io)) },
     })
 }
@@ -133,10 +136,13 @@ fn avg_fwd(
         (Some(_), true) => &NORM_AVG_FWD_TREE,
     };
     let kernel = entry(target, entries)?;
-    // SAFETY: `strips` covers y, windows lie inside x, and all, the channels' numbers too, are as large as that
-    // (`Io::check`).
     Ok(match numbers {
-        Some(numbers) => unsafe { Launch::new(kernel, grid, &NormAvgFwd { pool, numbers }, cost, views(io)) },
+        Some(numbers) => {
+            // SAFETY: `strips` covers y, windows lie inside x, and all, the channels' numbers too, are as large as
+            // that (`Io::check`).
+            unsafe { Launch::new(kernel, grid, &NormAvgFwd { pool, numbers }, cost, views(io)) }
+        }
+        // SAFETY: as above, without the channels' numbers.
         None => unsafe { Launch::new(kernel, grid, &pool, cost, views(io)) },
     })
 }
@@ -188,14 +194,14 @@ fn masked(
     let first = match index {
         Some(index) => {
             let params = OfMax { from: MaxGradient::new(&node.pool, dy, index)?, epilogue, strips };
-            // SAFETY: `strips` covers dx, y and the bits, only windows of dy and index are read, all, the channels' numbers
-            // too, are as large as that (`Io::check`), and every band has a place for its sums; the rest is null.
-            unsafe { Launch::new(entry(target, &NORM_MAX_BWD[form])?, grid, &params, cost, views) }
+            // SAFETY: `strips` covers dx, y and the bits, only windows of dy and index are read, all, the channels'
+            // numbers too, are as large as that (`Io::check`), and every band has a place for its sums; the rest is null.
+            unsafe { Launch::new(entry(target, NORM_MAX_BWD[form])?, grid, &params, cost, views) }
         }
         None => {
             let params = OfAvg { from: AvgGradient::new(&node.pool, dy)?, epilogue, strips };
             // SAFETY: as above, without index.
-            unsafe { Launch::new(entry(target, &NORM_AVG_BWD[form])?, grid, &params, cost, views) }
+            unsafe { Launch::new(entry(target, NORM_AVG_BWD[form])?, grid, &params, cost, views) }
         }
     };
     Ok(std::iter::once(first).chain(bound.merge(&bands)?).collect())

@@ -1,4 +1,4 @@
-//! What the launches of a dropped block touch on the simulator: nothing.
+//! The launches of a dropped block touch nothing on the simulator.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,16 +10,17 @@ use residuum::{Error, Result};
 
 use super::{compile, distance, interpret, is_zero, network, patterns, run, state, Branches};
 
-/// A simulator that looks at what its launches do. Memory starts as NaNs.
+/// A simulator that compares memory before and after its launches. Memory starts as NaNs.
 #[derive(Debug)]
 struct Watched {
     inner: Arc<dyn Backend>,
     arenas: Mutex<Vec<Arc<dyn Memory>>>,
-    /// Launches behind an open gate, behind a closed one, and behind none.
+    /// Launches behind an open gate, behind a closed one, and without a gate.
     counts: Mutex<[usize; 3]>,
 }
 
-impl Backend for Watched {
+// SAFETY: every call goes to one other backend.
+unsafe impl Backend for Watched {
     fn kind(&self) -> &'static str {
         self.inner.kind()
     }
@@ -63,7 +64,7 @@ fn contents(memory: &Arc<dyn Memory>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Any parameters of so many words.
+/// Any parameters of `N` words.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct Words<const N: usize>([u64; N]);
@@ -73,7 +74,7 @@ unsafe impl<const N: usize> bytemuck::Zeroable for Words<N> {}
 // SAFETY: an array of words.
 unsafe impl<const N: usize> bytemuck::Pod for Words<N> {}
 
-/// A launch of `kernel` whose parameters are all 4096: as an address, one that cannot be touched.
+/// A launch of `kernel` whose parameters are all 4096, an address that cannot be touched.
 fn launch_on_nothing(kernel: &'static Kernel) -> Launch {
     macro_rules! sized {
         ($($words:literal)*) => {
@@ -128,8 +129,7 @@ fn the_launches_of_a_dropped_block_write_nothing_and_nothing_reads_what_they_lef
         assert!(always > 10 && ran + left_out > 40, "{ran} {left_out} {always}");
         skipped.push((open, left_out));
     }
-    // Each block's launches are skipped with it, and those that take their place without it, whatever becomes of the
-    // others.
+    // A block's launches are skipped if it is dropped, and their replacements if not, whatever happens to the others.
     let of = |pattern: [bool; 4]| skipped.iter().find(|(open, _)| *open == pattern).unwrap().1 as i64;
     let none = of([true; 4]);
     assert!((1..=8).contains(&none), "{none} launches are for a dropped block only");

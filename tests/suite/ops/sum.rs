@@ -15,7 +15,7 @@ fn integers(node: Node, most: i64, gate: f64) -> Case {
     let (len, c) = (node.shape.len(), *node.shape.dims().last().unwrap());
     let call = node.form.map(
         |name, ()| match name {
-            "value" => random.integers(len, -most, most),
+            "a" | "b" => random.integers(len, -most, most),
             "scale" => powers(&mut random, c),
             "shift" => random.integers(c, -9, 9),
             _ => vec![gate],
@@ -94,8 +94,8 @@ fn terms_with_a_relu_and_branches_that_are_dropped() {
     }
 }
 
-/// Terms are added in f32 and rounded once, halfway or just beyond between two numbers of the 16-bit types; a NaN stays,
-/// and its bit is set.
+/// Terms are added in f32 and rounded once, halfway or just beyond between two numbers of the 16-bit types; a NaN
+/// stays, and its bit is set.
 #[test]
 fn rounds_once() {
     let a = Data::Real(vec![1.0, 1.0, 1.0, 2048.0, 256.0, f64::NAN]);

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// How a driver is to be without conditional nodes.
+/// Settings under which a driver has no conditional nodes.
 const OLD: &[(&str, &str)] = &[("MOCK_VERSION", "12030")];
 const UNWANTED: &[(&str, &str)] = &[("RESIDUUM_CONDITIONAL", "0")];
 
@@ -48,27 +48,16 @@ fn gate() {
     assert_eq!(Mock::new().live(), [0; 7]);
 }
 
-/// Numbers of launches and their gates.
-const PLAN: [(u32, Option<usize>); 10] = [
-    (1, None),
-    (2, None),
-    (3, Some(0)),
-    (4, Some(0)),
-    (5, None),
-    (6, Some(1)),
-    (7, Some(0)),
-    (8, Some(1)),
-    (9, Some(1)),
-    (10, None),
-];
+/// The gates of ten launches, numbered from 1 on.
+const PLAN: [Option<usize>; 10] = [None, None, Some(0), Some(0), None, Some(1), Some(0), Some(1), Some(1), None];
 
-/// The plan's launches recorded, with conditional nodes and without.
+/// The plan as a graph, with conditional nodes and without.
 const WITH_NODES: &str = "1 2 set4 if( 3 4 ) 5 if( 6 ) if( 7 ) if( 8 9 ) 10";
 const WITHOUT: &str = "1 2 3 4 5 6 7 8 9 10";
 
 const PATTERNS: [[bool; 2]; 4] = [[true, true], [false, true], [true, false], [false, false]];
 
-/// Two gates, and the plan's launches, each of which fills a word of its own with its number.
+/// Two gates and the plan's launches, each of which fills a word of its own with its number.
 struct Scene {
     device: Arc<dyn Backend>,
     gates: View,
@@ -79,8 +68,8 @@ struct Scene {
 impl Scene {
     fn new(device: Arc<dyn Backend>) -> Self {
         let [gates, words] = [8, 4 * PLAN.len()].map(|bytes| View::whole(device.allocate(bytes).expect("memory")));
-        let launch = |(i, &(number, gate)): (usize, &(u32, Option<usize>))| {
-            let launch = launch(&FILL, &words.part(4 * i, 4).expect("a word"), number);
+        let launch = |(i, &gate): (usize, &Option<usize>)| {
+            let launch = launch(&FILL, &words.part(4 * i, 4).expect("a word"), i as u32 + 1);
             match gate {
                 Some(gate) => launch.gated(gates.part(4 * gate, 4).expect("a gate")),
                 None => launch,
@@ -94,13 +83,14 @@ impl Scene {
         Recording::new(self.device.clone(), self.launches.clone())
     }
 
-    /// Replays with these gates and looks at the words.
+    /// Replays with these gates and checks the words.
     fn replay(&self, recording: &Recording, open: [bool; 2]) {
         self.gates.write(bytemuck::cast_slice(&open.map(|open| f32::from(u8::from(open))))).expect("a copy");
         self.words.write(&[0; 4 * PLAN.len()]).expect("a copy");
         recording.replay().expect("a replay");
         let found: Vec<u32> = bytemuck::pod_collect_to_vec(&self.words.read().expect("a copy"));
-        let expected = PLAN.map(|(number, gate)| if gate.is_none_or(|gate| open[gate]) { number } else { 0 });
+        let ran = |i: usize| PLAN[i].is_none_or(|gate| open[gate]);
+        let expected: [u32; PLAN.len()] = std::array::from_fn(|i| if ran(i) { i as u32 + 1 } else { 0 });
         assert_eq!(found, expected, "gates {open:?}");
     }
 }
@@ -116,21 +106,21 @@ fn nodes() {
     let recording = scene.record().expect("a graph");
     assert_eq!(mock.shape(), WITH_NODES);
     assert_eq!(mock.live()[4], 2, "the executable graph and its source");
-    let outside = PLAN.iter().filter(|(_, gate)| gate.is_none()).count() + 1;
+    let outside = PLAN.iter().filter(|gate| gate.is_none()).count() + 1;
     for open in PATTERNS {
         let before = mock.kernels_run();
         scene.replay(&recording, open);
-        let behind = PLAN.iter().filter(|(_, gate)| gate.is_some_and(|gate| open[gate])).count();
+        let behind = PLAN.iter().filter(|gate| gate.is_some_and(|gate| open[gate])).count();
         assert_eq!(mock.kernels_run() - before, (outside + behind) as i64, "kernels started with gates {open:?}");
     }
-    // Two recordings of the same launches live side by side, and each keeps what it needs, also under way.
+    // Two recordings of the launches live side by side, and each keeps its memory, also under way.
     let other = scene.record().expect("a second graph");
     scene.replay(&other, [true, false]);
     let Scene { device, gates, words, launches } = scene;
     drop((gates, words, launches));
     recording.replay().expect("it keeps gates and words");
     drop((recording, other));
-    device.synchronize().expect("nothing was used that was gone");
+    device.synchronize().expect("the memory was still there");
     assert_eq!(skips(&context(IMAGES)), "conditional graph nodes skip the launches of a closed block");
     drop(device);
     assert_eq!(mock.live(), [0; 7]);
@@ -170,13 +160,13 @@ fn thousand_replays() {
     assert_eq!(mock.live(), [0; 7]);
 }
 
-/// As in a build by nvcc of before CUDA 12.4.
+/// As in a build by nvcc before CUDA 12.4.
 fn without_kernel() {
     let entries: Vec<_> = IMAGES.entries.iter().filter(|(name, _)| name.starts_with("mock")).copied().collect();
     falls_back(Images { entries: entries.leak(), ..IMAGES }, "unknown embedded kernel `gate_conditions_f32`");
 }
 
-/// Without conditional nodes, for `reason`, the launches return by themselves.
+/// Without conditional nodes, because of `reason`, the launches return by themselves.
 fn falls_back(images: Images, reason: &str) {
     let context = context(images);
     let (said, mock) = (skips(&context), Mock::new());
@@ -193,12 +183,12 @@ fn falls_back(images: Images, reason: &str) {
     assert_eq!(mock.live(), [0; 7]);
 }
 
-/// Records while the first, second, third, ... call of the driver fails. What was recorded replays, nothing leaks; returns
-/// how many calls there are, and how often a graph was recorded with nodes and without.
+/// Records while each call of the driver fails in turn. Every recording replays and nothing leaks. Returns the number
+/// of calls, and of graphs recorded with nodes and without.
 fn failures() -> (usize, usize, usize) {
     let scene = Scene::new(backend().expect("a device"));
     let mock = Mock::new();
-    // Kernels are loaded, and so much is staged as copies ever need.
+    // Loads the kernels and makes all staging buffers.
     let recording = scene.record().expect("a graph");
     (0..20).for_each(|i| scene.replay(&recording, PATTERNS[i % 4]));
     drop(recording);
@@ -210,7 +200,7 @@ fn failures() -> (usize, usize, usize) {
         mock.set("mock_fail_at", call);
         let recording = scene.record();
         mock.set("mock_fail_at", -1);
-        // cudarc tells what failed in a destructor at the next call.
+        // cudarc reports a failure in a destructor at the next call.
         let _ = scene.device.synchronize();
         match recording {
             Ok(recording) => {
@@ -226,18 +216,18 @@ fn failures() -> (usize, usize, usize) {
     (calls as usize, with, without)
 }
 
-/// Where a call for the nodes fails, what follows is a graph without them.
+/// If a call for the nodes fails, the recording becomes a graph without them.
 fn node_failures() {
     let (calls, _, without) = failures();
-    // A graph, a handle and a node for each of four runs, a node for each launch and for the one that sets conditions,
-    // and the executable graph.
+    // A graph, a handle and a node for each of four runs, a node for each launch and for the setter of conditions, and
+    // the executable graph.
     let own = 1 + 4 + 4 + PLAN.len() + 1 + 1;
-    assert!(without >= own, "{without} of {calls} calls that fail cost the nodes, expected {own} or more");
+    assert!(without >= own, "{without} of {calls} failing calls cost the nodes, expected {own} or more");
 }
 
 fn capture_failures() {
     let (calls, with, without) = failures();
-    // Each launch, the calls that begin and end a capture, and the one that makes it executable.
+    // Each launch, the start and end of the capture, and the executable graph.
     let own = PLAN.len() + 3;
     let failed = calls - without;
     assert!(with == 0 && failed >= own, "{failed} of {calls} calls fail a capture, expected {own} or more");

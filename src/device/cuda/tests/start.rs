@@ -1,4 +1,4 @@
-//! A driver or a device that does not start.
+//! Drivers and devices that do not start.
 
 use super::*;
 
@@ -69,7 +69,8 @@ fn newer_kernels() {
     );
 }
 
-pub(super) fn old_driver() {
+/// On a driver that is too old.
+pub(super) const ON_OLD: Case = ("old_driver", &[], || {
     assert!(refused().contains("too old (it has no cuGetErrorString)"), "{}", refused());
     crate::device::doctor::report();
-}
+});
