@@ -13,8 +13,8 @@ pub struct Target {
     pub family: u32,
 }
 
-/// Machine code for A100 and its kin and for Hopper; PTX for every later chip. The PTX of `compute_90a` runs on no other
-/// chip than its own, so the PTX that is kept is the older one.
+/// Machine code for A100 and its kin and for Hopper; PTX for every later chip. The PTX of `compute_90a` runs on no
+/// other chip than its own, so the PTX that is kept is the older one.
 pub const TARGETS: &[Target] = &[
     Target { code: "sm_80", compute: "compute_80", family: 80 },
     Target { code: "sm_90a", compute: "compute_90a", family: 90 },

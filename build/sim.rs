@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-/// Compiles every `kernels/**/*.cu` and the simulator into one static library, and the simulator's own test kernels into
-/// another that only integration tests link.
+/// Compiles every `kernels/**/*.cu` and the simulator into one static library, and the simulator's own test kernels
+/// into another that only integration tests link.
 pub fn build() {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(env::var("OUT_DIR").expect("set by cargo"));

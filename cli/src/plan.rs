@@ -139,7 +139,7 @@ impl Planned {
         let launches: Vec<_> = program.steps().iter().map(|s| (s.clone(), gpu.seconds(s.cost, args.dtype))).collect();
         let survival = graph.survival();
         let kept = || launches.iter().filter(|(step, _)| !matches!(step.runs, Runs::Without(_)));
-        let expected = |(step, _): &(Step, f64)| step.runs.chance(&survival) * step.cost.bytes() as f64;
+        let expected = |(step, _): &(Step, f64)| step.runs.probability(&survival) * step.cost.bytes() as f64;
         let drops = launches.iter().any(|(step, _)| step.runs != Runs::Always);
         Ok(Self {
             arch,

@@ -2,14 +2,14 @@
 //   g = grad / scale + decay param              decay only below decay_end
 //   v = momentum v + keep g                     the first step and `plain`: v = g;  keep = 1 - dampening
 //   param -= lr (nesterov ? g + momentum v : v)
-//   shadow = param rounded to S, the type that the matrix products read; absent where that is f32
-// param, grad, velocity, shadow: `len` elements, a multiple of 4, 16-byte aligned (shadow 8). control: the learning rate
+//   copy = param rounded to S, the type that the matrix products read; absent where that is f32
+// param, grad, velocity, copy: `len` elements, a multiple of 4, 16-byte aligned (copy: 8). control: the learning rate
 // and 1 at the first step else 0, in device memory so that a captured step can be replayed with other values. A loss that
 // is not finite skips the step: nothing is written. With a loss scale (kernels/control/loss_scale.cu) its state decides instead
 // whether this is the first step, and whether there is one at all, and what else the gradients are divided by.
 // Grid: ceil(len / 1024) blocks of 256 threads, 4 elements each; no shared memory. v is not used at the first
 // step, nor without momentum.
-// Per element: 8 FLOPs, 20 bytes, and 2 for a 16-bit shadow.
+// Per element: 8 FLOPs, 20 bytes, and 2 for a 16-bit working copy.
 #include "common/vec.cuh"
 
 template <typename S>
@@ -17,7 +17,7 @@ struct SgdStep {
   float* param;
   const float* grad;
   float* velocity;
-  S* shadow;
+  S* copy;
   const float* control;
   const float* loss_scale;  // the state of kernels/control/loss_scale.cu; may be null
   const float* loss;        // null: every step is taken
@@ -42,7 +42,7 @@ __device__ __forceinline__ void sgd_step(const SgdStep<S>& p) {
   const float scale = p.loss_scale ? p.scale * p.loss_scale[USED] : p.scale;
   Vec<float, PER_THREAD> param = load<float, PER_THREAD>(p.param + at), velocity = load<float, PER_THREAD>(p.velocity + at);
   const Vec<float, PER_THREAD> grad = load<float, PER_THREAD>(p.grad + at);
-  Vec<S, PER_THREAD> shadow;
+  Vec<S, PER_THREAD> copy;
 #pragma unroll
   for (int j = 0; j < PER_THREAD; ++j) {
     float g = grad.v[j] / scale;
@@ -51,11 +51,11 @@ __device__ __forceinline__ void sgd_step(const SgdStep<S>& p) {
     const float step = p.nesterov ? fmaf(p.momentum, v, g) : v;
     velocity.v[j] = v;
     param.v[j] = fmaf(-lr, step, param.v[j]);
-    shadow.v[j] = from_float<S>(param.v[j]);
+    copy.v[j] = from_float<S>(param.v[j]);
   }
   store<float, PER_THREAD>(p.param + at, param);
   store<float, PER_THREAD>(p.velocity + at, velocity);
-  if (p.shadow) store<S, PER_THREAD>(p.shadow + at, shadow);
+  if (p.copy) store<S, PER_THREAD>(p.copy + at, copy);
 }
 
 KERNEL(sgd_step_f32, SgdStep<float>, THREADS, 4, sgd_step<float>)

@@ -21,7 +21,8 @@ struct Backward {
     needed: Vec<bool>,
     /// For every value of the forward pass the gate of its branch.
     gates: Vec<Option<ValueId>>,
-    /// The gradients of each value so far, one for each of its uses, in the order in which the backward pass meets them.
+    /// The gradients of each value so far, one for each of its uses, in the order in which the backward pass meets
+    /// them.
     parts: HashMap<ValueId, Vec<Part>>,
 }
 

@@ -32,8 +32,8 @@ pub enum Runs {
 }
 
 impl Runs {
-    /// Its chance, where those of the blocks' branches are `survival`.
-    pub fn chance(&self, survival: &[f64]) -> f64 {
+    /// Its probability, where `survival` has those of the blocks' branches.
+    pub fn probability(&self, survival: &[f64]) -> f64 {
         match *self {
             Self::Always => 1.0,
             Self::With(block) => survival[block],
@@ -43,8 +43,8 @@ impl Runs {
 }
 
 impl Builder {
-    /// The layers of a residual branch that is kept with the chance `survival`, for a mini-batch as a whole: one gate
-    /// decides. Fails where `survival` is not in 0..=1 and inside of another branch.
+    /// The layers of a residual branch that is kept with the probability `survival`, for a mini-batch as a whole: one
+    /// gate decides. Fails where `survival` is not in 0..=1 and inside of another branch.
     pub fn branch(&mut self, survival: f64, layers: impl FnOnce(&mut Self) -> Result<ValueId>) -> Result<Branch> {
         if !(0.0..=1.0).contains(&survival) {
             return Err(Error::invalid("survival of a branch", format!("{survival}, expected 0..=1")));
@@ -63,7 +63,7 @@ impl Builder {
     }
 
     /// The end of a block: in training `shortcut` and, where it is kept, the branch; at inference `shortcut` and the
-    /// branch times its chance to be kept. Fails where their shapes differ.
+    /// branch times its survival probability. Fails where their shapes differ.
     pub fn join(&mut self, branch: Branch, shortcut: ValueId) -> Result<ValueId> {
         let (shape, other) = (self.graph.ty(shortcut).shape.clone(), self.graph.ty(branch.value).shape.clone());
         if shape != other {
@@ -102,7 +102,7 @@ impl Node {
 }
 
 impl Graph {
-    /// The chance of each residual block that its branch is kept, first to last; empty without stochastic depth.
+    /// The survival probability of each residual block's branch, first to last; empty without stochastic depth.
     pub fn survival(&self) -> Vec<f64> {
         self.blocks.iter().map(|b| b.survival).collect()
     }
@@ -124,8 +124,8 @@ impl Graph {
         }
     }
 
-    /// The opposite of `gate`: open where that is closed.
-    pub(super) fn opposite(&mut self, gate: ValueId) -> ValueId {
+    /// The inverse of `gate`: open where that is closed.
+    pub(super) fn inverse(&mut self, gate: ValueId) -> ValueId {
         let Origin::Gate(index) = self.values[gate.index()].origin else { unreachable!("every gate is a block's") };
         if let Some(closed) = self.blocks[index].closed {
             return closed;
@@ -135,8 +135,8 @@ impl Graph {
         closed
     }
 
-    /// The gates without any of which a value is not computed. A node and one behind the opposite gate that leave the same
-    /// value compute it always; what comes later changes a value that is there.
+    /// The gates without any of which a value is not computed. A node and one behind the inverse gate that leave the
+    /// same value compute it always; what comes later changes a value that is there.
     fn computed_behind(&self) -> Vec<Gates> {
         let mut all: Vec<Option<Gates>> = vec![None; self.values.len()];
         for node in &self.nodes {
@@ -145,7 +145,7 @@ impl Graph {
             for (j, (v, _)) in written {
                 let behind = node.leaves_behind(j);
                 match &mut all[v.index()] {
-                    Some(first) => self.merge_opposites(first, &behind),
+                    Some(first) => self.merge_inverses(first, &behind),
                     none => *none = Some(behind),
                 }
             }
@@ -153,8 +153,8 @@ impl Graph {
         all.into_iter().map(Option::unwrap_or_default).collect()
     }
 
-    /// Takes a gate out of `first` where `second` is `first` with the opposite one.
-    fn merge_opposites(&self, first: &mut Gates, second: &Gates) {
+    /// Takes a gate out of `first` where `second` is `first` with the inverse one.
+    fn merge_inverses(&self, first: &mut Gates, second: &Gates) {
         let (here, there): (Vec<_>, Vec<_>) = (first.difference(second).collect(), second.difference(first).collect());
         if let ([&a], [&b]) = (&here[..], &there[..]) {
             if self.values[a.index()].origin == self.values[b.index()].origin {
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn opposite_gates_compute_a_value_always() {
+    fn inverse_gates_compute_a_value_always() {
         let is_pass = |node: &Node| matches!(node.op, Op::Norm(norm::Node { pass: norm::Pass::Gradient(_), .. }));
         let mut graph = fused();
         let runs: Vec<Runs> = graph.nodes.iter().filter(|n| is_pass(n)).map(|n| graph.runs(n.gate)).collect();

@@ -136,7 +136,8 @@ impl<T: Real> HostProgram<T> {
             return finite.then_some(step);
         }
         let (reads, mut writes) = self.arena.slices::<T>(&[self.flat.grad], &[self.flat.loss_scale]);
-        let memory = writes[0].real();
+        let [memory] = &mut writes[..] else { unreachable!("one tensor was asked for") };
+        let memory = memory.real();
         let state = State::from_memory(memory).decide(finite && loss_scale::is_finite(reads[0].real()));
         memory.iter_mut().zip(state.to_memory()).for_each(|(place, v)| *place = T::from_f64(v));
         (!state.skip).then_some(StepState { grad_scale: step.grad_scale * state.used, first: state.first, ..step })
@@ -144,14 +145,14 @@ impl<T: Real> HostProgram<T> {
 
     fn optimize(&mut self) {
         let Some(optimizer) = self.optimizer else { return };
-        let Flat { param, grad, velocity, shadow, .. } = self.flat;
+        let Flat { param, grad, velocity, copy, .. } = self.flat;
         let Some(state) = self.decide() else { return };
-        let (reads, mut writes) = self.arena.slices::<T>(&[grad], &[param, velocity, shadow]);
-        let [param, velocity, shadow] = &mut writes[..] else { unreachable!("three tensors were asked for") };
+        let (reads, mut writes) = self.arena.slices::<T>(&[grad], &[param, velocity, copy]);
+        let [param, velocity, copy] = &mut writes[..] else { unreachable!("three tensors were asked for") };
         let param = param.real();
         sgd::step(&optimizer, state, param.len(), param, reads[0].real(), velocity.real());
-        for (copy, &master) in shadow.real().iter_mut().zip(param.iter()) {
-            *copy = self.dtype.round(master);
+        for (rounded, &master) in copy.real().iter_mut().zip(param.iter()) {
+            *rounded = self.dtype.round(master);
         }
     }
 }

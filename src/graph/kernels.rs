@@ -180,14 +180,14 @@ impl Binder<'_> {
     }
 
     fn optimizer(&self, sgd: &sgd::Sgd, target: Target) -> Result<Launch> {
-        let Flat { len, param, grad, velocity, shadow, control, loss_scale, .. } = &self.plan.flat;
+        let Flat { len, param, grad, velocity, copy, control, loss_scale, .. } = &self.plan.flat;
         let present = |slot: &Slot| (slot.len > 0).then(|| self.view(slot)).transpose();
-        let (shadow, loss_scale, loss) = (present(shadow)?, present(loss_scale)?, self.loss()?);
+        let (copy, loss_scale, loss) = (present(copy)?, present(loss_scale)?, self.loss()?);
         let buffers = sgd::Buffers {
             param: &self.view(param)?,
             grad: &self.view(grad)?,
             velocity: &self.view(velocity)?,
-            shadow: shadow.as_ref(),
+            copy: copy.as_ref(),
             control: &self.view(control)?,
             loss_scale: loss_scale.as_ref(),
             loss: loss.as_ref(),

@@ -1,9 +1,10 @@
-//! A moving loss scale in a training program: f16 programs with an optimizer have one, see [`crate::control::loss_scale`].
+//! A dynamic loss scale in a training program: f16 programs with an optimizer have one, see
+//! [`crate::control::loss_scale`].
 
 use super::{Graph, Node, Origin, Program};
 use crate::control::loss_scale::{LossScale, State, FRESH};
 use crate::device::cpu::Slot;
-use crate::ops::cross_entropy::{self, Pass};
+use crate::ops::cross_entropy;
 use crate::ops::{Call, Op};
 use crate::tensor::{Elem, HostData, HostTensor, TensorType};
 use crate::{Error, Result};
@@ -14,9 +15,11 @@ impl Graph {
         let mut graph = self.clone();
         let scale = graph.add_value(TensorType::stat([1]), Origin::LossScale);
         for node in &mut graph.nodes {
-            let Op::CrossEntropy(cross_entropy::Node { loss, pass: Pass::Bwd(form) }) = node.op else { continue };
+            let Op::CrossEntropy(cross_entropy::Node { loss, pass: cross_entropy::Pass::Bwd(form) }) = node.op else {
+                continue;
+            };
             let call = cross_entropy::Bwd { loss_scale: Some(scale), ..node.bind(form) };
-            let op = Op::CrossEntropy(cross_entropy::Node { loss, pass: Pass::Bwd(call.form()) });
+            let op = Op::CrossEntropy(cross_entropy::Node { loss, pass: cross_entropy::Pass::Bwd(call.form()) });
             *node = Node::new(op, call, node.gate);
         }
         graph.loss_scale = Some(scale);
@@ -25,7 +28,8 @@ impl Graph {
 }
 
 impl Program {
-    /// The loss scale of the next run; `None` in a program without a moving one: all but f16 programs with an optimizer.
+    /// The loss scale of the next run; `None` in a program without a dynamic one: all but f16 programs with an
+    /// optimizer.
     pub fn loss_scale(&self) -> Result<Option<LossScale>> {
         Ok(self.loss_scale_state()?.map(|state| state.next))
     }

@@ -1,8 +1,8 @@
 //! The memory plan: a fixed place in one arena for every value of a fused graph.
 //!
 //! The arena starts with what lives on between runs (parameters, gradients, velocities, buffers); behind it, values
-//! whose lifetimes do not meet share their bytes. A slice of another value's channels lies inside that one. In a training
-//! program that kernels run every input has two places.
+//! whose lifetimes do not meet share their bytes. A slice of another value's channels lies inside that one. In a
+//! training program that kernels run every input has two places.
 
 use super::fuse::Fused;
 use super::pack::{pack, Lifetime};
@@ -45,9 +45,9 @@ pub struct Plan {
 pub(super) struct GateSlots {
     /// L gates: 1 is open, 0 closed.
     pub values: Slot,
-    /// L opposites of them, where kernels run.
+    /// L inverses of them, where kernels run.
     pub closed: Slot,
-    /// L words: the chances.
+    /// L words: the survival probabilities.
     pub thresholds: Slot,
     /// The words that the draw reads and updates.
     pub control: Slot,
@@ -67,13 +67,13 @@ pub(super) struct Flat {
     pub param: Slot,
     pub grad: Slot,
     pub velocity: Slot,
-    pub shadow: Slot,
+    pub copy: Slot,
     /// `[learning rate, 1 at the first step else 0]`.
     pub control: Slot,
     /// The state of [`loss_scale`], and the flags of its launches.
     pub loss_scale: Slot,
     pub flags: Slot,
-    /// Bytes of an element of all these but the shadow and the flags.
+    /// Bytes of an element of all these but the working copy and the flags.
     pub stat_bytes: usize,
 }
 
@@ -157,7 +157,7 @@ fn place_flat(graph: &Graph, storage: Storage, optimizer: bool, end: &mut usize)
     let differentiated = graph.parameters.iter().any(|p| p.grad.is_some());
     let mut flat = |on: bool, elem| take(end, storage, if on { len } else { 0 }, elem);
     let (param, grad) = (flat(true, Elem::Stat), flat(differentiated, Elem::Stat));
-    let (velocity, shadow) = (flat(optimizer, Elem::Stat), flat(storage.has_shadow(), Elem::Real));
+    let (velocity, copy) = (flat(optimizer, Elem::Stat), flat(storage.has_working_copy(), Elem::Real));
     let control = take(end, storage, 2, Elem::Stat);
     let scaled = graph.loss_scale.is_some();
     let loss_scale = take(end, storage, if scaled { loss_scale::STATE } else { 0 }, Elem::Stat);
@@ -169,7 +169,7 @@ fn place_flat(graph: &Graph, storage: Storage, optimizer: bool, end: &mut usize)
         Some(start)
     });
     let (starts, stat_bytes) = (starts.collect(), storage.stat);
-    Flat { len, starts, param, grad, velocity, shadow, control, loss_scale, flags, stat_bytes }
+    Flat { len, starts, param, grad, velocity, copy, control, loss_scale, flags, stat_bytes }
 }
 
 /// Places parameters, their gradients and buffers.
@@ -177,7 +177,7 @@ fn place_state(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option
     let mut at = 0;
     for parameter in &graph.parameters {
         let ty = graph.ty(parameter.value);
-        let whole = if ty.elem == Elem::Real && storage.has_shadow() { flat.shadow } else { flat.param };
+        let whole = if ty.elem == Elem::Real && storage.has_working_copy() { flat.copy } else { flat.param };
         slots[parameter.value.index()] = Some(part(whole, at, ty, storage));
         if let Some(grad) = parameter.grad {
             slots[grad.index()] = Some(part(flat.grad, at, graph.ty(grad), storage));
@@ -206,8 +206,8 @@ fn place_gates(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option
     let ranges = words(if differentiated { 2 } else { 0 }, 0, Elem::Index);
     for (i, gate) in gates.into_iter().enumerate() {
         slots[gate.index()] = Some(part(values, i, graph.ty(gate), storage));
-        if let Some(opposite) = graph.blocks[i].closed {
-            slots[opposite.index()] = Some(part(closed, i, graph.ty(opposite), storage));
+        if let Some(inverse) = graph.blocks[i].closed {
+            slots[inverse.index()] = Some(part(closed, i, graph.ty(inverse), storage));
         }
     }
     let at = |i: usize| flat.starts.get(i).map_or(flat.len, |start| start / storage.stat) / gate::UNIT;

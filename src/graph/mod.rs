@@ -101,9 +101,9 @@ pub(crate) enum Origin {
     Parameter(usize),
     /// A buffer of that index, which ops update in place.
     Buffer(usize),
-    /// The moving loss scale.
+    /// The dynamic loss scale.
     LossScale,
-    /// The gate of that index, or its opposite: drawn at the start of a run, or set by the caller before it.
+    /// The gate of that index, or its inverse: drawn at the start of a run, or set by the caller before it.
     Gate(usize),
     /// An op's output.
     Node,
@@ -154,6 +154,11 @@ impl Node {
         let stored = self.outputs.iter().zip(&self.writes).map(|(&value, &write)| Stored { value, write });
         form.with(self.inputs.iter().copied(), stored)
     }
+
+    /// How `value` is written; `None` where this node does not store it.
+    pub fn write(&self, value: ValueId) -> Option<Write> {
+        self.outputs.iter().position(|&v| v == value).map(|at| self.writes[at])
+    }
 }
 
 /// The kind of a parameter, which decides its initialisation. [`Graph`] has an example of parameters.
@@ -201,7 +206,7 @@ pub(crate) struct Block {
     pub survival: f64,
     /// 1 keeps the branch, 0 drops it; absent at inference, which drops none.
     pub gate: Option<ValueId>,
-    /// The opposite of the gate, if fusion made nodes that run only without the branch.
+    /// The inverse of the gate, if fusion made nodes that run only without the branch.
     pub closed: Option<ValueId>,
 }
 
@@ -305,8 +310,8 @@ impl Graph {
         outputs
     }
 
-    /// Appends `op` with the operands of `call` in the branch of `gate`: each output is a new value, or the buffer that it
-    /// updates.
+    /// Appends `op` with the operands of `call` in the branch of `gate`: each output is a new value, or the buffer that
+    /// it updates.
     pub(crate) fn add<C: Call<ValueId, Option<ValueId>>>(
         &mut self,
         op: Op,

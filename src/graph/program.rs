@@ -83,9 +83,9 @@ impl Program {
     /// optimizer every run ends with its step, which divides the gradients by the loss scale of the graph.
     ///
     /// In f16 a program with an optimizer has a dynamic loss scale besides the graph's fixed one, see
-    /// [`loss_scale`](crate::control::loss_scale). On the CPU f16 and bf16 are computed in f32 and rounded after each op.
-    /// Fails if the device does not support `dtype` or lacks memory, and if an optimizer is given for a graph that has
-    /// not been differentiated.
+    /// [`loss_scale`](crate::control::loss_scale). On the CPU f16 and bf16 are computed in f32 and rounded after each
+    /// op. Fails if the device does not support `dtype` or lacks memory, and if an optimizer is given for a graph that
+    /// has not been differentiated.
     pub fn compile(graph: &Graph, device: &Device, dtype: DType, optimizer: Option<Sgd>) -> Result<Self> {
         if optimizer.is_some() && graph.parameters.iter().any(|p| p.grad.is_none()) {
             return Err(Error::invalid("optimizer", "the graph has not been differentiated"));

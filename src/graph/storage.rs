@@ -38,7 +38,7 @@ impl Storage {
     }
 
     /// Whether weights have a working copy beside the masters.
-    pub fn has_shadow(&self) -> bool {
+    pub fn has_working_copy(&self) -> bool {
         matches!(self.dtype, DType::F16 | DType::BF16)
     }
 }

@@ -1,7 +1,7 @@
 //! How an op loads an operand: a value in memory and what is done to each element on its way in.
 //!
-//! The kernels have the same idea as `Source`: one main loop, several ways to load. An element that lies beside an image
-//! (padding) is 0 after the load, whatever the load is.
+//! The kernels have the same idea as `Source`: one main loop, several ways to load. An element that lies beside an
+//! image (padding) is 0 after the load, whatever the load is.
 
 use std::borrow::Cow;
 
@@ -43,8 +43,8 @@ pub enum Load<T = ()> {
         /// A number a channel.
         c: T,
     },
-    /// `max(x scale[c] + shift[c] + other other_scale[c] + other_shift[c], 0)`, each scale and shift where there is one: the
-    /// end of a residual block, formed by its reader.
+    /// `max(x scale[c] + shift[c] + other other_scale[c] + other_shift[c], 0)`, each scale and shift where there is
+    /// one: the end of a residual block, formed by its reader.
     Sum {
         /// Scale and shift of the operand itself.
         own: Option<Affine<T>>,

@@ -1,9 +1,9 @@
 //! Named operands: what an op reads and writes, generic over what stands for a tensor.
 //!
-//! Each pass of an op has a struct with a field for every tensor: its *call*. `conv2d::BwdW<I, O>` has `dy: I`, `x: I` and
-//! `dw: O`. The same struct holds types, values of a graph, bound views, slices of the host or, with `()`, nothing but
-//! the form: which of its optional operands are there. Lists of operands, as graphs keep them, are in the order of the
-//! fields.
+//! Each pass of an op has a struct with a field for every tensor: its *call*. `conv2d::BwdW<I, O>` has `dy: I`, `x: I`
+//! and `dw: O`. The same struct holds types, values of a graph, bound views, slices of the host or, with `()`, nothing
+//! but the form: which of its optional operands are there. Lists of operands, as graphs keep them, are in the order of
+//! the fields.
 
 use crate::tensor::TensorType;
 
@@ -56,8 +56,8 @@ pub trait Call<I, O>: Sized {
 
 /// Declares the call of a pass: a struct with a field for each operand, inputs first.
 ///
-/// Behind a field's type stands what it holds: `one` operand, `maybe` one, `many`, an `operand` with its load, a `group` of
-/// them that has a method `map` of its own, or a `maybe_group`.
+/// Behind a field's type stands what it holds: `one` operand, `maybe` one, `many`, an `operand` with its load, a
+/// `group` of them that has a method `map` of its own, or a `maybe_group`.
 macro_rules! call {
     (
         $(#[$meta:meta])*

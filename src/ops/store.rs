@@ -3,7 +3,8 @@
 use super::operands::{group, Read, Written};
 use crate::tensor::{Real, TensorType};
 
-/// What is done to a sum before it is stored: `y = relu(scale[k] sum + shift[k] + residual)`, each part where it is set.
+/// What is done to a sum before it is stored: `y = relu(scale[k] sum + shift[k] + residual)`, each part where it is
+/// set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epilogue<T = ()> {
     /// Multiply by a number per output channel: a folded batch norm.
@@ -101,8 +102,8 @@ pub enum Mask<T = ()> {
         first: Normalised<T>,
         /// y_1 and its mean, where two batch norms' outputs were added.
         second: Option<Normalised<T>>,
-        /// The gate of the branch that n_0 is in, if that may be dropped: where it is 0, y_0 and its mean are not read, and
-        /// the sum of the first is 0.
+        /// The gate of the branch that n_0 is in, if that may be dropped: where it is 0, y_0 and its mean are not read,
+        /// and the sum of the first is 0.
         gate: Option<T>,
     },
 }

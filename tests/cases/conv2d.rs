@@ -112,8 +112,8 @@ pub fn crossed() -> Vec<Row> {
     rows
 }
 
-/// Channels of a group, in and out, from depthwise to wide: as many groups as fill a tile twice or not quite, crossed with
-/// stride x dilation x padding; all of them, or five that have each value of each.
+/// Channels of a group, in and out, from depthwise to wide: as many groups as fill a tile twice or not quite, crossed
+/// with stride x dilation x padding; all of them, or five that have each value of each.
 pub fn widths(all: bool) -> Vec<Row> {
     // Input channels, output channels, groups.
     let widths = [

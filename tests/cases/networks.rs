@@ -142,8 +142,8 @@ impl Layer {
         self.name.starts_with("transition")
     }
 
-    /// The forward pass of a convolution and its gradients, by where it is: the stem, behind a pooling or beside a block,
-    /// in a dense block, behind the end of a block, inside of one.
+    /// The forward pass of a convolution and its gradients, by where it is: the stem, behind a pooling or beside a
+    /// block, in a dense block, behind the end of a block, inside of one.
     fn fused_conv(&self, conv: &conv2d::Conv2d) -> [conv2d::Pass; 2] {
         use conv2d::Pass;
         let corrected = |a: bool| Load::Corrected { y: (), a: a.then_some(()), b: (), c: () };

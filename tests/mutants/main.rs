@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Run plainly, this checks that every record still fits its kernel. With `RESIDUUM_MUTANTS=all`, or a part of a file's
-//! or a test's name, it compiles each mutant into a shared object, which the built suite loads in place of its own kernels, and
-//! fails where a mutant survives. `ci/mutants.sh` calls it so.
+//! or a test's name, it compiles each mutant into a shared object, which the built suite loads in place of its own
+//! kernels, and fails where a mutant survives. `ci/mutants.sh` calls it so.
 
 #[cfg(feature = "sim")]
 mod run;

@@ -37,8 +37,8 @@ pub fn tree_mean(pixels: usize, mean: f64) -> f64 {
     (32.0 + pixels as f64 / (8.0 * 32.0) + 1.0 + 8.0 + 1.0) * U * mean
 }
 
-/// How many additions lie between an element and the sum over `rows` rows of a channel: 16 rows of a thread, 8 levels of
-/// a tree, then bands of at least 64 rows, every eighth to a thread, and 3 levels more.
+/// How many additions lie between an element and the sum over `rows` rows of a channel: 16 rows of a thread, 8 levels
+/// of a tree, then bands of at least 64 rows, every eighth to a thread, and 3 levels more.
 pub fn band_depth(rows: usize) -> f64 {
     16.0 + 8.0 + rows as f64 / (64.0 * 8.0) + 1.0 + 3.0
 }
@@ -128,29 +128,29 @@ pub fn step(magnitude: f64) -> f64 {
 }
 
 /// How far a tensor of a whole network's training step may be from the exact one (relative l2), where the reference
-/// executor, which computes in f64 and rounds what is stored, is `noise` away. The kernels store the same values, but sum
-/// in f32 and in other orders, so that now and then a value is rounded to its other neighbour and that step travels on:
-/// another error of the same kind and size, and three times the noise leaves room for chance, on most batches. In an f32
-/// network the sums themselves round as coarsely as the stores, once for each of up to `terms` terms, at random: sqrt(terms)
-/// as much. Four units in the last place are for tensors that happen to have next to no noise.
+/// executor, which computes in f64 and rounds what is stored, is `noise` away. The kernels store the same values, but
+/// sum in f32 and in other orders, so that now and then a value is rounded to its other neighbour and that step travels
+/// on: another error of the same kind and size, and three times the noise leaves room for chance, on most batches. In
+/// an f32 network the sums themselves round as coarsely as the stores, once for each of up to `terms` terms, at random:
+/// sqrt(terms) as much. Four units in the last place are for tensors that happen to have next to no noise.
 pub fn network(dtype: DType, noise: f64, terms: usize) -> f64 {
     let sums = if dtype == DType::F32 { (terms as f64).sqrt() } else { 1.0 };
     3.0 * sums * noise + 4.0 * dtype.epsilon()
 }
 
-/// The same from how far a tensor `moved` where its step was off as much as one of kernels: in f32 by sqrt(terms) roundings
-/// of parameters and pixels, in 16 bits by pixels that are rounded to other neighbours. That has in it the ReLUs which open
-/// by a hair, and three times of it again leave room for chance.
+/// The same from how far a tensor `moved` where its step was off as much as one of kernels: in f32 by sqrt(terms)
+/// roundings of parameters and pixels, in 16 bits by pixels that are rounded to other neighbours. That has in it the
+/// ReLUs which open by a hair, and three times of it again leave room for chance.
 pub fn jump(moved: f64) -> f64 {
     3.0 * moved
 }
 
-/// How far a tensor may be from the exact one in an f32 graph of a few layers over a few pixels, relative to its size or
-/// to a hundredth of the largest gradient: what is looked for is wrong by as much as the gradient itself.
+/// How far a tensor may be from the exact one in an f32 graph of a few layers over a few pixels, relative to its size
+/// or to a hundredth of the largest gradient: what is looked for is wrong by as much as the gradient itself.
 pub const WIRING: f64 = 2e-3;
 
-/// The same with what rounding does: the reference executor that rounds what is stored is `noise` away. Batch norms over
-/// two or three values multiply it, and kernels sum in f32 besides.
+/// The same with what rounding does: the reference executor that rounds what is stored is `noise` away. Batch norms
+/// over two or three values multiply it, and kernels sum in f32 besides.
 pub fn wiring(bound: f64, noise: f64) -> f64 {
     bound + 30.0 * noise
 }

@@ -1,8 +1,8 @@
 //! What the machine has: devices, tools and folders; and what a test does without.
 //!
 //! A test that needs something that is not here prints that it skipped. Where the thing must be there, a variable turns
-//! the skip into a failure: `RESIDUUM_REQUIRE_GPU=1`, `RESIDUUM_REQUIRE_NVCC=1`. `RESIDUUM_LONG=1` turns on long lists of
-//! cases; `RESIDUUM_ONLY=cuda` leaves the other devices out.
+//! the skip into a failure: `RESIDUUM_REQUIRE_GPU=1`, `RESIDUUM_REQUIRE_NVCC=1`. `RESIDUUM_LONG=1` turns on long lists
+//! of cases; `RESIDUUM_ONLY=cuda` leaves the other devices out.
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -39,8 +39,8 @@ pub fn skip(thing: &str, what: &str, reason: &str) {
     eprintln!("{what}: skipped, {reason}");
 }
 
-/// The GPU, or `None` after saying that `what` is skipped. Fails where one cannot be used that has a driver and kernels that fit it, and where
-/// `RESIDUUM_REQUIRE_GPU` is 1 and there is none.
+/// The GPU, or `None` after saying that `what` is skipped. Fails where one cannot be used that has a driver and kernels
+/// that fit it, and where `RESIDUUM_REQUIRE_GPU` is 1 and there is none.
 pub fn gpu(what: &str) -> Option<Arc<dyn Backend>> {
     static GPU: LazyLock<Result<Device, Error>> = LazyLock::new(|| Device::cuda(0));
     match &*GPU {

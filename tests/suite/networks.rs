@@ -104,9 +104,9 @@ fn distance(a: &HostTensor, b: &HostTensor) -> f64 {
 /// Steps that tell how far a tensor moves where everything is off as a program of kernels is.
 const PERTURBED: usize = 2;
 
-/// How far each tensor moves at most where other ReLUs open than in the rounded reference. In f32 parameters and pixels are
-/// off as much as the sums of a program, and nothing is rounded; in 16 bits pixels are off by up to half a unit in the
-/// last place, so that a third of them are rounded to the other neighbour, and what is stored is rounded as ever.
+/// How far each tensor moves at most where other ReLUs open than in the rounded reference. In f32 parameters and pixels
+/// are off as much as the sums of a program, and nothing is rounded; in 16 bits pixels are off by up to half a unit in
+/// the last place, so that a third of them are rounded to the other neighbour, and what is stored is rounded as ever.
 fn moved(
     graph: &Graph,
     dtype: DType,
@@ -156,8 +156,8 @@ fn schedules() -> Vec<Device> {
 /// networks on two small images in 16 bits.
 const CHANCE: f64 = 0.25;
 
-/// Batches that decide about a tensor which is out of bounds on the first one. Where a ReLU opens by a hair, rounding moves
-/// a gradient by much more than it happened to move the reference; what is wrong is wrong on most batches.
+/// Batches that decide about a tensor which is out of bounds on the first one. Where a ReLU opens by a hair, rounding
+/// moves a gradient by much more than it happened to move the reference; what is wrong is wrong on most batches.
 const TRIALS: usize = 5;
 
 /// One step of a network in `dtype` on the simulator and on a GPU where there is one.
@@ -193,8 +193,8 @@ fn same_bits(a: &StateDict, b: &StateDict) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|((name, a), (other, b))| name == other && same(a, b))
 }
 
-/// The tensors that a step of `graph` on `devices` leaves out of bounds, each with what one of them left. The simulators
-/// must leave the same bits.
+/// The tensors that a step of `graph` on `devices` leaves out of bounds, each with what one of them left. The
+/// simulators must leave the same bits.
 fn out_of_bounds(
     graph: &Graph,
     devices: &[Device],
@@ -262,8 +262,8 @@ fn resnet20_steps_in_bf16() {
     check_step("resnet20_cifar", images, size, DType::BF16);
 }
 
-/// Bottlenecks and compression; channels whose slices start at 16 bytes and between, in every type. The last block has 48
-/// numbers a channel: over 8, batch norm makes rounding anything.
+/// Bottlenecks and compression; channels whose slices start at 16 bytes and between, in every type. The last block has
+/// 48 numbers a channel: over 8, batch norm makes rounding anything.
 #[test]
 fn densenets_step() {
     for dtype in DTYPES {

@@ -17,8 +17,8 @@ use crate::random::Random;
 
 const CLASSES: usize = 4;
 
-/// What batch norms of random graphs add to the variance: so much that a channel which is the same everywhere multiplies no
-/// rounding.
+/// What batch norms of random graphs add to the variance: so much that a channel which is the same everywhere
+/// multiplies no rounding.
 const EPS: f64 = 0.1;
 
 /// A graph with what it is run on and what is read of it besides gradients and running statistics.
@@ -110,8 +110,8 @@ impl Case {
         }
     }
 
-    /// Fails where `found` is off by more than `bound` and what rounding may do, measured where gradients are not next to
-    /// nothing.
+    /// Fails where `found` is off by more than `bound` and what rounding may do, measured where gradients are not next
+    /// to nothing.
     fn compare(&self, found: &StateDict, exact: &StateDict, rounded: &StateDict, bound: f64) {
         let largest =
             exact.iter().filter(|(name, _)| name.starts_with("grad.")).map(|(_, t)| norm(t)).fold(0.0, f64::max);
@@ -283,8 +283,8 @@ fn a_sum_of_a_blocks_end_and_an_older_value() {
     });
 }
 
-/// The batch norm of the shortcut adds to the gradient that the convolution of the branch still has to correct: the layer
-/// that would add in its place comes between that convolution and its batch norm.
+/// The batch norm of the shortcut adds to the gradient that the convolution of the branch still has to correct: the
+/// layer that would add in its place comes between that convolution and its batch norm.
 #[test]
 fn a_norm_of_a_shortcut_beside_a_convolution_and_its_norm() {
     for relu in [true, false] {

@@ -2,7 +2,7 @@
 //   draw   gates[l] = word(seed, step, l) >> 8 < thresholds[l] ? 1 : 0, closed[l] = 1 - gates[l], then step += 1
 //   clear  grad[ranges[2 l] .. ranges[2 l + 1]] = 0 where gates[l] is 0
 // control: u32 { drawing, step, seed low, seed high }; where drawing is 0, gates and step stay as they are.
-// thresholds: u32[blocks], chances in units of 2^-24. gates, closed: f32[blocks]. ranges: u32 pairs in units of 4
+// thresholds: u32[blocks], probabilities in units of 2^-24. gates, closed: f32[blocks]. ranges: u32 pairs in units of 4
 // elements of grad, which is f32 and 16-byte aligned.
 // Grid: draw one block of 256 threads; clear any number of blocks of 256 threads in x, one row of them for each range.
 // Draw: 12 bytes a block, one Philox block of 40 multiplications each. Clear: 4 bytes for each element of a closed block.

@@ -44,7 +44,7 @@ pub struct Buffers<'a> {
     pub thresholds: &'a View,
     /// L gates, f32: 1 is open, 0 closed.
     pub gates: &'a View,
-    /// Their opposites, for what runs only where a branch does not.
+    /// Their inverses, for what runs only where a branch does not.
     pub closed: &'a View,
     /// The flat f32 gradients, and L pairs of words that say where each block's begin and end, in units of [`UNIT`]
     /// elements; none where nothing is differentiated.
@@ -78,7 +78,7 @@ pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
     };
     let cost = Cost { flops: 0, bytes_read: words(CONTROL_WORDS + blocks), bytes_written: words(1 + 2 * blocks) };
     let views = [control, thresholds, gates, closed].map(View::clone).to_vec();
-    // SAFETY: the control, a threshold, a gate and its opposite for each block are in their views, as asserted above.
+    // SAFETY: the control, a threshold, a gate and its inverse for each block are in their views, as asserted above.
     let mut all = vec![unsafe { Launch::new(only(&DRAW), [1, 1, 1], &params, cost, views) }];
     if let Some((grad, ranges)) = grad {
         assert!(fits(ranges, 2 * blocks) && grad.address().is_multiple_of(16), "gates: a small buffer of ranges");

@@ -29,8 +29,8 @@ pub const CONTROL_WORDS: usize = 4;
 /// Elements of the gradients in a unit of the ranges that are cleared: 16 bytes.
 pub const UNIT: usize = 4;
 
-/// The blocks' chances to survive in units of 2^-24, in which the draw compares them: exact on every device. Fails where
-/// one is not in 0..=1.
+/// The blocks' survival probabilities in units of 2^-24, in which the draw compares them: exact on every device. Fails
+/// where one is not in 0..=1.
 pub fn thresholds(survival: &[f64]) -> Result<Vec<u32>> {
     let threshold = |(block, &p): (usize, &f64)| {
         let problem = || Error::invalid(format!("survival of block {block}"), format!("{p}, expected 0..=1"));
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn gates_are_open_as_often_as_asked() {
         let survival = [0.0, 0.25, 0.5, 0.9, 1.0];
-        let thresholds = thresholds(&survival).expect("chances");
+        let thresholds = thresholds(&survival).expect("probabilities");
         let steps = 40_000;
         let mut open = [0usize; 5];
         let mut both = 0;
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn gates_depend_on_seed_step_and_block_only() {
-        let fair = thresholds(&[0.5; 64]).expect("chances");
+        let fair = thresholds(&[0.5; 64]).expect("probabilities");
         let gates = draw(&fair, 3, 7);
         assert_eq!(gates[..10], draw(&fair[..10], 3, 7));
         assert!([(4, 7), (3, 8), (3 | 1 << 32, 7)].iter().all(|&(seed, step)| draw(&fair, seed, step) != gates));
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn chances_are_checked() {
+    fn survival_probabilities_are_checked() {
         for p in [-0.1, 1.5, f64::NAN] {
             let message = thresholds(&[0.5, p]).expect_err("refused").to_string();
             assert!(message.contains("block 1"), "{message}");

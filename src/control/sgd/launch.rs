@@ -17,7 +17,7 @@ struct SgdStep {
     param: u64,
     grad: u64,
     velocity: u64,
-    shadow: u64,
+    copy: u64,
     control: u64,
     loss_scale: u64,
     loss: u64,
@@ -45,11 +45,11 @@ pub struct Buffers<'a> {
     /// The f32 velocities.
     pub velocity: &'a View,
     /// The working copy in a 16-bit storage type, where the program has one.
-    pub shadow: Option<&'a View>,
+    pub copy: Option<&'a View>,
     /// `[learning rate, 1 at the first step else 0]`, f32, read by the kernel.
     pub control: &'a View,
-    /// The state of [`loss_scale`](crate::control::loss_scale), where the program has one: it decides whether the step is
-    /// skipped, whether it is the first in place of `control`, and what else the gradients are divided by.
+    /// The state of [`loss_scale`](crate::control::loss_scale), where the program has one: it decides whether the step
+    /// is skipped, whether it is the first in place of `control`, and what else the gradients are divided by.
     pub loss_scale: Option<&'a View>,
     /// The f32 loss: where it is not finite the step is skipped. `None` takes every step.
     pub loss: Option<&'a View>,
@@ -64,26 +64,26 @@ pub struct Buffers<'a> {
 /// The one launch of a step.
 ///
 /// # Panics
-/// If a buffer has no room for `len` elements or for the state, `len` is 0 or no multiple of 4, a buffer is not aligned to 16 bytes, or
-/// there is a shadow in a program whose type is not f16 or bf16.
+/// If a buffer has no room for `len` elements or for the state, `len` is 0 or no multiple of 4, a buffer is not aligned
+/// to 16 bytes, or there is a working copy in a program whose type is not f16 or bf16.
 pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
-    let Buffers { param, grad, velocity, shadow, control, loss_scale, loss, grad_scale, len, decay_end } = *buffers;
+    let Buffers { param, grad, velocity, copy, control, loss_scale, loss, grad_scale, len, decay_end } = *buffers;
     assert!(len > 0 && len.is_multiple_of(PER_THREAD), "sgd: {len} elements, expected a multiple of 4");
     let fits = |view: &View, bytes: usize| view.bytes() >= bytes && view.address().is_multiple_of(16);
     assert!([param, grad, velocity].iter().all(|v| fits(v, len * 4)), "sgd: a buffer of less than {len} elements");
-    assert!(shadow.is_none_or(|v| fits(v, len * 2)), "sgd: a shadow of less than {len} elements");
+    assert!(copy.is_none_or(|v| fits(v, len * 2)), "sgd: a working copy of less than {len} elements");
     assert!(fits(control, 8), "sgd: a control of less than 2 elements");
     assert!(loss_scale.is_none_or(|v| fits(v, 4 * STATE)), "sgd: a loss scale of less than {STATE} numbers");
     assert!(loss.is_none_or(|v| v.bytes() >= 4), "sgd: a loss of less than 4 bytes");
-    assert!(shadow.is_none() || target.dtype.bytes() == 2, "sgd: a shadow in {}", target.dtype);
-    let dtype = if shadow.is_some() { target.dtype } else { DType::F32 };
+    assert!(copy.is_none() || target.dtype.bytes() == 2, "sgd: a working copy in {}", target.dtype);
+    let dtype = if copy.is_some() { target.dtype } else { DType::F32 };
     let kernel = entry(Target { dtype, ..target }, &STEP).unwrap_or_else(|_| unreachable!("f32, f16 or bf16"));
     let spec = sgd.spec();
     let params = SgdStep {
         param: param.address(),
         grad: grad.address(),
         velocity: velocity.address(),
-        shadow: shadow.map_or(0, View::address),
+        copy: copy.map_or(0, View::address),
         control: control.address(),
         loss_scale: loss_scale.map_or(0, View::address),
         loss: loss.map_or(0, View::address),
@@ -99,11 +99,11 @@ pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
     };
     let n = len as u64;
     let read = 12 * n + 8 + 4 * u64::from(loss.is_some());
-    let cost = Cost { flops: 8 * n, bytes_read: read, bytes_written: (8 + 2 * u64::from(shadow.is_some())) * n };
+    let cost = Cost { flops: 8 * n, bytes_read: read, bytes_written: (8 + 2 * u64::from(copy.is_some())) * n };
     let mut views = vec![param.clone(), grad.clone(), velocity.clone(), control.clone()];
-    views.extend([shadow, loss_scale, loss].into_iter().flatten().cloned());
+    views.extend([copy, loss_scale, loss].into_iter().flatten().cloned());
     let blocks = len.div_ceil(PER_THREAD * THREADS as usize);
-    // SAFETY: every buffer holds `len` elements, aligned, the control two, the loss one and the loss scale its state, as
-    // asserted above; the shadow, the loss and the loss scale may be null.
+    // SAFETY: every buffer holds `len` elements, aligned, the control two, the loss one and the loss scale its state,
+    // as asserted above; the working copy, the loss and the loss scale may be null.
     unsafe { Launch::new(kernel, [blocks as u32, 1, 1], &params, cost, views) }
 }

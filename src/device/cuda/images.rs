@@ -22,9 +22,9 @@ pub(super) enum Code {
     Ptx,
 }
 
-/// The generation whose kernels a GPU runs, and as what: the newest of machine code, else of PTX; `None` where no target
-/// fits. Machine code runs on its own major version from its minor version on, `sm_NNa` on NN alone, PTX on everything
-/// from its version on.
+/// The generation whose kernels a GPU runs, and as what: the newest of machine code, else of PTX; `None` where no
+/// target fits. Machine code runs on its own major version from its minor version on, `sm_NNa` on NN alone, PTX on
+/// everything from its version on.
 pub(super) fn arch_of((major, minor): (i32, i32), targets: &[&str]) -> Option<(Arch, Code)> {
     let capability = major * 10 + minor;
     let fit = |target: &&str| -> Option<(Arch, Code)> {

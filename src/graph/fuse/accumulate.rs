@@ -4,8 +4,8 @@
 //! b = f(..)  c = a + b   ->  a += f(..), a for c
 //! ```
 //!
-//! Legal if f can add to its output and runs after a is stored, if b has no other reader, and if nobody reads a from f on.
-//! A sum behind a gate needs an f behind the same gate.
+//! Legal if f can add to its output and runs after a is stored, if b has no other reader, and if nobody reads a from f
+//! on. A sum behind a gate needs an f behind the same gate.
 //!
 //! Saves writing and reading b and c: 4 elements for each of a, minus the one that f now reads.
 //!

@@ -10,10 +10,10 @@
 //! After `accumulate`: what adds to a gradient must be known. The details:
 //!
 //! A part of `y = concat(.., x, ..)` may lie in y's memory, at its own channels, from its first write on: its producer
-//! then writes with y's pixel stride, and the concatenation has nothing left to do for it. So may a part of the backward
-//! pass, `.., dx, .. = split(dy)`: what later ops add to dx, they add to dy's memory. Wholes that are themselves parts
-//! resolve to one root, so a dense block is one buffer, and its gradient another, into which every layer adds the
-//! gradient of the channels that it read.
+//! then writes with y's pixel stride, and the concatenation has nothing left to do for it. So may a part of the
+//! backward pass, `.., dx, .. = split(dy)`: what later ops add to dx, they add to dy's memory. Wholes that are
+//! themselves parts resolve to one root, so a dense block is one buffer, and its gradient another, into which every
+//! layer adds the gradient of the channels that it read.
 //!
 //! When that is safe, op by op in the order in which they run:
 //!
@@ -134,7 +134,9 @@ impl<'g> Placer<'g> {
         let (p, w) = (&self.touches[part.index()], &self.touches[whole.index()]);
         let quiet = match pass {
             concat::Pass::Fwd => w.writes == [i] && p.writes.iter().all(|&at| at < i),
-            concat::Pass::Bwd => w.writes.iter().all(|&at| at < i) && w.last_read == Some(i) && p.writes[0] == i,
+            concat::Pass::Bwd => {
+                w.writes.iter().all(|&at| at < i) && w.last_read == Some(i) && p.writes.first() == Some(&i)
+            }
         };
         let owned = self.graph.values[whole.index()].origin == Origin::Node;
         self.parent[part.index()].is_none() && owned && !p.dense && quiet
@@ -244,7 +246,7 @@ mod tests {
             let (whole, _) = sides(op, node);
             assert!(in_place(&mut graph.clone()).iter().flatten().any(|view| view.root == whole), "{name}");
             let mut writer = graph.nodes.iter().find(|n| n.outputs == [whole]).unwrap().clone();
-            writer.inputs.clear();
+            writer.inputs.fill(x);
             graph.nodes.push(writer);
             assert!(in_place(&mut graph).iter().flatten().all(|view| view.root != whole), "{name}");
         }

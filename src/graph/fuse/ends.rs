@@ -4,15 +4,15 @@
 //! z, signs = sum(a, b; relu)  y, moments = conv(z, w)   ->  y, moments, z, signs = conv(a + b, w)
 //! ```
 //!
-//! Legal for a convolution whose tiles load each element of z once ([`can_load_sum`](conv2d::Conv2d::can_load_sum)) and that
-//! reads nothing else that is computed, so that it can run where the sum did.
+//! Legal for a convolution whose tiles load each element of z once ([`can_load_sum`](conv2d::Conv2d::can_load_sum)) and
+//! that reads nothing else that is computed, so that it can run where the sum did.
 //!
-//! Saves reading z: N H W C elements. After `norms`, which leaves block ends with signs, and after `joint` and `recompute`,
-//! which look at plain loads.
+//! Saves reading z: N H W C elements. After `norms`, which leaves block ends with signs, and after `joint` and
+//! `recompute`, which look at plain loads.
 //!
-//! The end of a block reads two tensors and stores one, which the next block's first convolution reads again. Where that
-//! convolution loads each element once, it takes the two in place of the one, and stores what the rest of the block and
-//! the backward pass read of it.
+//! The end of a block reads two tensors and stores one, which the next block's first convolution reads again. Where
+//! that convolution loads each element once, it takes the two in place of the one, and stores what the rest of the
+//! block and the backward pass read of it.
 
 use super::index::{Index, Reader};
 use super::Fused;

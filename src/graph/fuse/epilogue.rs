@@ -7,11 +7,12 @@
 //! ```
 //!
 //! Legal if the value in between has a single reader and is no output, and if the residual is stored before the
-//! convolution runs. A batch norm of running statistics is folded to scale and shift once, after the weights are loaded.
+//! convolution runs. A batch norm of running statistics is folded to scale and shift once, after the weights are
+//! loaded.
 //!
 //! Saves, for each op that moves, writing its result and reading its input: 2 N P Q K elements.
 //!
-//! A transform is *pending* on a stored value until all are known; then it is settled in the epilogue.
+//! A transform is *pending* on a stored value until all are known; then it goes into the epilogue.
 
 use std::collections::HashMap;
 
@@ -33,7 +34,7 @@ pub(super) fn absorb(graph: Graph) -> Fused {
             _ => {}
         }
     }
-    fuser.settle();
+    fuser.apply_pending();
     fuser.finish()
 }
 
@@ -135,8 +136,8 @@ impl Fuser {
         }
     }
 
-    /// A sum whose later operand is a convolution's output: the other becomes its residual. The end of a block at inference
-    /// is a sum only once its share is folded.
+    /// A sum whose later operand is a convolution's output: the other becomes its residual. The end of a block at
+    /// inference is a sum only once its share is folded.
     fn defer_sum(&mut self, i: usize) {
         let Op::Sum(sum) = &self.graph.nodes[i].op else { return };
         let sum::Fwd { a, b, gate: None, y, .. } = self.graph.nodes[i].bind(sum.form) else { return };
@@ -156,8 +157,8 @@ impl Fuser {
         self.defer(i, y.value, stored, Pending { residual: Some(residual), ..pending });
     }
 
-    /// Folds the share of `branch` in the sum of node `i` into the batch norm that the branch ends in, if that is folded
-    /// itself.
+    /// Folds the share of `branch` in the sum of node `i` into the batch norm that the branch ends in, if that is
+    /// folded itself.
     fn fold_share(&mut self, i: usize, branch: ValueId, share: f64) -> bool {
         let pending = self.stored.get(&branch).and_then(|stored| self.pending.get(stored)).map(|&(_, p)| p);
         // A ReLU commutes with the share, which is not negative.
@@ -227,7 +228,7 @@ impl Fuser {
     }
 
     /// Moves every pending transform into the epilogue of the convolution that stores the value.
-    fn settle(&mut self) {
+    fn apply_pending(&mut self) {
         for (stored, (value, pending)) in std::mem::take(&mut self.pending) {
             let node = &mut self.graph.nodes[self.producer[&stored]];
             let Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(form) }) = node.op else {

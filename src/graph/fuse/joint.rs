@@ -6,9 +6,9 @@
 //!
 //! Legal if they stand next to each other, load the same dy in the same way, and dw is not part of that.
 //!
-//! Saves up to one reading of dy and of what corrects it, as far as the second-level cache holds them: not counted, since
-//! bytes are counted once a launch only. After `norms`, and for convolutions next to batch norms only: the plain passes
-//! have faster kernels of their own.
+//! Saves up to one reading of dy and of what corrects it, as far as the second-level cache holds them: not counted,
+//! since bytes are counted once a launch only. After `norms`, and for convolutions next to batch norms only: the plain
+//! passes have faster kernels of their own.
 
 use crate::graph::{Graph, Node};
 use crate::ops::conv2d::{self, Bwd, Pass};

@@ -1,8 +1,8 @@
 //! Fusion: rewrites of a graph that save passes over memory.
 //!
-//! Each rewrite is a file that opens with what it makes of what, why that is legal, what it saves, and what must have run
-//! before it. Every rewrite keeps the numbers, except that intermediate results that are no longer stored are not rounded
-//! to the storage type. [`fuse`] has the list.
+//! Each rewrite is a file that opens with what it makes of what, why that is legal, what it saves, and what must have
+//! run before it. Every rewrite keeps the numbers, except that intermediate results that are no longer stored are not
+//! rounded to the storage type. [`fuse`] has the list.
 
 mod accumulate;
 mod concat;
@@ -63,8 +63,8 @@ pub(super) enum Runner {
 /// 7. `joint` joins the two backward passes that `norms` has left next to each other with the same loads.
 /// 8. `recompute` repeats the forward passes that `norms` has made.
 /// 9. `prologue` handles the batch norms of inference that `epilogue` could not place.
-/// 10. `ends` takes block ends with pending operands and signs, as `norms` leaves them, and the convolutions that nobody
-///     else has changed since.
+/// 10. `ends` takes block ends with pending operands and signs, as `norms` leaves them, and the convolutions that
+///     nobody else has changed since.
 pub(super) fn fuse(graph: &Graph, runner: Runner) -> Fused {
     let mut graph = graph.clone();
     transition::pool_first(&mut graph);

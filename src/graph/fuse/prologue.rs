@@ -6,7 +6,8 @@
 //!
 //! Legal if every reader of z is a convolution or a pooling that reads it as its x, and z is no output.
 //!
-//! Saves writing and reading z: 2 N H W C elements. After `epilogue`, which places those behind a convolution at no cost.
+//! Saves writing and reading z: 2 N H W C elements. After `epilogue`, which places those behind a convolution at no
+//! cost.
 
 use super::index::{Index, Reader};
 use super::Fused;

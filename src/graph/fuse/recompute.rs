@@ -7,8 +7,8 @@
 //! Saves keeping y between the passes, and costs its forward pass once more. After `norms`: it copies the loads. On
 //! request only ([`Graph::recompute`](crate::graph::Graph::recompute)).
 //!
-//! A bottleneck here is a 1x1 convolution whose batch norm was taken to pieces. Its input is there anyway. The second run
-//! is the same launches, so that it leaves the same bits; its moments go nowhere, and no running statistic moves.
+//! A bottleneck here is a 1x1 convolution whose batch norm was taken to pieces. Its input is there anyway. The second
+//! run is the same launches, so that it leaves the same bits; its moments go nowhere, and no running statistic moves.
 
 use std::collections::HashSet;
 

@@ -4,8 +4,8 @@
 //! x[N,H,W,3]   ->  x is the first three channels of an x'[N,H,W,4]
 //! ```
 //!
-//! Legal for an input that convolutions alone read. Costs a fourth channel, a third more bytes of x, and saves nothing but
-//! time: loads of 8 or 16 bytes in place of single elements. Before `norms`, which may add readers.
+//! Legal for an input that convolutions alone read. Costs a fourth channel, a third more bytes of x, and saves nothing
+//! but time: loads of 8 or 16 bytes in place of single elements. Before `norms`, which may add readers.
 
 use super::index::{Index, Reader};
 use super::{Fused, View};

@@ -9,8 +9,8 @@
 //! The pooling's weights sum to 1 where padded pixels do not count, and a 1x1 convolution without padding acts on each
 //! pixel alone. Both are linear, so the results differ by rounding only.
 //!
-//! Saves three quarters of the convolution's work and of the bytes of its result, for a pooling of 2x2. Before all others,
-//! which change the ops that it looks for.
+//! Saves three quarters of the convolution's work and of the bytes of its result, for a pooling of 2x2. Before all
+//! others, which change the ops that it looks for.
 
 use super::count_uses;
 use crate::graph::{Graph, Node, Origin, Stored, ValueId};

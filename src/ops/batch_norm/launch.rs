@@ -173,15 +173,15 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     }
 }
 
-/// The bands of the reductions over the rows of a batch norm's `tensors`; their number depends on the shape and the type
-/// only.
+/// The bands of the reductions over the rows of a batch norm's `tensors`; their number depends on the shape and the
+/// type only.
 pub(in crate::ops) fn band_strips(bn: &BatchNorm, dtype: DType, tensors: &[&Arg]) -> Result<Strips> {
     let rows = Rows::pixels(bn.count(), bn.spec.x[3]);
     Strips::bands(rows, dtype, rows.wide(dtype, tensors, &[]))
 }
 
-/// The launch that leaves the mean and the sum of squares about it of every band of `strips`, `[bands][channels]` each in
-/// `to`, for x bound as `bn` describes it (`Io::check`).
+/// The launch that leaves the mean and the sum of squares about it of every band of `strips`, `[bands][channels]` each
+/// in `to`, for x bound as `bn` describes it (`Io::check`).
 pub(in crate::ops) fn band_moments(
     bn: &BatchNorm,
     target: Target,

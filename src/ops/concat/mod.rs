@@ -1,4 +1,5 @@
-//! Concatenation along the channels: `y[n,h,w,o_i + c] = x_i[n,h,w,c]`, o_i being the channels of the tensors before x_i.
+//! Concatenation along the channels: `y[n,h,w,o_i + c] = x_i[n,h,w,c]`, o_i being the channels of the tensors before
+//! x_i.
 //!
 //! Where memory is planned for kernels, the parts are slices of the whole from the start and nothing is copied: see
 //! `graph/fuse/concat.rs`. What is copied is a part that lies elsewhere.

@@ -9,9 +9,9 @@
 //! ```
 //!
 //! The forward pass first turns the weights so that output channels are innermost: packing them for each product would
-//! cost more. A 1x1 convolution of stride 1 without padding reads x and writes dx in place of rows. The work is cut into lanes,
-//! which run in parallel, and each lane's into chunks whose rows stay in the second-level cache. Both depend on the
-//! shapes only, so the bits do not depend on the number of threads.
+//! cost more. A 1x1 convolution of stride 1 without padding reads x and writes dx in place of rows. The work is cut
+//! into lanes, which run in parallel, and each lane's into chunks whose rows stay in the second-level cache. Both
+//! depend on the shapes only, so the bits do not depend on the number of threads.
 
 use std::ops::Range;
 

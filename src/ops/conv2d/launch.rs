@@ -1,9 +1,9 @@
 //! Which kernels, on what grid.
 //!
-//! A pass is one launch of a tiled matrix product. Where its reduction is split a second one adds the splits. A plain pass
-//! has kernels of its own; the others load and store with more operands, and what their tiles leave of their columns is
-//! merged after them. Where the reduction is split no tile has whole sums: then moments are taken from y afterwards, and
-//! a masked gradient is not split.
+//! A pass is one launch of a tiled matrix product. Where its reduction is split a second one adds the splits. A plain
+//! pass has kernels of its own; the others load and store with more operands, and what their tiles leave of their
+//! columns is merged after them. Where the reduction is split no tile has whole sums: then moments are taken from y
+//! afterwards, and a masked gradient is not split.
 
 mod bind;
 mod both;

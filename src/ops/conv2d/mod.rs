@@ -9,8 +9,8 @@
 //! ```
 //!
 //! An operand may be transformed while it is [loaded](super::load), and what is done to a result before it is
-//! [stored](super::store) comes from the ops behind it: batch norms and ReLUs next to a convolution cost no pass over memory
-//! of their own.
+//! [stored](super::store) comes from the ops behind it: batch norms and ReLUs next to a convolution cost no pass over
+//! memory of their own.
 //!
 //! A NaN or an infinity reaches the sums that have it as a factor, and no others: also where kernels compute several
 //! narrow groups as one. But for the zeros beside an image: as in torch it depends on the way whether they are
@@ -155,9 +155,9 @@ impl Conv2d {
         Self { spec, ..*self }
     }
 
-    /// Whether a forward pass can load the end of a residual block ([`Load::Sum`](super::load::Load)): each element of x is
-    /// loaded by the tiles of one row, in pieces of 8 channels. That is so for 1x1 kernels with stride 1, no padding, one
-    /// group and a multiple of 8 channels.
+    /// Whether a forward pass can load the end of a residual block ([`Load::Sum`](super::load::Load)): each element of
+    /// x is loaded by the tiles of one row, in pieces of 8 channels. That is so for 1x1 kernels with stride 1, no
+    /// padding, one group and a multiple of 8 channels.
     pub fn can_load_sum(&self) -> bool {
         let s = self.spec;
         s.kernel == [1, 1] && s.stride == [1, 1] && s.padding == [0, 0] && s.groups == 1 && s.c.is_multiple_of(8)

@@ -6,9 +6,9 @@
 //! dlogits     = grad_scale / N * (softmax(logits) - target)          times the loss scale, where there is one
 //! ```
 //!
-//! `correct` counts the images whose largest logit (the first of equal ones) is the label. An image with a NaN among its
-//! logits is never counted: torch's `argmax` would take the NaN for the largest, and a network that gives nothing but
-//! NaN would be right on every image of its first class.
+//! `correct` counts the images whose largest logit (the first of equal ones) is the label. An image with a NaN among
+//! its logits is never counted: torch's `argmax` would take the NaN for the largest, and a network that gives nothing
+//! but NaN would be right on every image of its first class.
 //!
 //! What is not finite is treated as torch does. A logit of minus infinity is a class of probability 0: its gradient is
 //! that of the target alone, and it adds nothing to the loss where its target is 0 (0 times infinity is 0 here); where

@@ -135,8 +135,8 @@ fn launch_gradient(node: &Node, form: Gradient, target: Target, io: &Io<'_>) -> 
     };
     let cost = bound.cost(target.dtype, &node.inputs(), node.flops(), &sums);
     let kernel = entry(target, GRADIENT[bound.form()])?;
-    // SAFETY: `strips` covers dz, g, y and the bits, which with the channels' numbers are as large as the descriptor says
-    // (`Io::check`), and every band has a place for its sums; what the form does not read is null.
+    // SAFETY: `strips` covers dz, g, y and the bits, which with the channels' numbers are as large as the descriptor
+    // says (`Io::check`), and every band has a place for its sums; what the form does not read is null.
     let first = unsafe { Launch::new(kernel, sums.strips.grid()?, &params, cost, bound.views(io.inputs, &sums)) };
     let mut launches = vec![first];
     launches.extend(bound.merge(&sums)?);

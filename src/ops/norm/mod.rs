@@ -119,8 +119,8 @@ call! {
             b: O [one],
             /// Of the correction.
             c: O [one],
-            /// The gradient of a bias that was added to what became y: the sum of dy, `a dy_sum + m (b mean + c)`, which is 0
-            /// but for rounding.
+            /// The gradient of a bias that was added to what became y: the sum of dy, `a dy_sum + m (b mean + c)`,
+            /// which is 0 but for rounding.
             dbias: Option<O> [maybe],
         }
     }

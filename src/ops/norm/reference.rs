@@ -85,8 +85,8 @@ impl Node {
     }
 }
 
-/// What a [`Mask`] does to dz, which has `c` channels. Unlike other references it adds to what is there, where g's write
-/// says so: that is part of what it computes.
+/// What a [`Mask`] does to dz, which has `c` channels. Unlike other references it adds to what is there, where g's
+/// write says so: that is part of what it computes.
 pub(in crate::ops) fn gradient<T: Real>(
     mask: Mask<HostRef<'_, T>>,
     c: usize,

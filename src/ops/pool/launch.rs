@@ -195,7 +195,8 @@ fn masked(
         Some(index) => {
             let params = OfMax { from: MaxGradient::new(&node.pool, dy, index)?, epilogue, strips };
             // SAFETY: `strips` covers dx, y and the bits, only windows of dy and index are read, all, the channels'
-            // numbers too, are as large as that (`Io::check`), and every band has a place for its sums; the rest is null.
+            // numbers too, are as large as that (`Io::check`), and every band has a place for its sums; the rest is
+            // null.
             unsafe { Launch::new(entry(target, NORM_MAX_BWD[form])?, grid, &params, cost, views) }
         }
         None => {

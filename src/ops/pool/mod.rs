@@ -11,8 +11,8 @@
 //! Caffe, and one window may be larger than the padded image, as in torch: it has the pixels that there are. Adaptive
 //! windows run from `floor(i H / P)` to `ceil((i + 1) H / P)`.
 //!
-//! The batch norm and the ReLU in front of a pooling are done on the way, as [`norm`](super::norm) defines them: while x
-//! is loaded, and before dx is stored.
+//! The batch norm and the ReLU in front of a pooling are done on the way, as [`norm`](super::norm) defines them: while
+//! x is loaded, and before dx is stored.
 
 mod host;
 mod launch;

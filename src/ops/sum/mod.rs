@@ -6,8 +6,9 @@
 //! ```
 //!
 //! In a block `a` is the shortcut and `b` the branch, which stochastic depth may drop (Huang et al. 2016,
-//! arXiv:1603.09382): by the gate in training, and at inference `share` is its chance to survive. An operand is loaded as
-//! it is or through a batch norm; the terms are added in f32, and only the sum is rounded to the storage type.
+//! arXiv:1603.09382): by the gate in training, and at inference `share` is its survival probability. An operand is
+//! loaded as it is or through a batch norm; the terms are added in f32, and only the sum is rounded to the storage
+//! type.
 //!
 //! With `signs` it also leaves one bit an element, 0 where y as stored is 0 or less (a NaN has 1): all that the
 //! backward pass needs of y. Bit `c % 8` of byte `c / 8` of a pixel is channel c; the bits beyond the last channel are

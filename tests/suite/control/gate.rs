@@ -1,5 +1,5 @@
-//! The draw of the gates, bit for bit as on the host, the clearing of what closed ones leave out, and what tells a graph's
-//! conditional nodes.
+//! The draw of the gates, bit for bit as on the host, the clearing of what closed ones leave out, and what tells a
+//! graph's conditional nodes.
 
 use residuum::control::gate::{draw, launches, thresholds, Buffers, UNIT};
 use residuum::device::{conditions, View};

@@ -130,21 +130,21 @@ fn impossible_scales_are_refused() {
     }
 }
 
-/// Parameters, velocities and shadow after an optimizer's step from the state `scale`.
+/// Parameters, velocities and working copy after an optimizer's step from the state `scale`.
 fn step(machine: &Machine, scale: State, lr_and_first: [f64; 2]) -> residuum::Result<[Vec<f64>; 3]> {
     const LEN: usize = 1028;
     let whole = |f: &dyn Fn(usize) -> f64| view(machine, &(0..LEN).map(f).collect::<Vec<_>>());
     let (param, grad) = (whole(&|i| i as f64 % 61.0)?, whole(&|i| 4.0 * (i as f64 % 7.0))?);
     let velocity = whole(&|i| i as f64 % 5.0)?;
-    let shadow = View::whole(machine.backend.allocate(2 * LEN)?);
-    shadow.write(&vec![0; 2 * LEN])?;
+    let copy = View::whole(machine.backend.allocate(2 * LEN)?);
+    copy.write(&vec![0; 2 * LEN])?;
     let (control, state) = (view(machine, &lr_and_first)?, view(machine, &scale.to_memory())?);
     let spec = sgd::Spec { momentum: 0.5, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
     let buffers = sgd::Buffers {
         param: &param,
         grad: &grad,
         velocity: &velocity,
-        shadow: Some(&shadow),
+        copy: Some(&copy),
         control: &control,
         loss_scale: Some(&state),
         loss: None,
@@ -154,8 +154,8 @@ fn step(machine: &Machine, scale: State, lr_and_first: [f64; 2]) -> residuum::Re
     };
     let target = Target { arch: machine.backend.arch(), dtype: DType::F16 };
     machine.backend.launch(&sgd::launch(&sgd::Sgd::new(spec)?, target, &buffers))?;
-    let shadow = decode(&shadow.read()?, Elem::Real, DType::F16).real().to_vec();
-    Ok([values(&param)?, values(&velocity)?, shadow])
+    let copy = decode(&copy.read()?, Elem::Real, DType::F16).real().to_vec();
+    Ok([values(&param)?, values(&velocity)?, copy])
 }
 
 #[test]
@@ -163,17 +163,17 @@ fn the_optimizer_obeys() {
     let scale = |used, skip, first| State { used, skip, first, ..with(1024.0, 3) };
     for machine in machines(Sweep::Schedules).filter(|m| !m.label.contains("replayed")) {
         let run = |state| step(machine, state, [0.5, 0.0]).unwrap_or_else(|e| panic!("{}: {e}", machine.label));
-        let [param, velocity, shadow] = run(scale(2.0, true, false));
+        let [param, velocity, copy] = run(scale(2.0, true, false));
         for i in 0..param.len() {
             let before = [i as f64 % 61.0, i as f64 % 5.0, 0.0];
-            assert_eq!([param[i], velocity[i], shadow[i]], before, "{}: {i} is skipped", machine.label);
+            assert_eq!([param[i], velocity[i], copy[i]], before, "{}: {i} is skipped", machine.label);
         }
         for first in [false, true] {
-            let [param, velocity, shadow] = run(scale(2.0, false, first));
+            let [param, velocity, copy] = run(scale(2.0, false, first));
             for i in 0..param.len() {
                 let v = i as f64 % 7.0 + if first { 0.0 } else { 0.5 * (i as f64 % 5.0) };
                 let p = i as f64 % 61.0 - 0.5 * v;
-                assert_eq!([param[i], velocity[i], shadow[i]], [p, v, p], "{}: {i}, first {first}", machine.label);
+                assert_eq!([param[i], velocity[i], copy[i]], [p, v, p], "{}: {i}, first {first}", machine.label);
             }
         }
     }

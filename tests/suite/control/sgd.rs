@@ -23,7 +23,7 @@ struct Start {
 struct End {
     param: Vec<f64>,
     velocity: Vec<f64>,
-    shadow: Option<Vec<f64>>,
+    copy: Option<Vec<f64>>,
 }
 
 fn run(start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> {
@@ -48,7 +48,7 @@ fn run_after(loss: Option<f64>, start: &Start, dtype: DType, machine: &Machine) 
     let velocity = if start.state.first { upload(&vec![f64::NAN; len])? } else { upload(&start.velocity)? };
     let control = upload(&[start.state.lr, f64::from(u8::from(start.state.first))])?;
     let loss = loss.map(|loss| upload(&[loss])).transpose()?;
-    let shadow = match dtype {
+    let copy = match dtype {
         DType::F32 => None,
         _ => Some(View::whole(backend.allocate(len * dtype.bytes())?)),
     };
@@ -56,7 +56,7 @@ fn run_after(loss: Option<f64>, start: &Start, dtype: DType, machine: &Machine) 
         param: &param,
         grad: &grad,
         velocity: &velocity,
-        shadow: shadow.as_ref(),
+        copy: copy.as_ref(),
         control: &control,
         loss_scale: None,
         loss: loss.as_ref(),
@@ -71,7 +71,7 @@ fn run_after(loss: Option<f64>, start: &Start, dtype: DType, machine: &Machine) 
     Ok(End {
         param: download(&param, Elem::Stat)?,
         velocity: download(&velocity, Elem::Stat)?,
-        shadow: shadow.map(|s| download(&s, Elem::Real)).transpose()?,
+        copy: copy.map(|s| download(&s, Elem::Real)).transpose()?,
     })
 }
 
@@ -99,9 +99,9 @@ fn check(name: &str, start: &Start, bound: impl Fn(f64) -> f64) {
                     assert!(off <= bound(magnitude), "{label}: {what} {i} is {:e}, expected {:e}", found[i], want[i]);
                 }
             }
-            if let Some(shadow) = &end.shadow {
+            if let Some(copy) = &end.copy {
                 let rounded: Vec<f64> = end.param.iter().map(|&p| dtype.round(p)).collect();
-                assert!(*shadow == rounded, "{label}: the shadow is not the rounded parameter");
+                assert!(*copy == rounded, "{label}: the working copy is not the rounded parameter");
             }
             match seen.iter().find(|(group, _)| *group == machine.group) {
                 Some((_, other)) => assert!(end == *other, "{label}: other bits than under another schedule"),
@@ -255,7 +255,7 @@ fn what_is_not_finite_stays_in_its_element() {
                 }
                 let after = run(&start, DType::BF16, machine).unwrap();
                 let kept = |a: &[f64], b: &[f64]| (0..12).all(|i| i == AT || a[i] == b[i]);
-                let [old, new] = [&before, &after].map(|e| e.shadow.clone().unwrap());
+                let [old, new] = [&before, &after].map(|e| e.copy.clone().unwrap());
                 assert!(kept(&after.param, &before.param) && kept(&after.velocity, &before.velocity), "{spec:?}");
                 assert!(kept(&new, &old), "{spec:?}");
                 let counts = tensor < 2 || (!first && spec.momentum != 0.0);

@@ -7,10 +7,10 @@ use residuum::tensor::DType;
 use residuum::train::Settings;
 
 /// A block is one run of launches forward and one backward; what stands in for the latter where the block is dropped,
-/// behind the opposite gate, is a third.
+/// behind the inverse gate, is a third.
 #[test]
-fn a_block_is_two_runs_of_launches_and_its_opposite_one() {
-    for (name, opposites) in
+fn a_block_is_two_runs_of_launches_and_its_inverse_one() {
+    for (name, inverses) in
         [("resnet20_cifar_survival05", 9), ("preact_resnet110_cifar_survival05", 1), ("resnet50_survival05", 15)]
     {
         let model = models::find(name).unwrap();
@@ -28,7 +28,7 @@ fn a_block_is_two_runs_of_launches_and_its_opposite_one() {
             assert!(of(Runs::Without(block)) <= 1, "{name}, block {block}");
         }
         let without = runs.iter().filter(|run| matches!(run[0], Runs::Without(_))).count();
-        assert_eq!(without, opposites, "{name}");
+        assert_eq!(without, inverses, "{name}");
         // The gates are drawn before the first launch that is behind one.
         assert_eq!(launches[0], Runs::Always, "{name}");
         assert!(runs.iter().map(|run| run.len()).sum::<usize>() > 8 * graph.survival().len(), "{name}");

@@ -68,8 +68,8 @@ fn terms(node: &Node) -> usize {
     }
 }
 
-/// Whole numbers of which sums, statistics and stored results are exact, whatever the order. An operand is at most 4 and
-/// dense, since what is added reaches every element; so the weights are sparse.
+/// Whole numbers of which sums, statistics and stored results are exact, whatever the order. An operand is at most 4
+/// and dense, since what is added reaches every element; so the weights are sparse.
 fn integers(name: &str, node: &Node, dtype: DType) -> Vec<Data> {
     let mut random = Random::new(name);
     let stored_in_f32 = matches!(node.pass, Pass::BwdW(_));
@@ -414,8 +414,8 @@ fn a_wrong_operand_is_refused() {
         let inputs = reals(&row.name, &node);
         for i in 0..inputs.len() {
             let mut wrong = inputs.clone();
-            // A channel has one or two of the changed pixels, of which the signs close half: in bf16 the bound of its sum
-            // hides a change by 8 of the epilogue's y.
+            // A channel has one or two of the changed pixels, of which the signs close half: in bf16 the bound of its
+            // sum hides a change by 8 of the epilogue's y.
             let both = matches!(pass, Pass::Bwd(_));
             let by = if both && roles(&node)[i] == Role::Pixels { 32.0 } else { 8.0 };
             match &mut wrong[i] {

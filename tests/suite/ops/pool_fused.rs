@@ -85,8 +85,8 @@ fn backward(row: &Row, kind: Kind, mask: Mask) -> Case {
     if (0..p).all(|i| (0..q).all(|j| kind == Kind::Max || pool.divisor(i, j).is_power_of_two())) {
         return Case::exact(name, op, inputs).sliced().taking_in();
     }
-    // The gradients of the pixels are sums of quotients; what was there before is at most 4, y - mean at most 3, a scale
-    // at most 2.
+    // The gradients of the pixels are sums of quotients; what was there before is at most 4, y - mean at most 3, a
+    // scale at most 2.
     let magnitudes = Data::Real(dy.real().iter().map(|v| v.abs()).collect());
     let magnitudes = reference(&Op::Pool(pool.bwd()), &[magnitudes], &[]).remove(0);
     let c = row.x[3];

@@ -167,10 +167,10 @@ fn an_optimizer_step_costs_what_it_touches() {
     let sgd = sgd::Sgd::new(spec).unwrap();
     let len = 5000;
     let flat = |elem| bind(&*backend, &TensorType { shape: [len].into(), elem }, DType::BF16, Write::Overwrite).view;
-    let [param, grad, velocity, shadow, control, loss] =
+    let [param, grad, velocity, copy, control, loss] =
         [Elem::Stat, Elem::Stat, Elem::Stat, Elem::Real, Elem::Stat, Elem::Stat].map(flat);
     let mut wrong = Vec::new();
-    for (shadow, loss) in [(None, None), (Some(&shadow), None), (None, Some(&loss))] {
+    for (copy, loss) in [(None, None), (Some(&copy), None), (None, Some(&loss))] {
         let buffers = sgd::Buffers {
             loss_scale: None,
             loss,
@@ -178,7 +178,7 @@ fn an_optimizer_step_costs_what_it_touches() {
             param: &param,
             grad: &grad,
             velocity: &velocity,
-            shadow,
+            copy,
             control: &control,
             len,
             decay_end: len,

@@ -1,5 +1,5 @@
-//! Random residual networks: blocks with their layers in any order, some of which may be dropped, and additions of whatever
-//! is there.
+//! Random residual networks: blocks with their layers in any order, some of which may be dropped, and additions of
+//! whatever is there.
 
 use residuum::graph::{Builder, ConvOptions, Mode, ValueId};
 use residuum::ops::pool::{Kind, Window};

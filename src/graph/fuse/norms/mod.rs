@@ -6,20 +6,20 @@
 //!      dx = conv'(dy)                                    dx = conv'(a dz + b y + c)
 //! ```
 //!
-//! Legal if every reader of z and of dy can load it so, and nothing changes y or dz before their last reader. Saves writing
-//! and reading z, and dz's and dy's passes: 8 elements for each of y. After `concat`, whose slices share statistics
-//! (`shared`).
+//! Legal if every reader of z and of dy can load it so, and nothing changes y or dz before their last reader. Saves
+//! writing and reading z, and dz's and dy's passes: 8 elements for each of y. After `concat`, whose slices share
+//! statistics (`shared`).
 //!
 //! A batch norm is taken to [pieces](crate::ops::norm). Whoever stores its input leaves the moments; the activation is
 //! never stored, it is *pending*: whoever reads it (a convolution, a pooling, the end of a block) applies scale, shift
-//! and ReLU while it loads. Backward, the op that stores the gradient of the activation masks it and leaves the two sums,
-//! and the gradient of the input is pending: a convolution's backward passes apply the correction while they load.
-//! Where the op that stores a gradient cannot do its part, a [`norm::Gradient`](crate::ops::norm::Gradient) does; where a reader cannot load
-//! what is pending, the batch norm stays whole.
+//! and ReLU while it loads. Backward, the op that stores the gradient of the activation masks it and leaves the two
+//! sums, and the gradient of the input is pending: a convolution's backward passes apply the correction while they
+//! load. Where the op that stores a gradient cannot do its part, a [`norm::Gradient`](crate::ops::norm::Gradient) does;
+//! where a reader cannot load what is pending, the batch norm stays whole.
 //!
-//! The input is a convolution's output of its own, or a sum that others read too: then the gradient is corrected in place,
-//! once it has been added to what others contribute. Or it is a slice of a concatenation (`shared`), of which all batch
-//! norms share the moments and add up their gradients.
+//! The input is a convolution's output of its own, or a sum that others read too: then the gradient is corrected in
+//! place, once it has been added to what others contribute. Or it is a slice of a concatenation (`shared`), of which
+//! all batch norms share the moments and add up their gradients.
 
 mod place;
 mod rewrite;
@@ -56,8 +56,8 @@ struct Norm {
     a: Option<ValueId>,
     b: ValueId,
     c: ValueId,
-    /// Whether a pass corrects that sum as soon as b and c are known.
-    settles: bool,
+    /// Whether a pass corrects that sum in place, as soon as b and c are known.
+    in_place: bool,
     /// Where y has a bias, the node that computes its gradient, and that: it follows from the sums.
     bias: Option<(usize, ValueId)>,
 }
@@ -91,7 +91,7 @@ struct Masked {
 
 /// What the op that stores a gradient does to it on top.
 #[derive(Clone, Copy)]
-struct Tail {
+struct GradientEpilogue {
     mask: Mask<ValueId>,
     sums: Sums<ValueId>,
     /// Where it is stored, and how, if not as before.
@@ -171,8 +171,8 @@ struct Plan {
     index: Index,
     norms: Norms,
     ends: Ends,
-    /// The nodes whose first output's moments are wanted.
-    moments: BTreeMap<usize, Moments<ValueId>>,
+    /// Of a node the output whose moments are wanted, and those.
+    moments: BTreeMap<usize, (ValueId, Moments<ValueId>)>,
     /// The pending gradients by the values that they replace.
     pending: BTreeMap<ValueId, Pending>,
 }
@@ -186,7 +186,7 @@ pub(super) fn split(fused: &mut Fused) {
     for i in 0..fused.graph.nodes.len() {
         let found = plan.find_own(&mut fused.graph, i).or_else(|| plan.find_sum(&mut fused.graph, i));
         if let Some((writer, norm)) = found {
-            plan.moments.insert(writer, norm.moments);
+            plan.moments.insert(writer, (norm.y, norm.moments));
             plan.norms.insert(i, norm);
         }
     }
@@ -254,7 +254,7 @@ impl Plan {
         let moments = Moments { mean: number(), var: number() };
         let affine = Affine { scale: number(), shift: number() };
         let (a, b, c) = (Some(number()), number(), number());
-        Some((conv, Norm { bn, relu, bwd, y, dy, write, z, dz, moments, affine, a, b, c, settles: false, bias }))
+        Some((conv, Norm { bn, relu, bwd, y, dy, write, z, dz, moments, affine, a, b, c, in_place: false, bias }))
     }
 
     /// The batch norm of node `i` whose input others may read too, and the node that stores that.
@@ -262,7 +262,7 @@ impl Plan {
         let Pair { bn, relu, bwd, y, dy, write, z, dz } = self.find_pair(graph, i)?;
         let index = &self.index;
         let &[writer] = index.writers(y) else { return None };
-        let alone = index.is_alone(y) && index.is_alone(dy) && graph.nodes[writer].outputs[0] == y;
+        let alone = index.is_alone(y) && index.is_alone(dy);
         // One batch norm's moments are enough.
         let first = self.norms.get(i).is_none() && !self.moments.contains_key(&writer);
         if !alone || !first || graph.ty(y).shape.dims().len() != 4 {
@@ -272,7 +272,7 @@ impl Plan {
         let moments = Moments { mean: number(), var: number() };
         let affine = Affine { scale: number(), shift: number() };
         let (a, b, c, bias) = (None, number(), number(), None);
-        Some((writer, Norm { bn, relu, bwd, y, dy, write, z, dz, moments, affine, a, b, c, settles: true, bias }))
+        Some((writer, Norm { bn, relu, bwd, y, dy, write, z, dz, moments, affine, a, b, c, in_place: true, bias }))
     }
 
     /// Whether all readers of the activation `z` can load it pending.
@@ -341,7 +341,7 @@ impl Plan {
     fn keep_whole(&mut self, key: usize) {
         let Some(norm) = self.norms.remove(key) else { return };
         for writer in self.index.writers(norm.y) {
-            if self.moments.get(writer) == Some(&norm.moments) {
+            if self.moments.get(writer).is_some_and(|(_, moments)| *moments == norm.moments) {
                 self.moments.remove(writer);
             }
         }

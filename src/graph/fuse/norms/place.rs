@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Norm, Pending, Plan, Signs, Tail};
+use super::{GradientEpilogue, Norm, Pending, Plan, Signs};
 use crate::graph::fuse::rectifier;
 use crate::graph::{Graph, Node, Origin, Stored, ValueId};
 use crate::ops::batch_norm::BatchNorm;
@@ -22,7 +22,7 @@ pub(super) struct NormSums {
 pub(super) struct Placed {
     pub plan: Plan,
     /// What nodes that store gradients do on top.
-    pub tails: HashMap<usize, Tail>,
+    pub epilogues: HashMap<usize, GradientEpilogue>,
     /// The sums of each batch norm.
     pub sums: BTreeMap<usize, NormSums>,
     /// Gradients' own passes, each before a node.
@@ -36,7 +36,7 @@ pub(super) struct Placed {
 pub(super) fn gradients(graph: &mut Graph, plan: Plan) -> Placed {
     let mut placed = Placed {
         plan,
-        tails: HashMap::new(),
+        epilogues: HashMap::new(),
         sums: BTreeMap::new(),
         passes: HashMap::new(),
         removed: HashSet::new(),
@@ -59,16 +59,16 @@ impl Placed {
             };
             let mask = Mask::Signs { bits, first: of(keys.first), second: keys.second.map(of), gate };
             let sums = mask.form().sums().map(|_, ()| graph.add_value(bn.per_channel(), Origin::Node));
-            let tail = Tail { mask, sums, store: None };
+            let epilogue = GradientEpilogue { mask, sums, store: None };
             let Some(relu::Bwd { dy: dz, dx: Stored { value: ds, .. }, .. }) = rectifier(&graph.nodes[bwd]) else {
                 continue;
             };
             self.removed.insert(bwd);
             if let Some(writer) = self.open_writer(graph, dz, bwd, true) {
-                self.append(graph, writer, bwd, bn, dz, tail);
+                self.append(graph, writer, bwd, bn, dz, epilogue);
                 self.alias.insert(ds, dz);
             } else {
-                self.passes.insert(bwd, pass(bn, tail, dz, ds.into(), graph.nodes[bwd].gate));
+                self.passes.insert(bwd, pass(bn, epilogue, dz, ds.into(), graph.nodes[bwd].gate));
             }
             for (key, dyx) in [(Some(keys.first), Some(sums.first)), (keys.second, sums.second)] {
                 let (Some(key), Some(dyx)) = (key, dyx) else { continue };
@@ -84,34 +84,34 @@ impl Placed {
             if self.sums.contains_key(&key) {
                 continue;
             }
-            let Norm { bn, relu, bwd, y, dy, write, dz, moments, affine, a, settles, .. } = self.plan.norms[key];
+            let Norm { bn, relu, bwd, y, dy, write, dz, moments, affine, a, in_place, .. } = self.plan.norms[key];
             let shared = a.is_none();
             let Affine { scale, shift } = affine;
             let mask = Mask::Affine { y, scale, shift, mean: moments.mean, relu, scaled: shared };
             let sums = mask.form().sums().map(|_, ()| graph.add_value(bn.per_channel(), Origin::Node));
             // A shared gradient is added to straight away: in its batch norm's place.
             let store = shared.then_some(Stored { value: dy, write });
-            let tail = Tail { mask, sums, store };
+            let epilogue = GradientEpilogue { mask, sums, store };
             // The first batch norm of a concatenation overwrites the shared gradient, the others add to it after that.
             let added = shared && write == Write::Accumulate;
             let index = &self.plan.index;
             let fits = |&w: &usize| match shared {
                 true => {
                     let begun = !added || index.has_begun(dy, w);
-                    let untouched = !settles || !self.is_touched(dy, w, bwd);
+                    let untouched = !in_place || !self.is_touched(dy, w, bwd);
                     let node = &graph.nodes[w];
-                    node.writes[0] == Write::Overwrite && node.gate == graph.nodes[bwd].gate && begun && untouched
+                    node.write(dz) == Some(Write::Overwrite) && node.gate == graph.nodes[bwd].gate && begun && untouched
                 }
                 false => index.keeps(dz, bwd, dy),
             };
             let writer = self.open_writer(graph, dz, bwd, relu || shared).filter(fits);
             let mut g = dz;
             if let Some(writer) = writer {
-                self.append(graph, writer, bwd, bn, dz, tail);
+                self.append(graph, writer, bwd, bn, dz, epilogue);
             } else {
                 let store = store.unwrap_or_else(|| graph.add_value(bn.x(), Origin::Node).into());
                 g = store.value;
-                self.passes.insert(bwd, pass(bn, tail, dz, store, graph.nodes[bwd].gate));
+                self.passes.insert(bwd, pass(bn, epilogue, dz, store, graph.nodes[bwd].gate));
             }
             self.sums.insert(key, NormSums { dy: sums.dy, dyx: sums.first });
             if !shared {
@@ -120,8 +120,8 @@ impl Placed {
         }
     }
 
-    /// Whether a node from `first` on and before `last` reads or writes `v`, or corrects what a batch norm has left there
-    /// while it loads it.
+    /// Whether a node from `first` on and before `last` reads or writes `v`, or corrects what a batch norm has left
+    /// there while it loads it.
     fn is_touched(&self, v: ValueId, first: usize, last: usize) -> bool {
         let index = &self.plan.index;
         let left = self.plan.norms.of_gradient(v).filter(|n| n.a.is_some()).map(|n| n.dy);
@@ -135,15 +135,23 @@ impl Placed {
         self.plan.pending.insert(dy, Pending { g, y, a, b, c });
     }
 
-    /// Lets `writer` do `tail` to the gradient `dz` that it leaves for `reader`. Where it is in a branch that may be dropped
-    /// and `reader` is not, a pass does the same without it.
-    fn append(&mut self, graph: &mut Graph, writer: usize, reader: usize, bn: BatchNorm, dz: ValueId, tail: Tail) {
+    /// Lets `writer` do `epilogue` to the gradient `dz` that it leaves for `reader`. Where it is in a branch that may
+    /// be dropped and `reader` is not, a pass does the same without it.
+    fn append(
+        &mut self,
+        graph: &mut Graph,
+        writer: usize,
+        reader: usize,
+        bn: BatchNorm,
+        dz: ValueId,
+        epilogue: GradientEpilogue,
+    ) {
         let gate = graph.nodes[writer].gate;
         if let Some(gate) = gate.filter(|_| gate != graph.nodes[reader].gate) {
-            let closed = graph.opposite(gate);
-            self.passes.insert(reader, pass(bn, tail, dz, dz.into(), Some(closed)));
+            let closed = graph.inverse(gate);
+            self.passes.insert(reader, pass(bn, epilogue, dz, dz.into(), Some(closed)));
         }
-        self.tails.insert(writer, tail);
+        self.epilogues.insert(writer, epilogue);
     }
 
     /// The node that leaves the gradient `dz` which `reader` reads, if it can do more to it. With `alone` nobody else
@@ -159,14 +167,14 @@ impl Placed {
         // What a branch that may be dropped adds comes last, but it does not always come.
         let gate = graph.nodes[reader].gate;
         let reaches = gate.is_none() || gate == graph.nodes[writer].gate;
-        let free = reaches && index.is_alone(dz) && !index.is_output(dz) && !self.tails.contains_key(&writer);
+        let free = reaches && index.is_alone(dz) && !index.is_output(dz) && !self.epilogues.contains_key(&writer);
         (stores_gradient && free && (!alone || index.sole_reader(dz, writer, reader))).then_some(writer)
     }
 }
 
 /// The pass that masks and sums `dz` by itself.
-fn pass(bn: BatchNorm, tail: Tail, dz: ValueId, g: Stored, gate: Option<ValueId>) -> Node {
-    let call = Gradient { dz, mask: tail.mask, g, sums: tail.sums.map(|_, v| v.into()) };
+fn pass(bn: BatchNorm, epilogue: GradientEpilogue, dz: ValueId, g: Stored, gate: Option<ValueId>) -> Node {
+    let call = Gradient { dz, mask: epilogue.mask, g, sums: epilogue.sums.map(|_, v| v.into()) };
     let op = Op::Norm(norm::Node { bn, pass: norm::Pass::Gradient(call.form()) });
     Node::new(op, call, gate)
 }

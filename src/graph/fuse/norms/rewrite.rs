@@ -26,7 +26,7 @@ pub(super) fn rewrite(graph: &mut Graph, mut placed: Placed) {
             let node = if in_pieces { node } else { load_shared(graph, &placed, node, &mut rewritten) };
             rewritten.push(placed.rewritten(i, node));
             rewritten.extend(placed.moments(graph, i, &rewritten[rewritten.len() - 1]));
-            rewritten.extend(placed.settled(graph, i, rewritten[rewritten.len() - 1].gate));
+            rewritten.extend(placed.corrected_in_place(graph, i, rewritten[rewritten.len() - 1].gate));
         }
     }
     for node in &mut rewritten {
@@ -93,14 +93,14 @@ impl Placed {
         match &mut pass {
             Pass::Fwd(call) => {
                 self.load_activation(&mut call.x);
-                call.moments = self.plan.moments.remove(&i).map(|moments| moments.map(|_, v| v.into()));
+                call.moments = self.plan.moments.remove(&i).map(|(_, moments)| moments.map(|_, v| v.into()));
             }
             Pass::BwdX(call) => {
                 self.load_gradient(&mut call.dy);
-                if let Some(tail) = self.tails.remove(&i) {
-                    call.dx = tail.store.unwrap_or(call.dx);
-                    call.mask = Some(tail.mask);
-                    call.sums = Some(tail.sums.map(|_, v| v.into()));
+                if let Some(epilogue) = self.epilogues.remove(&i) {
+                    call.dx = epilogue.store.unwrap_or(call.dx);
+                    call.mask = Some(epilogue.mask);
+                    call.sums = Some(epilogue.sums.map(|_, v| v.into()));
                 }
             }
             Pass::BwdW(call) => {
@@ -140,7 +140,7 @@ impl Placed {
         let Some((key, n)) = self.plan.norms.of_backward(i) else { return node };
         let NormSums { dy, dyx } = self.sums[&key];
         let lazy = n.a.is_none();
-        let write = if lazy && !n.settles { n.write } else { Write::Overwrite };
+        let write = if lazy && !n.in_place { n.write } else { Write::Overwrite };
         let Bwd { gamma, dgamma, dbeta, .. } = node.bind(form);
         let call = Coefficients {
             dy_sum: dy,
@@ -159,8 +159,8 @@ impl Placed {
     }
 
     /// The pass that corrects the gradient of a sum where it lies, behind the coefficients of node `i`.
-    fn settled(&self, graph: &Graph, i: usize, gate: Option<ValueId>) -> Option<Node> {
-        let (_, n) = self.plan.norms.of_backward(i).filter(|(_, n)| n.settles)?;
+    fn corrected_in_place(&self, graph: &Graph, i: usize, gate: Option<ValueId>) -> Option<Node> {
+        let (_, n) = self.plan.norms.of_backward(i).filter(|(_, n)| n.in_place)?;
         let pending = Pending { g: n.dy, y: n.y, a: None, b: n.b, c: n.c };
         Some(corrected(graph, pending, n.dy, gate))
     }
@@ -175,10 +175,10 @@ impl Placed {
             }
             pool::Pass::Bwd(form) => {
                 let mut call = node.bind(form);
-                if let Some(tail) = self.tails.remove(&i) {
-                    call.dx = tail.store.unwrap_or(call.dx);
-                    call.mask = Some(tail.mask);
-                    call.sums = Some(tail.sums.map(|_, v| v.into()));
+                if let Some(epilogue) = self.epilogues.remove(&i) {
+                    call.dx = epilogue.store.unwrap_or(call.dx);
+                    call.mask = Some(epilogue.mask);
+                    call.sums = Some(epilogue.sums.map(|_, v| v.into()));
                 }
                 Node::new(Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd(call.form()) }), call, node.gate)
             }
@@ -199,8 +199,7 @@ impl Placed {
 
     /// A pass for the moments of what `node` stores, where they are wanted and it has not left them itself.
     fn moments(&mut self, graph: &Graph, i: usize, node: &Node) -> Option<Node> {
-        let moments = self.plan.moments.remove(&i)?;
-        let y = node.outputs[0];
+        let (y, moments) = self.plan.moments.remove(&i)?;
         let op = Op::Norm(norm::Node { bn: norm_of(graph, y).ok()?, pass: norm::Pass::Measure });
         Some(Node::new(op, Measure { y, moments: moments.map(|_, v| v.into()) }, node.gate))
     }

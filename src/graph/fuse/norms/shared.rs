@@ -1,14 +1,14 @@
 //! Batch norms of slices of one concatenation.
 //!
-//! All batch norms of a DenseNet's block normalise a channel with the same moments, which its producer leaves. Backward,
-//! each adds `a_i g_i` to the block's gradient and b_i and c_i to two numbers a channel; what is read of the gradient is
-//! corrected once, by its reader: no pass over the concatenation for any of them.
+//! All batch norms of a DenseNet's block normalise a channel with the same moments, which its producer leaves.
+//! Backward, each adds `a_i g_i` to the block's gradient and b_i and c_i to two numbers a channel; what is read of the
+//! gradient is corrected once, by its reader: no pass over the concatenation for any of them.
 
 use super::{as_end, slice, Norm, Pair, Pending, Plan};
 use crate::graph::fuse::index::Reader;
 use crate::graph::fuse::{Fused, View};
 use crate::graph::{Origin, ValueId};
-use crate::ops::batch_norm::{Node, Pass, Train};
+use crate::ops::batch_norm;
 use crate::ops::load::Affine;
 use crate::ops::store::Moments;
 use crate::ops::{Op, Write};
@@ -33,8 +33,11 @@ fn pairs(fused: &Fused, plan: &Plan, root: ValueId) -> Option<(Vec<(usize, Pair)
     let mut pairs = Vec::new();
     for v in index.family(root) {
         for &Reader { node: i, .. } in index.readers(v) {
-            let norm = matches!(graph.nodes[i].op, Op::BatchNorm(Node { pass: Pass::Train { .. }, .. }));
-            if norm && graph.nodes[i].bind(Train::default()).x == v {
+            let norm = matches!(
+                graph.nodes[i].op,
+                Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Train { .. }, .. })
+            );
+            if norm && graph.nodes[i].bind(batch_norm::Train::default()).x == v {
                 pairs.push((i, plan.find_pair(graph, i)?));
             }
         }
@@ -73,15 +76,15 @@ fn add(fused: &mut Fused, plan: &mut Plan, root: ValueId, gradient: ValueId, pai
     for (writer, v) in stored {
         let (at, count) = (plan.index.place(v).channel, channels(fused, v));
         let moments = Moments { mean: numbers(fused, mean, at, count), var: numbers(fused, var, at, count) };
-        plan.moments.insert(writer, moments);
+        plan.moments.insert(writer, (v, moments));
     }
     for (i, Pair { bn, relu, bwd, y, dy, write, z, dz }) in pairs {
         let (at, count) = (plan.index.place(y).channel, bn.spec().x[3]);
         let [mean, var, b, c] = [mean, var, b, c].map(|whole| numbers(fused, whole, at, count));
         let mut number = || fused.graph.add_value(bn.per_channel(), Origin::Node);
         let (moments, affine) = (Moments { mean, var }, Affine { scale: number(), shift: number() });
-        let (a, settles, bias) = (None, false, None);
-        plan.norms.insert(i, Norm { bn, relu, bwd, y, dy, write, z, dz, moments, affine, a, b, c, settles, bias });
+        let (a, in_place, bias) = (None, false, None);
+        plan.norms.insert(i, Norm { bn, relu, bwd, y, dy, write, z, dz, moments, affine, a, b, c, in_place, bias });
     }
     // Whoever reads the gradient corrects it.
     let family: Vec<ValueId> = plan.index.family(gradient).collect();

@@ -42,8 +42,8 @@ pub fn data_plan(plan: Plan) -> Plan {
     Plan { vector: plan.vector.map(partner), scalar: partner(plan.scalar), splits: 1, ..plan }
 }
 
-/// A segment reads no more than this where that needs no more partial sums than are allowed. It shares with those before
-/// and behind it the 40 MB of L2 cache of an A100, or the 50 MB of an H200.
+/// A segment reads no more than this where that needs no more partial sums than are allowed. It shares with those
+/// before and behind it the 40 MB of L2 cache of an A100, or the 50 MB of an H200.
 const SEGMENT_BYTES: usize = 16 << 20;
 
 /// The plan whose two products take the fewest clocks.
@@ -93,8 +93,8 @@ impl<'a> Run<'a> {
         let left = Cost { flops: 0, bytes_read: once(&read), bytes_written: tiles.bytes() as u64 };
         let cost = data.result_cost() + weight.result_cost() + left;
         let views: Vec<View> = Self::views(&data, &reader.read, &tiles).into_iter().chain(weight.views()).collect();
-        // SAFETY: the rows of the tables BOTH take GradientsParams; every matrix was checked to lie in its view, the sums of
-        // the tiles in the scratch memory behind the partial sums.
+        // SAFETY: the rows of the tables BOTH take GradientsParams; every matrix was checked to lie in its view, the
+        // sums of the tiles in the scratch memory behind the partial sums.
         let mut launches = vec![unsafe { Launch::new(kernel, grid, &params, cost, views) }];
         launches.extend(weight.reduce(self.target.in_f32())?);
         launches.extend(self.merge_sums(&tiles, sums)?);

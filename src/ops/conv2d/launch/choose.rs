@@ -186,8 +186,8 @@ impl Problem {
         (2..=groups).filter(possible).filter(|&p| Some(p) == fewest || channels(p)).collect()
     }
 
-    /// The packs that a choice is made from. Up to the width of the narrowest tile they cost no product: its columns, or
-    /// in bwd_w its rows, would be empty.
+    /// The packs that a choice is made from. Up to the width of the narrowest tile they cost no product: its columns,
+    /// or in bwd_w its rows, would be empty.
     fn free_packs(&self, target: Target) -> Vec<usize> {
         let rows = self.product == Product::BwdW;
         let extent = |s: Shape| if rows { s.m } else { s.n };
@@ -300,7 +300,8 @@ pub fn clocks(problem: &Problem, shape: Shape, v: &Variant, splits: usize) -> u6
     waves * block / (2 * PROCESSORS) + second
 }
 
-/// Whether `splits` leave few partial sums: beside what bwd_w reads of pixels, or so few that they stay in the L2 cache.
+/// Whether `splits` leave few partial sums: beside what bwd_w reads of pixels, or so few that they stay in the L2
+/// cache.
 fn affordable(problem: &Problem, dtype: DType, splits: usize) -> bool {
     const SHARE: usize = 32;
     const CACHED: usize = 4 << 20;

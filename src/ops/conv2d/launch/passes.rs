@@ -92,8 +92,8 @@ impl<'a> Run<'a> {
         let kernel = &bound.formed().variant.kernel;
         let first = if self.node.pass.is_plain() {
             let params = bound.gather_params()?;
-            // SAFETY: the rows of the plain table take GatherParams; every matrix was checked to lie in its view, and the
-            // kernel stays inside the tensors that these extents and strides describe.
+            // SAFETY: the rows of the plain table take GatherParams; every matrix was checked to lie in its view, and
+            // the kernel stays inside the tensors that these extents and strides describe.
             unsafe { Launch::new(kernel, grid, &params, cost, views) }
         } else {
             let params = forward(&bound, &activating, &tiles.views)?;
@@ -143,7 +143,8 @@ impl<'a> Run<'a> {
             unsafe { Launch::new(kernel, grid, &params, cost, views) }
         } else {
             let params = weight_gradient(&bound, &correcting, &activating)?;
-            // SAFETY: the rows of the fused table take WeightGradientParams; every matrix was checked to lie in its view.
+            // SAFETY: the rows of the fused table take WeightGradientParams; every matrix was checked to lie in its
+            // view.
             unsafe { Launch::new(kernel, grid, &params, cost, views) }
         };
         Ok(std::iter::once(first).chain(bound.reduce(self.target.in_f32())?).collect())

@@ -296,7 +296,8 @@ impl<'a> Bound<'a> {
         })
     }
 
-    /// What the product needs: its operands once, as far as a tap reaches them, and the result or its partial sums once.
+    /// What the product needs: its operands once, as far as a tap reaches them, and the result or its partial sums
+    /// once.
     pub fn cost(&self) -> Cost {
         let read = self.reads().map(|(_, bytes)| bytes).iter().sum();
         self.result_cost() + Cost { bytes_read: read, ..Cost::default() }

@@ -44,8 +44,8 @@ kernels! {
 
 /// The launches that turn mean and sum of squares about it (M2) of each band into `[mean, var]`, the variance biased.
 ///
-/// `from` are `[bands][channels]` each; `scratch` has [`Bands::merge_bytes`]`(2)` bytes, where that is not 0. Fails where
-/// one of the views is too small, or `rows` are not those of so many bands.
+/// `from` are `[bands][channels]` each; `scratch` has [`Bands::merge_bytes`]`(2)` bytes, where that is not 0. Fails
+/// where one of the views is too small, or `rows` are not those of so many bands.
 pub fn moments(
     bands: Bands,
     rows: BandRows,
@@ -65,8 +65,8 @@ pub fn moments(
     Ok(vec![moments_step(bands, rows, each, from, between)?, moments_step(parts, merged, parts.count, between, to)?])
 }
 
-/// The launches that add up the bands of one to three tensors, `[bands][channels]` each in `from`, to a number a channel
-/// each in `to`.
+/// The launches that add up the bands of one to three tensors, `[bands][channels]` each in `from`, to a number a
+/// channel each in `to`.
 ///
 /// `scratch` has [`Bands::merge_bytes`] bytes, where that is not 0. Fails where one of the views is too small.
 pub fn sums(bands: Bands, from: &[&View], to: &[&View], scratch: Option<&View>) -> Result<Vec<Launch>> {

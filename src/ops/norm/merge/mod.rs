@@ -1,7 +1,7 @@
 //! Partial results of a reduction over rows become results, in an order that depends on the shape only.
 //!
-//! A kernel that reduces rows leaves f32 numbers `[bands][channels]` in scratch memory; [`moments`] and [`sums`] are the
-//! launches that merge them: one where there are few bands, two where there are many.
+//! A kernel that reduces rows leaves f32 numbers `[bands][channels]` in scratch memory; [`moments`] and [`sums`] are
+//! the launches that merge them: one where there are few bands, two where there are many.
 
 mod launch;
 

@@ -7,7 +7,8 @@ use crate::ops::conv2d::launch::variants::{products, tile, variants, Stages, Var
 
 products! {
     FWD: ForwardParams = "conv2d_fused_fwd_*", Stages { paired: false, table: true };
-    /// The tiles of [`FWD`] in its order, so that a shape takes the same tile: bits do not depend on where a block ends.
+    /// The tiles of [`FWD`] in its order, so that a shape takes the same tile: bits do not depend on where a block
+    /// ends.
     END: EndParams = "conv2d_fused_fwd_end_*", Stages { paired: true, table: true };
     BWD_X: DataGradientParams = "conv2d_fused_bwd_x_*", Stages { paired: true, table: true };
     BWD_W: WeightGradientParams = "conv2d_fused_bwd_w_*", Stages { paired: true, table: false };
