@@ -10,7 +10,8 @@ pub const VARIABLES: &[&str] =
 
 /// What a user without nvcc can do.
 pub const REMEDY: &str = "install the CUDA toolkit (12.0 or later) and put nvcc on PATH or in RESIDUUM_NVCC, or run \
-     `pip install -r ci/requirements-nvcc.txt` in an active virtual environment (for drivers for CUDA 13.0 and later); then build again";
+     `pip install -r ci/requirements-nvcc.txt` in an active virtual environment (for drivers for CUDA 13.0 and \
+     later); then build again";
 
 /// A compiler that runs.
 #[derive(Clone, Debug)]

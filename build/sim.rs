@@ -108,7 +108,7 @@ impl<'a> Compiler<'a> {
 
     fn object(&self, source: &Path) {
         let (object, depfile) = (self.made(source, "o"), self.made(source, "d"));
-        if self.same && is_fresh(source, &object, &depfile) {
+        if self.same && is_fresh(source, &object, &depfile, self.kernels) {
             return;
         }
         let mut command: Command = self.tool.to_command();
@@ -129,15 +129,16 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// Whether `object` is newer than all that `depfile` says it was made of, `source` among it: a build folder that was
-/// copied with another checkout's objects names that one's files.
-fn is_fresh(source: &Path, object: &Path, depfile: &Path) -> bool {
+/// Whether `object` is newer than all that `depfile` says it was made of, `source` and files of these `kernels` among
+/// it: a build folder that two checkouts share, or that was copied, names the other one's files.
+fn is_fresh(source: &Path, object: &Path, depfile: &Path, kernels: &Path) -> bool {
     let changed = |path: &Path| -> Option<SystemTime> { fs::metadata(path).and_then(|m| m.modified()).ok() };
     let (Some(made), Ok(text)) = (changed(object), fs::read_to_string(depfile)) else { return false };
     let Some((_, parts)) = text.split_once(':') else { return false };
     // A path with a space in it is no path here: then the object is never fresh.
-    let mut parts = parts.split_whitespace().filter(|&p| p != "\\").map(Path::new).peekable();
-    parts.peek() == Some(&source) && parts.all(|p| changed(p).is_some_and(|t| t < made))
+    let parts: Vec<&Path> = parts.split_whitespace().filter(|&p| p != "\\").map(Path::new).collect();
+    let ours = parts.first() == Some(&source) && parts.iter().any(|part| part.starts_with(kernels));
+    ours && parts.iter().all(|part| changed(part).is_some_and(|time| time < made))
 }
 
 /// Every file below `folder` with that extension, sorted.

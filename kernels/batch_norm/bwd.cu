@@ -2,12 +2,18 @@
 //   sums      for each band of rows and each channel: sum dy, sum dy (x - mean)
 //   finalize  merges the bands: dbeta = sum dy,  dgamma = invstd sum dy (x - mean)
 //   bwd       dx = gamma invstd (dy - dbeta / m - (x - mean) invstd dgamma / m), stored or added
-// dy, x, y, dx: m rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; the rest f32,
-// dense. The order of the additions depends on the shape only.
-// Grid: sums strips.blocks_per_row * bands blocks, finalize ceil(C / 32), bwd strips.blocks_per_row * ceil(rows /
-// rows_per_block); 256 threads each. Shared memory: sums 256 * 2 V floats, V = 16 / sizeof(T); finalize 256 * 2 floats.
-// Per element: sums 3 FLOPs and 2 sizeof(T) bytes, bwd 5 FLOPs and 3 sizeof(T) bytes; each sizeof(T) more with a ReLU.
+//
+// Tensors   dy, x, y, dx: m rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; the
+//           rest f32, dense.
+// Method    two passes over the rows; the order of the additions depends on the shape only.
+// Grid      sums x: strips.blocks_per_row * bands; finalize x: ceil(C / 32); bwd x: strips.blocks_per_row * ceil(rows /
+//           rows_per_block).
+// Threads   256. Shared memory: sums 256 * 2 V floats, V = 16 / sizeof(T); finalize 256 * 2 floats; bwd none.
+// Counted   sums 3 FLOPs and 2 sizeof(T) bytes an element, bwd 5 FLOPs and 3 sizeof(T) bytes; each sizeof(T) more with
+//           a ReLU.
 #include "common/tree.cuh"
+
+namespace batch_norm {
 
 template <typename T>
 struct BandSums {
@@ -155,3 +161,5 @@ KERNEL(batch_norm_bwd_finalize_f32, BwdFinalize, STRIP_THREADS, 2, bwd_finalize)
 KERNEL(batch_norm_bwd_f32, Bwd<float>, STRIP_THREADS, 2, bwd<float>)
 KERNEL(batch_norm_bwd_f16, Bwd<f16>, STRIP_THREADS, 2, bwd<f16>)
 KERNEL(batch_norm_bwd_bf16, Bwd<bf16>, STRIP_THREADS, 2, bwd<bf16>)
+
+}  // namespace batch_norm

@@ -3,6 +3,8 @@
 
 #include "common/kernel.cuh"
 
+namespace batch_norm {
+
 // Count, means and M2 of V channels over the same rows.
 template <int V>
 struct Moments {
@@ -36,3 +38,5 @@ struct Moments {
     count() = total;
   }
 };
+
+}  // namespace batch_norm

@@ -1,14 +1,18 @@
 // Batch statistics, in two launches.
 //   stats     for each band of rows and each channel: mean and sum of squared deviations (M2)
 //   finalize  merges the bands: mean, invstd = 1 / sqrt(M2 / m + eps); running statistics with M2 / (m - 1)
-// x: m rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; the rest f32, dense.
-// A thread adds up differences from its first row, so a mean far from 0 costs no precision; the parts are merged by the
-// rule of Chan, Golub and LeVeque (1979), in an order that depends on the shape only.
-// Grid: stats strips.blocks_per_row * bands blocks, finalize ceil(C / 32) blocks; 256 threads each.
-// Shared memory: stats 256 (2 V + 1) floats, V = 16 / sizeof(T); finalize 256 * 3 floats.
-// Stats: 3 FLOPs and sizeof(T) bytes per element; finalize: 8 bytes per band and channel.
+//
+// Tensors   x: m rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; the rest f32,
+//           dense.
+// Method    a thread adds up differences from its first row, so that a mean far from 0 costs no precision; the parts
+//           are merged by the rule of Chan, Golub and LeVeque (1979), in an order that depends on the shape only.
+// Grid      stats x: strips.blocks_per_row * bands; finalize x: ceil(C / 32).
+// Threads   256. Shared memory: stats 256 (2 V + 1) floats, V = 16 / sizeof(T); finalize 256 * 3 floats.
+// Counted   stats: 3 FLOPs and sizeof(T) bytes an element; finalize: 8 bytes a band and channel.
 #include "batch_norm/moments.cuh"
 #include "common/tree.cuh"
+
+namespace batch_norm {
 
 template <typename T>
 struct Stats {
@@ -116,3 +120,5 @@ KERNEL(batch_norm_stats_f32, Stats<float>, STRIP_THREADS, 2, stats<float>)
 KERNEL(batch_norm_stats_f16, Stats<f16>, STRIP_THREADS, 2, stats<f16>)
 KERNEL(batch_norm_stats_bf16, Stats<bf16>, STRIP_THREADS, 2, stats<bf16>)
 KERNEL(batch_norm_finalize_f32, Finalize, STRIP_THREADS, 2, finalize)
+
+}  // namespace batch_norm

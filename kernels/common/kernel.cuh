@@ -1,10 +1,10 @@
 // How a kernel is declared, on the GPU and on the simulator.
 //
 // Every kernel takes one struct of parameters by value, made of 4- and 8-byte fields; the Rust side has the same struct
-// and both sides assert its size. Behind it comes the gate of the launch: where that is not null and holds 0, every thread
-// returns at once, so that a part of a network is skipped with no word from the host. Built-ins (threadIdx,
-// __syncthreads, __shfl_xor_sync, ...) are CUDA's; the simulator provides them too. Shared memory is dynamic only, through
-// SHARED; inline PTX is in ptx.cuh only.
+// and both sides assert its size. Behind it comes the gate of the launch: where that is not null and holds 0, every
+// thread returns at once, so that a part of a network is skipped with no word from the host. Built-ins (threadIdx,
+// __syncthreads, __shfl_xor_sync, ...) are CUDA's; the simulator provides them too. Shared memory is dynamic only,
+// through SHARED; inline PTX is in ptx.cuh only.
 #pragma once
 
 #include "common/ptx.cuh"

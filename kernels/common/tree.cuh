@@ -3,8 +3,8 @@
 
 #include "common/strips.cuh"
 
-// Merges the states of all walkers of a lane into walker 0's: walker w takes in w + half, for half = walkers / 2, ..., 1.
-// A State holds `float f[COUNT]` and merges with `take(other)`. Thread `walker * lanes + lane` calls; `shared` has
+// Merges the states of all walkers of a lane into walker 0's: walker w takes in w + half, for half = walkers / 2, ...,
+// 1. A State holds `float f[COUNT]` and merges with `take(other)`. Thread `walker * lanes + lane` calls; `shared` has
 // STRIP_THREADS * COUNT floats.
 template <typename State>
 __device__ __forceinline__ void merge_walkers(State& mine, float* shared, int lanes, int walkers) {

@@ -1,9 +1,13 @@
 // One part of a concatenation along the channels, copied into its place in the whole or out of it.
 //   fwd  y[n,h,w,o + c] = x[n,h,w,c]        bwd  dx[n,h,w,c] = dy[n,h,w,o + c]
-// src, dst: rows of channels (pixels) in T, any pixel stride, 16-byte aligned where strips.wide is set.
-// Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, no shared memory.
-// Per element: no FLOP, 2 sizeof(T) bytes. Where memory is planned well it is not launched at all.
+//
+// Tensors   src, dst: rows of channels (pixels) in T, any pixel stride, 16-byte aligned where strips.wide is set.
+// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
+// Threads   256. Shared memory: none.
+// Counted   no FLOP, 2 sizeof(T) bytes an element. Where a part is a slice of the whole nothing is launched.
 #include "common/strips.cuh"
+
+namespace concat {
 
 template <typename T>
 struct ConcatCopy {
@@ -29,3 +33,5 @@ __device__ __forceinline__ void concat_copy(const ConcatCopy<T>& p) {
 KERNEL(concat_copy_f32, ConcatCopy<float>, STRIP_THREADS, 4, concat_copy<float>)
 KERNEL(concat_copy_f16, ConcatCopy<f16>, STRIP_THREADS, 4, concat_copy<f16>)
 KERNEL(concat_copy_bf16, ConcatCopy<bf16>, STRIP_THREADS, 4, concat_copy<bf16>)
+
+}  // namespace concat

@@ -1,14 +1,19 @@
-// The loss scale of f16 training, all on the device; torch.amp.GradScaler's rule (see docs/notes/captured_steps.md).
-//   check   flags[block] = 1 where one of the block's gradients is infinite or no number, else 0
-//   decide  any flag, or a loss that is not finite: the step is skipped and the scale halved (not below `least`), and
-//           the row of good steps starts anew; else one more good step, and after `interval` of them in a row the scale doubles, unless that is
-//           no finite number
-// grad[len] f32, a multiple of 4 elements, 16-byte aligned. flags[blocks] u32. state[6] f32: see State. Every factor is a
-// power of two, so gradients that neither overflow nor underflow keep their bits whatever the scale is.
-// Grid: check as many blocks of 256 threads as there are flags, each walking on by the whole grid; decide one block.
-// Shared memory 256 floats. check reads 4 bytes an element; the flags need no clearing and no atomics, as every block
-// writes its own in every run.
+// The loss scale of f16 training on the device, by the rule of torch.amp.GradScaler (docs/notes/captured_steps.md).
+//   check   flags[block] = 1 where one of the block's gradients is infinite or NaN, else 0
+//   decide  any flag, or a loss that is not finite: the step is skipped, the scale halved (not below `least`), and the
+//           count of good steps starts anew; else one more good step, and after `interval` of them in a row the scale
+//           doubles, unless that is not finite
+//
+// Tensors   grad[len] f32, a multiple of 4 elements, 16-byte aligned. flags[blocks] u32. loss: one f32. state[6] f32:
+//           see State.
+// Method    every factor is a power of two, so gradients that neither overflow nor underflow keep their bits whatever
+//           the scale is. Every block writes its own flag in every run: nothing is cleared, nothing atomic.
+// Grid      check as many blocks as there are flags, each walking on by the whole grid; decide one block.
+// Threads   256. Shared memory: 256 floats.
+// Counted   check: 4 bytes an element; decide: 4 bytes a flag.
 #include "common/tree.cuh"
+
+namespace control {
 
 // What lies at each place of the state.
 enum State {
@@ -84,3 +89,5 @@ __device__ __forceinline__ void loss_scale_decide(const LossScaleDecide& p) {
 
 KERNEL(loss_scale_check_f32, LossScaleCheck, STRIP_THREADS, 4, loss_scale_check)
 KERNEL(loss_scale_decide_f32, LossScaleDecide, STRIP_THREADS, 4, loss_scale_decide)
+
+}  // namespace control

@@ -3,14 +3,19 @@
 //   v = momentum v + keep g                     the first step and `plain`: v = g;  keep = 1 - dampening
 //   param -= lr (nesterov ? g + momentum v : v)
 //   copy = param rounded to S, the type that the matrix products read; absent where that is f32
-// param, grad, velocity, copy: `len` elements, a multiple of 4, 16-byte aligned (copy: 8). control: the learning rate
-// and 1 at the first step else 0, in device memory so that a captured step can be replayed with other values. A loss that
-// is not finite skips the step: nothing is written. With a loss scale (kernels/control/loss_scale.cu) its state decides instead
-// whether this is the first step, and whether there is one at all, and what else the gradients are divided by.
-// Grid: ceil(len / 1024) blocks of 256 threads, 4 elements each; no shared memory. v is not used at the first
-// step, nor without momentum.
-// Per element: 8 FLOPs, 20 bytes, and 2 for a 16-bit working copy.
+//
+// Tensors   param, grad, velocity, copy: `len` elements, a multiple of 4, 16-byte aligned (copy: 8). control: the
+//           learning rate, and 1 at the first step else 0, in device memory so that a captured step is replayed with
+//           other values. v is not read at the first step, nor without momentum.
+// Method    a loss that is not finite skips the step: nothing is written. With a loss scale
+//           (kernels/control/loss_scale.cu) its state decides instead: whether there is a step, whether it is the
+//           first, and what else the gradients are divided by.
+// Grid      x: ceil(len / 1024), 4 elements a thread.
+// Threads   256. Shared memory: none.
+// Counted   8 FLOPs and 20 bytes an element, and 2 bytes for a 16-bit working copy.
 #include "common/vec.cuh"
+
+namespace control {
 
 template <typename S>
 struct SgdStep {
@@ -61,3 +66,5 @@ __device__ __forceinline__ void sgd_step(const SgdStep<S>& p) {
 KERNEL(sgd_step_f32, SgdStep<float>, THREADS, 4, sgd_step<float>)
 KERNEL(sgd_step_f16, SgdStep<f16>, THREADS, 4, sgd_step<f16>)
 KERNEL(sgd_step_bf16, SgdStep<bf16>, THREADS, 4, sgd_step<bf16>)
+
+}  // namespace control

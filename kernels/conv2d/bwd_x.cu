@@ -1,5 +1,5 @@
-// dx[n,h,w,c] = sum_{r,s,k} dy[n,p,q,k] * w[k,r,s,c] over the k of c's group and the p, q with p*u - ph + r*dh = h and
-//               q*v - pw + s*dw = w; added to dx where asked.
+// dx[n,h,w,c] = sum_{r,s,k} dy[n,p,q,k] * w[k,r,s,c] over the k of c's group and the p, q whose h and w in
+//               fwd.cu these are; added to dx where asked.
 //
 // Tensors   dy[N,P,Q,K], w[K,R,S,C/G], dx[N,H,W,C] in f32, f16 or bf16. Pixels of dy and dx may lie further apart than
 //           their channels.
@@ -8,8 +8,8 @@
 //           and 1 taps: no product with the zeros between strides (GTC 2022, S41996). Residues without a tap get zeros.
 // Grid      x: column tiles, groups, row tiles (columns fastest) of the largest residue; y: residues; z: splits.
 // Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
-// Counted   2*N*P*Q*K*R*S*C/G FLOPs, padding included; bytes: dy, w, dx once each (dx twice where added to); a split adds
-//           N*H*W*C floats, twice.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs, padding included; bytes: dy, w, dx once each (dx twice where added to); a split
+//           adds N*H*W*C floats, twice.
 // Entries   *_packed take several narrow groups as one (packed.cuh) and need 16-byte accesses to dy; *_scalar take any
 //           number of channels; the others need 16-byte accesses to dy and w.
 #include "conv2d/gather.cuh"
@@ -19,16 +19,18 @@ namespace conv2d {
 
 template <typename T, class Tile, bool VECTOR>
 __device__ __forceinline__ void bwd_x(const GatherParams& p) {
-  const int columns = residues(p.v);
-  const Slice h = residue_slice(p.h, int(blockIdx.y) / columns), v = residue_slice(p.v, int(blockIdx.y) % columns);
-  gather<T, Tile, VECTOR, WeightColumns<T, Tile, VECTOR>, false>(p, h, v);
+  const int columns = residues(p.axis_w);
+  const Slice slice_h = residue_slice(p.axis_h, int(blockIdx.y) / columns), slice_w = residue_slice(p.axis_w,
+      int(blockIdx.y) % columns);
+  gather<T, Tile, VECTOR, WeightColumns<T, Tile, VECTOR>, false>(p, slice_h, slice_w);
 }
 
 template <typename T, class Tile>
 __device__ __forceinline__ void bwd_x_packed(const GatherParams& p) {
-  const int columns = residues(p.v);
-  const Slice h = residue_slice(p.h, int(blockIdx.y) / columns), v = residue_slice(p.v, int(blockIdx.y) % columns);
-  gather<T, Tile, true, PackedColumns<T, Tile>, false>(p, h, v);
+  const int columns = residues(p.axis_w);
+  const Slice slice_h = residue_slice(p.axis_h, int(blockIdx.y) / columns), slice_w = residue_slice(p.axis_w,
+      int(blockIdx.y) % columns);
+  gather<T, Tile, true, PackedColumns<T, Tile>, false>(p, slice_h, slice_w);
 }
 
 KERNEL(conv2d_bwd_x_f32_128x128, GatherParams, 256, 1, (bwd_x<float, Tile128x128EightWarps, true>))

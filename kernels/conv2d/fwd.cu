@@ -1,5 +1,5 @@
-// y[n,p,q,k] = relu(scale[k] * sum_{r,s,c} x[n, p*u - ph + r*dh, q*v - pw + s*dw, g*C/G + c] * w[k,r,s,c]
-//                   + shift[k] + residual[n,p,q,k]), each part of the epilogue where it is set.
+// y[n,p,q,k] = relu(scale[k] * sum_{r,s,c} x[n,h,w, g*C/G + c] * w[k,r,s,c] + shift[k] + residual[n,p,q,k]), each part
+//              of the epilogue where it is set; h = p*stride_h - pad_h + r*dilation_h, and w likewise of q and s.
 //
 // Tensors   x[N,H,W,C], w[K,R,S,C/G], y and residual [N,P,Q,K] in f32, f16 or bf16; scale[K], shift[K] in f32.
 //           Pixels of x, y and the residual may lie further apart than their channels.
@@ -7,8 +7,8 @@
 //           gathered while they are copied to shared memory (Chetlur et al., cuDNN, arXiv 1410.0759).
 // Grid      x: column tiles, groups, row tiles (columns fastest); y: 1; z: splits of the reduction.
 // Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
-// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each; a split adds N*P*Q*K floats, twice. Packed,
-//           each of p groups also multiplies the zeros of the others: p times the products.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each; a split adds N*P*Q*K floats, twice.
+//           Packed, each of p groups also multiplies the zeros of the others: p times the products.
 // Entries   *_packed take several narrow groups as one (packed.cuh) and need 16-byte accesses to x; *_stem take an x of
 //           one group of at most 4 channels whose pixels are 4 elements apart (stem.cuh); *_scalar take any number of
 //           channels; the others need 16-byte accesses to x and w.
@@ -20,18 +20,18 @@ namespace conv2d {
 
 template <typename T, class Tile, bool VECTOR>
 __device__ __forceinline__ void fwd(const GatherParams& p) {
-  gather<T, Tile, VECTOR, WeightRows<T, Tile, VECTOR>, true>(p, forward_slice(p.h), forward_slice(p.v));
+  gather<T, Tile, VECTOR, WeightRows<T, Tile, VECTOR>, true>(p, forward_slice(p.axis_h), forward_slice(p.axis_w));
 }
 
 template <typename T, class Tile>
 __device__ __forceinline__ void fwd_packed(const GatherParams& p) {
-  gather<T, Tile, true, PackedRows<T, Tile>, true>(p, forward_slice(p.h), forward_slice(p.v));
+  gather<T, Tile, true, PackedRows<T, Tile>, true>(p, forward_slice(p.axis_h), forward_slice(p.axis_w));
 }
 
 template <typename T, class Tile>
 __device__ __forceinline__ void fwd_stem(const GatherParams& p) {
-  const StemPixels<T> in(p.in, p.w_c);
-  gather<T, Tile, true, StemRows<T, Tile>, true>(p, in, forward_slice(p.h), forward_slice(p.v));
+  const StemPixels<T> in(p.input, p.w_c);
+  gather<T, Tile, true, StemRows<T, Tile>, true>(p, in, forward_slice(p.axis_h), forward_slice(p.axis_w));
 }
 
 KERNEL(conv2d_fwd_f32_128x128, GatherParams, 256, 1, (fwd<float, Tile128x128EightWarps, true>))

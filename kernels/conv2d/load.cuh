@@ -1,14 +1,14 @@
 // The operands of fwd and bwd_x on their way from global to shared memory.
 //
 // A loader is made for one block and one slice of the reduction. Each call of load() issues the copies of the next
-// stage, with cp.async where VECTOR (16-byte accesses: channels of a group, pixel strides and addresses are multiples of
-// it), else element by element. What lies outside its tensor becomes zero.
+// stage, with cp.async where VECTOR (16-byte accesses: channels of a group, pixel strides and addresses are multiples
+// of it), else element by element. What lies outside its tensor becomes zero.
 //
 // Activations come from a Source: AsItIs, or one of fused/sources.cuh that is computed from what is in memory. Such a
-// source is PENDING: the copies of a stage are not the operand yet, and finish(), once this thread's have arrived, makes
-// them so: of the raw() chunks, those of all its tensors, and the numbers() of their channels, with a ReLU where it
-// `activates`, a constant of some sources and a flag of the launch in others. Element by element a source is computed as
-// it is loaded. A source that is KEPT takes each finished chunk once more, to store it.
+// source is PENDING: the copies of a stage are not the operand yet, and finish(), once this thread's have arrived,
+// makes them so: of the raw() chunks, those of all its tensors, and the numbers() of their channels, with a ReLU where
+// it `activates`, a constant of some sources and a flag of the launch in others. Element by element a source is
+// computed as it is loaded. A source that is KEPT takes each finished chunk once more, to store it.
 #pragma once
 
 #include "conv2d/tile.cuh"
@@ -19,7 +19,7 @@ namespace conv2d {
 struct Row {
   int out;    // pixel of the output tensor, or -1 below the last row
   int image;  // of both tensors
-  int h, v;   // the input pixel under tap 0
+  int h, w;   // the input pixel under tap 0
 };
 static_assert(sizeof(Row) == 16, "16 bytes a row of the tile, as in variants.rs");
 
@@ -27,18 +27,19 @@ constexpr int NOWHERE = -(1 << 30);  // a coordinate that no tap brings inside; 
 
 // Decodes the rows of the tile, once for all stages. Ends with a barrier.
 template <class Tile>
-__device__ __forceinline__ void decode_rows(Row* rows, const GatherParams& p, const Slice& h, const Slice& v,
-                                            int m_tile) {
+__device__ __forceinline__ void decode_rows(Row* rows, const GatherParams& p, const Slice& slice_h,
+                                            const Slice& slice_w, int m_tile) {
   for (int i = int(threadIdx.x); i < Tile::M; i += Tile::THREADS) {
-    const u32 m = u32(m_tile) * Tile::M + u32(i), per_image = u32(h.count) * u32(v.count);
+    const u32 m = u32(m_tile) * Tile::M + u32(i), per_image = u32(slice_h.count) * u32(slice_w.count);
     const u32 image = m / per_image, pixel = m % per_image;
     Row row{-1, 0, NOWHERE, NOWHERE};
     if (image < u32(p.images)) {
-      const int y = int(pixel / u32(v.count)), x = int(pixel % u32(v.count));
-      row.out = (int(image) * p.h.out + h.first + y * h.step) * p.v.out + v.first + x * v.step;
+      const int y = int(pixel / u32(slice_w.count)), x = int(pixel % u32(slice_w.count));
+      row.out = (int(image) * p.axis_h.output + slice_h.first + y * slice_h.step) * p.axis_w.output + slice_w.first +
+          x * slice_w.step;
       row.image = int(image);
-      row.h = h.origin + y * h.stride;
-      row.v = v.origin + x * v.stride;
+      row.h = slice_h.origin + y * slice_h.stride;
+      row.w = slice_w.origin + x * slice_w.stride;
     }
     rows[i] = row;
   }
@@ -120,8 +121,8 @@ struct Inside {
   __device__ __forceinline__ u32 get(int stage) const { return bits >> (stage * PASSES) & ALL; }
 };
 
-// Finishes those of a thread's chunks, all of the same channels, whose bit is set. All are read before any is stored, so
-// that their latencies may overlap; what lies outside is computed for nothing.
+// Finishes those of a thread's chunks, all of the same channels, whose bit is set. All are read before any is stored,
+// so that their latencies may overlap; what lies outside is computed for nothing.
 template <bool RELU, class Mine, class Source>
 __device__ __forceinline__ void finish_all(const Source& source, u8* tile, int slot, int channel, u32 chunks) {
   const typename Source::Numbers numbers = source.numbers(channel);
@@ -154,19 +155,19 @@ struct PixelRows {
   static constexpr bool PENDING = VECTOR && Source::PENDING;
 
   Source in;
-  int slot, in_h, in_v, taps, shift_h, shift_v;
+  int slot, in_h, in_w, taps, shift_h, shift_w;
   int channel;  // of the next stage that is finished
   Inside<Mine::PASSES, Tile::STAGES> held;
   Radix radix;
   Counter k, step;
   u32 pixel[Mine::PASSES];  // under tap 0, modulo 2^32: it may lie outside
-  int h[Mine::PASSES], v[Mine::PASSES];
+  int h[Mine::PASSES], w[Mine::PASSES];
 
-  __device__ __forceinline__ PixelRows(const GatherParams& p, const Source& source, const Slice& hs, const Slice& vs,
-                                       const Row* rows, i64 k0)
-      : in(source), slot(Mine::slot()), in_h(p.h.in), in_v(p.v.in),
-        taps(hs.taps), shift_h(hs.shift), shift_v(vs.shift),
-        radix{vs.taps, p.in_c} {
+  __device__ __forceinline__ PixelRows(const GatherParams& p, const Source& source, const Slice& slice_h,
+                                       const Slice& slice_w, const Row* rows, i64 k0)
+      : in(source), slot(Mine::slot()), in_h(p.axis_h.input), in_w(p.axis_w.input),
+        taps(slice_h.taps), shift_h(slice_h.shift), shift_w(slice_w.shift),
+        radix{slice_w.taps, p.in_c} {
     k = radix.split(k0 + Mine::chunk() * WIDTH<T>);
     step = radix.split(DEPTH<T, Tile>);
     channel = k.lo;
@@ -174,18 +175,18 @@ struct PixelRows {
     for (int i = 0; i < Mine::PASSES; ++i) {
       const Row row = rows[Mine::has(i) ? Mine::row(i) : 0];
       h[i] = row.h;
-      v[i] = row.v;
-      pixel[i] = (u32(row.image) * u32(in_h) + u32(row.h)) * u32(in_v) + u32(row.v);
+      w[i] = row.w;
+      pixel[i] = (u32(row.image) * u32(in_h) + u32(row.h)) * u32(in_w) + u32(row.w);
     }
   }
 
   __device__ __forceinline__ bool inside(const Counter& c, int i) const {
-    return c.hi < taps && u32(h[i] + c.hi * shift_h) < u32(in_h) && u32(v[i] + c.mid * shift_v) < u32(in_v);
+    return c.hi < taps && u32(h[i] + c.hi * shift_h) < u32(in_h) && u32(w[i] + c.mid * shift_w) < u32(in_w);
   }
 
   // The pixel at c for the row of pass i, if it is inside.
   __device__ __forceinline__ u32 pixel_at(const Counter& c, int i) const {
-    return pixel[i] + u32(c.hi * shift_h) * u32(in_v) + u32(c.mid * shift_v);
+    return pixel[i] + u32(c.hi * shift_h) * u32(in_w) + u32(c.mid * shift_w);
   }
 
   __device__ __forceinline__ void load(u8* tile, int stage) {
@@ -243,7 +244,7 @@ struct WeightRows {
 
   __device__ __forceinline__ WeightRows(const GatherParams& p, const Slice&, const Slice&, int group, int n0, i64 k0)
       : slot(Mine::slot()), rows(p.out_c - n0 - Mine::row(0)) {
-    const i64 length = i64(p.h.taps) * p.v.taps * p.in_c, k = k0 + Mine::chunk() * WIDTH<T>;
+    const i64 length = i64(p.axis_h.taps) * p.axis_w.taps * p.in_c, k = k0 + Mine::chunk() * WIDTH<T>;
     w = bytes_of<T>(p.w, (i64(group) * p.out_c + n0 + Mine::row(0)) * length + k);
     pass_bytes = Mine::PER_PASS * length * int(sizeof(T));
     left = int(length - k);
@@ -271,15 +272,16 @@ struct WeightColumns {
 
   const u8* w;     // the thread's channels under the first tap of output channel 0 of the group
   u32 tap_bytes;   // from a tap to the next
-  int slot, taps_h, taps, step_h, step_v, left;
+  int slot, taps_h, taps, step_h, step_w, left;
   Radix radix;
   Counter k[Mine::PASSES], step;
 
-  __device__ __forceinline__ WeightColumns(const GatherParams& p, const Slice& hs, const Slice& vs, int group, int n0,
-                                           i64 k0)
-      : tap_bytes(u32(p.out_c) * u32(sizeof(T))), slot(Mine::slot()), taps_h(hs.taps), taps(p.h.taps * p.v.taps),
-        step_h(hs.tap_step * p.v.taps), step_v(vs.tap_step), radix{vs.taps, p.in_c} {
-    const int column = n0 + Mine::chunk() * WIDTH<T>, tap = hs.tap * p.v.taps + vs.tap;
+  __device__ __forceinline__ WeightColumns(const GatherParams& p, const Slice& slice_h, const Slice& slice_w,
+                                           int group, int n0, i64 k0)
+      : tap_bytes(u32(p.out_c) * u32(sizeof(T))), slot(Mine::slot()), taps_h(slice_h.taps),
+        taps(p.axis_h.taps * p.axis_w.taps),
+        step_h(slice_h.tap_step * p.axis_w.taps), step_w(slice_w.tap_step), radix{slice_w.taps, p.in_c} {
+    const int column = n0 + Mine::chunk() * WIDTH<T>, tap = slice_h.tap * p.axis_w.taps + slice_w.tap;
     left = p.out_c - column;
     w = bytes_of<T>(p.w, (i64(group) * p.in_c * taps + tap) * p.out_c + column);
     step = radix.split(ROWS);
@@ -293,7 +295,7 @@ struct WeightColumns {
       const Counter c = k[i];
       radix.advance(k[i], step);
       if (!Mine::has(i)) continue;
-      const u8* src = row_address(w, u32(c.lo * taps + c.hi * step_h + c.mid * step_v), tap_bytes);
+      const u8* src = row_address(w, u32(c.lo * taps + c.hi * step_h + c.mid * step_w), tap_bytes);
       copy_chunk<T, VECTOR>(tile + Mine::slot(slot, i), src, c.hi < taps_h ? left : 0);
     }
   }

@@ -20,7 +20,7 @@ struct GradientColumns {
   Inside<Mine::PASSES, Tile::STAGES> held;
 
   __device__ __forceinline__ GradientColumns(const WeightParams& p, const Source& source, int m0, i64 k0)
-      : dy(source), pixels(u32(p.images) * u32(p.h.out) * u32(p.v.out)), k(u32(k0) + u32(Mine::row(0))),
+      : dy(source), pixels(u32(p.images) * u32(p.axis_h.output) * u32(p.axis_w.output)), k(u32(k0) + u32(Mine::row(0))),
         slot(Mine::slot()), column(m0 + Mine::chunk() * WIDTH<T>), left(p.dy_c - column) {}
 
   __device__ __forceinline__ void load(u8* tile, int stage) {
@@ -67,7 +67,8 @@ struct PixelColumns {
   Inside<Mine::PASSES, Tile::STAGES> held;
 
   __device__ __forceinline__ PixelColumns(const WeightParams& params, const Source& source, int n0, i64 k0)
-      : p(params), x(source), slot(Mine::slot()), pixels{params.h.out, params.v.out}, columns{params.v.taps, params.x_c} {
+      : p(params), x(source), slot(Mine::slot()), pixels{params.axis_h.output, params.axis_w.output},
+        columns{params.axis_w.taps, params.x_c} {
     step = pixels.split(ROWS);
     column = columns.split(i64(n0) + Mine::chunk() * WIDTH<T>);
 #pragma unroll
@@ -76,10 +77,10 @@ struct PixelColumns {
 
   // Finds the pixel under the tap of c of output pixel `at`; says whether it is inside.
   __device__ __forceinline__ bool find(const Counter& at, const Counter& c, u32& pixel) const {
-    const int h = at.mid * p.h.stride + (c.hi * p.h.dilation - p.h.pad);
-    const int v = at.lo * p.v.stride + (c.mid * p.v.dilation - p.v.pad);
-    pixel = (u32(at.hi) * u32(p.h.in) + u32(h)) * u32(p.v.in) + u32(v);
-    return at.hi < p.images && c.hi < p.h.taps && u32(h) < u32(p.h.in) && u32(v) < u32(p.v.in);
+    const int h = at.mid * p.axis_h.stride + (c.hi * p.axis_h.dilation - p.axis_h.pad);
+    const int w = at.lo * p.axis_w.stride + (c.mid * p.axis_w.dilation - p.axis_w.pad);
+    pixel = (u32(at.hi) * u32(p.axis_h.input) + u32(h)) * u32(p.axis_w.input) + u32(w);
+    return at.hi < p.images && c.hi < p.axis_h.taps && u32(h) < u32(p.axis_h.input) && u32(w) < u32(p.axis_w.input);
   }
 
   __device__ __forceinline__ void load(u8* tile, int stage) {

@@ -18,8 +18,8 @@ struct Range {
 // Runs `stages` stages. Ends with a barrier, after which the shared memory is free.
 //
 // An operand that is pending is finished in shared memory, by the threads that copied it: each waits for its own copies
-// of the next stage and transforms them while the products of this one are under way, before the barrier that shows them
-// to the others.
+// of the next stage and transforms them while the products of this one are under way, before the barrier that shows
+// them to the others.
 template <class Tile, class A, class B, class Multiply>
 __device__ __forceinline__ void run_stages(A& a, B& b, Multiply& multiply, u8* shared, int stages) {
   static_assert(A::Layout::BYTES + B::Layout::BYTES == Tile::SECOND, "the operands fill a stage");

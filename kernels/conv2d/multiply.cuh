@@ -25,8 +25,8 @@ struct TensorCoreType<bf16> {
 };
 
 // Where a lane of ldmatrix.x4 finds its rows of an operand: blocks of 16 rows or columns by 16 of k. Lane l gives the
-// address of row l % 8 of the 8x8 matrix l / 8; the matrices are ordered as the registers of a fragment. In A that is m,
-// then k, and in B k, then n. Only the permuted offsets are kept; the rest are constants.
+// address of row l % 8 of the 8x8 matrix l / 8; the matrices are ordered as the registers of a fragment. In A that is
+// m, then k, and in B k, then n. Only the permuted offsets are kept; the rest are constants.
 template <class Op, int BLOCKS, int STEPS, bool IS_A>
 struct Fragments {
   using Layout = typename Op::Layout;

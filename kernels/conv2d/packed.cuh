@@ -1,7 +1,7 @@
 // Narrow groups: several neighbouring ones are computed as one, so that their channels fill 16-byte accesses and the
-// columns of a tile. To the loaders of pixels they are one group of in_c (or dy_c, x_c) and out_c channels. Its weights are
-// block-diagonal: w has, for an output channel and a tap, only the w_c input channels of the channel's own group. The
-// loaders here set zeros beside them, and bwd_w stores nothing else (weigh_diagonal).
+// columns of a tile. To the loaders of pixels they are one group of in_c (or dy_c, x_c) and out_c channels. Its weights
+// are block-diagonal: w has, for an output channel and a tap, only the w_c input channels of the channel's own group.
+// The loaders here set zeros beside them, and bwd_w stores nothing else (weigh_diagonal).
 //
 // A zero times an infinity or a NaN of another group would spoil a sum. Where a sum of a tile is not finite, the tile
 // is computed again with zeros in place of such pixels (FiniteOnly), so that the other sums keep the bits of a finite
@@ -12,8 +12,8 @@
 
 namespace conv2d {
 
-// Copies `channel`, channel + 1, ... of the `count` channels at src into a chunk, in pieces of BYTES; zeros where there is
-// none. `channel` may be negative; both are multiples of a piece.
+// Copies `channel`, channel + 1, ... of the `count` channels at src into a chunk, in pieces of BYTES; zeros where there
+// is none. `channel` may be negative; both are multiples of a piece.
 template <typename T, int BYTES>
 __device__ __forceinline__ void copy_pieces(u8* dst, const u8* src, int channel, int count) {
   constexpr int STEP = BYTES / int(sizeof(T));
@@ -97,7 +97,7 @@ struct PackedRows {
   // The weight of channel c of a group and column n, under tap (r, s) of the slices.
   __device__ __forceinline__ static T weight(const GatherParams& p, const Slice&, const Slice&, int group, int r, int s,
                                              int c, int n) {
-    const i64 tap = (i64(group) * p.out_c + n) * (p.h.taps * p.v.taps) + r * p.v.taps + s;
+    const i64 tap = (i64(group) * p.out_c + n) * (p.axis_h.taps * p.axis_w.taps) + r * p.axis_w.taps + s;
     return read<T>(bytes_of<T>(p.w, tap * p.w_c + c));
   }
 
@@ -110,7 +110,8 @@ struct PackedRows {
   int own[Mine::PASSES];  // the first channel of the row's own group
 
   __device__ __forceinline__ PackedRows(const GatherParams& p, const Slice&, const Slice&, int group, int n0, i64 k0)
-      : slot(Mine::slot()), taps(p.h.taps * p.v.taps), w_c(p.w_c), piece(piece_bytes<T>(p)), radix{1, p.in_c} {
+      : slot(Mine::slot()), taps(p.axis_h.taps * p.axis_w.taps), w_c(p.w_c), piece(piece_bytes<T>(p)), radix{1,
+          p.in_c} {
     const i64 length = i64(taps) * w_c;
     const int group_rows = p.out_c / packed(p);
     w = bytes_of<T>(p.w, (i64(group) * p.out_c + n0 + Mine::row(0)) * length);
@@ -148,26 +149,27 @@ struct PackedColumns {
   __device__ __forceinline__ static int packed(const GatherParams& p) { return p.out_c / p.w_c; }
 
   // The weight of channel c of a group, the one of column n, under tap (r, s) of the slices.
-  __device__ __forceinline__ static T weight(const GatherParams& p, const Slice& hs, const Slice& vs, int group, int r,
-                                             int s, int c, int n) {
+  __device__ __forceinline__ static T weight(const GatherParams& p, const Slice& slice_h, const Slice& slice_w,
+                                             int group, int r, int s, int c, int n) {
     const int channel = n / p.w_c * (p.in_c / packed(p)) + c;
-    const int tap = (hs.tap + r * hs.tap_step) * p.v.taps + vs.tap + s * vs.tap_step;
-    const i64 row = (i64(group) * p.in_c + channel) * (p.h.taps * p.v.taps) + tap;
+    const int tap = (slice_h.tap + r * slice_h.tap_step) * p.axis_w.taps + slice_w.tap + s * slice_w.tap_step;
+    const i64 row = (i64(group) * p.in_c + channel) * (p.axis_h.taps * p.axis_w.taps) + tap;
     return read<T>(bytes_of<T>(p.w, row * p.w_c + n % p.w_c));
   }
 
   const u8* w;  // under the first tap of output channel 0
-  int slot, taps_h, taps, step_h, step_v, column, w_c;
+  int slot, taps_h, taps, step_h, step_w, column, w_c;
   u32 group_rows, piece;
   Radix radix;
   Counter k[Mine::PASSES], step;
 
-  __device__ __forceinline__ PackedColumns(const GatherParams& p, const Slice& hs, const Slice& vs, int group, int n0,
-                                           i64 k0)
-      : slot(Mine::slot()), taps_h(hs.taps), taps(p.h.taps * p.v.taps), step_h(hs.tap_step * p.v.taps),
-        step_v(vs.tap_step), column(n0 + Mine::chunk() * WIDTH<T>), w_c(p.w_c),
-        group_rows(u32(p.in_c) / u32(packed(p))), piece(piece_bytes<T>(p)), radix{vs.taps, p.in_c} {
-    w = bytes_of<T>(p.w, (i64(group) * p.in_c * taps + hs.tap * p.v.taps + vs.tap) * w_c);
+  __device__ __forceinline__ PackedColumns(const GatherParams& p, const Slice& slice_h, const Slice& slice_w,
+                                           int group, int n0, i64 k0)
+      : slot(Mine::slot()), taps_h(slice_h.taps), taps(p.axis_h.taps * p.axis_w.taps),
+        step_h(slice_h.tap_step * p.axis_w.taps),
+        step_w(slice_w.tap_step), column(n0 + Mine::chunk() * WIDTH<T>), w_c(p.w_c),
+        group_rows(u32(p.in_c) / u32(packed(p))), piece(piece_bytes<T>(p)), radix{slice_w.taps, p.in_c} {
+    w = bytes_of<T>(p.w, (i64(group) * p.in_c * taps + slice_h.tap * p.axis_w.taps + slice_w.tap) * w_c);
     step = radix.split(ROWS);
 #pragma unroll
     for (int i = 0; i < Mine::PASSES; ++i) k[i] = radix.split(k0 + Mine::row(i));
@@ -180,7 +182,7 @@ struct PackedColumns {
       radix.advance(k[i], step);
       if (!Mine::has(i)) continue;
       const int own = int(u32(c.lo) / group_rows) * w_c;  // the first column of the row's own group
-      const u8* src = row_address(w, u32(c.lo * taps + c.hi * step_h + c.mid * step_v), u32(w_c) * u32(sizeof(T)));
+      const u8* src = row_address(w, u32(c.lo * taps + c.hi * step_h + c.mid * step_w), u32(w_c) * u32(sizeof(T)));
       copy_diagonal<T>(tile + Mine::slot(slot, i), src, column - own, c.hi < taps_h ? w_c : 0, piece);
     }
   }

@@ -10,8 +10,8 @@ namespace conv2d {
 
 // One spatial axis of a gather.
 struct Axis {
-  int in;         // extent of the operand that is gathered: H of x in fwd and bwd_w, P of dy in bwd_x
-  int out;        // extent of the other one: P of y, or H of dx
+  int input;      // extent of the operand that is gathered: H of x in fwd and bwd_w, P of dy in bwd_x
+  int output;     // extent of the other one: P of y, or H of dx
   int taps;       // R
   int stride;     // of the convolution
   int pad;        // of the convolution
@@ -28,14 +28,14 @@ constexpr int VECTOR_PARTIAL = 8;   // so do the partial sums
 
 // fwd and bwd_x. Channels are those of one group; a stride is the number of elements from one pixel to the next.
 struct GatherParams {
-  const void* in;       // x or dy
+  const void* input;    // x or dy
   const void* w;        // w[K,R,S,C/groups]
   void* out;            // y or dx
   const float* scale;   // per output channel, or null
   const float* shift;   // per output channel, or null
   const void* residual; // of the output's shape, or null
   float* partial;       // [splits][output pixels][output channels] where splits > 1
-  Axis h, v;            // vertical and horizontal
+  Axis axis_h, axis_w;
   int images;
   int in_c, out_c;
   int in_stride, out_stride, residual_stride;
@@ -51,7 +51,7 @@ struct WeightParams {
   const void* x;   // x[N,H,W,C]
   float* dw;       // dw[K,R,S,C/groups]
   float* partial;  // [splits][K][R*S*C/groups] where splits > 1
-  Axis h, v;
+  Axis axis_h, axis_w;
   int images;
   int x_c, dy_c;  // channels of one group
   int x_stride, dy_stride;
@@ -95,7 +95,7 @@ struct Slice {
 
 // fwd: all outputs and all taps.
 __device__ __forceinline__ Slice forward_slice(const Axis& a) {
-  return {a.out, 0, 1, -a.pad, a.stride, a.dilation, a.taps, 0, 1};
+  return {a.output, 0, 1, -a.pad, a.stride, a.dilation, a.taps, 0, 1};
 }
 
 // bwd_x: the outputs residue, residue + stride, ... They are reached by every tap_step-th tap from the first one whose
@@ -108,12 +108,12 @@ __device__ __forceinline__ Slice residue_slice(const Axis& a, int residue) {
     distance -= a.dilation;
   }
   const int taps = tap < last ? (a.taps - tap + a.tap_step - 1) / a.tap_step : 0;
-  return {(a.out - residue + a.stride - 1) / a.stride, residue, a.stride, distance / a.stride, 1, a.tap_shift,
+  return {(a.output - residue + a.stride - 1) / a.stride, residue, a.stride, distance / a.stride, 1, a.tap_shift,
           taps, tap, a.tap_step};
 }
 
 // How many residues of the stride occur among the outputs.
-__device__ __forceinline__ int residues(const Axis& a) { return a.stride < a.out ? a.stride : a.out; }
+__device__ __forceinline__ int residues(const Axis& a) { return a.stride < a.output ? a.stride : a.output; }
 
 // Where in the problem a block is: consecutive ones share their rows, for the sake of the L2 cache.
 struct Block {

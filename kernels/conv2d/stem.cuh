@@ -1,6 +1,6 @@
 // The first layer of a network: at most four channels, whose pixels are four elements apart. The reduction is
-// (r, s, four channels); a chunk holds two taps of 16-bit elements or one of f32. What lies between the channels and the
-// next pixel is never read: cp.async sets zeros in its place.
+// (r, s, four channels); a chunk holds two taps of 16-bit elements or one of f32. What lies between the channels and
+// the next pixel is never read: cp.async sets zeros in its place.
 #pragma once
 
 #include "conv2d/load_weight.cuh"
@@ -41,18 +41,18 @@ struct PixelRows<T, Tile, true, StemPixels<T>> : PixelRows<T, Tile, true, AsItIs
   using Mine = typename Base::Mine;
   StemPixels<T> source;
 
-  __device__ __forceinline__ PixelRows(const GatherParams& p, const StemPixels<T>& from, const Slice& hs,
-                                       const Slice& vs, const Row* rows, i64 k0)
-      : Base(p, AsItIs<T>{from.x}, hs, vs, rows, k0), source(from) {}
+  __device__ __forceinline__ PixelRows(const GatherParams& p, const StemPixels<T>& from, const Slice& slice_h,
+                                       const Slice& slice_w, const Row* rows, i64 k0)
+      : Base(p, AsItIs<T>{from.x}, slice_h, slice_w, rows, k0), source(from) {}
 
   __device__ __forceinline__ void load(u8* tile, int) {
     Counter c = this->k;
 #pragma unroll
-    for (int t = 0; t < STEM_TAPS<T>; ++t) {
+    for (int tap = 0; tap < STEM_TAPS<T>; ++tap) {
 #pragma unroll
       for (int i = 0; i < Mine::PASSES; ++i)
         if (Mine::has(i))
-          source.copy(tile + Mine::slot(this->slot, i), t, this->pixel_at(c, i), this->inside(c, i));
+          source.copy(tile + Mine::slot(this->slot, i), tap, this->pixel_at(c, i), this->inside(c, i));
       this->radix.advance(c, {0, 1, 0});
     }
     this->radix.advance(this->k, this->step);
@@ -72,13 +72,13 @@ struct PixelColumns<T, Tile, true, StemPixels<T>> : PixelColumns<T, Tile, true, 
   __device__ __forceinline__ void load(u8* tile, int) {
     Counter c = this->column;
 #pragma unroll
-    for (int t = 0; t < STEM_TAPS<T>; ++t) {
+    for (int tap = 0; tap < STEM_TAPS<T>; ++tap) {
 #pragma unroll
       for (int i = 0; i < Mine::PASSES; ++i) {
         if (!Mine::has(i)) continue;
         u32 pixel;
         const bool ok = this->find(this->k[i], c, pixel);
-        source.copy(tile + Mine::slot(this->slot, i), t, pixel, ok);
+        source.copy(tile + Mine::slot(this->slot, i), tap, pixel, ok);
       }
       this->columns.advance(c, {0, 1, 0});
     }
@@ -87,7 +87,8 @@ struct PixelColumns<T, Tile, true, StemPixels<T>> : PixelColumns<T, Tile, true, 
   }
 };
 
-// Operand B of fwd: column n is an output channel, k = (tap, four channels) of which w has w_c. Few enough to stay in L1.
+// Operand B of fwd: column n is an output channel, k = (tap, four channels) of which w has w_c. Few enough to stay in
+// L1.
 template <typename T, class Tile>
 struct StemRows {
   using Layout = Swizzled<Tile::N, Tile::K_BYTES>;
@@ -100,7 +101,7 @@ struct StemRows {
 
   __device__ __forceinline__ StemRows(const GatherParams& p, const Slice&, const Slice&, int, int n0, i64 k0)
       : slot(Mine::slot()), rows(p.out_c - n0 - Mine::row(0)), w_c(p.w_c) {
-    const int taps = p.h.taps * p.v.taps, tap = int(k0) / STEM_C + Mine::chunk() * STEM_TAPS<T>;
+    const int taps = p.axis_h.taps * p.axis_w.taps, tap = int(k0) / STEM_C + Mine::chunk() * STEM_TAPS<T>;
     w = bytes_of<T>(p.w, (i64(n0 + Mine::row(0)) * taps + tap) * w_c);
     pass_bytes = Mine::PER_PASS * i64(taps) * w_c * int(sizeof(T));
     left = taps - tap;

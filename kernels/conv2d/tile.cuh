@@ -5,8 +5,8 @@
 
 namespace conv2d {
 
-// M x N results from WARPS_M x WARPS_N warps; STAGES slices of the reduction, K_BYTES wide, are in flight. A stage holds
-// operand A, operand B and, where A is made of two tensors, the second of them.
+// M x N results from WARPS_M x WARPS_N warps; STAGES slices of the reduction, K_BYTES wide, are in flight. A stage
+// holds operand A, operand B and, where A is made of two tensors, the second of them.
 template <int M_, int N_, int WARPS_M_, int WARPS_N_, int K_BYTES_, int STAGES_, int A_TENSORS_ = 1>
 struct Tile {
   // With two tensors for A, and as many bytes in flight or fewer.

@@ -10,12 +10,12 @@ namespace conv2d {
 // Tensor cores truncate: after so many products their sums move to a second set of registers.
 constexpr int PROMOTE_PRODUCTS = 256;
 
-// Reduces the tile of `block` over its split of the pixels of `dy` and `x`, sources of the block's group, and leaves it at
-// the start of `shared`.
+// Reduces the tile of `block` over its split of the pixels of `dy` and `x`, sources of the block's group, and leaves it
+// at the start of `shared`.
 template <typename T, class Tile, bool VECTOR, class DySource, class XSource>
 __device__ __forceinline__ const float* weigh_tile(const WeightParams& p, const DySource& dy, const XSource& x,
                                                    const Block& block, u8* shared) {
-  const Range range(i64(p.images) * p.h.out * p.v.out, DEPTH<T, Tile>, p.splits, block.split);
+  const Range range(i64(p.images) * p.axis_h.output * p.axis_w.output, DEPTH<T, Tile>, p.splits, block.split);
   const i64 k0 = i64(range.begin) * DEPTH<T, Tile>;
   GradientColumns<T, Tile, VECTOR, DySource> a(p, dy, block.m_tile * Tile::M, k0);
   PixelColumns<T, Tile, VECTOR, XSource> b(p, x, block.n_tile * Tile::N, k0);
@@ -40,7 +40,7 @@ template <typename T, class Tile, bool VECTOR, class DySource, class XSource>
 __device__ __forceinline__ void weigh(const WeightParams& p, const DySource& dy, const XSource& x, const Block& block) {
   SHARED(u8, shared);
   const float* staged = weigh_tile<T, Tile, VECTOR>(p, dy, x, block, shared);
-  const int m0 = block.m_tile * Tile::M, n0 = block.n_tile * Tile::N, columns = p.h.taps * p.v.taps * p.x_c;
+  const int m0 = block.m_tile * Tile::M, n0 = block.n_tile * Tile::N, columns = p.axis_h.taps * p.axis_w.taps * p.x_c;
   const auto row_of = [&](int i) { return m0 + i < p.dy_c ? i64(block.group) * p.dy_c + m0 + i : -1; };
   write_tile<Tile>(staged, row_of, n0, columns - n0, weigh_output(p, block.split, columns));
 }
@@ -53,7 +53,7 @@ __device__ __forceinline__ void weigh_diagonal(const WeightParams& p, const DySo
   SHARED(u8, shared);
   const float* staged = weigh_tile<T, Tile, true>(p, dy, x, block, shared);
 
-  const int m0 = block.m_tile * Tile::M, n0 = block.n_tile * Tile::N, taps = p.h.taps * p.v.taps;
+  const int m0 = block.m_tile * Tile::M, n0 = block.n_tile * Tile::N, taps = p.axis_h.taps * p.axis_w.taps;
   const int rows = p.dy_c - m0 < Tile::M ? p.dy_c - m0 : Tile::M;
   const int first = n0 / p.x_c, last = (n0 + Tile::N - 1) / p.x_c;  // taps of the tile
   const u32 w_c = u32(p.w_c), columns = u32((last < taps ? last + 1 : taps) - first) * w_c;

@@ -1,14 +1,19 @@
 // Softmax cross-entropy with label smoothing.
 //   fwd   for each image: loss = log sum e^(l - max) - on (l[label] - max) - everywhere sum (l - max), and whether the
 //         first largest logit is the label's, which it never is where a logit is NaN
-//   mean  sums both over the images, in an order that depends on N only; the loss is divided by N
-//   bwd   dlogits = scale loss_scale (e^(l - max) / sum - target),  target = everywhere + (k = label) on; loss_scale, a
-//         power of two, lies in device memory and moves between runs of a captured step; 1 where the pointer is null
-// logits, dlogits[N,K] in T, labels[N] i32, the rest f32; dense, no alignment needed.
-// A label outside 0..K makes the loss and the row of the gradient NaN.
-// Grid: fwd and bwd one block of 256 threads per image, mean one block; shared memory 256 * 2 floats.
-// Per logit: fwd 5 FLOPs and sizeof(T) bytes (the second pass comes from the cache), bwd 6 FLOPs and 2 sizeof(T) bytes.
+//   mean  sums both over the images and divides the loss by N
+//   bwd   dlogits = scale loss_scale (e^(l - max) / sum - target),  target = everywhere + (k = label) on
+//
+// Tensors   logits, dlogits[N,K] in T, labels[N] i32, the rest f32; dense, no alignment needed. loss_scale: a power of
+//           two in device memory, which moves between runs of a captured step; 1 where the pointer is null.
+// Method    the second pass over a row comes from the cache; the order of the mean depends on N only. A label outside
+//           0..K makes the loss and the row of the gradient NaN.
+// Grid      fwd and bwd x: N, a block an image; mean one block.
+// Threads   256. Shared memory: 256 * 2 floats.
+// Counted   fwd 5 FLOPs and sizeof(T) bytes a logit, bwd 6 FLOPs and 2 sizeof(T) bytes.
 #include "common/tree.cuh"
+
+namespace cross_entropy {
 
 template <typename T>
 struct CrossEntropyFwd {
@@ -151,3 +156,5 @@ KERNEL(cross_entropy_mean_f32, CrossEntropyMean, STRIP_THREADS, 4, cross_entropy
 KERNEL(cross_entropy_bwd_f32, CrossEntropyBwd<float>, STRIP_THREADS, 4, cross_entropy_bwd<float>)
 KERNEL(cross_entropy_bwd_f16, CrossEntropyBwd<f16>, STRIP_THREADS, 4, cross_entropy_bwd<f16>)
 KERNEL(cross_entropy_bwd_bf16, CrossEntropyBwd<bf16>, STRIP_THREADS, 4, cross_entropy_bwd<bf16>)
+
+}  // namespace cross_entropy

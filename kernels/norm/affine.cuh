@@ -4,8 +4,12 @@
 #include "common/dtype.cuh"
 #include "common/strips.cuh"
 
+namespace norms {  // CUDA has a function `norm`
+
 template <typename T>
 __device__ __forceinline__ float activated(float x, float scale, float shift, u32 relu) {
   const float z = fmaf(x, scale, shift);
   return to_float(from_float<T>(relu ? rectified(z) : z));
 }
+
+}  // namespace norms

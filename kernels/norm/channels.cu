@@ -1,11 +1,16 @@
-// What lies between the statistics of a batch norm and its consumers, a thread a channel.
+// What lies between the statistics of a batch norm and its consumers.
 //   affine        scale = gamma / sqrt(var + eps),  shift = beta - mean scale, see norm/line.cuh
 //                 running_mean = keep running_mean + momentum mean,  running_var the same with var m / (m - 1)
 //   coefficients  dbeta = dy_sum,  dgamma = invstd dyx_sum,  a = gamma invstd,  b = -a invstd dgamma / m,
 //                 c = -a dbeta / m - b mean;  b and c stored or added;  dbias = sum dy = a dy_sum + m (b mean + c)
-// All tensors [C], f32. Grid: ceil(C / 256) blocks of 256 threads, no shared memory. 10 FLOPs a channel, up to
-// 400 where the mean is many deviations; 40 bytes each.
+//
+// Tensors   all [C], f32.
+// Grid      x: ceil(C / 256), a thread a channel.
+// Threads   256. Shared memory: none.
+// Counted   10 FLOPs a channel, up to 400 where the mean is many deviations; 40 bytes a channel.
 #include "norm/line.cuh"
+
+namespace norms {  // CUDA has a function `norm`
 
 constexpr u32 THREADS = 256;
 
@@ -70,3 +75,5 @@ __device__ __forceinline__ void coefficients(const Coefficients& p) {
 
 KERNEL(norm_affine_f32, Affine, THREADS, 2, affine)
 KERNEL(norm_coefficients_f32, Coefficients, THREADS, 2, coefficients)
+
+}  // namespace norms

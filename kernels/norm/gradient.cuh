@@ -1,10 +1,12 @@
-// What the producer of a gradient dz does to it: masks the ReLU, stores g, and leaves the sums that batch norms need, for
-// each band of rows; src/ops/norm/mod.rs has the definition. A From has
+// What the producer of a gradient dz does to it: masks the ReLU, stores g, and leaves the sums that batch norms need,
+// for each band of rows; src/ops/norm/mod.rs has the definition. A From has
 // `load(float (&v)[V], i64 row, u32 channel, int n, u32 wide)`: dz of a strip.
 #pragma once
 
 #include "common/tree.cuh"
 #include "norm/affine.cuh"
+
+namespace norms {  // CUDA has a function `norm`
 
 template <typename T>
 struct Epilogue {
@@ -118,3 +120,5 @@ __device__ __forceinline__ void gradient(const Gradient<T, From>& p) {
   }
   strip.leave(p.epilogue, p.strips);
 }
+
+}  // namespace norms

@@ -3,6 +3,8 @@
 
 #include "common/kernel.cuh"
 
+namespace norms {  // CUDA has a function `norm`
+
 struct Line {
   float scale, shift;
 };
@@ -29,3 +31,5 @@ __device__ __forceinline__ Line line_through(float mean, float deviation, float 
   }
   return best;
 }
+
+}  // namespace norms

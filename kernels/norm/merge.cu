@@ -1,14 +1,19 @@
 // Merges what the bands of a reduction over rows left, in an order that depends on the shape only.
 //   moments  mean and M2 of each band -> mean and M2 of all, or the variance M2 / rows
 //   sums     sums of each band -> sums of all, for up to three tensors in one launch
-// from: [bands][C], to: [parts][C], f32, dense; parts = ceil(bands / bands_per_part). Many bands take two launches: the
-// first merges them to parts, the second the parts.
-// Every band but the last has rows_per_band rows. Means are merged by the rule of Chan, Golub and LeVeque (1979).
-// A block takes 8 channels, a sector of 32 bytes of each band, and 32 bands at a time.
-// Grid: ceil(C / 8) * parts blocks of 256 threads, of sums one such row of blocks for each tensor; shared memory: 256 * 3
-// floats for moments, 256 for sums. FLOPs: 10 and 1 a band and channel; bytes: 8 and 4 a band and channel.
+//
+// Tensors   from: [bands][C], to: [parts][C], f32, dense; parts = ceil(bands / bands_per_part). Every band but the last
+//           has rows_per_band rows.
+// Method    means are merged by the rule of Chan, Golub and LeVeque (1979). Many bands take two launches: the first
+//           merges them to parts, the second the parts. A block takes 8 channels, a sector of 32 bytes of each band,
+//           and 32 bands at a time.
+// Grid      x: ceil(C / 8) * parts; y: of sums the tensors.
+// Threads   256. Shared memory: 256 * 3 floats for moments, 256 for sums.
+// Counted   10 and 1 FLOPs, 8 and 4 bytes a band and channel.
 #include "batch_norm/moments.cuh"
 #include "common/tree.cuh"
+
+namespace norms {  // CUDA has a function `norm`
 
 struct MergeMoments {
   const float* band_mean;
@@ -50,12 +55,12 @@ __device__ __forceinline__ Column column_of(u32 bands, u32 channels, u32 bands_p
 __device__ __forceinline__ void merge_moments(const MergeMoments& p) {
   SHARED(float, shared);
   const Column c = column_of(p.bands, p.channels, p.bands_per_part);
-  Moments<1> moments;
+  batch_norm::Moments<1> moments;
   moments.clear();
 #pragma unroll 4
   for (u32 band = c.first; band < c.end; band += WALKERS) {
     const i64 left = p.rows - band * p.rows_per_band, at = i64(band) * p.channels + c.channel;
-    Moments<1> other;
+    batch_norm::Moments<1> other;
     other.count() = float(left < p.rows_per_band ? left : p.rows_per_band);
     other.mean(0) = p.band_mean[at];
     other.m2(0) = p.band_m2[at];
@@ -83,3 +88,5 @@ __device__ __forceinline__ void merge_sums(const MergeSums& p) {
 
 KERNEL(norm_merge_moments_f32, MergeMoments, STRIP_THREADS, 2, merge_moments)
 KERNEL(norm_merge_sums_f32, MergeSums, STRIP_THREADS, 2, merge_sums)
+
+}  // namespace norms

@@ -1,13 +1,19 @@
 // Average pooling.
 //   fwd  y = sum over the window's pixels inside the image / divisor
-//   bwd  dx = sum over the windows that cover the pixel of dy / divisor (or added to dx); gathered, so no atomics
-// x[N,H,W,C], y[N,P,Q,C] in T, any pixel stride, 16-byte aligned where strips.wide is set; sums in f32.
-// Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, rows being the pixels of y (fwd) or
-// dx (bwd). fwd: a thread sums a window; for large windows `_tree`: a block sums one (rows_per_block is 1), with 256 V
-// floats of shared memory, V = 16 / sizeof(T). FLOPs: one addition per window and pixel. Bytes: x and y once each;
-// pixels that several windows share come from the caches.
+//   bwd  dx = sum over the windows that cover the pixel of dy / divisor (or added to dx)
+//
+// Tensors   x[N,H,W,C], y[N,P,Q,C] in T, any pixel stride, 16-byte aligned where strips.wide is set.
+// Method    a thread sums a window, in f32; with *_tree, for large windows, a block sums one. Gradients are gathered:
+//           no atomics.
+// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block), rows being the pixels of y (fwd) or dx (bwd). With
+//           *_tree rows_per_block is 1.
+// Threads   256. Shared memory: 256 V floats with *_tree, V = 16 / sizeof(T), else none.
+// Counted   one addition a window and pixel; bytes: x and y once each, pixels that several windows share come from the
+//           caches.
 #include "pool/backward.cuh"
 #include "pool/forward.cuh"
+
+namespace pool {
 
 template <typename T>
 __device__ __forceinline__ void avg_fwd(const AvgFwd<T>& p) {
@@ -35,3 +41,5 @@ KERNEL(pool_avg_fwd_bf16_tree, AvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd_tree<bf16
 KERNEL(pool_avg_bwd_f32, AvgBwd<float>, STRIP_THREADS, 2, pool_bwd)
 KERNEL(pool_avg_bwd_f16, AvgBwd<f16>, STRIP_THREADS, 2, pool_bwd)
 KERNEL(pool_avg_bwd_bf16, AvgBwd<bf16>, STRIP_THREADS, 2, pool_bwd)
+
+}  // namespace pool

@@ -3,6 +3,8 @@
 
 #include "pool/window.cuh"
 
+namespace pool {
+
 template <int V>
 __device__ __forceinline__ void load_index(int (&v)[V], const u8* p, int n, u32 wide) {
   if (wide && n == V) {
@@ -96,3 +98,5 @@ __device__ __forceinline__ void pool_bwd(const PoolBwd<T, From>& p) {
     write_strip<T, V>(p.dx + row * p.dx_stride + share.channel, sum, n, p.strips.wide, p.accumulate);
   }
 }
+
+}  // namespace pool

@@ -5,6 +5,8 @@
 #include "common/tree.cuh"
 #include "pool/window.cuh"
 
+namespace pool {
+
 template <typename T>
 struct MaxFwd {
   const T* x;
@@ -154,3 +156,5 @@ __device__ __forceinline__ void mean_of_window(const AvgFwd<T>& p, const Share& 
   merge_walkers(sums, shared, 1 << p.strips.lanes_log2, share.step);
   if (strip_walker(p.strips) == 0) store_mean<T, V>(p, sums, share.first, at, share.channel, n);
 }
+
+}  // namespace pool

@@ -1,10 +1,16 @@
 // Pooling of what a batch norm and a ReLU make of x.
 //   fwd  z = x scale + shift, optionally max(z, 0), rounded to T; y and index of z as in avg.cu, max.cu
-// x[N,H,W,C], y and index[N,P,Q,C] as in avg.cu, max.cu; scale and shift [C], f32. Pixels outside the image are no part
-// of a window. Grid, shared memory and bytes as in avg.cu, max.cu; 2 FLOPs more for each window and pixel: a pixel that
-// several windows share is transformed for each, as it is loaded for each.
+//
+// Tensors   x[N,H,W,C], y and index[N,P,Q,C] as in avg.cu, max.cu; scale and shift [C], f32. Pixels outside the image
+//           are no part of a window.
+// Grid      as in avg.cu, max.cu.
+// Threads   256. Shared memory: as in avg.cu, max.cu.
+// Counted   as in avg.cu, max.cu, and 2 FLOPs a window and pixel: a pixel that several windows share is transformed for
+//           each, as it is loaded for each.
 #include "norm/affine.cuh"
 #include "pool/forward.cuh"
+
+namespace pool {
 
 // Pool is the struct of forward.cuh.
 template <typename T, typename Pool>
@@ -37,7 +43,7 @@ struct Activated {
   __device__ __forceinline__ void load(float (&v)[V], i64 pixel, int n, u32 wide) const {
     load_strip<T, V>(v, x + pixel * stride, n, wide);
 #pragma unroll
-    for (int j = 0; j < V; ++j) v[j] = activated<T>(v[j], scale[j], shift[j], relu);
+    for (int j = 0; j < V; ++j) v[j] = norms::activated<T>(v[j], scale[j], shift[j], relu);
   }
 };
 
@@ -76,3 +82,5 @@ KERNEL(pool_fused_avg_fwd_bf16, NormAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd<bf16
 KERNEL(pool_fused_avg_fwd_f32_tree, NormAvgFwd<float>, STRIP_THREADS, 2, avg_fwd_tree<float>)
 KERNEL(pool_fused_avg_fwd_f16_tree, NormAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd_tree<f16>)
 KERNEL(pool_fused_avg_fwd_bf16_tree, NormAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd_tree<bf16>)
+
+}  // namespace pool

@@ -3,6 +3,8 @@
 
 #include "common/strips.cuh"
 
+namespace pool {
+
 // The windows of an image; the same struct is in src/ops/pool/launch/params.rs.
 struct Windows {
   u32 h, w, p, q;  // pixels of the input, windows
@@ -70,3 +72,5 @@ __device__ __forceinline__ Pixel pixel_at(i64 index, u32 height, u32 width) {
   const i64 line = index / width;
   return Pixel{line / height, int(line % height), int(index % width)};
 }
+
+}  // namespace pool

@@ -1,10 +1,14 @@
 // The rectifier.
 //   fwd  y = max(x, 0)
 //   bwd  dx = 0 where y <= 0, else dy (or added to dx)
-// x, y, dy, dx: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set.
-// Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, no shared memory.
-// Per element: 1 FLOP; fwd moves 2 sizeof(T) bytes, bwd 3 sizeof(T) (4 when it accumulates).
+//
+// Tensors   x, y, dy, dx: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set.
+// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
+// Threads   256. Shared memory: none.
+// Counted   1 FLOP an element; fwd 2 sizeof(T) bytes, bwd 3 sizeof(T) (4 when it accumulates).
 #include "common/strips.cuh"
+
+namespace relu {
 
 template <typename T>
 struct ReluFwd {
@@ -61,3 +65,5 @@ KERNEL(relu_fwd_bf16, ReluFwd<bf16>, STRIP_THREADS, 4, relu_fwd<bf16>)
 KERNEL(relu_bwd_f32, ReluBwd<float>, STRIP_THREADS, 4, relu_bwd<float>)
 KERNEL(relu_bwd_f16, ReluBwd<f16>, STRIP_THREADS, 4, relu_bwd<f16>)
 KERNEL(relu_bwd_bf16, ReluBwd<bf16>, STRIP_THREADS, 4, relu_bwd<bf16>)
+
+}  // namespace relu

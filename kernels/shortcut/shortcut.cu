@@ -1,10 +1,15 @@
 // The parameter-free shortcut of He et al. (2015), option A: subsample and pad with zero channels.
 //   fwd  y[n,p,q,k] = x[n, p*stride, q*stride, k - lead] where 0 <= k - lead < C, else 0
 //   bwd  dx[n,h,w,c] = dy[n, h/stride, w/stride, c + lead] where stride divides h and w, else 0 (or added to dx)
-// x[N,H,W,C], y[N,P,Q,K] in T, any pixel stride; strips.wide is set where every strip is 16-byte aligned in both.
-// Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, rows being the pixels of the output;
-// no shared memory. No FLOPs; fwd (C + K) sizeof(T) bytes per output pixel, bwd C sizeof(T) (1 + 1 / stride^2) per pixel.
+//
+// Tensors   x[N,H,W,C], y[N,P,Q,K] in T, any pixel stride; strips.wide is set where every strip is 16-byte aligned in
+//           both.
+// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block), rows being the pixels of the output.
+// Threads   256. Shared memory: none.
+// Counted   no FLOPs; fwd (C + K) sizeof(T) bytes an output pixel, bwd C sizeof(T) (1 + 1 / stride^2) a pixel.
 #include "common/strips.cuh"
+
+namespace shortcut {
 
 template <typename T>
 struct Shortcut {
@@ -76,3 +81,5 @@ KERNEL(shortcut_fwd_bf16, Shortcut<bf16>, STRIP_THREADS, 4, shortcut_fwd<bf16>)
 KERNEL(shortcut_bwd_f32, Shortcut<float>, STRIP_THREADS, 4, shortcut_bwd<float>)
 KERNEL(shortcut_bwd_f16, Shortcut<f16>, STRIP_THREADS, 4, shortcut_bwd<f16>)
 KERNEL(shortcut_bwd_bf16, Shortcut<bf16>, STRIP_THREADS, 4, shortcut_bwd<bf16>)
+
+}  // namespace shortcut

@@ -1,9 +1,14 @@
 // Addition of two tensors of one shape: the end of a residual block.
 //   fwd  y = a + b, optionally max(y, 0)
-// a, b, y: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set. The sum is taken in f32.
-// Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, no shared memory.
-// Per element: 1 FLOP (2 with the ReLU), 3 sizeof(T) bytes.
+//
+// Tensors   a, b, y: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set. The sum is
+//           taken in f32.
+// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
+// Threads   256. Shared memory: none.
+// Counted   1 FLOP (2 with the ReLU) and 3 sizeof(T) bytes an element.
 #include "common/strips.cuh"
+
+namespace sum {
 
 template <typename T>
 struct Add {
@@ -37,3 +42,5 @@ __device__ __forceinline__ void add_fwd(const Add<T>& p) {
 KERNEL(sum_fwd_f32, Add<float>, STRIP_THREADS, 4, add_fwd<float>)
 KERNEL(sum_fwd_f16, Add<f16>, STRIP_THREADS, 4, add_fwd<f16>)
 KERNEL(sum_fwd_bf16, Add<bf16>, STRIP_THREADS, 4, add_fwd<bf16>)
+
+}  // namespace sum

@@ -1,15 +1,20 @@
 // The end of a residual block, batch norms included.
-//   fwd  y = a a_scale + a_shift + b b_scale + b_shift, each pair where there is one; optionally max(y, 0), and before the
-//        addition max(a a_scale + a_shift, 0), the same for b; with a gate, the first term alone where *open is 0: b and
-//        its numbers are not read then
+//   fwd  y = a a_scale + a_shift + b b_scale + b_shift, each pair where there is one; optionally max(y, 0), and before
+//        the addition max(a a_scale + a_shift, 0), the same for b; with a gate, the first term alone where *open is 0:
+//        b and its numbers are not read then
 //        signs: bit c % 8 of byte c / 8 of a pixel is 0 where y, as stored, is 0 or less in channel c
-// a, b, y: rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; signs: rows of
-// ceil(C / 8) bytes, any stride; scales and shifts [C], f32; open: one f32, or null for a branch that always counts. The
-// sum is taken in f32 and rounded once.
-// A thread takes 8 channels, a byte of signs, whatever T is: one access of 16 bytes, or two of f32.
-// Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, no shared memory.
-// Per element: up to 8 FLOPs, 3 sizeof(T) bytes and a bit; 2 sizeof(T) where the gate is closed.
+//
+// Tensors   a, b, y: rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; signs: rows
+//           of ceil(C / 8) bytes, any stride; scales and shifts [C], f32; open: one f32, or null for a branch that
+//           always counts.
+// Method    a thread takes 8 channels, a byte of signs, whatever T is: one access of 16 bytes, or two of f32. The sum
+//           is taken in f32 and rounded once.
+// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
+// Threads   256. Shared memory: none.
+// Counted   up to 8 FLOPs, 3 sizeof(T) bytes and a bit an element; 2 sizeof(T) where the gate is closed.
 #include "common/strips.cuh"
+
+namespace sum {
 
 constexpr int EIGHT = 8;
 
@@ -115,3 +120,5 @@ __device__ __forceinline__ void block_end(const BlockEnd<T>& p) {
 KERNEL(sum_end_f32, BlockEnd<float>, STRIP_THREADS, 2, block_end<float>)
 KERNEL(sum_end_f16, BlockEnd<f16>, STRIP_THREADS, 2, block_end<f16>)
 KERNEL(sum_end_bf16, BlockEnd<bf16>, STRIP_THREADS, 2, block_end<bf16>)
+
+}  // namespace sum

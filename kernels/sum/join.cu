@@ -1,10 +1,14 @@
 // The end of a residual block whose branch may be dropped.
 //   fwd  y = a + share b, optionally max(y, 0); with a gate, y = a where *open is 0, and b is not read
-// a, b, y: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set. The sum is taken in f32.
-// open: one f32, or null for a block that always counts.
-// Grid: strips.blocks_per_row * ceil(rows / rows_per_block) blocks of 256 threads, no shared memory.
-// Per element: 2 FLOPs (3 with the ReLU), 3 sizeof(T) bytes; 2 sizeof(T) where the gate is closed.
+//
+// Tensors   a, b, y: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set. The sum is
+//           taken in f32. open: one f32, or null for a block that always counts.
+// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
+// Threads   256. Shared memory: none.
+// Counted   2 FLOPs (3 with the ReLU) and 3 sizeof(T) bytes an element; 2 sizeof(T) where the gate is closed.
 #include "common/strips.cuh"
+
+namespace sum {
 
 template <typename T>
 struct Join {
@@ -44,3 +48,5 @@ __device__ __forceinline__ void join_fwd(const Join<T>& p) {
 KERNEL(sum_join_f32, Join<float>, STRIP_THREADS, 4, join_fwd<float>)
 KERNEL(sum_join_f16, Join<f16>, STRIP_THREADS, 4, join_fwd<f16>)
 KERNEL(sum_join_bf16, Join<bf16>, STRIP_THREADS, 4, join_fwd<bf16>)
+
+}  // namespace sum

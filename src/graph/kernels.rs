@@ -112,7 +112,6 @@ impl Binder<'_> {
         let outputs: Result<Vec<Arg>> = node.outputs.iter().zip(&node.writes).map(|(&v, &w)| self.arg(v, w)).collect();
         let scratch = self.plan.scratch[i].map(|s| self.view(&s)).transpose()?;
         let io = Io { inputs: &inputs?, outputs: &outputs?, scratch: scratch.as_ref() };
-        io.check_aliases(node.op.operator(), target)?;
         let launches = node.op.operator().launches(target, &io)?;
         let Some(gate) = node.gate else { return Ok(launches) };
         let gate = self.arg(gate, Write::Overwrite)?.view;

@@ -44,17 +44,23 @@ impl<'a> Extent<'a> {
 }
 
 impl Io<'_> {
-    /// Fails if an output shares a byte with another tensor or the scratch memory, unless an input is the output or a
-    /// slice of its channels: the op then works in place. [`Launch::new`](crate::device::Launch::new) says what its
-    /// kernels must then do.
-    pub fn check_aliases(&self, op: &dyn Operator, target: Target) -> Result<()> {
+    /// Fails if an output or the scratch memory shares a byte with another tensor. Where the op works in place
+    /// ([`Written::in_place`](super::Written)) an input may be the output, or one of them a slice of the other's
+    /// channels.
+    pub(super) fn check_aliases(&self, op: &dyn Operator, target: Target) -> Result<()> {
         let extents = |types: Vec<TensorType>, args| -> Vec<Extent<'_>> {
             let of = |(ty, arg): (TensorType, _)| Extent::of(arg, &ty.shape, ty.elem.bytes(target.dtype));
             types.into_iter().zip::<std::slice::Iter<'_, Arg>>(args).map(of).collect()
         };
         let (inputs, outputs) = (extents(op.inputs(), self.inputs.iter()), extents(op.outputs(), self.outputs.iter()));
+        if let Some(j) = inputs.iter().position(|input| self.scratch.is_some_and(|view| view.overlaps(input.view))) {
+            return Err(Error::invalid(op.name(), format!("the scratch memory shares memory with input {j}")));
+        }
+        let in_place: Vec<bool> = op.operands().writes.into_iter().map(|(_, written)| written.in_place).collect();
         for (i, output) in outputs.iter().enumerate() {
-            let input = inputs.iter().position(|input| !input.is_apart(output) && !input.is_within(output));
+            let lies_in = |input: &Extent<'_>| input.is_within(output) || output.is_within(input);
+            let shares = |input: &Extent<'_>| !(input.is_apart(output) || in_place[i] && lies_in(input));
+            let input = inputs.iter().position(shares);
             let input = input.map(|j| format!("input {j}"));
             let other = || outputs[..i].iter().position(|other| !other.is_apart(output)).map(|j| format!("output {j}"));
             let scratch =
@@ -71,7 +77,9 @@ impl Io<'_> {
 mod tests {
     use super::*;
     use crate::device::{Arch, Device};
-    use crate::ops::Write;
+    use crate::ops::store::Sums;
+    use crate::ops::{conv2d, pool, relu, sum, Write};
+    use crate::tensor::DType;
 
     #[test]
     fn tensors_are_apart_or_within() {
@@ -103,5 +111,88 @@ mod tests {
         let [all, slice, wide] = [&all, &slice, &wide].map(|(arg, shape)| Extent::of(arg, shape, 4));
         assert!(all.is_within(&all) && slice.is_within(&all));
         assert!(!all.is_within(&slice) && !wide.is_within(&all));
+    }
+
+    fn pointwise() -> conv2d::Conv2d {
+        let [stride, dilation] = [[1; 2]; 2];
+        let (kernel, padding) = ([1; 2], [0; 2]);
+        let spec = conv2d::Spec { n: 2, h: 4, w: 4, c: 8, k: 8, kernel, stride, padding, dilation, groups: 1 };
+        conv2d::Conv2d::new(spec).expect("a convolution")
+    }
+
+    /// The launches of `op` whose first output, of `c` channels, lies where its first input does.
+    fn over_its_input(op: &dyn Operator, c: usize) -> Result<usize> {
+        let device = Device::blueprint(Arch::Sm80);
+        let Device::Kernels(backend) = &device else { unreachable!("it has memory") };
+        let target = Target { dtype: DType::F32, arch: Arch::Sm80 };
+        let new = |c: usize| -> Result<Arg> {
+            Ok(Arg { view: View::whole(backend.allocate(1 << 14)?), pixel_stride: c, write: Write::Overwrite })
+        };
+        let channels = |ty: &TensorType| ty.shape.nhwc().map_or(c, |[_, _, _, c]| c);
+        let inputs: Result<Vec<Arg>> = op.inputs().iter().map(|ty| new(channels(ty))).collect();
+        let outputs: Result<Vec<Arg>> = op.outputs().iter().map(|ty| new(channels(ty))).collect();
+        let (inputs, mut outputs) = (inputs?, outputs?);
+        outputs[0].view = inputs[0].view.clone();
+        let scratch = View::whole(backend.allocate(1 << 14)?);
+        let io = Io { inputs: &inputs, outputs: &outputs, scratch: Some(&scratch) };
+        op.launches(target, &io).map(|launches| launches.len())
+    }
+
+    #[test]
+    fn only_what_says_so_works_in_place() {
+        let x = [2, 4, 4, 8];
+        let conv = pointwise();
+        let window = pool::Window::Sliding { kernel: [3; 2], stride: [1; 2], padding: [1; 2], ceil: false };
+        let kind = pool::Kind::Average { count_padding: false };
+        let pool = pool::Pool::new(pool::Spec { x, window, kind }).expect("a pooling");
+        let shape = || Shape::from(x);
+        let relu = |pass| relu::Node { shape: shape(), pass };
+        for (op, in_place) in [
+            (&conv2d::Node { conv, pass: conv2d::Pass::fwd(false) } as &dyn Operator, false),
+            (&conv2d::Node { conv, pass: conv2d::Pass::BwdX(conv2d::BwdX::default()) }, false),
+            (&pool.fwd(), false),
+            (&relu(relu::Pass::Fwd), true),
+            (&relu(relu::Pass::Bwd), true),
+            (&sum::Node::of(shape()), true),
+        ] {
+            match over_its_input(op, x[3]) {
+                Ok(_) => assert!(in_place, "{} wrote over its input", op.name()),
+                Err(e) => assert!(!in_place && e.to_string().contains("shares memory with input 0"), "{e}"),
+            }
+        }
+    }
+
+    #[test]
+    fn forms_that_contradict_themselves_are_refused() {
+        let conv = pointwise();
+        let end = Some(conv2d::End { z: (), signs: () });
+        let sums = conv2d::Node {
+            conv,
+            pass: conv2d::Pass::BwdX(conv2d::BwdX { sums: Some(Sums::default()), ..conv2d::BwdX::default() }),
+        };
+        let lone = conv2d::Node { conv, pass: conv2d::Pass::Fwd(conv2d::Fwd { end, ..conv2d::Fwd::default() }) };
+        let window = pool::Window::Sliding { kernel: [2; 2], stride: [2; 2], padding: [0; 2], ceil: false };
+        let kind = pool::Kind::Average { count_padding: false };
+        let pool = pool::Pool::new(pool::Spec { x: [2, 4, 4, 8], window, kind }).expect("a pooling");
+        let index =
+            pool::Node { pass: pool::Pass::Fwd(pool::Fwd { index: Some(()), ..Default::default() }), ..pool.fwd() };
+        for (op, cause) in [
+            (&sums as &dyn Operator, "with the mask None"),
+            (&lone, "the end of a block is stored where x is loaded as its sum"),
+            (&index, "an index goes with max pooling"),
+        ] {
+            let device = Device::blueprint(Arch::Sm80);
+            let Device::Kernels(backend) = &device else { unreachable!("it has memory") };
+            let new = |ty: &TensorType| Arg {
+                view: View::whole(backend.allocate(1 << 14).expect("addresses")),
+                pixel_stride: ty.shape.nhwc().map_or(8, |[_, _, _, c]| c),
+                write: Write::Overwrite,
+            };
+            let inputs: Vec<Arg> = op.inputs().iter().map(new).collect();
+            let outputs: Vec<Arg> = op.outputs().iter().map(new).collect();
+            let io = Io { inputs: &inputs, outputs: &outputs, scratch: None };
+            let e = op.launches(Target { dtype: DType::F32, arch: Arch::Sm80 }, &io).expect_err(op.name());
+            assert!(e.to_string().contains(cause), "{e}");
+        }
     }
 }

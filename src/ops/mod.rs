@@ -227,7 +227,7 @@ impl<'a> Io<'a> {
     }
 
     /// Fails unless there is a view for every tensor of `op`, large enough for it at its pixel stride, and for its
-    /// scratch memory: what launch code relies on.
+    /// scratch memory, and no two share memory that may not: what launch code relies on.
     pub fn check(&self, op: &dyn Operator, target: Target) -> Result<()> {
         self.check_counts(op)?;
         let Operands { reads, writes } = op.operands();
@@ -244,7 +244,8 @@ impl<'a> Io<'a> {
                 return Err(Error::invalid(format!("{side} `{name}` of {}", op.name()), problem));
             }
         }
-        self.check_scratch(op.name(), op.scratch_bytes(target))
+        self.check_scratch(op.name(), op.scratch_bytes(target))?;
+        self.check_aliases(op, target)
     }
 }
 

@@ -153,6 +153,9 @@ pub struct Written {
     pub old: Old,
     /// Whether it says something only where the op's own gate is open.
     pub gated: bool,
+    /// Whether an input may be the output, or one a slice of the other's channels: a thread that writes an element is
+    /// the only one that reads it.
+    pub in_place: bool,
 }
 
 /// What an op can do with the old content of an output.
@@ -174,7 +177,7 @@ impl From<TensorType> for Read {
 
 impl From<TensorType> for Written {
     fn from(ty: TensorType) -> Self {
-        Self { ty, old: Old::Lost, gated: false }
+        Self { ty, old: Old::Lost, gated: false, in_place: false }
     }
 }
 
@@ -188,12 +191,17 @@ impl Read {
 impl Written {
     /// An output that may be added to.
     pub fn accumulated(ty: TensorType) -> Self {
-        Self { ty, old: Old::MayBeAddedTo, gated: false }
+        Self { old: Old::MayBeAddedTo, ..ty.into() }
     }
 
     /// An output whose old content is updated.
     pub fn updated(ty: TensorType) -> Self {
-        Self { ty, old: Old::Updated, gated: false }
+        Self { old: Old::Updated, ..ty.into() }
+    }
+
+    /// The output, where inputs may share its memory.
+    pub fn in_place(self) -> Self {
+        Self { in_place: true, ..self }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::operands::{group, Read, Written};
 use crate::tensor::{Real, TensorType};
+use crate::{Error, Result};
 
 /// What is done to a sum before it is stored: `y = relu(scale[k] sum + shift[k] + residual)`, each part where it is
 /// set.
@@ -238,6 +239,14 @@ impl Mask {
     pub fn sums(&self) -> Sums {
         let second = matches!(self, Self::Signs { second: Some(_), .. }).then_some(());
         Sums { second, ..Sums::default() }
+    }
+
+    /// Fails unless `sums` are those that go with `mask`.
+    pub(super) fn check_sums(op: &str, mask: Option<Self>, sums: Option<Sums>) -> Result<()> {
+        if mask.map(|mask| mask.sums()) != sums {
+            return Err(Error::invalid(op, format!("{sums:?} with the mask {mask:?}")));
+        }
+        Ok(())
     }
 
     /// The types of its sums, for a gradient of shape `[N,H,W,C]`.

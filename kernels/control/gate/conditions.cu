@@ -1,12 +1,17 @@
 // Tells the conditional nodes of a CUDA graph which gates are open, ahead of the first of them.
 //   condition[handles[i]] = gates[i] != 0 ? 1 : 0, for i = 0 .. count - 1
-// gates: addresses of f32 that launches are behind. handles: those of the graph's conditional nodes.
-// Grid: one block of 128 threads, of which thread i reads gate i and thread 0 sets every condition: CUDA promises nothing
-// where two threads may set conditions at once. No FLOPs; 4 bytes a gate, and what the driver writes for each condition.
 //
-// A file of its own, as no driver of before conditional nodes can load it. cudaGraphSetConditional stays an undefined
-// symbol in PTX and machine code, as what printf calls does: the driver's, so that nothing is linked to it.
+// Tensors   gates: addresses of f32 that launches are behind. handles: those of the graph's conditional nodes.
+// Method    thread i reads gate i and thread 0 sets every condition: CUDA promises nothing where two threads may set
+//           conditions at once. A file of its own, since no driver from before conditional nodes can load it.
+//           cudaGraphSetConditional stays an undefined symbol in PTX and machine code, as what printf calls does: the
+//           driver has it, so that nothing is linked to it.
+// Grid      one block.
+// Threads   128. Shared memory: 128 flags.
+// Counted   no FLOPs; 4 bytes a gate, and what the driver writes for each condition.
 #include "common/kernel.cuh"
+
+namespace control {
 
 constexpr int MOST = 128;
 
@@ -33,3 +38,5 @@ __device__ __forceinline__ void set_conditions(const Conditions& p) {
 KERNEL(gate_conditions_f32, Conditions, MOST, 1, set_conditions)
 
 #endif
+
+}  // namespace control

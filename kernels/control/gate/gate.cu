@@ -1,13 +1,18 @@
 // The gates of stochastic depth: drawn once a step, for all blocks of a network.
 //   draw   gates[l] = word(seed, step, l) >> 8 < thresholds[l] ? 1 : 0, closed[l] = 1 - gates[l], then step += 1
 //   clear  grad[ranges[2 l] .. ranges[2 l + 1]] = 0 where gates[l] is 0
-// control: u32 { drawing, step, seed low, seed high }; where drawing is 0, gates and step stay as they are.
-// thresholds: u32[blocks], probabilities in units of 2^-24. gates, closed: f32[blocks]. ranges: u32 pairs in units of 4
-// elements of grad, which is f32 and 16-byte aligned.
-// Grid: draw one block of 256 threads; clear any number of blocks of 256 threads in x, one row of them for each range.
-// Draw: 12 bytes a block, one Philox block of 40 multiplications each. Clear: 4 bytes for each element of a closed block.
+//
+// Tensors   control: u32 { drawing, step, seed low, seed high }; where drawing is 0, gates and step stay as they are.
+//           thresholds: u32[blocks], probabilities in units of 2^-24. gates, closed: f32[blocks]. ranges: u32 pairs in
+//           units of 4 elements of grad, which is f32 and 16-byte aligned.
+// Grid      draw one block; clear x: any number of blocks, y: the ranges.
+// Threads   256. Shared memory: none.
+// Counted   draw: 12 bytes a block, one Philox block of 40 multiplications each; clear: 4 bytes for each element of a
+//           closed block.
 #include "common/philox.cuh"
 #include "common/vec.cuh"
+
+namespace control {
 
 struct Draw {
   u32* control;
@@ -23,8 +28,9 @@ struct Clear {
   const float* gates;
   const u32* ranges;
   float* grad;
+  u32 units, unused;  // of grad: none beyond is written, whatever the ranges say
 };
-static_assert(sizeof(Clear) == 24, "as in src/control/gate/launch.rs");
+static_assert(sizeof(Clear) == 32, "as in src/control/gate/launch.rs");
 
 constexpr int THREADS = 256;
 
@@ -44,7 +50,7 @@ __device__ __forceinline__ void draw(const Draw& p) {
 
 __device__ __forceinline__ void clear(const Clear& p) {
   if (p.gates[blockIdx.y] != 0.0f) return;
-  const u32 end = p.ranges[2 * blockIdx.y + 1];
+  const u32 last = p.ranges[2 * blockIdx.y + 1], end = last < p.units ? last : p.units;
   const Vec<float, 4> zeros = {{0.0f, 0.0f, 0.0f, 0.0f}};
   u64 at = u64(p.ranges[2 * blockIdx.y]) + blockIdx.x * THREADS + threadIdx.x;
   for (; at < end; at += u64(gridDim.x) * THREADS) store<float, 4>(p.grad + 4 * at, zeros);
@@ -52,3 +58,5 @@ __device__ __forceinline__ void clear(const Clear& p) {
 
 KERNEL(gate_draw_f32, Draw, THREADS, 1, draw)
 KERNEL(gate_clear_f32, Clear, THREADS, 4, clear)
+
+}  // namespace control

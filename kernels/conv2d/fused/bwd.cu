@@ -1,14 +1,17 @@
-// dx as conv2d_fused_bwd_x and dw as conv2d_fused_bwd_w, in one launch: blocks of both read g, y and x at about the same time.
+// dx as conv2d_fused_bwd_x and dw as conv2d_fused_bwd_w, in one launch: blocks of both read g, y and x at about the
+// same time.
 //
 // Tensors   those of conv2d_fused_bwd_x and conv2d_fused_bwd_w; g and y are the same to both.
-// Method    theirs, block by block. The grid is cut into as many segments as bwd_w has splits: first the tiles of dw over
-//           one split of the pixels, then the tiles of dx of about the same pixels. What the first read the second find in
-//           the L2 cache, where a segment's g, y and x fit.
-// Grid      x: segments of bwd_w's tiles and as many of bwd_x's as there are in all, divided by the splits; those of bwd_x
-//           are ordered by column tile, group, residue, row tile (columns fastest). conv2d_reduce_f32 adds the splits.
+// Method    theirs, block by block. The grid is cut into as many segments as bwd_w has splits: first the tiles of dw
+//           over one split of the pixels, then the tiles of dx of about the same pixels. What the first read the second
+//           find in the L2 cache, where a segment's g, y and x fit.
+// Grid      x: segments of bwd_w's tiles and as many of bwd_x's as there are in all, divided by the splits; those of
+//           bwd_x are ordered by column tile, group, residue, row tile (columns fastest). conv2d_reduce_f32 adds the
+//           splits.
 // Threads   those of both tiles, which are as many. Shared memory: that of the tile that needs more.
-// Counted   4*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, w, x, dx, dw and what the epilogue of bwd_x touches once each, y of the
-//           epilogue with x where it is x; 8 or 12 bytes a row tile and column; a split adds K*R*S*C/G floats, twice.
+// Counted   4*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, w, x, dx, dw and what the epilogue of bwd_x touches once each, y of
+//           the epilogue with x where it is x; 8 or 12 bytes a row tile and column; a split adds K*R*S*C/G floats,
+//           twice.
 // Entries   the tile of dx, then that of dw. *_packed, *_scalar and the others: as both.
 #include "conv2d/fused/data_gradient.cuh"
 #include "conv2d/fused/weight_gradient.cuh"

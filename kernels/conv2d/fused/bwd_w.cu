@@ -1,4 +1,4 @@
-// dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * z[n, p*u - ph + r*dh, q*v - pw + s*dw, g*C/G + c], as conv2d_bwd_w, of the
+// dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * z[n,h,w, g*C/G + c], as conv2d_bwd_w, of the
 // corrected gradient dy = a[k] * g + b[k] * y + c[k] and the activation z = relu(x * x_scale[c] + x_shift[c]), whose
 // padding is 0. Each part where it is set; added to dw where asked.
 //
@@ -9,7 +9,8 @@
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, x, dw once each (dw twice where added to).
 // Entries   *_packed take several narrow groups as one and store what is not between groups; *_stem take an x of one
 //           group of at most 4 channels whose pixels are 4 elements apart (conv2d/stem.cuh), as it is, and need 16-byte
-//           accesses to the others; *_scalar take any number of channels; the others need 16-byte accesses to all but dw.
+//           accesses to the others; *_scalar take any number of channels; the others need 16-byte accesses to all but
+//           dw.
 #include "conv2d/stem.cuh"
 #include "conv2d/fused/weight_gradient.cuh"
 

@@ -5,14 +5,14 @@
 //
 // Tensors   those of conv2d_bwd_x; g and y [N,P,Q,K], y0 and y1 [N,H,W,C] in f32, f16 or bf16; bits [N,H,W,ceil(C/8)];
 //           a, b, c [K], scale, shift, mean0, mean1 [C] and sums [2 or 3][residues * row tiles][C] in f32.
-// Method    conv2d_bwd_x's. A stage holds g, w and y; each thread turns the chunks that it has copied into dy. Blocks of
-//           residues without a row or a tap take part in the sums.
+// Method    conv2d_bwd_x's. A stage holds g, w and y; each thread turns the chunks that it has copied into dy. Blocks
+//           of residues without a row or a tap take part in the sums.
 // Grid      that of conv2d_bwd_x; sums and masks need splits = 1.
 // Threads   those of the tile. Shared memory: three stages with a second operand A, or the finished tile; rows.
-// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, w, y0, y1, bits, dx once each (dx twice where added to), 8 or 12 bytes
-//           a row tile and column.
-// Entries   *_packed take several narrow groups as one (conv2d/packed.cuh) and need 16-byte accesses to g, y, a, b and c;
-//           *_scalar take any number of channels; the others need 16-byte accesses to g, y, w, a, b and c.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, w, y0, y1, bits, dx once each (dx twice where added to), 8 or 12
+//           bytes a row tile and column.
+// Entries   *_packed take several narrow groups as one (conv2d/packed.cuh) and need 16-byte accesses to g, y, a, b and
+//           c; *_scalar take any number of channels; the others need 16-byte accesses to g, y, w, a, b and c.
 #include "conv2d/fused/data_gradient.cuh"
 
 namespace conv2d::fused {

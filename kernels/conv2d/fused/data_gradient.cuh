@@ -18,17 +18,19 @@ __device__ __forceinline__ void no_sums(const DataGradientParams& p, i64 band, i
 // Computes one tile of dx. B is the loader of the weights.
 template <typename T, class Tile, bool VECTOR, class B>
 __device__ __forceinline__ void data_gradient(const DataGradientParams& p, const Block& block) {
-  const int across = residues(p.v), n0 = block.n_tile * Tile::N, col0 = block.group * p.out_c + n0;
-  const Slice h = residue_slice(p.h, block.residue / across), v = residue_slice(p.v, block.residue % across);
+  const int across = residues(p.axis_w), n0 = block.n_tile * Tile::N, col0 = block.group * p.out_c + n0;
+  const Slice slice_h = residue_slice(p.axis_h, block.residue / across), slice_w = residue_slice(p.axis_w,
+      block.residue % across);
   const i64 band = i64(block.residue) * p.m_tiles + block.m_tile;
-  if (i64(block.m_tile) * Tile::M >= gather_rows(p, h, v)) {  // this residue has fewer rows than the largest
+  // this residue has fewer rows than the largest
+  if (i64(block.m_tile) * Tile::M >= gather_rows(p, slice_h, slice_w)) {
     no_sums<Tile>(p, band, col0, p.out_c - n0);
     return;
   }
   SHARED(u8, shared);
   Row* rows = reinterpret_cast<Row*>(shared + Tile::SHARED_BYTES);
-  const Corrected<T, Tile::SECOND> in(p.in, p.in_stride, p.y, p.y_stride, p.a, p.b, p.c, block.group * p.in_c);
-  float* staged = gather_tile<T, Tile, VECTOR, B, false>(p, in, h, v, block, shared, rows);
+  const Corrected<T, Tile::SECOND> in(p.input, p.in_stride, p.y, p.y_stride, p.a, p.b, p.c, block.group * p.in_c);
+  float* staged = gather_tile<T, Tile, VECTOR, B, false>(p, in, slice_h, slice_w, block, shared, rows);
   if (p.splits > 1) {
     write_partial<Tile>(p, block, staged, rows);
     return;

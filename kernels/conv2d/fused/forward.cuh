@@ -12,8 +12,8 @@ template <typename T, class Tile, bool VECTOR, class B, class Source>
 __device__ __forceinline__ void measured(const ForwardParams& p, const Source& in, const Block& block) {
   SHARED(u8, shared);
   Row* rows = reinterpret_cast<Row*>(shared + Tile::SHARED_BYTES);
-  float* staged = gather_tile<T, Tile, VECTOR, B, true>(p, in, forward_slice(p.h), forward_slice(p.v), block, shared,
-                                                        rows);
+  float* staged = gather_tile<T, Tile, VECTOR, B, true>(p, in, forward_slice(p.axis_h), forward_slice(p.axis_w),
+                                                        block, shared, rows);
   if (p.splits > 1) {
     write_partial<Tile>(p, block, staged, rows);
     return;

@@ -1,6 +1,6 @@
 // y = relu(scale[k] * sum_{r,s,c} z[...] * w[k,r,s,c] + shift[k] + residual), as conv2d_fwd, of the activation
-// z = relu(x * in_scale[c] + in_shift[c]), whose padding is 0; and of each tile and column of y, as stored, the mean and
-// the sum of squared deviations. Each part where it is set.
+// z = relu(x * in_scale[c] + in_shift[c]), whose padding is 0; and of each tile and column of y, as stored, the mean
+// and the sum of squared deviations. Each part where it is set.
 //
 // Tensors   those of conv2d_fwd; in_scale[C], in_shift[C], mean and m2 [row tiles][K] in f32.
 // Method    conv2d_fwd's. The thread that has copied 16 bytes of x to shared memory turns them into z there, before the
@@ -10,8 +10,8 @@
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each, 8 bytes a row tile and column.
 // Entries   *_packed take several narrow groups as one (conv2d/packed.cuh) and need 16-byte accesses to x, in_scale and
 //           in_shift; *_stem take an x of one group of at most 4 channels whose pixels are 4 elements apart
-//           (conv2d/stem.cuh), as it is; *_scalar take any number of channels; the others need 16-byte accesses to x, w,
-//           in_scale and in_shift.
+//           (conv2d/stem.cuh), as it is; *_scalar take any number of channels; the others need 16-byte accesses to x,
+//           w, in_scale and in_shift.
 #include "conv2d/packed.cuh"
 #include "conv2d/stem.cuh"
 #include "conv2d/fused/forward.cuh"
@@ -21,7 +21,7 @@ namespace conv2d::fused {
 template <typename T, class Tile, bool VECTOR, class B = WeightRows<T, Tile, VECTOR>>
 __device__ __forceinline__ void fwd(const ForwardParams& p) {
   const Block block(p.n_tiles, p.groups);
-  const Activated<T> in(p.in, p.in_stride, p.in_scale, p.in_shift, block.group * p.in_c, p.flags);
+  const Activated<T> in(p.input, p.in_stride, p.in_scale, p.in_shift, block.group * p.in_c, p.flags);
   measured<T, Tile, VECTOR, B>(p, in, block);
 }
 
@@ -32,7 +32,7 @@ __device__ __forceinline__ void fwd_packed(const ForwardParams& p) {
 
 template <typename T, class Tile>
 __device__ __forceinline__ void fwd_stem(const ForwardParams& p) {
-  measured<T, Tile, true, StemRows<T, Tile>>(p, StemPixels<T>(p.in, p.w_c), Block(p.n_tiles, p.groups));
+  measured<T, Tile, true, StemRows<T, Tile>>(p, StemPixels<T>(p.input, p.w_c), Block(p.n_tiles, p.groups));
 }
 
 KERNEL(conv2d_fused_fwd_f32_128x128, ForwardParams, 256, 1, (fwd<float, Tile128x128EightWarps, true>))

@@ -8,9 +8,9 @@
 
 namespace conv2d::fused {
 
-// v = sum (+ what is there, unless scaled), 0 where the ReLU was closed; stored is v, or with SCALED scale * v (+ what is
-// there). Adds up v, v (y0 - mean0) and v (y1 - mean1) of its columns, of v as it is stored where it is; behind a closed
-// gate without y0 and mean0, whose sum is 0.
+// v = sum (+ what is there, unless scaled), 0 where the ReLU was closed; stored is v, or with SCALED scale * v (+ what
+// is there). Adds up v, v (y0 - mean0) and v (y1 - mean1) of its columns, of v as it is stored where it is; behind a
+// closed gate without y0 and mean0, whose sum is 0.
 template <typename T>
 struct MaskedOutput {
   static constexpr int COUNT = 3;

@@ -1,5 +1,5 @@
-// What the fused convolution kernels are told. src/ops/conv2d/launch/fused/params.rs has the same structs; both assert the
-// sizes.
+// What the fused convolution kernels are told. src/ops/conv2d/launch/fused/params.rs has the same structs; both assert
+// the sizes.
 #pragma once
 
 #include "conv2d/params.cuh"

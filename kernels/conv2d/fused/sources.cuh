@@ -1,5 +1,5 @@
-// Operands that are computed from what is in memory: an activation before its batch norm, the end of a residual block, a
-// gradient after a batch norm. See conv2d/load.cuh for what a source is. Arithmetic is in f32 and rounded to T once;
+// Operands that are computed from what is in memory: an activation before its batch norm, the end of a residual block,
+// a gradient after a batch norm. See conv2d/load.cuh for what a source is. Arithmetic is in f32 and rounded to T once;
 // padding is 0 and stays so, since only chunks of pixels inside are stored.
 #pragma once
 
@@ -143,8 +143,9 @@ struct Corrected {
   }
 };
 
-// z = max(a * a_scale + b * b_scale + a_shift + b_shift, 0), each scale and shift where it is set: the end of a residual
-// block. The chunk of b is copied SECOND bytes behind that of a. Where it is KEPT z goes to memory too, and its signs do.
+// z = max(a * a_scale + b * b_scale + a_shift + b_shift, 0), each scale and shift where it is set: the end of a
+// residual block. The chunk of b is copied SECOND bytes behind that of a. Where it is KEPT z goes to memory too, and
+// its signs do.
 template <typename T, int SECOND>
 struct Joined {
   static constexpr bool PENDING = true, KEPT = true, activates = true;
@@ -159,7 +160,7 @@ struct Joined {
   bool keeps;
 
   __device__ __forceinline__ Joined(const EndParams& params, bool keep)
-      : a(params.in, 0, params.in_stride), b(params.b, 0, params.b_stride), p(params), keeps(keep) {}
+      : a(params.input, 0, params.in_stride), b(params.b, 0, params.b_stride), p(params), keeps(keep) {}
 
   __device__ __forceinline__ void copy(u8* dst, u32 pixel, int channel, bool inside) const {
     ptx::cp_async_16(dst, a.at(pixel, channel), inside ? 16 : 0);

@@ -118,7 +118,8 @@ __device__ void matrices(const LegalParams& p) {
 }
 KERNEL(sim_test_matrices, LegalParams, 32, 1, matrices)
 
-// One warp: x holds a[MI*16][16] then b[NJ*8][16] in 16 bits; y holds d[MI*16][NJ*8] f32, to which the product is added.
+// One warp: x holds a[MI*16][16] then b[NJ*8][16] in 16 bits; y holds d[MI*16][NJ*8] f32, to which the product is
+// added.
 template <typename Type, int MI, int NJ>
 __device__ void multiply(const LegalParams& p) {
   const u16 *a = reinterpret_cast<const u16*>(p.x), *b = a + MI * 256;

@@ -28,6 +28,8 @@ struct Clear {
     gates: u64,
     ranges: u64,
     grad: u64,
+    units: u32,
+    unused: u32,
 }
 
 kernels! {
@@ -83,13 +85,15 @@ pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
     if let Some((grad, ranges)) = grad {
         assert!(fits(ranges, 2 * blocks) && grad.address().is_multiple_of(16), "gates: a small buffer of ranges");
         assert!(grad.bytes() >= 4 * longest, "gates: a range beyond the gradients");
-        let params = Clear { gates: gates.address(), ranges: ranges.address(), grad: grad.address() };
+        let units = (grad.bytes() / (4 * UNIT)).min(u32::MAX as usize) as u32;
+        let [gates_at, ranges_at, grad_at] = [gates, ranges, grad].map(View::address);
+        let params = Clear { gates: gates_at, ranges: ranges_at, grad: grad_at, units, unused: 0 };
         // As with every launch that a gate can skip: the cost of a step in which all are open.
         let cost = Cost { flops: 0, bytes_read: words(blocks), bytes_written: 0 };
         let chunks = longest.div_ceil(UNIT * THREADS as usize).clamp(1, MOST_CHUNKS);
         let views = [gates, ranges, grad].map(View::clone).to_vec();
-        // SAFETY: a gate and a pair for each block are in their views; the pairs are the program's own, which places
-        // every block's gradients inside `grad`.
+        // SAFETY: a gate and a pair for each block are in their views, as asserted above, and nothing beyond `units` of
+        // `grad` is written.
         all.push(unsafe { Launch::new(only(&CLEAR), [chunks as u32, blocks as u32, 1], &params, cost, views) });
     }
     all

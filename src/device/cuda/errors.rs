@@ -24,8 +24,8 @@ const KNOWN: &[(u32, &str, &str)] = &[
     (
         34,
         "CUDA_ERROR_STUB_LIBRARY",
-        "the library is the toolkit's stub of the driver, which runs nothing; install NVIDIA's driver, or take the folder \
-         `stubs` out of LD_LIBRARY_PATH",
+        "the library is the toolkit's stub of the driver, which runs nothing; install NVIDIA's driver, or take the \
+         folder `stubs` out of LD_LIBRARY_PATH",
     ),
     (35, "CUDA_ERROR_INSUFFICIENT_DRIVER", "the driver is older than the CUDA runtime needs; install a newer one"),
     (46, "CUDA_ERROR_DEVICE_UNAVAILABLE", "the device is busy, or its compute mode allows no further process"),
@@ -60,8 +60,8 @@ const KNOWN: &[(u32, &str, &str)] = &[
     (
         803,
         "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
-        "the driver in the kernel and libcuda are of different releases; restart the machine, or in a container take the \
-         compatibility library out of LD_LIBRARY_PATH",
+        "the driver in the kernel and libcuda are of different releases; restart the machine, or in a container take \
+         the compatibility library out of LD_LIBRARY_PATH",
     ),
     (
         804,

@@ -68,6 +68,11 @@ pub(super) fn in_place(graph: &mut Graph) {
             break;
         }
     }
+    rename(graph, &alias, removed);
+}
+
+/// Takes out the nodes that are `removed`, and puts what is added to in the place of the sums.
+fn rename(graph: &mut Graph, alias: &[ValueId], removed: Vec<bool>) {
     let mut gone = removed.into_iter();
     graph.nodes.retain(|_| !gone.next().unwrap_or(false));
     for node in &mut graph.nodes {

@@ -60,22 +60,21 @@ fn taker(graph: &Graph, index: &Index, i: usize) -> Option<usize> {
 
 /// One node in place of `end` and `conv`.
 fn join(end: &Node, conv: &Node) -> Node {
-    let (Op::Sum(sum::Node { form, .. }), Op::Conv2d(conv2d::Node { conv: shape, pass: conv2d::Pass::Fwd(conv_form) })) =
-        (&end.op, &conv.op)
-    else {
+    let Op::Conv2d(conv2d::Node { conv: shape, pass: conv2d::Pass::Fwd(form) }) = conv.op else {
         unreachable!("`taker` knows the ops")
     };
-    let sum::Fwd { a, b, y: z, signs: Some(signs), .. } = end.bind(*form) else {
+    let Op::Sum(sum) = &end.op else { unreachable!("`taker` knows the ops") };
+    let sum::Fwd { a, b, y: z, signs: Some(signs), .. } = end.bind(sum.form) else {
         unreachable!("`taker` asks for the signs")
     };
     let affine = |load| match load {
         Load::Affine { affine, .. } => Some(affine),
         _ => None,
     };
-    let mut call = conv.bind(*conv_form);
+    let mut call = conv.bind(form);
     call.x.value = a.value;
     call.x.load = Load::Sum { own: affine(a.load), other: b.value, others: affine(b.load) };
     call.end = Some(End { z, signs });
-    let op = Op::Conv2d(conv2d::Node { conv: *shape, pass: conv2d::Pass::Fwd(call.form()) });
+    let op = Op::Conv2d(conv2d::Node { conv: shape, pass: conv2d::Pass::Fwd(call.form()) });
     Node::new(op, call, end.gate)
 }

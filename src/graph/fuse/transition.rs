@@ -2,8 +2,9 @@
 //! is the transition between the blocks of a DenseNet.
 //!
 //! ```text
-//! fwd  z = conv(x, w)  y = pool(z)                                  ->  p = pool(x)  y = conv(p, w)
-//! bwd  dz = unpool(dy)  dw = bwd_w(dz, x)  dx = bwd_x(dz, w)        ->  dw = bwd_w(dy, p)  dp = bwd_x(dy, w)  dx = unpool(dp)
+//! fwd  z = conv(x, w)  y = pool(z)                            ->  p = pool(x)  y = conv(p, w)
+//! bwd  dz = unpool(dy)  dw = bwd_w(dz, x)  dx = bwd_x(dz, w)  ->  dw = bwd_w(dy, p)  dp = bwd_x(dy, w)
+//!                                                                 dx = unpool(dp)
 //! ```
 //!
 //! The pooling's weights sum to 1 where padded pixels do not count, and a 1x1 convolution without padding acts on each

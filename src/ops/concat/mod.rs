@@ -9,7 +9,7 @@ mod reference;
 
 pub(crate) use launch::KERNELS;
 
-use super::operands::{call, Call, Operands};
+use super::operands::{call, Call, Operands, Written};
 use super::{Gradient, Io, Op, Operator, Source};
 use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
@@ -142,8 +142,10 @@ impl Operator for Node {
         let whole = TensorType::real(self.concat.whole());
         let parts = self.concat.parts().into_iter().map(TensorType::real);
         match self.pass {
-            Pass::Fwd => Operands::of(Fwd { x: parts.map(Into::into).collect(), y: whole.into() }),
-            Pass::Bwd => Operands::of(Bwd { dy: whole.into(), dx: parts.map(Into::into).collect() }),
+            Pass::Fwd => Operands::of(Fwd { x: parts.map(Into::into).collect(), y: Written::from(whole).in_place() }),
+            Pass::Bwd => {
+                Operands::of(Bwd { dy: whole.into(), dx: parts.map(|part| Written::from(part).in_place()).collect() })
+            }
         }
     }
 

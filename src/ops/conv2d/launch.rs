@@ -29,6 +29,7 @@ use crate::device::{Cost, Kernel, Launch, Target};
 use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::norm;
 use crate::ops::norm::merge::Bands;
+use crate::ops::store::Mask;
 use crate::ops::{Io, Operator, Write};
 use crate::{Error, Result};
 
@@ -140,7 +141,13 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>, plan: Option<Pl
         let reason = "f64 runs on the cpu device only";
         return Err(Error::unsupported(format!("{} in {}", node.name(), target.dtype), reason));
     };
+    match node.pass {
+        Pass::BwdX(form) => Mask::check_sums(node.name(), form.mask, form.sums)?,
+        Pass::Bwd(form) => Mask::check_sums(node.name(), form.mask, form.sums)?,
+        _ => {}
+    }
     io.check_counts(node)?;
+    io.check_aliases(node, target)?;
     let problem = problem(node);
     if plan.is_some_and(|plan| !problem.is_some_and(|p| choose::fits(plan, &p, target))) {
         return Err(Error::invalid(node.name(), "the plan is for another pass or dtype"));

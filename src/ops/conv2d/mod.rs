@@ -3,9 +3,10 @@
 //! With `g` the group of output channel `k`, and `Cg = C / groups`:
 //!
 //! ```text
-//! fwd    y[n,p,q,k]  = sum_{r,s,c} x[n, p*u - ph + r*dh, q*v - pw + s*dw, g*Cg + c] * w[k,r,s,c]
+//! fwd    y[n,p,q,k]  = sum_{r,s,c} x[n,h,w, g*Cg + c] * w[k,r,s,c]
 //! bwd_x  dx[n,h,w,c] = sum_{r,s,k} dy[n,p,q,k] * w[k,r,s,c]        over the p, q that read (h, w)
-//! bwd_w  dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n, ...]         in f32
+//! bwd_w  dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n,h,w, g*Cg + c]     in f32
+//!        where h = p*stride_h - pad_h + r*dilation_h and w = q*stride_w - pad_w + s*dilation_w
 //! ```
 //!
 //! An operand may be transformed while it is [loaded](super::load), and what is done to a result before it is

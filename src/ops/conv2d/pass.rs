@@ -153,7 +153,7 @@ impl<I, O> Pass<I, O> {
     /// Whether all operands are loaded as they are and nothing but an epilogue is done to the result.
     pub fn is_plain(&self) -> bool {
         match self {
-            Self::Fwd(f) => f.x.load.is_as_it_is() && f.moments.is_none(),
+            Self::Fwd(f) => f.x.load.is_as_it_is() && f.moments.is_none() && f.end.is_none(),
             Self::BwdX(f) => f.dy.load.is_as_it_is() && f.mask.is_none(),
             Self::BwdW(f) => f.dy.load.is_as_it_is() && f.x.load.is_as_it_is(),
             Self::Bwd(_) => false,

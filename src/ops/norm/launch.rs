@@ -6,7 +6,7 @@ use super::{Gradient, Measure, Node, Pass, Scale};
 use crate::device::table::{entry, kernels, only, Entry};
 use crate::device::{Launch, Target, View};
 use crate::ops::batch_norm::{self, BatchNorm};
-use crate::ops::store::Moments;
+use crate::ops::store::{Mask, Moments};
 use crate::ops::strips::{Strips, THREADS};
 use crate::ops::{Arg, Call, Io, Operator, Write};
 use crate::tensor::DType;
@@ -93,6 +93,9 @@ pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
 }
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    if let Pass::Gradient(Gradient { mask, sums, .. }) = node.pass {
+        Mask::check_sums(node.name(), Some(mask), Some(sums))?;
+    }
     io.check(node, target)?;
     match node.pass {
         Pass::Measure => {

@@ -176,7 +176,7 @@ impl Operator for Node {
             Pass::Gradient(Gradient { mask, .. }) => Operands::of(Gradient {
                 dz: y.clone().into(),
                 mask: mask.types(self.bn.spec().x),
-                g: Written::accumulated(y),
+                g: Written::accumulated(y).in_place(),
                 sums: mask.sum_types(self.bn.spec().x),
             }),
             Pass::Coefficients(form) => {

@@ -49,6 +49,16 @@ pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
 }
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    let index = match node.pass {
+        Pass::Fwd(form) => form.index,
+        Pass::Bwd(form) => {
+            Mask::check_sums(node.name(), form.mask, form.sums)?;
+            form.index
+        }
+    };
+    if index != node.pool.has_index() {
+        return Err(Error::invalid(node.name(), "an index goes with max pooling, and with that alone"));
+    }
     io.check(node, target)?;
     match node.pass {
         Pass::Fwd(form) => {

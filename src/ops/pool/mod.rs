@@ -183,7 +183,7 @@ impl Pool {
         Node { pool: self, pass: Pass::Bwd(Bwd { index: self.has_index(), ..Bwd::default() }) }
     }
 
-    fn has_index(&self) -> Option<()> {
+    pub(super) fn has_index(&self) -> Option<()> {
         (self.spec.kind == Kind::Max).then_some(())
     }
 

@@ -73,8 +73,10 @@ impl Operator for Node {
     fn operands(&self) -> Operands {
         let ty = || TensorType::real(self.shape.clone());
         match self.pass {
-            Pass::Fwd => Operands::of(Fwd { x: ty().into(), y: ty().into() }),
-            Pass::Bwd => Operands::of(Bwd { dy: ty().into(), y: ty().into(), dx: Written::accumulated(ty()) }),
+            Pass::Fwd => Operands::of(Fwd { x: ty().into(), y: Written::from(ty()).in_place() }),
+            Pass::Bwd => {
+                Operands::of(Bwd { dy: ty().into(), y: ty().into(), dx: Written::accumulated(ty()).in_place() })
+            }
         }
     }
 

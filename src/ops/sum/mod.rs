@@ -20,7 +20,7 @@ mod reference;
 pub(crate) use launch::KERNELS;
 
 use super::load::Operand;
-use super::operands::{call, Call, Operands, Read};
+use super::operands::{call, Call, Operands, Read, Written};
 use super::store::sign_bytes;
 use super::{Gradient, Io, Operator};
 use crate::device::{Launch, Target};
@@ -111,7 +111,7 @@ impl Operator for Node {
             a: a.types(y.clone(), c),
             b: b.types(y.clone(), c).map("b", |_, read: Read| Read { gated: gate.is_some(), ..read }),
             gate: gate.map(|()| TensorType::stat([1]).into()),
-            y: y.into(),
+            y: Written::from(y).in_place(),
             signs: signs.map(|()| TensorType::byte(bits).into()),
         })
     }

@@ -56,7 +56,8 @@ fn a_part_in_place_is_not_copied() {
     };
     let whole = [arg(memory.clone(), 0, 11)];
     for (starts, copies) in [([0, 7, 8], 0), ([0, 6, 8], 1), ([1, 0, 8], 2)] {
-        let parts = [0, 1, 2].map(|i| arg(memory.clone(), starts[i], [7, 1, 3][i]));
+        let place = |i: usize| if starts[i] == [0, 7, 8][i] { memory.clone() } else { other.clone() };
+        let parts = [0, 1, 2].map(|i| arg(place(i), starts[i], [7, 1, 3][i]));
         for (pass, inputs, outputs) in [(Pass::Fwd, &parts[..], &whole[..]), (Pass::Bwd, &whole, &parts)] {
             let io = Io { inputs, outputs, scratch: None };
             let launches = node([2, 3, 5], &[7, 1, 3], pass).launches(target, &io).unwrap();

@@ -1,7 +1,8 @@
 //! Batch norms in training without passes over memory of their own.
 //!
 //! ```text
-//! fwd  y = conv(x)  z = norm(y; relu)  u = conv(z)   ->  y, moments = conv(x)  scale, shift = ..  u = conv(y * scale + shift; relu)
+//! fwd  y = conv(x)  z = norm(y; relu)  u = conv(z)   ->  y, moments = conv(x)  scale, shift = ..
+//!                                                        u = conv(y * scale + shift; relu)
 //! bwd  dz = conv'(du)  dy = norm'(dz; relu)          ->  dz, sums = conv'(du; masked)  a, b, c = ..
 //!      dx = conv'(dy)                                    dx = conv'(a dz + b y + c)
 //! ```

@@ -17,8 +17,9 @@ impl<'a> Run<'a> {
     pub fn fwd_end(&self, call: Fwd<&'a Arg, &'a Arg>) -> Result<Vec<Launch>> {
         let (conv, elem, name) = (&self.node.conv, self.target.dtype.bytes(), self.node.name());
         let [rows, channels] = x_dims(conv);
-        let (Fwd { x, w, y, moments, end: Some(end), .. }, true) = (call, conv.can_load_sum()) else {
-            let reason = "see `Conv2d::can_load_sum`; its end and its moments are stored";
+        let plain = call.epilogue.is_plain() && conv.can_load_sum();
+        let (Fwd { x, w, y, moments: Some(moments), end: Some(end), .. }, true) = (call, plain) else {
+            let reason = "see `Conv2d::can_load_sum`; its end and its moments are stored, without an epilogue";
             return Err(Error::unsupported(format!("{name} of {:?}", conv.spec()), reason));
         };
         let Load::Sum { own, other, others } = x.load else { unreachable!("the end of a block is a sum") };
@@ -56,6 +57,6 @@ impl<'a> Run<'a> {
         // SAFETY: the rows of the table END take EndParams; every matrix was checked to lie in its view and to take the
         // accesses of the kernel, the moments of the tiles in the scratch memory.
         let first = unsafe { Launch::new(kernel, grid, &params, cost, views) };
-        self.measured(first, &bound, &tiles, y, moments)
+        self.measured(first, &bound, &tiles, y, Some(moments))
     }
 }

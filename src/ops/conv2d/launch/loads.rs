@@ -73,7 +73,9 @@ impl<'a> Reader<'a> {
             Load::Affine { affine, relu } => {
                 Ok(Activating { flag: flag(ACTIVATE, relu), ..self.affine(Some(affine), channels)? })
             }
-            Load::Corrected { .. } | Load::Sum { .. } => Err(Error::unsupported("conv2d", "a load of x as a gradient")),
+            Load::Corrected { .. } | Load::Sum { .. } => {
+                Err(Error::unsupported("conv2d", "an x that is neither as it is nor a batch norm's input"))
+            }
         }
     }
 

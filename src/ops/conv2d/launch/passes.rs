@@ -10,7 +10,7 @@ use crate::ops::conv2d::{BwdW, BwdX, Fwd, Pass};
 use crate::ops::norm;
 use crate::ops::norm::merge::{self, BandRows, Bands};
 use crate::ops::store::{Moments, Sums};
-use crate::ops::{Arg, Io, Write};
+use crate::ops::{Arg, Io, Operator, Write};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -80,7 +80,10 @@ impl<'a> Run<'a> {
     }
 
     fn fwd(&self, call: Fwd<&'a Arg, &'a Arg>) -> Result<Vec<Launch>> {
-        let Fwd { x, w, epilogue, y, moments, .. } = call;
+        let Fwd { x, w, epilogue, y, moments, end: None } = call else {
+            let reason = "the end of a block is stored where x is loaded as its sum";
+            return Err(Error::unsupported(self.node.name(), reason));
+        };
         let (conv, mut reader) = (&self.node.conv, Reader::default());
         let activating = reader.activating(x.load, conv.spec().c)?;
         let extras = Extras::new(conv, self.dtype(), epilogue)?;

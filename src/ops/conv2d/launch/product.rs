@@ -250,6 +250,7 @@ impl<'a> Bound<'a> {
         let Formed { x_c, y_c, .. } = formed;
         let (in_c, out_c) = if self.problem.product == Product::BwdX { (y_c, x_c) } else { (x_c, y_c) };
         let (e, [input, w]) = (&self.extras, self.operands);
+        let [axis_h, axis_w] = axes(&self.problem.conv, self.problem.product)?;
         Ok(GatherParams {
             input: input.address(),
             w: w.address(),
@@ -258,7 +259,8 @@ impl<'a> Bound<'a> {
             shift: address(e.shift),
             residual: address(e.residual),
             partial: address(self.partial),
-            axes: axes(&self.problem.conv, self.problem.product)?,
+            axis_h,
+            axis_w,
             images: int(spec.n)?,
             in_c: int(in_c)?,
             out_c: int(out_c)?,
@@ -277,12 +279,14 @@ impl<'a> Bound<'a> {
     /// Of bwd_w.
     pub fn weight_params(&self) -> Result<WeightParams> {
         let (spec, formed, [dy, x]) = (&self.problem.conv.spec, self.formed(), self.operands);
+        let [axis_h, axis_w] = axes(&self.problem.conv, self.problem.product)?;
         Ok(WeightParams {
             dy: dy.address(),
             x: x.address(),
             dw: self.out.address(),
             partial: address(self.partial),
-            axes: axes(&self.problem.conv, self.problem.product)?,
+            axis_h,
+            axis_w,
             images: int(spec.n)?,
             x_c: int(formed.x_c)?,
             dy_c: int(formed.y_c)?,
