@@ -77,6 +77,9 @@ fn outcome(what: &str, command: &mut Command) -> Output {
 pub fn with_memory(folder: &Path, kib: usize, arguments: &str) -> Output {
     let mut command = Command::new("sh");
     command.current_dir(folder).env("RUST_BACKTRACE", "1");
+    // Without this, glibc reserves 64 MiB for each thread that allocates while another one does: how much the program
+    // needs would depend on how its threads meet.
+    command.env("MALLOC_ARENA_MAX", "1");
     command.args(["-c", &format!("ulimit -v {kib} && exec \"$0\" \"$@\"")]);
     command.arg(program(folder).get_program()).args(arguments.split_whitespace());
     outcome(&format!("{arguments} with {kib} KiB"), &mut command)

@@ -19,9 +19,27 @@ mod weights;
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Once};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// Makes the programs started from now on take interrupts. A shell starts its background jobs with SIGINT ignored;
+/// programs inherit that and keep it, and the tests may be such a job.
+fn take_interrupts() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // A handled signal has its default action in a new program. Here it keeps its default action, too.
+            let always = Arc::new(AtomicBool::new(true));
+            signal_hook::flag::register_conditional_default(signal, always).unwrap();
+        }
+    });
+}
 
 /// The program in `folder`.
 fn program(folder: &Path) -> Command {
+    take_interrupts();
     let mut command = Command::new(env!("CARGO_BIN_EXE_residuum"));
     command.current_dir(folder);
     command
