@@ -10,15 +10,22 @@ mod ends;
 mod epilogue;
 mod index;
 mod joint;
+mod masks;
+mod moments;
 mod norms;
+mod pieces;
 mod prologue;
 mod recompute;
+mod signs;
+mod slices;
 mod stem;
 mod transition;
 
 pub(super) use self::concat::View;
+use std::collections::HashMap;
+
 use super::{Graph, Node, Stored, ValueId};
-use crate::ops::{relu, Op};
+use crate::ops::{relu, sum, Op};
 
 /// A graph after fusion.
 #[derive(Clone, Debug)]
@@ -59,12 +66,13 @@ pub(super) enum Runner {
 ///
 /// 4. `concat` makes slices of values. All later rewrites ask which values have memory of their own.
 /// 5. `stem` pads inputs that convolutions alone read: while they still are the only readers.
-/// 6. `norms` takes batch norms to pieces.
-/// 7. `joint` joins the two backward passes that `norms` has left next to each other with the same loads.
-/// 8. `recompute` repeats the forward passes that `norms` has made.
-/// 9. `prologue` handles the batch norms of inference that `epilogue` could not place.
-/// 10. `ends` takes block ends with pending operands and signs, as `norms` leaves them, and the convolutions that
-///     nobody else has changed since.
+/// 6. `norms` and `slices` take batch norms in training to pieces.
+/// 7. `moments`, `signs` and `masks` move these pieces into the ops next to them; `masks` takes the masks of `signs`.
+/// 8. `joint` joins the two backward passes that are left next to each other with the same loads.
+/// 9. `recompute` repeats the forward passes that leave moments.
+/// 10. `prologue` handles the batch norms of inference that `epilogue` could not place.
+/// 11. `ends` takes block ends with pending operands and signs, and the convolutions that no other rewrite has changed
+///     since.
 pub(super) fn fuse(graph: &Graph, runner: Runner) -> Fused {
     let mut graph = graph.clone();
     transition::pool_first(&mut graph);
@@ -76,6 +84,10 @@ pub(super) fn fuse(graph: &Graph, runner: Runner) -> Fused {
         fused.views = concat::in_place(&mut fused.graph);
         stem::pad_inputs(&mut fused);
         norms::split(&mut fused);
+        slices::split(&mut fused);
+        moments::leave(&mut fused.graph);
+        signs::mask(&mut fused);
+        masks::append(&mut fused);
         joint::gradients(&mut fused.graph);
         if recompute {
             recompute::bottlenecks(&mut fused);
@@ -92,6 +104,35 @@ fn rectifier(node: &Node) -> Option<relu::Bwd<ValueId, Stored>> {
         Op::Relu(relu::Node { pass: relu::Pass::Bwd, .. }) => Some(node.bind(relu::Bwd::default())),
         _ => None,
     }
+}
+
+/// The sum of `node` with its operands, if it can be the end of a residual block.
+fn block_end(node: &Node) -> Option<(&sum::Node, sum::Fwd<ValueId, Stored>)> {
+    match &node.op {
+        Op::Sum(sum) if sum.share == 1.0 => Some((sum, node.bind(sum.form))),
+        _ => None,
+    }
+}
+
+/// Replaces values of `graph` by the values in whose memory they lie now.
+fn rename(graph: &mut Graph, mut renamed: HashMap<ValueId, ValueId>) {
+    for node in &mut graph.nodes {
+        node.inputs.iter_mut().chain(&mut node.outputs).for_each(|v| *v = last_name(&mut renamed, *v));
+    }
+}
+
+/// The last name of `v`. The gradients of a stage's blocks may all lie in one place, each in that of the next one, so
+/// the names in between are updated.
+fn last_name(renamed: &mut HashMap<ValueId, ValueId>, v: ValueId) -> ValueId {
+    let mut last = v;
+    while let Some(&next) = renamed.get(&last) {
+        last = next;
+    }
+    let mut at = v;
+    while let Some(next) = renamed.get_mut(&at).filter(|next| **next != last) {
+        at = std::mem::replace(next, last);
+    }
+    last
 }
 
 /// How many ops and outputs read each value.

@@ -1,0 +1,104 @@
+//! The gradient of a batch norm without a pass: the op that stores dz masks it and leaves the sums.
+//!
+//! ```text
+//! dz = conv'(du)  g, sums = gradient(dz; masked)                ->  g, sums = conv'(du; masked)
+//! dz = conv'(du)  dy += scale * g, sums = gradient(dz; masked)  ->  dy, sums += conv'(du; masked, scaled)
+//! ```
+//!
+//! Legal for the data gradient of a convolution or a pooling, if nothing else reads dz (or, without a mask, nothing
+//! changes it: g lies where dz does), and nothing touches dy in between. Where the op is in a branch that may be
+//! dropped and the batch norm is not, the pass stays for the runs without the branch.
+//!
+//! Saves writing dz and reading it: 3 elements for each of it. After `signs`, whose masks are taken too.
+
+use std::collections::HashMap;
+
+use super::index::Index;
+use super::{rename, Fused};
+use crate::graph::{Graph, Node, Stored, ValueId};
+use crate::ops::norm::{self, Gradient};
+use crate::ops::store::Mask;
+use crate::ops::{conv2d, pool, Call, Op, Write};
+
+/// Moves every masked gradient of `fused` into the op before it that can take it.
+pub(super) fn append(fused: &mut Fused) {
+    let index = Index::new(&fused.graph, &fused.views);
+    let graph = &mut fused.graph;
+    let mut renamed = HashMap::new();
+    let mut gone = vec![false; graph.nodes.len()];
+    for i in 0..graph.nodes.len() {
+        let Some(call) = gradient(&graph.nodes[i]) else { continue };
+        let Some(writer) = writer(graph, &index, i, &call) else { continue };
+        let Some(joined) = join(&graph.nodes[writer], &call) else { continue };
+        if !call.mask.is_scaled() && call.g.value != call.dz {
+            renamed.insert(call.g.value, call.dz);
+        }
+        let gate = graph.nodes[writer].gate;
+        match gate.filter(|_| gate != graph.nodes[i].gate) {
+            Some(gate) => graph.nodes[i].gate = Some(graph.inverse(gate)),
+            None => gone[i] = true,
+        }
+        graph.nodes[writer] = joined;
+    }
+    let mut gone = gone.into_iter();
+    graph.nodes.retain(|_| !gone.next().unwrap_or(false));
+    rename(graph, renamed);
+}
+
+/// The operands of `node`, if it is a pass that masks a gradient.
+fn gradient(node: &Node) -> Option<Gradient<ValueId, Stored>> {
+    match node.op {
+        Op::Norm(norm::Node { pass: norm::Pass::Gradient(form), .. }) => Some(node.bind(form)),
+        _ => None,
+    }
+}
+
+/// The node that stores dz of `call`, the operands of node `i`, if it may store g instead.
+fn writer(graph: &Graph, index: &Index, i: usize, call: &Gradient<ValueId, Stored>) -> Option<usize> {
+    let &Gradient { dz, mask, g, .. } = call;
+    let writer = index.last_writer(dz, i)?;
+    let (gate, writer_gate) = (graph.nodes[i].gate, graph.nodes[writer].gate);
+    // What a branch that may be dropped adds comes last, but it does not always come.
+    let reaches = gate.is_none() || gate == writer_gate;
+    let free = reaches && index.is_alone(dz) && !index.is_output(dz);
+    let fits = match mask {
+        Mask::Affine { scaled: true, .. } => {
+            // The first batch norm of a concatenation overwrites the shared gradient, the others add to it after that.
+            let begun = g.write == Write::Overwrite || index.has_begun(g.value, writer);
+            let untouched = !index.is_alone(g.value) || !is_touched(graph, index, g.value, writer..i);
+            let overwrites = graph.nodes[writer].write(dz) == Some(Write::Overwrite);
+            overwrites && gate == writer_gate && begun && untouched && index.sole_reader(dz, writer, i)
+        }
+        Mask::Affine { relu: false, .. } => index.keeps(dz, i, g.value),
+        Mask::Affine { .. } | Mask::Signs { .. } => index.sole_reader(dz, writer, i),
+    };
+    (free && fits).then_some(writer)
+}
+
+/// True if one of `nodes` reads or writes `v`, or will read what a batch norm leaves there.
+fn is_touched(graph: &Graph, index: &Index, v: ValueId, nodes: std::ops::Range<usize>) -> bool {
+    let moved = index.readers(v).iter().filter_map(|r| gradient(&graph.nodes[r.node]));
+    let moved = moved.filter(|call| call.dz == v && !call.mask.is_scaled()).map(|call| call.g.value);
+    let readers = moved.chain([v]).flat_map(|read| index.readers(read)).map(|r| r.node);
+    readers.chain(index.writers(v).iter().copied()).any(|i| nodes.contains(&i))
+}
+
+/// `node` with what `call` does to its gradient, if it has kernels for that.
+fn join(node: &Node, call: &Gradient<ValueId, Stored>) -> Option<Node> {
+    let store = call.mask.is_scaled().then_some(call.g);
+    match node.op {
+        Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::BwdX(form @ conv2d::BwdX { mask: None, .. }) }) => {
+            let mut bwd = node.bind(form);
+            (bwd.dx, bwd.mask, bwd.sums) = (store.unwrap_or(bwd.dx), Some(call.mask), Some(call.sums));
+            let pass = conv2d::Pass::BwdX(bwd.form());
+            Some(Node::new(Op::Conv2d(conv2d::Node { conv, pass }), bwd, node.gate))
+        }
+        Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd(form @ pool::Bwd { mask: None, .. }) }) => {
+            let mut bwd = node.bind(form);
+            (bwd.dx, bwd.mask, bwd.sums) = (store.unwrap_or(bwd.dx), Some(call.mask), Some(call.sums));
+            let pass = pool::Pass::Bwd(bwd.form());
+            Some(Node::new(Op::Pool(pool::Node { pool, pass }), bwd, node.gate))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,102 @@
+//! Batch norms in training in pieces: nobody stores the activation or the gradient of the input.
+//!
+//! ```text
+//! fwd  z = norm(y; relu)  u = conv(z)   ->  moments = measure(y)  scale, shift = scale(moments)
+//!                                           u = conv(y * scale + shift; relu)
+//! bwd  dy = norm'(dz; relu)             ->  g, sums = gradient(dz; masked)  a, b, c = coefficients(sums)
+//!      dx = conv'(dy)                       dx = conv'(a g + b y + c)
+//! ```
+//!
+//! Legal if every reader of z (a convolution, a pooling, the end of a block) can load it so, and
+//!
+//! * y is the output of a convolution that nobody else reads, and that convolution's backward passes alone read dy; or
+//! * y is a sum that others read too (pre-activation): then g is scaled and added to dy, to which those others
+//!   contribute, and one pass adds `b y + c` where dy lies.
+//!
+//! Saves writing and reading z and dy. With `moments`, `signs` and `masks`, the measuring and the gradient's pass cost
+//! nothing either: 8 elements in all for each of y. After `concat`: slices of concatenations are left to `slices`.
+
+use super::index::{Index, Reader};
+use super::pieces::{corrected, Numbers, Pair, Pieces};
+use super::{block_end, Fused};
+use crate::graph::{Graph, Origin, ValueId};
+use crate::ops::conv2d::{self, Pass};
+use crate::ops::load::{Load, Operand};
+use crate::ops::store::Moments;
+use crate::ops::{sum, Op, Write};
+
+/// Takes every batch norm of `fused` to pieces that can be, but for those of concatenations.
+pub(super) fn split(fused: &mut Fused) {
+    let index = Index::new(&fused.graph, &fused.views);
+    let graph = &mut fused.graph;
+    let mut pieces = Pieces::default();
+    for i in 0..graph.nodes.len() {
+        let Some(pair) = Pair::find(graph, &index, i) else { continue };
+        let &[writer] = index.writers(pair.y) else { continue };
+        let alone = index.is_alone(pair.y) && index.is_alone(pair.dy);
+        // One batch norm's moments are enough.
+        if !alone || pieces.is_measured(writer) || shares_gradient(graph, &index, &pieces, pair.z) {
+            continue;
+        }
+        let bias = bias(graph, &index, pair.dy);
+        let own = is_own(graph, &index, &pair, writer, bias);
+        if !own && graph.ty(pair.y).shape.dims().len() != 4 {
+            continue;
+        }
+        let mut number = || graph.add_value(pair.bn.per_channel(), Origin::Node);
+        let moments = Moments { mean: number(), var: number() };
+        let (a, b, c) = (own.then(&mut number), number(), number());
+        pieces.measure(graph, writer, pair.bn, pair.y, moments);
+        let dbias = bias.filter(|_| own).map(|bias| bias.dbias);
+        pieces.split(graph, &pair, Numbers { moments, a, b: b.into(), c: c.into(), dbias });
+        if own {
+            bias.into_iter().for_each(|bias| pieces.remove(bias.node));
+        } else {
+            let gradient = Operand { value: pair.dy, load: Load::Corrected { y: pair.y, a: None, b, c } };
+            pieces.append(pair.bwd, corrected(graph, gradient, pair.dy, graph.nodes[pair.bwd].gate));
+        }
+    }
+    pieces.apply(fused);
+}
+
+/// True if `z` is added, without a ReLU, to another activation in pieces: both have one gradient, and its producer can
+/// leave the sums of one batch norm.
+fn shares_gradient(graph: &Graph, index: &Index, pieces: &Pieces, z: ValueId) -> bool {
+    index.readers(z).iter().any(|r| match block_end(&graph.nodes[r.node]) {
+        Some((&sum::Node { relu: false, .. }, end)) => {
+            [end.a.value, end.b.value].iter().any(|&term| term != z && pieces.is_loaded(term))
+        }
+        _ => false,
+    })
+}
+
+/// The node that computes the gradient of a bias, and that gradient.
+#[derive(Clone, Copy)]
+struct Bias {
+    node: usize,
+    dbias: ValueId,
+}
+
+/// The bias whose gradient is computed from `dy`.
+fn bias(graph: &Graph, index: &Index, dy: ValueId) -> Option<Bias> {
+    index.readers(dy).iter().find_map(|r| match graph.nodes[r.node].op {
+        Op::Conv2d(conv2d::Node { pass: Pass::BwdBias(form), .. }) => {
+            Some(Bias { node: r.node, dbias: graph.nodes[r.node].bind(form).dbias.value })
+        }
+        _ => None,
+    })
+}
+
+/// True if the batch norm `pair` alone reads the output of `writer`, a convolution, and the backward passes of that
+/// convolution and of its `bias` alone read the gradient.
+fn is_own(graph: &Graph, index: &Index, pair: &Pair, writer: usize, bias: Option<Bias>) -> bool {
+    let Op::Conv2d(conv2d::Node { conv, pass }) = graph.nodes[writer].op else { return false };
+    let plain = [false, true].map(Pass::fwd).contains(&pass) && pair.write == Write::Overwrite;
+    let private = index.readers(pair.y).iter().all(|r| r.node == pair.fwd || r.node == pair.bwd);
+    let corrects = |r: &Reader| match graph.nodes[r.node].op {
+        Op::Conv2d(conv2d::Node { conv: of, pass: Pass::BwdX(_) | Pass::BwdW(_) }) => r.operand == "dy" && of == conv,
+        _ => bias.is_some_and(|bias| bias.node == r.node),
+    };
+    let corrected = index.writers(pair.dy) == [pair.bwd] && index.readers(pair.dy).iter().all(corrects);
+    plain && private && corrected && !index.is_output(pair.y)
+}
