@@ -1,12 +1,11 @@
-// Applies a batch norm, or folds it for the convolution before it.
+// Applies a batch norm, or folds it into the convolution before it.
 //   apply  y = gamma (x - mean) invstd + beta, optionally max(y, 0); at inference invstd = 1 / sqrt(running_var + eps)
 //   fold   scale = share gamma / sqrt(running_var + eps),  shift = share beta + (bias - running_mean) scale, see
-//          norm/line.cuh
+//          norm/line.cuh; share is the branch's survival probability, else 1
 //
-// Tensors   x, y: rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; the rest f32,
-//           dense.
-// Method    the mean is subtracted before scaling: with a single scale and shift a mean far from 0 would cost the
-//           precision of y.
+// Tensors   x, y: rows of C channels in T, any pixel stride, 16-byte aligned if strips.wide is set; the rest dense f32.
+// Method    apply subtracts the mean before it scales: with a single scale and shift, a mean far from 0 would cost y
+//           its precision.
 // Grid      apply x: strips.blocks_per_row * ceil(rows / rows_per_block); fold x: ceil(C / 256).
 // Threads   256. Shared memory: none.
 // Counted   apply: 3 FLOPs (4 with the ReLU) and 2 sizeof(T) bytes an element; fold: up to 400 FLOPs and 28 bytes a
@@ -23,7 +22,7 @@ struct Apply {
   const float* gamma;
   const float* beta;
   const float* mean;
-  const float* spread;  // invstd, or with `infer` the variance
+  const float* spread;  // invstd, or the variance with `infer`
   i64 x_stride, y_stride;
   Strips strips;
   u32 relu, infer;
@@ -37,7 +36,7 @@ struct Fold {
   const float* beta;
   const float* mean;
   const float* var;
-  const float* bias;  // null where the convolution has none
+  const float* bias;  // null if the convolution has none
   float* scale;
   float* shift;
   u32 channels;

@@ -1,16 +1,16 @@
-// The gradient of a batch norm in training, in three launches. Where a ReLU followed, dy is 0 where y <= 0.
+// The gradient of a batch norm in training, in three launches. If a ReLU followed, dy is taken as 0 wherever y <= 0.
 //   sums      for each band of rows and each channel: sum dy, sum dy (x - mean)
 //   finalize  merges the bands: dbeta = sum dy,  dgamma = invstd sum dy (x - mean)
 //   bwd       dx = gamma invstd (dy - dbeta / m - (x - mean) invstd dgamma / m), stored or added
 //
-// Tensors   dy, x, y, dx: m rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; the
-//           rest f32, dense.
-// Method    two passes over the rows; the order of the additions depends on the shape only.
+// Tensors   dy, x, y, dx: m rows of C channels in T, any pixel stride, 16-byte aligned if strips.wide is set; the rest
+//           dense f32.
+// Method    two passes over the rows; the order of the additions depends only on the shape.
 // Grid      sums x: strips.blocks_per_row * bands; finalize x: ceil(C / 32); bwd x: strips.blocks_per_row * ceil(rows /
 //           rows_per_block).
 // Threads   256. Shared memory: sums 256 * 2 V floats, V = 16 / sizeof(T); finalize 256 * 2 floats; bwd none.
-// Counted   sums 3 FLOPs and 2 sizeof(T) bytes an element, bwd 5 FLOPs and 3 sizeof(T) bytes; each sizeof(T) more with
-//           a ReLU.
+// Counted   per element: sums 3 FLOPs and 2 sizeof(T) bytes, bwd 5 FLOPs and 3 sizeof(T) bytes; with a ReLU each reads
+//           sizeof(T) bytes more.
 #include "common/tree.cuh"
 
 namespace batch_norm {
@@ -19,7 +19,7 @@ template <typename T>
 struct BandSums {
   const T* dy;
   const T* x;
-  const T* y;  // null where no ReLU followed
+  const T* y;  // null if no ReLU followed
   const float* mean;
   float* dy_sum;   // [bands][C]
   float* dyx_sum;  // [bands][C]
@@ -42,7 +42,7 @@ template <typename T>
 struct Bwd {
   const T* dy;
   const T* x;
-  const T* y;  // null where no ReLU followed
+  const T* y;  // null if no ReLU followed
   T* dx;
   const float* gamma;
   const float* mean;
@@ -56,7 +56,7 @@ struct Bwd {
 };
 static_assert(sizeof(Bwd<float>) == 144, "as in src/ops/batch_norm/launch.rs");
 
-// dy of a strip, 0 where the ReLU was closed.
+// Loads dy of a strip and zeroes it wherever the ReLU output 0.
 template <typename T, int V>
 __device__ __forceinline__ void load_dy(float (&dy)[V], const T* from, const T* y, int n, u32 wide) {
   load_strip<T, V>(dy, from, n, wide);
@@ -105,7 +105,7 @@ __device__ __forceinline__ void band_sums(const BandSums<T>& p) {
     }
 }
 
-constexpr int LANES = 32;  // channels of a block of finalize
+constexpr int LANES = 32;  // channels per block of finalize
 constexpr int WALKERS = STRIP_THREADS / LANES;
 
 __device__ __forceinline__ void bwd_finalize(const BwdFinalize& p) {

@@ -1,4 +1,4 @@
-// Count, mean and sum of squared deviations, and how two of them become one (Chan, Golub and LeVeque, 1979).
+// Count, mean and sum of squared deviations (M2), and how to merge two of them (Chan, Golub and LeVeque, 1979).
 #pragma once
 
 #include "common/kernel.cuh"
@@ -22,7 +22,7 @@ struct Moments {
   __device__ __forceinline__ void take(Moments& other) {
     const float total = count() + other.count();
     if (other.count() == 0.0f) return;
-    // 0 times the square of a large mean may be no number.
+    // 0 times the square of a large mean may be NaN.
     if (count() == 0.0f) {
       *this = other;
       return;
@@ -32,7 +32,7 @@ struct Moments {
     for (int j = 0; j < V; ++j) {
       const float delta = other.mean(j) - mean(j);
       mean(j) = fmaf(delta, share, mean(j));
-      // Nothing deviates from an infinite mean by a number.
+      // No deviation from an infinite mean is finite: `delta - delta` makes m2 NaN.
       m2(j) = fmaf(delta * delta, count() * share, m2(j) + other.m2(j)) + (delta - delta);
     }
     count() = total;

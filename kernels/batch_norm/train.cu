@@ -2,13 +2,12 @@
 //   stats     for each band of rows and each channel: mean and sum of squared deviations (M2)
 //   finalize  merges the bands: mean, invstd = 1 / sqrt(M2 / m + eps); running statistics with M2 / (m - 1)
 //
-// Tensors   x: m rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; the rest f32,
-//           dense.
-// Method    a thread adds up differences from its first row, so that a mean far from 0 costs no precision; the parts
-//           are merged by the rule of Chan, Golub and LeVeque (1979), in an order that depends on the shape only.
+// Tensors   x: m rows of C channels in T, any pixel stride, 16-byte aligned if strips.wide is set; the rest dense f32.
+// Method    a thread sums differences from its first row, so a mean far from 0 costs no precision; partial moments are
+//           merged by the rule of Chan, Golub and LeVeque (1979), in an order that depends only on the shape.
 // Grid      stats x: strips.blocks_per_row * bands; finalize x: ceil(C / 32).
 // Threads   256. Shared memory: stats 256 (2 V + 1) floats, V = 16 / sizeof(T); finalize 256 * 3 floats.
-// Counted   stats: 3 FLOPs and sizeof(T) bytes an element; finalize: 8 bytes a band and channel.
+// Counted   stats: 3 FLOPs and sizeof(T) bytes per element; finalize: 8 bytes per band and channel.
 #include "batch_norm/moments.cuh"
 #include "common/tree.cuh"
 
@@ -37,7 +36,7 @@ struct Finalize {
 };
 static_assert(sizeof(Finalize) == 80, "as in src/ops/batch_norm/launch.rs");
 
-// The moments of a thread's rows, by sums of differences from the first of them.
+// The moments of a thread's rows, from sums of differences from its first row.
 template <typename T, int V>
 __device__ __forceinline__ Moments<V> walk(const Stats<T>& p, const Share& share, int n) {
   Moments<V> moments;
@@ -88,7 +87,7 @@ __device__ __forceinline__ void stats(const Stats<T>& p) {
     }
 }
 
-constexpr int LANES = 32;  // channels of a block of finalize
+constexpr int LANES = 32;  // channels per block of finalize
 constexpr int WALKERS = STRIP_THREADS / LANES;
 
 __device__ __forceinline__ void finalize(const Finalize& p) {

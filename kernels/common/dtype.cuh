@@ -1,4 +1,4 @@
-// The storage types f32, f16 and bf16: conversion to and from float. Conversion rounds to nearest even and keeps NaN.
+// The storage types f32, f16 and bf16. Conversion from float rounds to nearest even and keeps NaN.
 #pragma once
 
 #include "common/kernel.cuh"
@@ -29,8 +29,8 @@ __device__ __forceinline__ bf16 from_float<bf16>(float v) { return bf16{ptx::flo
 // False for infinities and NaN.
 __device__ __forceinline__ bool is_finite(float v) { return v - v == 0.0f; }
 
-// Two neighbouring values of the type of the first argument; RELU: of max(v, 0), where a NaN stays one and 0 may have
-// either sign.
+// Packs two values into a word, in the type of the first argument. RELU applies max(v, 0) first: NaN stays NaN, and a
+// zero may have either sign.
 template <bool RELU>
 __device__ __forceinline__ u32 pair(f16, float low, float high) { return ptx::floats_to_f16x2<RELU>(low, high); }
 template <bool RELU>

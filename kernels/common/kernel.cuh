@@ -1,19 +1,18 @@
-// How a kernel is declared, on the GPU and on the simulator.
+// How a kernel is declared, for the GPU and for the simulator.
 //
-// Every kernel takes one struct of parameters by value, made of 4- and 8-byte fields; the Rust side has the same struct
-// and both sides assert its size. Behind it comes the gate of the launch: where that is not null and holds 0, every
-// thread returns at once, so that a part of a network is skipped with no word from the host. Built-ins (threadIdx,
-// __syncthreads, __shfl_xor_sync, ...) are CUDA's; the simulator provides them too. Shared memory is dynamic only,
-// through SHARED; inline PTX is in ptx.cuh only.
+// A kernel takes one struct by value, made of 4- and 8-byte fields; Rust has the same struct, and both sides assert its
+// size. The second parameter is the gate of the launch: if it is not null and holds 0, every thread returns at once, so
+// part of a network is skipped without the host. Built-ins (threadIdx, __syncthreads, __shfl_xor_sync, ...) are CUDA's;
+// the simulator provides them too. Shared memory is always dynamic, through SHARED; inline PTX is in ptx.cuh only.
 #pragma once
 
 #include "common/ptx.cuh"
 
-// Whether the launch is to do nothing.
+// True if the launch must do nothing.
 __device__ __forceinline__ bool gate_closed(const float* gate) { return gate != nullptr && *gate == 0.0f; }
 
-// Instantiates the entry point `name`: calls body(params) in every thread. The one macro at the foot of a kernel file.
-// build/table.rs makes the host's table of these lines, read as text: the name must say what the arguments do.
+// Defines the entry point `name`, which calls body(params) in every thread. The only macro at the foot of a kernel file.
+// build/table.rs reads these lines as text for the host's table of kernels: the name must agree with the arguments.
 //   KERNEL(conv2d_fwd_f32_64x64, GatherParams, 128, 3, (fwd<float, Tile64x64, true>))
 #ifdef __CUDACC__
 #define KERNEL(name, Params, threads, blocks_per_sm, body)                                                             \
@@ -31,7 +30,7 @@ __device__ __forceinline__ bool gate_closed(const float* gate) { return gate != 
   static const sim::Registration name##_registration(#name, sizeof(Params), threads, name##_entry);
 #endif
 
-// A pointer of type T* named `name` to the block's dynamic shared memory, at least 128-byte aligned.
+// Declares `T* name`, which points to the block's dynamic shared memory, at least 128-byte aligned.
 #ifdef __CUDACC__
 #define SHARED(T, name)                                              \
   extern __shared__ __align__(1024) unsigned char shared_memory_[]; \

@@ -1,4 +1,4 @@
-// Philox 4x32-10, the counter-based generator of random numbers: as src/tensor/philox.rs, bit for bit.
+// Philox 4x32-10, a counter-based random number generator; the same bits as src/tensor/philox.rs.
 // Source: J. K. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 
@@ -8,7 +8,7 @@ struct Words {
   u32 v[4];
 };
 
-// The four words at `counter` of the sequence of `key`.
+// The four random words for `counter` under the key.
 __device__ __forceinline__ Words philox4x32_10(Words counter, u32 key0, u32 key1) {
   Words w = counter;
 #pragma unroll

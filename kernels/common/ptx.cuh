@@ -1,5 +1,5 @@
-// All inline PTX of the library. kernels/sim/common/ptx.cuh is the same interface on the simulator and replaces this
-// file there. Each function is named for its instruction; see the PTX ISA for its exact meaning.
+// All inline PTX of the library. On the simulator, kernels/sim/common/ptx.cuh replaces this file with the same
+// interface. Each function is named after its instruction; see the PTX ISA for its exact meaning.
 #pragma once
 
 namespace ptx {
@@ -7,7 +7,7 @@ namespace ptx {
 __device__ __forceinline__ float bits_to_float(unsigned int bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ unsigned int float_to_bits(float v) { return __float_as_uint(v); }
 
-// All of V in one access, whose address is a multiple of its size; in the space that the compiler finds p in.
+// Loads or stores a V in one access, aligned to its size, in the address space that the compiler infers for p.
 template <typename V>
 __device__ __forceinline__ V ld(const void* p) {
   static_assert(alignof(V) == sizeof(V) && sizeof(V) <= 16, "one access");
@@ -37,7 +37,7 @@ __device__ __forceinline__ unsigned short float_to_bf16(float v) {
   return bits;
 }
 
-// Two values as neighbouring elements, `low` in the lower half; RELU: of max(v, 0), where a NaN stays one.
+// Packs two values, `low` in the lower half. RELU applies max(v, 0) first; NaN stays NaN.
 template <bool RELU>
 __device__ __forceinline__ unsigned int floats_to_f16x2(float low, float high) {
   unsigned int pair;
@@ -62,25 +62,28 @@ __device__ __forceinline__ unsigned int shared_address(const void* p) {
   return static_cast<unsigned int>(__cvta_generic_to_shared(p));
 }
 
-// cp.async.cg: copies `bytes` (0..16) from global `src` to 16-byte aligned shared `dst` and fills the rest of 16 with
-// zeros, past L1. `src` is not read where bytes is 0.
+// cp.async.cg, which bypasses L1: copies `bytes` (0 to 16) from global `src` to 16-byte aligned shared `dst` and zeroes
+// the rest of the 16. Does not read `src` if `bytes` is 0.
 __device__ __forceinline__ void cp_async_16(void* dst, const void* src, unsigned int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes)
+               : "memory");
 }
 
-// cp.async.ca of 8 bytes, of which `bytes` are copied and the rest are zeros.
+// cp.async.ca of 8 bytes: copies `bytes` and zeroes the rest.
 __device__ __forceinline__ void cp_async_8(void* dst, const void* src, unsigned int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes)
+               : "memory");
 }
 
-// cp.async.ca of 4 bytes, or 4 zero bytes where `bytes` is 0.
+// cp.async.ca of 4 bytes, or 4 zero bytes if `bytes` is 0.
 __device__ __forceinline__ void cp_async_4(void* dst, const void* src, unsigned int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes)
+               : "memory");
 }
 
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `pending` of this thread's groups are under way. Other threads see the data after a barrier.
+// Waits until at most `pending` of this thread's groups are in flight. Other threads see the data after a barrier.
 template <int pending>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
@@ -94,7 +97,7 @@ __device__ __forceinline__ void ldmatrix_x4(unsigned int (&r)[4], const void* ro
                : "memory");
 }
 
-// The same, each matrix transposed.
+// As ldmatrix_x4, with each matrix transposed.
 __device__ __forceinline__ void ldmatrix_x4_trans(unsigned int (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -106,8 +109,8 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned int (&r)[4], const vo
 struct F16 {};
 struct BF16 {};
 
-// d += a b for every pair of fragments: d[i][j] of 16x8, a[i] of 16x16 (row), b[j] of 16x8 (col); f32 accumulation.
-// MI * NJ instructions mma.sync.m16n8k16.
+// d[i][j] += a[i] b[j] for every pair of fragments: d[i][j] 16x8, a[i] 16x16 row-major, b[j] 16x8 column-major;
+// accumulates in f32, with MI * NJ mma.sync.m16n8k16 instructions.
 template <typename Type, int MI, int NJ>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[MI][NJ][4], const unsigned int (&a)[MI][4],
                                              const unsigned int (&b)[NJ][2]);

@@ -1,25 +1,25 @@
-// How memory-bound kernels share a tensor: seen as rows of channels (a row is a pixel; a tensor without pixels is cut
-// into rows), each thread takes a strip of 16 bytes of channels and walks down the rows of its block. What a thread
-// adds up, and in what order, depends on the shape only, not on whether the accesses are 16 bytes wide.
+// How memory-bound kernels divide a tensor, viewed as rows of channels (a row is a pixel; a tensor without pixels is
+// cut into rows): each thread takes a strip of 16 bytes of channels and walks down the rows of its block. Which elements
+// a thread sums, and in what order, depends only on the shape, not on whether accesses are 16 bytes wide.
 #pragma once
 
 #include "common/vec.cuh"
 
 constexpr int STRIP_THREADS = 256;
 
-// The division of a tensor among blocks; the same struct is in src/ops/strips.rs.
+// How a tensor is divided among blocks; the same struct is in src/ops/strips.rs.
 struct Strips {
   i64 rows;
-  u32 channels;        // of every row but the last
-  u32 last_channels;   // of the last row
+  u32 channels;        // in every row but the last
+  u32 last_channels;   // in the last row
   u32 blocks_per_row;  // blocks side by side along the channels
-  u32 lanes_log2;      // threads of a block side by side; the others take other rows
+  u32 lanes_log2;      // log2 of the threads of a block along the channels; the others take other rows
   u32 rows_per_block;
-  u32 wide;  // 1 where every address and stride of the launch allows 16-byte accesses
+  u32 wide;  // 1 if every address and stride of the launch allows 16-byte accesses
 };
 static_assert(sizeof(Strips) == 32, "as in src/ops/strips.rs");
 
-// A thread's share: channels `channel` .. `channel` + V of rows first, first + step, ... below end.
+// A thread's strip: channels `channel` .. `channel` + V of rows first, first + step, ... below end.
 struct Share {
   i64 first, end;
   int step;
@@ -42,7 +42,7 @@ __device__ __forceinline__ Share thread_share(const Strips& s) {
   return share;
 }
 
-// How many of the V channels from `channel` on row `row` has; 0 where the strip lies beyond it.
+// How many of the V channels from `channel` on exist in `row`; 0 if the strip lies beyond it.
 template <int V>
 __device__ __forceinline__ int strip_width(const Strips& s, i64 row, u32 channel) {
   const u32 channels = row == s.rows - 1 ? s.last_channels : s.channels;
@@ -50,7 +50,7 @@ __device__ __forceinline__ int strip_width(const Strips& s, i64 row, u32 channel
   return left < V ? int(left) : V;
 }
 
-// The first `n` of V values from `p` on, as floats; the others are 0.
+// Loads the first `n` of V values at `p` as floats; the others become 0.
 template <typename T, int V>
 __device__ __forceinline__ void load_strip(float (&v)[V], const T* p, int n, u32 wide) {
   if (wide && n == V) {
@@ -78,7 +78,7 @@ __device__ __forceinline__ void store_strip(T* p, const float (&v)[V], int n, u3
   }
 }
 
-// Stores, or with `accumulate` adds to what is there.
+// Stores the first `n` of V floats, or adds them to memory with `accumulate`.
 template <typename T, int V>
 __device__ __forceinline__ void write_strip(T* p, const float (&v)[V], int n, u32 wide, u32 accumulate) {
   if (!accumulate) {
@@ -92,15 +92,15 @@ __device__ __forceinline__ void write_strip(T* p, const float (&v)[V], int n, u3
   store_strip<T, V>(p, sum, n, wide);
 }
 
-// A number for each of `n` of V channels from `p` on; the others are 0. `p` has no alignment of its own.
+// Loads per-channel numbers for the first `n` of V channels from `channel` on; the others become 0. Needs no alignment.
 template <int V>
 __device__ __forceinline__ void load_channels(float (&v)[V], const float* p, u32 channel, int n) {
 #pragma unroll
   for (int j = 0; j < V; ++j) v[j] = j < n ? p[channel + j] : 0.0f;
 }
 
-// max(v, 0); a NaN stays.
+// max(v, 0); NaN stays NaN.
 __device__ __forceinline__ float rectified(float v) { return v < 0.0f ? 0.0f : v; }
 
-// The gradient d where a ReLU that left z was open. A NaN is, as in torch.
+// The gradient d through a ReLU with output z: 0 if z <= 0. A NaN z passes d, as in torch.
 __device__ __forceinline__ float passed(float d, float z) { return z <= 0.0f ? 0.0f : d; }

@@ -1,11 +1,11 @@
-// The end of a reduction over rows: what the threads of a block hold is merged in an order that never changes.
+// The end of a reduction over rows: merges the results of a block's threads in a fixed order.
 #pragma once
 
 #include "common/strips.cuh"
 
-// Merges the states of all walkers of a lane into walker 0's: walker w takes in w + half, for half = walkers / 2, ...,
-// 1. A State holds `float f[COUNT]` and merges with `take(other)`. Thread `walker * lanes + lane` calls; `shared` has
-// STRIP_THREADS * COUNT floats.
+// Merges the states of a lane's walkers into walker 0: walker w takes walker w + half, for half = walkers / 2, ..., 1.
+// A State holds `float f[COUNT]` and merges with `take(other)`. Every thread of the block calls it; thread t is walker
+// t / lanes. `shared` has STRIP_THREADS * COUNT floats.
 template <typename State>
 __device__ __forceinline__ void merge_walkers(State& mine, float* shared, int lanes, int walkers) {
   const int thread = int(threadIdx.x), walker = thread / lanes;
@@ -24,7 +24,6 @@ __device__ __forceinline__ void merge_walkers(State& mine, float* shared, int la
   }
 }
 
-// N sums.
 template <int N>
 struct Sums {
   static constexpr int COUNT = N;

@@ -3,7 +3,7 @@
 
 #include "common/dtype.cuh"
 
-// N values of T that are loaded and stored together; N * sizeof(T) is 1, 2, 4, 8 or 16.
+// N values of T, loaded and stored in one access; N * sizeof(T) is 1, 2, 4, 8 or 16.
 template <typename T, int N>
 struct alignas(N * sizeof(T)) Vec {
   static_assert(N * sizeof(T) <= 16, "one access moves at most 16 bytes");
@@ -24,10 +24,10 @@ __device__ __forceinline__ void store(T* p, const Vec<T, N>& v) {
   ptx::st(p, v);
 }
 
-// 16 bytes: four values of f32, or four pairs of values of two bytes, which are converted in one instruction.
+// 16 bytes: four f32 values, or four pairs of 16-bit values, each pair packed by one instruction.
 using Chunk = Vec<u32, 4>;
 
-// The values of T in a chunk.
+// Converts the values of a chunk to float.
 template <typename T>
 __device__ __forceinline__ void unpack(float (&f)[WIDTH<T>], const Chunk& chunk);
 template <>
@@ -48,7 +48,7 @@ __device__ __forceinline__ void unpack<bf16>(float (&f)[8], const Chunk& chunk) 
     f[2 * i] = ptx::bits_to_float(chunk.v[i] << 16), f[2 * i + 1] = ptx::bits_to_float(chunk.v[i] & 0xFFFF0000u);
 }
 
-// f in values of T; RELU: of max(f, 0), where a NaN stays one and 0 may have either sign.
+// Rounds f to a chunk of T. RELU applies max(f, 0) first: NaN stays NaN, and a zero may have either sign.
 template <typename T, bool RELU>
 __device__ __forceinline__ Chunk pack(const float (&f)[WIDTH<T>]) {
   Chunk chunk;

@@ -1,10 +1,10 @@
-// One part of a concatenation along the channels, copied into its place in the whole or out of it.
+// Copies one part of a concatenation along the channels into the whole or out of it.
 //   fwd  y[n,h,w,o + c] = x[n,h,w,c]        bwd  dx[n,h,w,c] = dy[n,h,w,o + c]
 //
-// Tensors   src, dst: rows of channels (pixels) in T, any pixel stride, 16-byte aligned where strips.wide is set.
+// Tensors   src, dst: rows of channels (pixels) in T, any pixel stride, 16-byte aligned if strips.wide is set.
 // Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
 // Threads   256. Shared memory: none.
-// Counted   no FLOP, 2 sizeof(T) bytes an element. Where a part is a slice of the whole nothing is launched.
+// Counted   no FLOPs, 2 sizeof(T) bytes per element. A part that is a slice of the whole needs no launch.
 #include "common/strips.cuh"
 
 namespace concat {

@@ -1,28 +1,28 @@
 // The loss scale of f16 training on the device, by the rule of torch.amp.GradScaler (docs/notes/captured_steps.md).
-//   check   flags[block] = 1 where one of the block's gradients is infinite or NaN, else 0
-//   decide  any flag, or a loss that is not finite: the step is skipped, the scale halved (not below `least`), and the
-//           count of good steps starts anew; else one more good step, and after `interval` of them in a row the scale
-//           doubles, unless that is not finite
+//   check   flags[block] = 1 if any of the block's gradients is infinite or NaN, else 0
+//   decide  on any flag or a non-finite loss: skips the step, halves the scale (not below `least`) and restarts the
+//           count of good steps; else counts a good step and, after `interval` in a row, doubles the scale if the
+//           result is finite
 //
 // Tensors   grad[len] f32, a multiple of 4 elements, 16-byte aligned. flags[blocks] u32. loss: one f32. state[6] f32:
 //           see State.
-// Method    every factor is a power of two, so gradients that neither overflow nor underflow keep their bits whatever
-//           the scale is. Every block writes its own flag in every run: nothing is cleared, nothing atomic.
-// Grid      check as many blocks as there are flags, each walking on by the whole grid; decide one block.
+// Method    every factor is a power of two, so the scale does not change the bits of gradients that neither overflow
+//           nor underflow. Every block writes its own flag in every run, so nothing is cleared or atomic.
+// Grid      check: one block per flag, in a grid-stride loop; decide: one block.
 // Threads   256. Shared memory: 256 floats.
-// Counted   check: 4 bytes an element; decide: 4 bytes a flag.
+// Counted   check: 4 bytes per element; decide: 4 bytes per flag.
 #include "common/tree.cuh"
 
 namespace control {
 
-// What lies at each place of the state.
+// Indices into the state.
 enum State {
-  SCALE,  // what the next run's gradients are multiplied by
-  GOOD,   // good steps in a row since the scale last moved
+  SCALE,  // the factor on the next run's gradients
+  GOOD,   // good steps in a row since the scale last changed
   FRESH,  // 1 until a step has been taken: the velocities hold nothing yet
-  USED,   // what this run's gradients were multiplied by
-  SKIP,   // 1 where this run's step is skipped
-  FIRST,  // 1 where this run's step is the first
+  USED,   // the factor on this run's gradients
+  SKIP,   // 1 if this run's step is skipped
+  FIRST,  // 1 if this run's step is the first
 };
 
 struct LossScaleCheck {
@@ -44,7 +44,7 @@ static_assert(sizeof(LossScaleDecide) == 40, "as in src/control/loss_scale/launc
 
 constexpr int PER_THREAD = 4;
 
-// In thread 0, whether any thread of the block says so.
+// In thread 0, true if `mine` is true in any thread of the block.
 __device__ __forceinline__ bool any_of_block(bool mine, float* shared) {
   Sums<1> found;
   found.f[0] = mine ? 1.0f : 0.0f;

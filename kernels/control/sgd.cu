@@ -1,18 +1,17 @@
 // Stochastic gradient descent over all parameters of a program in one launch; torch's convention.
 //   g = grad / scale + decay param              decay only below decay_end
-//   v = momentum v + keep g                     the first step and `plain`: v = g;  keep = 1 - dampening
+//   v = momentum v + keep g                     v = g at the first step or if `plain`;  keep = 1 - dampening
 //   param -= lr (nesterov ? g + momentum v : v)
-//   copy = param rounded to S, the type that the matrix products read; absent where that is f32
+//   copy = param rounded to S, the type that matrix products read; absent if that is f32
 //
 // Tensors   param, grad, velocity, copy: `len` elements, a multiple of 4, 16-byte aligned (copy: 8). control: the
-//           learning rate, and 1 at the first step else 0, in device memory so that a captured step is replayed with
-//           other values. v is not read at the first step, nor without momentum.
-// Method    a loss that is not finite skips the step: nothing is written. With a loss scale
-//           (kernels/control/loss_scale.cu) its state decides instead: whether there is a step, whether it is the
-//           first, and what else the gradients are divided by.
-// Grid      x: ceil(len / 1024), 4 elements a thread.
+//           learning rate, and 1 at the first step else 0, in device memory so that a captured step can be replayed
+//           with other values. The old velocity is unused at the first step and without momentum.
+// Method    a non-finite loss skips the step: nothing is written. With a loss scale (kernels/control/loss_scale.cu),
+//           its state says whether to skip the step, whether it is the first, and what else to divide gradients by.
+// Grid      x: ceil(len / 1024), 4 elements per thread.
 // Threads   256. Shared memory: none.
-// Counted   8 FLOPs and 20 bytes an element, and 2 bytes for a 16-bit working copy.
+// Counted   8 FLOPs and 20 bytes per element, and 2 bytes for a 16-bit working copy.
 #include "common/vec.cuh"
 
 namespace control {
@@ -25,16 +24,16 @@ struct SgdStep {
   S* copy;
   const float* control;
   const float* loss_scale;  // the state of kernels/control/loss_scale.cu; may be null
-  const float* loss;        // null: every step is taken
+  const float* loss;        // null: skips no step
   i64 len, decay_end;
   float momentum, keep, decay, scale;
-  u32 nesterov, plain;  // plain: there is no momentum
+  u32 nesterov, plain;  // plain: no momentum
 };
 static_assert(sizeof(SgdStep<float>) == 96, "as in src/control/sgd/launch.rs");
 
 constexpr int THREADS = 256;
 constexpr int PER_THREAD = 4;
-// Places in the loss scale's state.
+// Indices into the loss scale's state.
 constexpr int USED = 3, SKIP = 4, FIRST = 5;
 
 template <typename S>
@@ -45,7 +44,8 @@ __device__ __forceinline__ void sgd_step(const SgdStep<S>& p) {
   if ((p.loss && !is_finite(*p.loss)) || (p.loss_scale && p.loss_scale[SKIP] != 0.0f)) return;
   const bool first = p.plain || (p.loss_scale ? p.loss_scale[FIRST] : p.control[1]) != 0.0f;
   const float scale = p.loss_scale ? p.scale * p.loss_scale[USED] : p.scale;
-  Vec<float, PER_THREAD> param = load<float, PER_THREAD>(p.param + at), velocity = load<float, PER_THREAD>(p.velocity + at);
+  Vec<float, PER_THREAD> param = load<float, PER_THREAD>(p.param + at),
+                         velocity = load<float, PER_THREAD>(p.velocity + at);
   const Vec<float, PER_THREAD> grad = load<float, PER_THREAD>(p.grad + at);
   Vec<S, PER_THREAD> copy;
 #pragma unroll

@@ -1,16 +1,16 @@
 // Softmax cross-entropy with label smoothing.
-//   fwd   for each image: loss = log sum e^(l - max) - on (l[label] - max) - everywhere sum (l - max), and whether the
-//         first largest logit is the label's, which it never is where a logit is NaN
+//   fwd   per image: loss = log sum e^(l - max) - on (l[label] - max) - everywhere sum (l - max), and correct = 1 if the
+//         first of the largest logits is the label's and no logit is NaN, else 0
 //   mean  sums both over the images and divides the loss by N
 //   bwd   dlogits = scale loss_scale (e^(l - max) / sum - target),  target = everywhere + (k = label) on
 //
 // Tensors   logits, dlogits[N,K] in T, labels[N] i32, the rest f32; dense, no alignment needed. loss_scale: a power of
-//           two in device memory, which moves between runs of a captured step; 1 where the pointer is null.
-// Method    the second pass over a row comes from the cache; the order of the mean depends on N only. A label outside
-//           0..K makes the loss and the row of the gradient NaN.
-// Grid      fwd and bwd x: N, a block an image; mean one block.
+//           two in device memory, which changes between runs of a captured step; a null pointer means 1.
+// Method    the second pass over a row reads the cache; the mean's order of additions depends only on N. A label
+//           outside 0..K makes the loss and the row of the gradient NaN.
+// Grid      fwd and bwd x: N, one block per image; mean: one block.
 // Threads   256. Shared memory: 256 * 2 floats.
-// Counted   fwd 5 FLOPs and sizeof(T) bytes a logit, bwd 6 FLOPs and 2 sizeof(T) bytes.
+// Counted   per logit: fwd 5 FLOPs and sizeof(T) bytes, bwd 6 FLOPs and 2 sizeof(T) bytes.
 #include "common/tree.cuh"
 
 namespace cross_entropy {
@@ -47,7 +47,7 @@ struct CrossEntropyBwd {
 };
 static_assert(sizeof(CrossEntropyBwd<float>) == 48, "as in src/ops/cross_entropy/launch.rs");
 
-// The largest logit and the first class that has it; a NaN where there is one.
+// The largest logit and the first class that has it; a NaN counts as the largest.
 struct Largest {
   static constexpr int COUNT = 2;
   float f[COUNT];  // the logit, the bits of the class
@@ -87,7 +87,7 @@ __device__ __forceinline__ Largest find_largest(const T* logits, u32 classes, fl
   return largest;
 }
 
-// Sum of e^(l - max), and of l - max.
+// The sums of e^(l - max) and of l - max.
 template <typename T>
 __device__ __forceinline__ Sums<2> sum_logits(const T* logits, u32 classes, float max, float* shared) {
   Sums<2> sums;
@@ -144,8 +144,8 @@ __device__ __forceinline__ void cross_entropy_bwd(const CrossEntropyBwd<T>& p) {
   const float scale = p.loss_scale ? p.scale * *p.loss_scale : p.scale;
   for (u32 k = threadIdx.x; k < p.classes; k += STRIP_THREADS) {
     const float target = k == label ? p.everywhere + p.on : p.everywhere;
-    const float share = fmaf(expf(to_float(p.logits[row + k]) - max), factor, -target);
-    p.dlogits[row + k] = from_float<T>(scale * share);
+    const float error = fmaf(expf(to_float(p.logits[row + k]) - max), factor, -target);
+    p.dlogits[row + k] = from_float<T>(scale * error);
   }
 }
 

@@ -1,4 +1,4 @@
-// How a consumer sees an activation: scaled, shifted, optionally rectified, rounded to the storage type.
+// An activation as its readers compute it: scaled, shifted, optionally rectified, rounded to the storage type.
 #pragma once
 
 #include "common/dtype.cuh"

@@ -1,13 +1,13 @@
-// What lies between the statistics of a batch norm and its consumers.
+// The per-channel numbers of a batch norm that other kernels apply, from its statistics.
 //   affine        scale = gamma / sqrt(var + eps),  shift = beta - mean scale, see norm/line.cuh
-//                 running_mean = keep running_mean + momentum mean,  running_var the same with var m / (m - 1)
+//                 running_mean = keep running_mean + momentum mean,  running_var likewise with var m / (m - 1)
 //   coefficients  dbeta = dy_sum,  dgamma = invstd dyx_sum,  a = gamma invstd,  b = -a invstd dgamma / m,
 //                 c = -a dbeta / m - b mean;  b and c stored or added;  dbias = sum dy = a dy_sum + m (b mean + c)
 //
 // Tensors   all [C], f32.
-// Grid      x: ceil(C / 256), a thread a channel.
+// Grid      x: ceil(C / 256), one thread per channel.
 // Threads   256. Shared memory: none.
-// Counted   10 FLOPs a channel, up to 400 where the mean is many deviations; 40 bytes a channel.
+// Counted   per channel: 10 FLOPs, up to 400 if the mean is many deviations from 0; 40 bytes.
 #include "norm/line.cuh"
 
 namespace norms {  // CUDA has a function `norm`
@@ -38,12 +38,12 @@ struct Coefficients {
   const float* var;
   float* dgamma;
   float* dbeta;
-  float* a;  // null where nothing needs it
+  float* a;  // null if not needed
   float* b;
   float* c;
-  float* dbias;  // null where y has no bias
+  float* dbias;  // null if y has no bias
   u32 channels;
-  float eps, count, inverse_count;  // m, 1 / m
+  float eps, count, inverse_count;  // count = m, inverse_count = 1 / m
   u32 add_b, add_c;
 };
 static_assert(sizeof(Coefficients) == 112, "as in src/ops/norm/launch.rs");

@@ -1,17 +1,17 @@
-// The gradient through a ReLU and what batch norms need of it, where the producer of dz cannot do it.
-//   v = dz (+ g),  0 where the ReLU was closed;  g = v, or with `scaled` scale v (+ g)
+// The gradient epilogue as a pass of its own, for a dz whose producer cannot run it: the gradient through a ReLU, and
+// the sums that the batch norms before it need.
+//   v = dz (+ g), or 0 where the ReLU output 0;  g = v, or with `scaled` scale v (+ g)
 //   for each band of rows and each channel: sum v, sum v (y - mean) for one or two batch norms
 //
-// Tensors   dz, y, g: m rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; bits: m
-//           rows of ceil(C / 8) bytes, any stride; the rest f32, dense. g may be dz.
-// Method    with a gate that is closed the first batch norm's y and mean are not read, and its sum is 0.
+// Tensors   dz, y, g: m rows of C channels in T, any pixel stride, 16-byte aligned if strips.wide is set; bits: m rows
+//           of ceil(C / 8) bytes, any stride; the rest dense f32. g may be dz.
+// Method    behind a closed gate, y and mean of the first batch norm are not read, and its sum is 0.
 // Grid      x: strips.blocks_per_row * bands.
 // Threads   256. Shared memory: 256 V floats for each sum, V = 16 / sizeof(T).
-// Counted   up to 8 FLOPs an element; dz, y (twice with two norms) and g once each, sizeof(T) bytes; g twice where it
-//           is added to; a bit with *_signs.
-// Entries   *_affine one batch norm; its ReLU was closed where y scale + shift, rounded to T, is 0 or less. *_signs one
-//           batch norm at the end of a block; the ReLU was closed where the bit of the pixel's channel is not set.
-//           *_signs_two two of them.
+// Counted   per element: up to 8 FLOPs; sizeof(T) bytes each for dz, g (twice if added to) and every norm's y; a bit
+//           with *_signs.
+// Entries   *_affine: one batch norm, masked where y scale + shift, rounded to T, is 0 or less. *_signs: one batch norm
+//           at the end of a block, masked where the sign bit is 0. *_signs_two: two of them.
 #include "norm/gradient.cuh"
 
 namespace norms {  // CUDA has a function `norm`

@@ -1,6 +1,6 @@
-// What the producer of a gradient dz does to it: masks the ReLU, stores g, and leaves the sums that batch norms need,
-// for each band of rows; src/ops/norm/mod.rs has the definition. A From has
-// `load(float (&v)[V], i64 row, u32 channel, int n, u32 wide)`: dz of a strip.
+// The gradient epilogue: masks dz by the ReLU, stores g, and leaves the sums that batch norms need for each band of
+// rows; src/ops/norm/mod.rs defines it. A From computes dz of a strip:
+// `load(float (&v)[V], i64 row, u32 channel, int n, u32 wide)`.
 #pragma once
 
 #include "common/tree.cuh"
@@ -17,7 +17,7 @@ struct Epilogue {
   const float* shift;
   const float* mean[2];
   float* sums[3];  // [bands][C]: of v, and of v (y - mean) for each norm
-  const float* open;  // with SIGNS: where it is 0, y[0] and mean[0] are not read and their sums are 0; or null
+  const float* open;  // with SIGNS, may be null: if it is 0, y[0] and mean[0] are not read and their sums are 0
   i64 g_stride, y_stride[2], bits_stride;
   u32 relu, scaled, accumulate, unused;
 };
@@ -30,8 +30,8 @@ struct Gradient {
   Strips strips;
 };
 
-// A thread's numbers of its channels. SIGNS: the mask is in bits and NORMS batch norms were added; else it is that of
-// one batch norm, computed from y.
+// A thread's per-channel numbers. With SIGNS, the mask is in `bits` and NORMS batch norms were added; else the mask of
+// one batch norm is computed from y.
 template <typename T, bool SIGNS, int NORMS>
 struct GradientStrip {
   static constexpr int V = WIDTH<T>;
@@ -53,10 +53,10 @@ struct GradientStrip {
     sums.clear();
   }
 
-  // Whether the i-th batch norm's numbers are there.
+  // True if y and mean of the i-th batch norm may be read.
   __device__ __forceinline__ bool reads(int i) const { return i > 0 || open; }
 
-  // Sets v to 0 where the ReLU was closed.
+  // Zeroes v wherever the ReLU output 0.
   __device__ __forceinline__ void mask(float (&v)[V], const float (&y)[V], const Epilogue<T>& e, i64 row) const {
     if constexpr (SIGNS) {
       const u32 byte = n > 0 ? e.bits[row * e.bits_stride + channel / 8] >> channel % 8 : 0;
@@ -68,7 +68,7 @@ struct GradientStrip {
     }
   }
 
-  // From dz in v to g in memory.
+  // Turns dz in v into g and stores it.
   __device__ __forceinline__ void finish(float (&v)[V], const Epilogue<T>& e, i64 row) {
     const bool scaled = !SIGNS && e.scaled;
     T* g = e.g + row * e.g_stride + channel;

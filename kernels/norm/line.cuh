@@ -9,14 +9,14 @@ struct Line {
   float scale, shift;
 };
 
-constexpr float STEPS = 32.0f;            // scales on either side
-constexpr float DEVIATIONS = 64.0f;       // a step for each of these between 0 and the mean
-constexpr float PLACE = 1.0f / (1 << 23);  // of the last place of a number, relative to it, or twice that
+constexpr float STEPS = 32.0f;             // most scales tried on either side
+constexpr float DEVIATIONS = 64.0f;        // one step for every 64 deviations between 0 and the mean
+constexpr float PLACE = 1.0f / (1 << 23);  // one to two units in the last place of a number, relative to it
 
-// y = x scale + shift with y = beta at the mean. The shift is rounded to the last place of mean * scale, and by as much
-// y is off at every x: far more than a rounding of y where the mean is many deviations. Such a channel takes, of the
-// scales a few places away, the one whose line passes nearest to beta at the mean. All steps together move y, one
-// deviation from the mean, by less than 1/16 of what that rounding may.
+// y = x scale + shift with y = beta at the mean. The shift is rounded to the last place of mean * scale, and this error
+// is in y at every x: if the mean is many deviations from 0, it far exceeds the rounding of y. Such a channel tries
+// scales a few places away and takes the one whose line passes nearest to beta at the mean. All steps together move y,
+// one deviation from the mean, by less than 1/16 of what that rounding may.
 __device__ __forceinline__ Line line_through(float mean, float deviation, float beta, float scale) {
   Line best = {scale, fmaf(-mean, scale, beta)};
   float nearest = fabsf(fmaf(mean, scale, best.shift) - beta);

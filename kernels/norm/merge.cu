@@ -1,15 +1,15 @@
-// Merges what the bands of a reduction over rows left, in an order that depends on the shape only.
-//   moments  mean and M2 of each band -> mean and M2 of all, or the variance M2 / rows
-//   sums     sums of each band -> sums of all, for up to three tensors in one launch
+// Merges the partial results of the bands of a reduction over rows, in an order that depends only on the shape.
+//   moments  mean and M2 of each band -> mean and M2 of all rows, or the variance M2 / rows
+//   sums     sums of each band -> sums of all rows, for up to three tensors in one launch
 //
 // Tensors   from: [bands][C], to: [parts][C], f32, dense; parts = ceil(bands / bands_per_part). Every band but the last
 //           has rows_per_band rows.
-// Method    means are merged by the rule of Chan, Golub and LeVeque (1979). Many bands take two launches: the first
-//           merges them to parts, the second the parts. A block takes 8 channels, a sector of 32 bytes of each band,
-//           and 32 bands at a time.
-// Grid      x: ceil(C / 8) * parts; y: of sums the tensors.
+// Method    moments are merged by the rule of Chan, Golub and LeVeque (1979). Many bands take two launches: the first
+//           merges bands into parts, the second merges the parts. A block takes 8 channels, a 32-byte sector of each
+//           band, and 32 bands at a time.
+// Grid      x: ceil(C / 8) * parts; y: for sums, the tensors.
 // Threads   256. Shared memory: 256 * 3 floats for moments, 256 for sums.
-// Counted   10 and 1 FLOPs, 8 and 4 bytes a band and channel.
+// Counted   per band and channel: moments 10 FLOPs and 8 bytes, sums 1 FLOP and 4 bytes.
 #include "batch_norm/moments.cuh"
 #include "common/tree.cuh"
 
@@ -19,7 +19,7 @@ struct MergeMoments {
   const float* band_mean;
   const float* band_m2;
   float* mean;
-  float* m2;  // with `last` the variance
+  float* m2;  // the variance with `last`
   i64 rows, rows_per_band;
   u32 bands, channels, bands_per_part, last;
 };
@@ -32,10 +32,10 @@ struct MergeSums {
 };
 static_assert(sizeof(MergeSums) == 64, "as in src/ops/norm/merge/launch.rs");
 
-constexpr int LANES = 8;  // channels of a block
+constexpr int LANES = 8;  // channels per block
 constexpr int WALKERS = STRIP_THREADS / LANES;
 
-// The bands first, first + WALKERS, ... below end of a channel.
+// A thread's channel and bands: first, first + WALKERS, ... below end.
 struct Column {
   u32 part, channel, walker, first, end;
 };

@@ -1,15 +1,15 @@
 // Average pooling.
 //   fwd  y = sum over the window's pixels inside the image / divisor
-//   bwd  dx = sum over the windows that cover the pixel of dy / divisor (or added to dx)
+//   bwd  dx = sum of dy / divisor over the windows that cover the pixel (or added to dx)
 //
-// Tensors   x[N,H,W,C], y[N,P,Q,C] in T, any pixel stride, 16-byte aligned where strips.wide is set.
-// Method    a thread sums a window, in f32; with *_tree, for large windows, a block sums one. Gradients are gathered:
-//           no atomics.
-// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block), rows being the pixels of y (fwd) or dx (bwd). With
-//           *_tree rows_per_block is 1.
-// Threads   256. Shared memory: 256 V floats with *_tree, V = 16 / sizeof(T), else none.
-// Counted   one addition a window and pixel; bytes: x and y once each, pixels that several windows share come from the
-//           caches.
+// Tensors   x[N,H,W,C], y[N,P,Q,C] in T, any pixel stride, 16-byte aligned if strips.wide is set.
+// Method    a thread sums a window in f32; in *_tree, for large windows, a block does. Gradients are gathered, without
+//           atomics.
+// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block), where rows are the pixels of y (fwd) or dx (bwd).
+//           In *_tree, rows_per_block is 1.
+// Threads   256. Shared memory: 256 V floats in *_tree, V = 16 / sizeof(T), else none.
+// Counted   one addition per window and pixel; bytes: x and y once each; pixels in several windows are read again from
+//           the caches.
 #include "pool/backward.cuh"
 #include "pool/forward.cuh"
 

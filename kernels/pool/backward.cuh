@@ -1,4 +1,4 @@
-// The gradient of a pixel of x, gathered from the windows that cover it: no atomics, an order that never changes.
+// The gradient of a pixel of x, gathered from the windows that cover it in a fixed order, without atomics.
 #pragma once
 
 #include "pool/window.cuh"
@@ -17,7 +17,7 @@ __device__ __forceinline__ void load_index(int (&v)[V], const u8* p, int n, u32 
   }
 }
 
-// Calls take(i, k, window) for every window that covers `at`: its row, its column and its place among all.
+// Calls take(i, k, window) for every window that covers `at`: its row, its column and its index among all windows.
 template <typename Take>
 __device__ __forceinline__ void each_covering(const Windows& w, const Pixel& at, const Take& take) {
   const Range rows = windows_of(vertical(w), at.row), columns = windows_of(horizontal(w), at.column);
@@ -25,7 +25,7 @@ __device__ __forceinline__ void each_covering(const Windows& w, const Pixel& at,
     for (int k = columns.begin; k < columns.end; ++k) take(i, k, (at.image * w.p + i) * w.q + k);
 }
 
-// dy of the windows whose maximum the pixel was.
+// Sums dy of the windows whose maximum is the pixel.
 template <typename T>
 struct MaxGradient {
   const T* dy;
@@ -53,7 +53,7 @@ struct MaxGradient {
   }
 };
 
-// dy / divisor of the windows that cover the pixel.
+// Sums dy / divisor of the windows that cover the pixel.
 template <typename T>
 struct AvgGradient {
   const T* dy;
@@ -75,7 +75,7 @@ struct AvgGradient {
   }
 };
 
-// From is one of the two.
+// From is MaxGradient or AvgGradient.
 template <typename T, typename From>
 struct PoolBwd {
   From from;

@@ -1,5 +1,5 @@
-// The forward passes of pooling, whatever is done to a pixel while it is loaded. A Load has
-// `load(float (&v)[V], i64 pixel, int n, u32 wide)`: the thread's channels of a pixel of x.
+// The forward passes of pooling, for pixels as they are or transformed. A Load reads the thread's channels of a pixel
+// of x: `load(float (&v)[V], i64 pixel, int n, u32 wide)`.
 #pragma once
 
 #include "common/tree.cuh"
@@ -28,7 +28,7 @@ struct AvgFwd {
 };
 static_assert(sizeof(AvgFwd<float>) == 112, "as in src/ops/pool/launch/params.rs");
 
-// Pixels as they are.
+// Loads pixels as they are.
 template <typename T>
 struct Plain {
   const T* x;  // at the thread's channels
@@ -54,7 +54,7 @@ __device__ __forceinline__ void store_index(u8* p, const int (&v)[V], int n, u32
   }
 }
 
-// Takes in the pixel at `position` of the window where it is larger, or NaN.
+// Takes the pixel at `position` in the window if it is larger or NaN.
 template <int V>
 __device__ __forceinline__ void take_larger(float (&best)[V], int (&index)[V], const float (&v)[V], int position) {
 #pragma unroll
@@ -101,7 +101,8 @@ __device__ __forceinline__ void add_pixel(Sums<V>& sums, const Load& from, i64 p
 
 template <typename T, int V>
 __device__ __forceinline__ void store_mean(const AvgFwd<T>& p, Sums<V>& sums, i64 row, Pixel at, u32 channel, int n) {
-  const float divisor = float(extent_of(vertical(p.windows), at.row)) * float(extent_of(horizontal(p.windows), at.column));
+  const float divisor =
+      float(extent_of(vertical(p.windows), at.row)) * float(extent_of(horizontal(p.windows), at.column));
 #pragma unroll
   for (int j = 0; j < V; ++j) sums.f[j] /= divisor;
   store_strip<T, V>(p.y + row * p.y_stride + channel, sums.f, n, p.strips.wide);
@@ -123,7 +124,7 @@ __device__ __forceinline__ void mean_of_windows(const AvgFwd<T>& p, const Share&
   }
 }
 
-// The strip of the one row of a block that sums a window.
+// A thread's strip of the one row of a block that sums a window.
 template <int V>
 __device__ __forceinline__ Share block_share(const Strips& s) {
   const u32 column = blockIdx.x % s.blocks_per_row;
@@ -131,7 +132,7 @@ __device__ __forceinline__ Share block_share(const Strips& s) {
   return Share{row, row + 1, strip_walkers(s), ((column << s.lanes_log2) + strip_lane(s)) * V};
 }
 
-// Pixels that are summed before they are added to the rest: keeps the rounding error of a large window small.
+// Pixels to sum before they are added to the rest: keeps the rounding error of a large window small.
 constexpr int GROUP = 32;
 
 template <typename T, typename Load>

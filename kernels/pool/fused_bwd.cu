@@ -1,12 +1,12 @@
-// The gradient of a pooling and of the ReLU and batch norms before it, in one pass.
+// The gradient of pooling and the gradient epilogue of the ReLU and batch norms before it, in one pass.
 //   dz = the gradient of the pooling, gathered as in avg.cu, max.cu; then as in kernels/norm/gradient.cu:
-//   v = dz (+ dx),  0 where the ReLU was closed;  dx = v, or with `scaled` scale v (+ dx); sums of v, v (y - mean)
+//   v = dz (+ dx), or 0 where the ReLU output 0;  dx = v, or with `scaled` scale v (+ dx); sums of v, v (y - mean)
 //
-// Tensors   dy and index[N,P,Q,C] as in avg.cu, max.cu; y, dx[N,H,W,C] in T, any pixel stride, 16-byte aligned where
+// Tensors   dy and index[N,P,Q,C] as in avg.cu, max.cu; y, dx[N,H,W,C] in T, any pixel stride, 16-byte aligned if
 //           strips.wide is set; bits and the rest as in kernels/norm/gradient.cu.
 // Grid      x: strips.blocks_per_row * bands.
 // Threads   256. Shared memory: 256 V floats for each sum, V = 16 / sizeof(T).
-// Counted   dy (and index) once, what windows share comes from the caches; y and dx as in kernels/norm/gradient.cu.
+// Counted   dy (and index) once, read again from the caches; y and dx as in kernels/norm/gradient.cu.
 // Entries   *_affine, *_signs, *_signs_two as in kernels/norm/gradient.cu.
 #include "norm/gradient.cuh"
 #include "pool/backward.cuh"

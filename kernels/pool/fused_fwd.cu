@@ -1,18 +1,18 @@
-// Pooling of what a batch norm and a ReLU make of x.
+// Pooling of x after a batch norm and a ReLU.
 //   fwd  z = x scale + shift, optionally max(z, 0), rounded to T; y and index of z as in avg.cu, max.cu
 //
-// Tensors   x[N,H,W,C], y and index[N,P,Q,C] as in avg.cu, max.cu; scale and shift [C], f32. Pixels outside the image
-//           are no part of a window.
+// Tensors   x[N,H,W,C], y and index[N,P,Q,C] as in avg.cu, max.cu; scale and shift [C], f32. Windows hold no pixels
+//           outside the image.
 // Grid      as in avg.cu, max.cu.
 // Threads   256. Shared memory: as in avg.cu, max.cu.
-// Counted   as in avg.cu, max.cu, and 2 FLOPs a window and pixel: a pixel that several windows share is transformed for
-//           each, as it is loaded for each.
+// Counted   as in avg.cu, max.cu, and 2 FLOPs per window and pixel: a pixel is loaded and transformed for each of its
+//           windows.
 #include "norm/affine.cuh"
 #include "pool/forward.cuh"
 
 namespace pool {
 
-// Pool is the struct of forward.cuh.
+// Pool is MaxFwd or AvgFwd.
 template <typename T, typename Pool>
 struct NormFwd {
   Pool pool;
@@ -23,7 +23,7 @@ struct NormFwd {
 static_assert(sizeof(NormFwd<float, MaxFwd<float>>) == 152, "as in src/ops/pool/launch/params.rs");
 static_assert(sizeof(NormFwd<float, AvgFwd<float>>) == 136, "as in src/ops/pool/launch/params.rs");
 
-// Pixels as the batch norm and the ReLU leave them.
+// Loads pixels through the batch norm and the ReLU.
 template <typename T>
 struct Activated {
   static constexpr int WIDE = WIDTH<T>;

@@ -1,15 +1,14 @@
 // Max pooling.
-//   fwd  y = max over the window's pixels inside the image; index = where the first such pixel is in the clipped
-//        window, row by row. A NaN counts as the largest, and of several the last, as in torch.
-//   bwd  dx = sum of dy over the windows whose maximum the pixel was (or added to dx)
+//   fwd  y = max over the window's pixels inside the image; index = the position of the first maximum in the clipped
+//        window, row by row. NaN counts as the largest; of several NaNs the last is taken, as in torch.
+//   bwd  dx = sum of dy over the windows whose maximum is the pixel (or added to dx)
 //
-// Tensors   x[N,H,W,C], y[N,P,Q,C] in T, index[N,P,Q,C] u8, any pixel stride; strips are aligned where strips.wide is
-//           set.
-// Method    a thread takes a window's strip of channels. Gradients are gathered: no atomics.
-// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block), rows being the pixels of y (fwd) or dx (bwd).
+// Tensors   x[N,H,W,C], y[N,P,Q,C] in T, index[N,P,Q,C] u8, any pixel stride; strips are aligned if strips.wide is set.
+// Method    a thread takes a window's strip of channels. Gradients are gathered, without atomics.
+// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block), where rows are the pixels of y (fwd) or dx (bwd).
 // Threads   256. Shared memory: none.
-// Counted   one comparison a window and pixel; bytes: fwd (x + y) sizeof(T) + index, bwd the same with dy and dx;
-//           pixels that several windows share come from the caches.
+// Counted   one comparison per window and pixel; bytes: fwd (x + y) sizeof(T) + index, bwd likewise with dy and dx;
+//           pixels in several windows are read again from the caches.
 #include "pool/backward.cuh"
 #include "pool/forward.cuh"
 

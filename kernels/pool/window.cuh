@@ -9,12 +9,12 @@ namespace pool {
 struct Windows {
   u32 h, w, p, q;  // pixels of the input, windows
   u32 kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w;
-  u32 adaptive;       // 1: spread over the image, kernel, stride and padding unused
+  u32 adaptive;       // 1: windows are spread over the image; kernel, stride and padding are unused
   u32 count_padding;  // 1: the divisor of an average counts padded pixels
 };
 static_assert(sizeof(Windows) == 48, "as in src/ops/pool/launch/params.rs");
 
-// One direction of the windows.
+// The windows along one axis.
 struct Axis {
   i64 size, count, kernel, stride, padding;
   bool adaptive, count_padding;
@@ -34,7 +34,7 @@ __device__ __forceinline__ Axis horizontal(const Windows& w) {
 
 __device__ __forceinline__ int clipped(i64 v, i64 size) { return int(v < 0 ? 0 : v > size ? size : v); }
 
-// The pixels inside the image of window i.
+// The pixels of window i that lie inside the image.
 __device__ __forceinline__ Range pixels_of(const Axis& a, int i) {
   if (a.adaptive) return Range{int(i * a.size / a.count), int(((i + 1) * a.size + a.count - 1) / a.count)};
   const i64 begin = i * a.stride - a.padding;
@@ -49,7 +49,7 @@ __device__ __forceinline__ Range windows_of(const Axis& a, int h) {
   return Range{clipped(first, a.count), clipped(at / a.stride + 1, a.count)};
 }
 
-// What window i contributes to the divisor of an average.
+// The extent of window i as a factor of an average's divisor.
 __device__ __forceinline__ int extent_of(const Axis& a, int i) {
   const Range inside = pixels_of(a, i);
   if (a.adaptive || !a.count_padding) return inside.end - inside.begin;
@@ -57,13 +57,13 @@ __device__ __forceinline__ int extent_of(const Axis& a, int i) {
   return int((begin + a.kernel < padded ? begin + a.kernel : padded) - begin);
 }
 
-// Where a row of pixels lies: image, row and column.
+// The position of a pixel in a batch of images.
 struct Pixel {
   i64 image;
   int row, column;
 };
 
-// Splits the index of a pixel among images of `height` by `width`.
+// The position of pixel `index` among images of `height` by `width`.
 __device__ __forceinline__ Pixel pixel_at(i64 index, u32 height, u32 width) {
   if (index >> 32 == 0) {
     const u32 i = u32(index), line = i / width;

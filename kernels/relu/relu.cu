@@ -1,11 +1,11 @@
-// The rectifier.
+// The rectified linear unit (ReLU).
 //   fwd  y = max(x, 0)
 //   bwd  dx = 0 where y <= 0, else dy (or added to dx)
 //
-// Tensors   x, y, dy, dx: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set.
+// Tensors   x, y, dy, dx: rows of channels in T, any pixel stride, 16-byte aligned if strips.wide is set.
 // Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
 // Threads   256. Shared memory: none.
-// Counted   1 FLOP an element; fwd 2 sizeof(T) bytes, bwd 3 sizeof(T) (4 when it accumulates).
+// Counted   per element: 1 FLOP; fwd 2 sizeof(T) bytes, bwd 3 sizeof(T), or 4 if it accumulates.
 #include "common/strips.cuh"
 
 namespace relu {

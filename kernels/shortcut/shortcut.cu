@@ -2,11 +2,10 @@
 //   fwd  y[n,p,q,k] = x[n, p*stride, q*stride, k - lead] where 0 <= k - lead < C, else 0
 //   bwd  dx[n,h,w,c] = dy[n, h/stride, w/stride, c + lead] where stride divides h and w, else 0 (or added to dx)
 //
-// Tensors   x[N,H,W,C], y[N,P,Q,K] in T, any pixel stride; strips.wide is set where every strip is 16-byte aligned in
-//           both.
-// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block), rows being the pixels of the output.
+// Tensors   x[N,H,W,C], y[N,P,Q,K] in T, any pixel stride, 16-byte aligned if strips.wide is set.
+// Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block), where rows are the pixels of the output.
 // Threads   256. Shared memory: none.
-// Counted   no FLOPs; fwd (C + K) sizeof(T) bytes an output pixel, bwd C sizeof(T) (1 + 1 / stride^2) a pixel.
+// Counted   no FLOPs; fwd (C + K) sizeof(T) bytes per output pixel, bwd C sizeof(T) (1 + 1 / stride^2) per pixel of dx.
 #include "common/strips.cuh"
 
 namespace shortcut {
@@ -22,7 +21,7 @@ struct Shortcut {
 };
 static_assert(sizeof(Shortcut<float>) == 96, "as in src/ops/shortcut/launch.rs");
 
-// Pixel `row` of images of `height` by `width`.
+// The position of pixel `row` among images of `height` by `width`.
 struct Position {
   i64 image;
   u32 row, column;
@@ -33,7 +32,7 @@ __device__ __forceinline__ Position position_at(i64 row, u32 height, u32 width) 
   return Position{line / height, u32(line % height), u32(row % width)};
 }
 
-// Channels `channel` .. `channel` + V of the output from those of the input `lead` earlier; zeros outside.
+// Loads channels `channel` .. `channel` + V of the output, `lead` lower in the input; zeros outside the input.
 template <typename T, int V>
 __device__ __forceinline__ void load_shifted(float (&v)[V], const Shortcut<T>& p, const T* pixel, u32 channel) {
   const i64 first = i64(channel) - p.lead;

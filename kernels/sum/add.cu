@@ -1,11 +1,10 @@
 // Addition of two tensors of one shape: the end of a residual block.
 //   fwd  y = a + b, optionally max(y, 0)
 //
-// Tensors   a, b, y: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set. The sum is
-//           taken in f32.
+// Tensors   a, b, y: rows of channels in T, any pixel stride, 16-byte aligned if strips.wide is set. Adds in f32.
 // Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
 // Threads   256. Shared memory: none.
-// Counted   1 FLOP (2 with the ReLU) and 3 sizeof(T) bytes an element.
+// Counted   1 FLOP (2 with the ReLU) and 3 sizeof(T) bytes per element.
 #include "common/strips.cuh"
 
 namespace sum {

@@ -1,28 +1,28 @@
 // The end of a residual block, batch norms included.
-//   fwd  y = a a_scale + a_shift + b b_scale + b_shift, each pair where there is one; optionally max(y, 0), and before
-//        the addition max(a a_scale + a_shift, 0), the same for b; with a gate, the first term alone where *open is 0:
-//        b and its numbers are not read then
-//        signs: bit c % 8 of byte c / 8 of a pixel is 0 where y, as stored, is 0 or less in channel c
+//   fwd  y = a a_scale + a_shift + b b_scale + b_shift, each pair optional; optionally a ReLU on either term before the
+//        addition, and on y; with a gate, if *open is 0, y has the first term alone, and b, b_scale and b_shift are not
+//        read
+//        signs: bit c % 8 of byte c / 8 of a pixel is 0 if y, as stored, is 0 or less in channel c
 //
-// Tensors   a, b, y: rows of C channels in T, any pixel stride, 16-byte aligned where strips.wide is set; signs: rows
-//           of ceil(C / 8) bytes, any stride; scales and shifts [C], f32; open: one f32, or null for a branch that
-//           always counts.
-// Method    a thread takes 8 channels, a byte of signs, whatever T is: one access of 16 bytes, or two of f32. The sum
-//           is taken in f32 and rounded once.
+// Tensors   a, b, y: rows of C channels in T, any pixel stride, 16-byte aligned if strips.wide is set; signs: rows of
+//           ceil(C / 8) bytes, any stride; scales and shifts [C], f32; open: one f32, or null if the branch is never
+//           dropped.
+// Method    a thread takes 8 channels, one byte of signs, whatever T is: one 16-byte access, or two in f32. Adds in f32
+//           and rounds once.
 // Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
 // Threads   256. Shared memory: none.
-// Counted   up to 8 FLOPs, 3 sizeof(T) bytes and a bit an element; 2 sizeof(T) where the gate is closed.
+// Counted   per element: up to 8 FLOPs, 3 sizeof(T) bytes and a bit; 2 sizeof(T) bytes behind a closed gate.
 #include "common/strips.cuh"
 
 namespace sum {
 
 constexpr int EIGHT = 8;
 
-// One of the two that are added.
+// One of the two terms of the sum.
 template <typename T>
 struct Term {
   const T* x;
-  const float* scale;  // null with shift: x as it is
+  const float* scale;  // null, like shift, to add x as it is
   const float* shift;
   i64 stride;
 };
@@ -31,15 +31,15 @@ template <typename T>
 struct BlockEnd {
   Term<T> terms[2];
   T* y;
-  u8* signs;  // null where nobody needs them
+  u8* signs;  // null if not needed
   const float* open;
   i64 y_stride, signs_stride;
   Strips strips;
-  u32 relu, activated;  // bit t of the latter: term t ends in a ReLU
+  u32 relu, activated;  // bit t of `activated`: term t ends in a ReLU
 };
 static_assert(sizeof(BlockEnd<float>) == 144, "as in src/ops/sum/launch.rs");
 
-// Scale and shift of a thread's channels; 1 and 0 leave a number as it is.
+// Scale and shift of a thread's channels; 1 and 0 if the term has none.
 struct Numbers {
   float scale[EIGHT], shift[EIGHT];
 };
@@ -57,16 +57,16 @@ __device__ __forceinline__ Numbers numbers_of(const Term<T>& term, u32 channel, 
   return v;
 }
 
-// How many of the channels from the k-th on are among the first n.
+// How many of the W channels from the k-th on are among the first n.
 template <int W>
 __device__ __forceinline__ int left_from(int k, int n) {
   return n - k < 0 ? 0 : n - k < W ? n - k : W;
 }
 
-// Adds a term to `sum`, of which with `relu` only what is above 0.
+// Adds a term to `sum`, rectified with `relu`.
 template <typename T>
-__device__ __forceinline__ void add_term(float (&sum)[EIGHT], const Term<T>& term, const Numbers& numbers, i64 at, int n,
-                                         u32 wide, u32 relu) {
+__device__ __forceinline__ void add_term(float (&sum)[EIGHT], const Term<T>& term, const Numbers& numbers, i64 at,
+                                         int n, u32 wide, u32 relu) {
   constexpr int W = WIDTH<T>;
 #pragma unroll
   for (int k = 0; k < EIGHT; k += W) {

@@ -1,11 +1,11 @@
 // The end of a residual block whose branch may be dropped.
-//   fwd  y = a + share b, optionally max(y, 0); with a gate, y = a where *open is 0, and b is not read
+//   fwd  y = a + share b, optionally max(y, 0); with a gate, if *open is 0, y = a and b is not read
 //
-// Tensors   a, b, y: rows of channels in T, any pixel stride, 16-byte aligned where strips.wide is set. The sum is
-//           taken in f32. open: one f32, or null for a block that always counts.
+// Tensors   a, b, y: rows of channels in T, any pixel stride, 16-byte aligned if strips.wide is set. Adds in f32.
+//           share: the survival probability at inference, else 1. open: one f32, or null without a gate.
 // Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
 // Threads   256. Shared memory: none.
-// Counted   2 FLOPs (3 with the ReLU) and 3 sizeof(T) bytes an element; 2 sizeof(T) where the gate is closed.
+// Counted   per element: 2 FLOPs (3 with the ReLU) and 3 sizeof(T) bytes; 2 sizeof(T) bytes behind a closed gate.
 #include "common/strips.cuh"
 
 namespace sum {

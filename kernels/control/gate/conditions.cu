@@ -1,14 +1,14 @@
-// Tells the conditional nodes of a CUDA graph which gates are open, ahead of the first of them.
+// Tells the conditional nodes of a CUDA graph which gates are open, before the first of the nodes.
 //   condition[handles[i]] = gates[i] != 0 ? 1 : 0, for i = 0 .. count - 1
 //
-// Tensors   gates: addresses of f32 that launches are behind. handles: those of the graph's conditional nodes.
-// Method    thread i reads gate i and thread 0 sets every condition: CUDA promises nothing where two threads may set
-//           conditions at once. A file of its own, since no driver from before conditional nodes can load it.
-//           cudaGraphSetConditional stays an undefined symbol in PTX and machine code, as what printf calls does: the
-//           driver has it, so that nothing is linked to it.
+// Tensors   gates: addresses of f32 gates. handles: the graph's conditional nodes.
+// Method    thread i reads gate i, then thread 0 sets every condition: CUDA promises nothing if two threads set
+//           conditions at once. The kernel has its own file because drivers without conditional nodes cannot load it.
+//           cudaGraphSetConditional stays an undefined symbol in PTX and machine code, as vprintf does: the driver
+//           provides it, so nothing is linked.
 // Grid      one block.
 // Threads   128. Shared memory: 128 flags.
-// Counted   no FLOPs; 4 bytes a gate, and what the driver writes for each condition.
+// Counted   no FLOPs; 4 bytes per gate, and what the driver writes for each condition.
 #include "common/kernel.cuh"
 
 namespace control {
@@ -23,8 +23,7 @@ struct Conditions {
 static_assert(sizeof(Conditions) == 2056, "as in src/device/conditions.rs");
 static_assert(sizeof(Conditions) + 8 <= 4096, "what a kernel's parameters may take, with the gate's address");
 
-// Toolkits of before CUDA 12.4 do not know the function; what they compile has no such kernel, and blocks are skipped
-// without it.
+// Toolkits before CUDA 12.4 lack the function: their builds have no such kernel and skip blocks without it.
 #if !defined(__CUDACC__) || CUDART_VERSION >= 12040
 
 __device__ __forceinline__ void set_conditions(const Conditions& p) {

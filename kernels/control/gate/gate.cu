@@ -1,14 +1,14 @@
-// The gates of stochastic depth: drawn once a step, for all blocks of a network.
+// The gates of stochastic depth, drawn once per step for all residual blocks of a network.
 //   draw   gates[l] = word(seed, step, l) >> 8 < thresholds[l] ? 1 : 0, closed[l] = 1 - gates[l], then step += 1
-//   clear  grad[ranges[2 l] .. ranges[2 l + 1]] = 0 where gates[l] is 0
+//   clear  grad[ranges[2 l] .. ranges[2 l + 1]] = 0 if gates[l] is 0
 //
-// Tensors   control: u32 { drawing, step, seed low, seed high }; where drawing is 0, gates and step stay as they are.
+// Tensors   control: u32 { drawing, step, seed low, seed high }; if drawing is 0, gates and step stay as they are.
 //           thresholds: u32[blocks], probabilities in units of 2^-24. gates, closed: f32[blocks]. ranges: u32 pairs in
 //           units of 4 elements of grad, which is f32 and 16-byte aligned.
-// Grid      draw one block; clear x: any number of blocks, y: the ranges.
+// Grid      draw: one block; clear x: any number of blocks, y: the ranges.
 // Threads   256. Shared memory: none.
-// Counted   draw: 12 bytes a block, one Philox block of 40 multiplications each; clear: 4 bytes for each element of a
-//           closed block.
+// Counted   draw: 12 bytes and 40 multiplications (one Philox block) per residual block; clear: 4 bytes for each
+//           gradient of a dropped block.
 #include "common/philox.cuh"
 #include "common/vec.cuh"
 
@@ -28,7 +28,7 @@ struct Clear {
   const float* gates;
   const u32* ranges;
   float* grad;
-  u32 units, unused;  // of grad: none beyond is written, whatever the ranges say
+  u32 units, unused;  // units in grad: nothing beyond is written, whatever the ranges say
 };
 static_assert(sizeof(Clear) == 32, "as in src/control/gate/launch.rs");
 
