@@ -11,7 +11,7 @@
 // True if the launch must do nothing.
 __device__ __forceinline__ bool gate_closed(const float* gate) { return gate != nullptr && *gate == 0.0f; }
 
-// Defines the entry point `name`, which calls body(params) in every thread. The only macro at the foot of a kernel file.
+// Defines the entry point `name`: calls body(params) in every thread. The only macro at the foot of a kernel file.
 // build/table.rs reads these lines as text for the host's table of kernels: the name must agree with the arguments.
 //   KERNEL(conv2d_fwd_f32_64x64, GatherParams, 128, 3, (fwd<float, Tile64x64, true>))
 #ifdef __CUDACC__

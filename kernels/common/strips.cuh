@@ -1,6 +1,6 @@
 // How memory-bound kernels divide a tensor, viewed as rows of channels (a row is a pixel; a tensor without pixels is
-// cut into rows): each thread takes a strip of 16 bytes of channels and walks down the rows of its block. Which elements
-// a thread sums, and in what order, depends only on the shape, not on whether accesses are 16 bytes wide.
+// cut into rows): each thread takes a strip of 16 bytes of channels and walks down the rows of its block. The elements
+// that a thread sums, and their order, depend only on the shape, not on whether accesses are 16 bytes wide.
 #pragma once
 
 #include "common/vec.cuh"

@@ -3,7 +3,7 @@
 //
 // Tensors   dy[N,P,Q,K] in f32, f16 or bf16, rows = N*P*Q pixels; partial[splits][K] in f32.
 // Grid      x: blocks of 32 channels; y: splits of the rows. Threads: 256, eight rows of 32 channels at a time.
-// Shared    8 * 32 floats, added in order: the same bits every time.
+// Shared    8 * 32 floats, added in a fixed order.
 // Counted   N*P*Q*K FLOPs; bytes: dy once.
 #include "conv2d/params.cuh"
 

@@ -1,18 +1,16 @@
-// dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n,h,w, g*C/G + c]; added to dw where asked. h and w as in fwd.cu.
+// dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * x[n,h,w, g*C/G + c], stored or added to dw; h and w as in fwd.cu.
 //
-// Tensors   dy[N,P,Q,K], x[N,H,W,C] in f32, f16 or bf16; dw[K,R,S,C/G] in f32. Pixels of dy and x may lie further apart
-//           than their channels.
-// Method    implicit GEMM: M = K/G rows, N = R*S*C/G columns, a reduction over the N*P*Q output pixels. The reduction
-//           is split as launch/choose.rs says, a function of the shape alone, and conv2d_reduce adds the splits in
-//           order: the same bits every time. f16 and bf16 promote their sums every 256 products.
+// Tensors   dy[N,P,Q,K], x[N,H,W,C] in f32, f16 or bf16; dw[K,R,S,C/G] in f32. Any pixel stride for dy and x.
+// Method    implicit GEMM: M = K/G rows, N = R*S*C/G columns, a reduction over the N*P*Q output pixels. The splits of
+//           the reduction (launch/choose.rs) depend only on the shape, and conv2d_reduce adds them in order: the same
+//           bits in every run. f16 and bf16 promote their sums every 256 products.
 // Grid      x: column tiles, groups, row tiles (columns fastest); y: 1; z: splits of the reduction.
-// Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile.
-// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: dy, x, dw once each (dw twice where added to); a split adds K*R*S*C/G
-//           floats, twice.
-// Entries   *_packed take several narrow groups as one, with 16-byte accesses to dy and x, and store what is not
-//           between groups; *_stem take an x of one group of at most 4 channels whose pixels are 4 elements apart
-//           (stem.cuh), with 16-byte accesses to dy; *_scalar take any number of channels; the others need 16-byte
-//           accesses to dy and x.
+// Threads   the tile's, 128 or 256. Shared memory: the stages or the finished tile.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: dy, x, dw once each (dw twice if added to); each split writes and reads
+//           K*R*S*C/G floats.
+// Entries   *_packed compute several narrow groups as one, need 16-byte accesses to dy and x, and store only the blocks
+//           on the diagonal; *_stem need an x of one group, at most 4 channels and a pixel stride of 4 (stem.cuh), and
+//           16-byte accesses to dy; *_scalar take any number of channels; the others need 16-byte accesses to dy and x.
 #include "conv2d/stem.cuh"
 #include "conv2d/weigh.cuh"
 

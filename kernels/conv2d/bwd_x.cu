@@ -1,17 +1,16 @@
-// dx[n,h,w,c] = sum_{r,s,k} dy[n,p,q,k] * w[k,r,s,c] over the k of c's group and the p, q whose h and w in
-//               fwd.cu these are; added to dx where asked.
+// dx[n,h,w,c] = sum_{r,s,k} dy[n,p,q,k] * w[k,r,s,c] over the k of c's group and the p, q that read (h, w) through tap
+//               (r, s) in fwd.cu; stored or added to dx.
 //
-// Tensors   dy[N,P,Q,K], w[K,R,S,C/G], dx[N,H,W,C] in f32, f16 or bf16. Pixels of dy and dx may lie further apart than
-//           their channels.
+// Tensors   dy[N,P,Q,K], w[K,R,S,C/G], dx[N,H,W,C] in f32, f16 or bf16. Any pixel stride for dy and dx.
 // Method    implicit GEMM for each residue of (h, w) modulo the strides: M = the residue's pixels, N = C/G, a reduction
-//           over k = (r, s, k) of the taps that reach it. At stride 2 a 3x3 kernel reaches the four residues by 4, 2, 2
-//           and 1 taps: no product with the zeros between strides (GTC 2022, S41996). Residues without a tap get zeros.
+//           over k = (r, s, k) of the taps that reach it. At stride 2, 4, 2, 2 and 1 taps of a 3x3 kernel reach the
+//           four residues: no product with the zeros between strides (GTC 2022, S41996). Without a tap, dx is zero.
 // Grid      x: column tiles, groups, row tiles (columns fastest) of the largest residue; y: residues; z: splits.
-// Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
-// Counted   2*N*P*Q*K*R*S*C/G FLOPs, padding included; bytes: dy, w, dx once each (dx twice where added to); a split
-//           adds N*H*W*C floats, twice.
-// Entries   *_packed take several narrow groups as one (packed.cuh) and need 16-byte accesses to dy; *_scalar take any
-//           number of channels; the others need 16-byte accesses to dy and w.
+// Threads   the tile's, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs, padding included; bytes: dy, w, dx once each (dx twice if added to); each split
+//           writes and reads N*H*W*C floats.
+// Entries   *_packed compute several narrow groups as one (packed.cuh) and need 16-byte accesses to dy; *_scalar take
+//           any number of channels; the others need 16-byte accesses to dy and w.
 #include "conv2d/gather.cuh"
 #include "conv2d/packed.cuh"
 

@@ -1,11 +1,11 @@
-// From the sums of a block to global memory.
+// Writes the sums of a block to global memory.
 #pragma once
 
 #include "conv2d/tile.cuh"
 
 namespace conv2d {
 
-// A matrix of T that takes y = relu(scale[col] * sum + shift[col] + residual[row][col]), each part where it is set.
+// The output, a matrix of T: y = relu(scale[col] * sum + shift[col] + residual[row][col]), each part optional.
 template <typename T>
 struct Output {
   T* out;
@@ -16,7 +16,7 @@ struct Output {
   i64 residual_stride;
   bool relu, accumulate, vector;
 
-  // W neighbouring results. Returns what is stored.
+  // Puts W adjacent results and returns the stored values.
   template <int W>
   __device__ __forceinline__ Vec<T, W> put(i64 row, int col, const float* sums) const {
     T* y = out + row * stride + col;
@@ -37,7 +37,7 @@ struct Output {
     return old;
   }
 
-  // The first `count` of eight neighbouring results.
+  // Puts the first `count` of eight adjacent results.
   __device__ __forceinline__ void put_chunk(i64 row, int col, int count, const float (&sums)[8]) const {
     if (vector) {
 #pragma unroll
@@ -50,8 +50,8 @@ struct Output {
   }
 };
 
-// Sends a staged tile to `output`: row i to its row `row_of(i)`, unless that is negative, and column j to column
-// col0 + j, while j < columns. Neighbouring threads write neighbouring chunks.
+// Writes a staged tile to `output`: row i to row `row_of(i)`, unless that is negative, and column j < columns to column
+// col0 + j. Adjacent threads write adjacent chunks.
 template <class Tile, class RowOf, class Out>
 __device__ __forceinline__ void write_tile(const float* staged, const RowOf& row_of, int col0, int columns,
                                            Out&& output) {

@@ -1,17 +1,17 @@
 // y[n,p,q,k] = relu(scale[k] * sum_{r,s,c} x[n,h,w, g*C/G + c] * w[k,r,s,c] + shift[k] + residual[n,p,q,k]), each part
-//              of the epilogue where it is set; h = p*stride_h - pad_h + r*dilation_h, and w likewise of q and s.
+//              of the epilogue optional; h = p*stride_h - pad_h + r*dilation_h, and w likewise from q and s.
 //
-// Tensors   x[N,H,W,C], w[K,R,S,C/G], y and residual [N,P,Q,K] in f32, f16 or bf16; scale[K], shift[K] in f32.
-//           Pixels of x, y and the residual may lie further apart than their channels.
+// Tensors   x[N,H,W,C], w[K,R,S,C/G], y and residual [N,P,Q,K] in f32, f16 or bf16; scale[K], shift[K] in f32. Any
+//           pixel stride for x, y and the residual.
 // Method    implicit GEMM: M = N*P*Q rows, N = K/G columns, a reduction over k = (r, s, c) of R*S*C/G. Rows of x are
 //           gathered while they are copied to shared memory (Chetlur et al., cuDNN, arXiv 1410.0759).
 // Grid      x: column tiles, groups, row tiles (columns fastest); y: 1; z: splits of the reduction.
-// Threads   those of the tile, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
-// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each; a split adds N*P*Q*K floats, twice.
-//           Packed, each of p groups also multiplies the zeros of the others: p times the products.
-// Entries   *_packed take several narrow groups as one (packed.cuh) and need 16-byte accesses to x; *_stem take an x of
-//           one group of at most 4 channels whose pixels are 4 elements apart (stem.cuh); *_scalar take any number of
-//           channels; the others need 16-byte accesses to x and w.
+// Threads   the tile's, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each; each split writes and reads N*P*Q*K
+//           floats. With p groups packed, each also multiplies the zeros of the others: p times the products.
+// Entries   *_packed compute several narrow groups as one (packed.cuh) and need 16-byte accesses to x; *_stem need an x
+//           of one group, at most 4 channels and a pixel stride of 4 (stem.cuh); *_scalar take any number of channels;
+//           the others need 16-byte accesses to x and w.
 #include "conv2d/gather.cuh"
 #include "conv2d/packed.cuh"
 #include "conv2d/stem.cuh"

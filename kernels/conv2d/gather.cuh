@@ -1,4 +1,4 @@
-// The block of fwd and bwd_x: decode its rows, reduce over taps and channels, write.
+// What a block of fwd or bwd_x does: decode its rows, reduce over taps and channels, write.
 #pragma once
 
 #include "conv2d/epilogue.cuh"
@@ -8,7 +8,7 @@
 
 namespace conv2d {
 
-// The rows of a block: output pixels of the slices h, v.
+// The number of output pixels in the slices: the rows of the GEMM.
 __device__ __forceinline__ i64 gather_rows(const GatherParams& p, const Slice& slice_h, const Slice& slice_w) {
   return i64(p.images) * slice_h.count * slice_w.count;
 }
@@ -17,7 +17,7 @@ __device__ __forceinline__ i64 gather_length(const GatherParams& p, const Slice&
   return i64(slice_h.taps) * slice_w.taps * p.in_c;
 }
 
-// The sum of column n of packed groups over the channels of its own, in one split of the reduction.
+// With packed groups: the sum of column n over the channels of its own group, from `begin` to `end` of the reduction.
 template <typename T, class B, class Source>
 __device__ __forceinline__ float own_sum(const GatherParams& p, const Source& in, const Slice& slice_h,
                                          const Slice& slice_w, const Row& row, int group, int n, i64 begin, i64 end) {
@@ -38,8 +38,8 @@ __device__ __forceinline__ float own_sum(const GatherParams& p, const Source& in
   return sum;
 }
 
-// Replaces each staged sum whose own group has a pixel that is not finite: the staged ones left such pixels out. Ends
-// with a barrier.
+// Replaces each staged sum that is not finite over its own group: FiniteOnly left non-finite pixels out. Ends with a
+// barrier.
 template <typename T, class Tile, class B, class Source>
 __device__ __forceinline__ void restore_own(const GatherParams& p, const Source& in, const Slice& slice_h,
                                             const Slice& slice_w, const Block& block, float* staged, const Row* rows) {
@@ -54,8 +54,8 @@ __device__ __forceinline__ void restore_own(const GatherParams& p, const Source&
   __syncthreads();
 }
 
-// Reduces the tile of `block` over the slices h, v of `in` and leaves it at the start of `shared`, as write_tile takes
-// it, and its rows in `rows`. B is the loader of the weights; K-major in fwd.
+// Reduces the tile of `block` over the slices of `in` and leaves it at the start of `shared`, as write_tile expects it,
+// and its rows in `rows`. B is the weight loader; K-major in fwd.
 template <typename T, class Tile, bool VECTOR, class B, bool B_K_MAJOR, class Source>
 __device__ __forceinline__ float* gather_tile(const GatherParams& p, const Source& in, const Slice& slice_h,
                                               const Slice& slice_w, const Block& block, u8* shared, Row* rows) {
@@ -87,7 +87,7 @@ __device__ __forceinline__ float* gather_tile(const GatherParams& p, const Sourc
   return staged;
 }
 
-// Writes the partial sums of a tile: where p.splits > 1.
+// Writes the partial sums of a tile, if p.splits > 1.
 template <class Tile>
 __device__ __forceinline__ void write_partial(const GatherParams& p, const Block& block, const float* staged,
                                               const Row* rows) {
@@ -104,14 +104,14 @@ __device__ __forceinline__ Output<T> gather_output(const GatherParams& p) {
           p.residual_stride, (p.flags & RELU) != 0, (p.flags & ACCUMULATE) != 0, (p.flags & VECTOR_OUT) != 0};
 }
 
-// Computes one tile for the slices h, v of `in`, a source of the block's group.
+// Computes one tile for the slices of `in`, a source of the block's group.
 template <typename T, class Tile, bool VECTOR, class B, bool B_K_MAJOR, class Source>
 __device__ __forceinline__ void gather(const GatherParams& p, const Source& in, const Slice& slice_h,
                                        const Slice& slice_w) {
   const Block block(p.n_tiles, p.groups);
   // this residue has fewer rows than the largest
   if (i64(block.m_tile) * Tile::M >= gather_rows(p, slice_h, slice_w)) return;
-  // reached by no tap
+  // no tap reaches this residue
   if (gather_length(p, slice_h, slice_w) == 0 && p.splits == 1 && (p.flags & ACCUMULATE) != 0) return;
 
   SHARED(u8, shared);
@@ -126,7 +126,7 @@ __device__ __forceinline__ void gather(const GatherParams& p, const Source& in, 
                    gather_output<T>(p));
 }
 
-// The same of a tensor.
+// As above, from a tensor as it is.
 template <typename T, class Tile, bool VECTOR, class B, bool B_K_MAJOR>
 __device__ __forceinline__ void gather(const GatherParams& p, const Slice& slice_h, const Slice& slice_w) {
   const int group = Block(p.n_tiles, p.groups).group;

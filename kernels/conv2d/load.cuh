@@ -1,24 +1,24 @@
-// The operands of fwd and bwd_x on their way from global to shared memory.
+// Loads the operands of fwd and bwd_x from global to shared memory.
 //
-// A loader is made for one block and one slice of the reduction. Each call of load() issues the copies of the next
-// stage, with cp.async where VECTOR (16-byte accesses: channels of a group, pixel strides and addresses are multiples
-// of it), else element by element. What lies outside its tensor becomes zero.
+// A loader serves one block and one range of the reduction. Each call of load() issues the copies of the next stage:
+// with cp.async if VECTOR (16-byte accesses: the channels of a group, pixel strides and addresses are multiples of 16
+// bytes), else element by element. Elements outside the tensor become zero.
 //
-// Activations come from a Source: AsItIs, or one of fused/sources.cuh that is computed from what is in memory. Such a
-// source is PENDING: the copies of a stage are not the operand yet, and finish(), once this thread's have arrived,
-// makes them so: of the raw() chunks, those of all its tensors, and the numbers() of their channels, with a ReLU where
-// it `activates`, a constant of some sources and a flag of the launch in others. Element by element a source is
-// computed as it is loaded. A source that is KEPT takes each finished chunk once more, to store it.
+// Activations come from a Source: AsItIs, or one of fused/sources.cuh that computes the operand. The latter are PENDING:
+// once a thread's copies of a stage have landed, finish() computes the operand in their place from the raw() chunks of
+// all the source's tensors and the numbers() of the channels, with a ReLU if the source `activates` (a constant in some
+// sources, a flag of the launch in others). Element by element, a source is computed as it is loaded. A KEPT source
+// also stores each finished chunk to global memory.
 #pragma once
 
 #include "conv2d/tile.cuh"
 
 namespace conv2d {
 
-// What a block knows of a row of its tile: an output pixel and where it begins to read.
+// A row of the tile: an output pixel and the input pixel at which it begins to read.
 struct Row {
   int out;    // pixel of the output tensor, or -1 below the last row
-  int image;  // of both tensors
+  int image;  // in both tensors
   int h, w;   // the input pixel under tap 0
 };
 static_assert(sizeof(Row) == 16, "16 bytes a row of the tile, as in variants.rs");
@@ -46,7 +46,7 @@ __device__ __forceinline__ void decode_rows(Row* rows, const GatherParams& p, co
   __syncthreads();
 }
 
-// base + row * row_bytes, in one multiply-add. Where it is not read it may lie anywhere.
+// base + row * row_bytes, in one multiply-add. Out of bounds is allowed if it is not read.
 __device__ __forceinline__ const u8* row_address(const u8* base, u32 row, u32 row_bytes) {
   return reinterpret_cast<const u8*>(reinterpret_cast<u64>(base) + u64(row) * row_bytes);
 }
@@ -56,7 +56,7 @@ __device__ __forceinline__ const u8* bytes_of(const void* tensor, i64 element) {
   return reinterpret_cast<const u8*>(static_cast<const T*>(tensor) + element);
 }
 
-// Reads an element that no block writes, past the generic address space: the compiler does not see where p points.
+// Reads an element that no block writes, as global memory: the compiler cannot infer the address space of p.
 template <typename T>
 __device__ __forceinline__ T read(const u8* p) {
   return T{__ldg(reinterpret_cast<const u16*>(p))};
@@ -66,7 +66,7 @@ __device__ __forceinline__ float read<float>(const u8* p) {
   return __ldg(reinterpret_cast<const float*>(p));
 }
 
-// The first `count` elements at src, the rest of a chunk zero, to shared memory.
+// Copies the first `count` elements at src to a chunk in shared memory; the rest becomes zero.
 template <typename T, bool VECTOR>
 __device__ __forceinline__ void copy_chunk(u8* dst, const u8* src, int count) {
   if (VECTOR) {
@@ -79,7 +79,7 @@ __device__ __forceinline__ void copy_chunk(u8* dst, const u8* src, int count) {
   }
 }
 
-// The channels of a group of a tensor of pixels.
+// One group's channels of a tensor of pixels.
 template <typename T>
 struct Pixels {
   const u8* base;  // of pixel 0
@@ -93,13 +93,13 @@ struct Pixels {
   }
 };
 
-// A source that is a tensor.
+// A source that is a tensor in memory.
 template <typename T>
 struct AsItIs {
   static constexpr bool PENDING = false;
   Pixels<T> x;
 
-  // A chunk of a pixel that is inside, or zeros.
+  // Copies a chunk of a pixel, or zeros if it is not inside the image.
   __device__ __forceinline__ void copy(u8* dst, u32 pixel, int channel, bool inside) const {
     ptx::cp_async_16(dst, x.at(pixel, channel), inside ? 16 : 0);
   }
@@ -107,7 +107,7 @@ struct AsItIs {
   __device__ __forceinline__ T value(u32 pixel, int channel) const { return read<T>(x.at(pixel, channel)); }
 };
 
-// Which of a thread's chunks lie inside, for each stage in flight: what a pending source may transform.
+// Which of a thread's chunks lie inside the image, for each stage in flight: a pending source transforms only these.
 template <int PASSES, int STAGES>
 struct Inside {
   static_assert(PASSES * STAGES <= 32, "a bit for each chunk in flight");
@@ -121,8 +121,8 @@ struct Inside {
   __device__ __forceinline__ u32 get(int stage) const { return bits >> (stage * PASSES) & ALL; }
 };
 
-// Finishes those of a thread's chunks, all of the same channels, whose bit is set. All are read before any is stored,
-// so that their latencies may overlap; what lies outside is computed for nothing.
+// Finishes a thread's chunks, all of the same channels, whose bits are set. Reads all chunks before it stores any, so
+// that latencies overlap; the others are computed in vain.
 template <bool RELU, class Mine, class Source>
 __device__ __forceinline__ void finish_all(const Source& source, u8* tile, int slot, int channel, u32 chunks) {
   const typename Source::Numbers numbers = source.numbers(channel);
@@ -146,17 +146,17 @@ __device__ __forceinline__ void finish_chunks(const Source& source, u8* tile, in
     finish_all<false, Mine>(source, tile, slot, channel, chunks);
 }
 
-// Operand A of fwd and bwd_x: row m is an output pixel, and k = (tap, tap, channel) walks over the input pixels that
-// it gathers. Rows of K_BYTES in shared memory.
+// Operand A of fwd and bwd_x: row m is an output pixel, and k = (tap row, tap column, channel) walks over the input
+// pixels that it gathers. Rows of K_BYTES in shared memory.
 template <typename T, class Tile, bool VECTOR, class Source>
 struct PixelRows {
   using Layout = Swizzled<Tile::M, Tile::K_BYTES>;
-  using Mine = Share<Layout, Tile::M, Tile::THREADS>;
+  using Mine = ThreadChunks<Layout, Tile::M, Tile::THREADS>;
   static constexpr bool PENDING = VECTOR && Source::PENDING;
 
   Source in;
   int slot, in_h, in_w, taps, shift_h, shift_w;
-  int channel;  // of the next stage that is finished
+  int channel;  // of the next stage to finish
   Inside<Mine::PASSES, Tile::STAGES> held;
   Radix radix;
   Counter k, step;
@@ -184,7 +184,7 @@ struct PixelRows {
     return c.hi < taps && u32(h[i] + c.hi * shift_h) < u32(in_h) && u32(w[i] + c.mid * shift_w) < u32(in_w);
   }
 
-  // The pixel at c for the row of pass i, if it is inside.
+  // The pixel at c for the row of pass i; valid if inside(c, i).
   __device__ __forceinline__ u32 pixel_at(const Counter& c, int i) const {
     return pixel[i] + u32(c.hi * shift_h) * u32(in_w) + u32(c.mid * shift_w);
   }
@@ -215,7 +215,7 @@ struct PixelRows {
     radix.advance(k, step);
   }
 
-  // Of a 1x1 kernel, whose only tap is the pixel itself.
+  // Only for 1x1 kernels, whose one tap is the pixel itself.
   __device__ __forceinline__ void keep(const u8* tile, u32 chunks) const {
     if (!in.keeps) return;
 #pragma unroll
@@ -235,11 +235,11 @@ struct PixelRows {
 template <typename T, class Tile, bool VECTOR>
 struct WeightRows {
   using Layout = Swizzled<Tile::N, Tile::K_BYTES>;
-  using Mine = Share<Layout, Tile::N, Tile::THREADS>;
+  using Mine = ThreadChunks<Layout, Tile::N, Tile::THREADS>;
   static constexpr bool PENDING = false, PACKED = false;
 
   const u8* w;    // the thread's next chunk in pass 0
-  i64 pass_bytes;  // to that of the next pass
+  i64 pass_bytes;  // from pass to pass
   int slot, rows, left;
 
   __device__ __forceinline__ WeightRows(const GatherParams& p, const Slice&, const Slice&, int group, int n0, i64 k0)
@@ -261,14 +261,14 @@ struct WeightRows {
   }
 };
 
-// Operand B of bwd_x: row k = (tap, tap, output channel) of the convolution, columns n its input channels, which are
-// consecutive. Rows of N elements.
+// Operand B of bwd_x: row k = (tap row, tap column, output channel) of the convolution, column n one of its input
+// channels, which are consecutive. Rows of N elements.
 template <typename T, class Tile, bool VECTOR>
 struct WeightColumns {
   static constexpr bool PENDING = false, PACKED = false;
   static constexpr int ROWS = DEPTH<T, Tile>;
   using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
-  using Mine = Share<Layout, ROWS, Tile::THREADS>;
+  using Mine = ThreadChunks<Layout, ROWS, Tile::THREADS>;
 
   const u8* w;     // the thread's channels under the first tap of output channel 0 of the group
   u32 tap_bytes;   // from a tap to the next

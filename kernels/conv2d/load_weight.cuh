@@ -1,22 +1,22 @@
-// The operands of bwd_w, whose reduction runs over the output pixels (n, p, q). Both lie in shared memory with the
-// reduction as rows. See load.cuh for VECTOR.
+// Loads the operands of bwd_w, whose reduction runs over the output pixels (n, p, q): the rows of both in shared
+// memory. See load.cuh for VECTOR.
 #pragma once
 
 #include "conv2d/load.cuh"
 
 namespace conv2d {
 
-// Operand A of bwd_w: row k is an output pixel, columns m its channels of dy.
+// Operand A of bwd_w: row k is an output pixel, column m a channel of dy.
 template <typename T, class Tile, bool VECTOR, class Source>
 struct GradientColumns {
   static constexpr bool PENDING = VECTOR && Source::PENDING;
   static constexpr int ROWS = DEPTH<T, Tile>;
   using Layout = Swizzled<ROWS, Tile::M * int(sizeof(T))>;
-  using Mine = Share<Layout, ROWS, Tile::THREADS>;
+  using Mine = ThreadChunks<Layout, ROWS, Tile::THREADS>;
 
   Source dy;
   u32 pixels, k;
-  int slot, column, left;  // the thread's first channel, and how many there are from it on
+  int slot, column, left;  // column: the thread's first channel; left: how many channels there are from it on
   Inside<Mine::PASSES, Tile::STAGES> held;
 
   __device__ __forceinline__ GradientColumns(const WeightParams& p, const Source& source, int m0, i64 k0)
@@ -57,7 +57,7 @@ struct PixelColumns {
   static constexpr bool PENDING = VECTOR && Source::PENDING;
   static constexpr int ROWS = DEPTH<T, Tile>;
   using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
-  using Mine = Share<Layout, ROWS, Tile::THREADS>;
+  using Mine = ThreadChunks<Layout, ROWS, Tile::THREADS>;
 
   const WeightParams& p;
   Source x;
@@ -75,7 +75,7 @@ struct PixelColumns {
     for (int i = 0; i < Mine::PASSES; ++i) k[i] = pixels.split(k0 + Mine::row(i));
   }
 
-  // Finds the pixel under the tap of c of output pixel `at`; says whether it is inside.
+  // Sets `pixel` to the input pixel of output pixel `at` under the tap of c. True if it is inside the image.
   __device__ __forceinline__ bool find(const Counter& at, const Counter& c, u32& pixel) const {
     const int h = at.mid * p.axis_h.stride + (c.hi * p.axis_h.dilation - p.axis_h.pad);
     const int w = at.lo * p.axis_w.stride + (c.mid * p.axis_w.dilation - p.axis_w.pad);

@@ -5,7 +5,7 @@
 
 namespace conv2d {
 
-// The stages of the reduction that split `split` of `splits` does; the last may have fewer.
+// The stages of the reduction in split `split` of `splits`; the last splits may have fewer.
 struct Range {
   int begin, count;
   __device__ __forceinline__ Range(i64 length, int depth, int splits, int split) {
@@ -17,9 +17,9 @@ struct Range {
 
 // Runs `stages` stages. Ends with a barrier, after which the shared memory is free.
 //
-// An operand that is pending is finished in shared memory, by the threads that copied it: each waits for its own copies
-// of the next stage and transforms them while the products of this one are under way, before the barrier that shows
-// them to the others.
+// A pending operand is finished in shared memory by the threads that copied it: each waits for its own copies of the
+// next stage and transforms them while the products of this stage are in flight, before the barrier that publishes
+// them.
 template <class Tile, class A, class B, class Multiply>
 __device__ __forceinline__ void run_stages(A& a, B& b, Multiply& multiply, u8* shared, int stages) {
   static_assert(A::Layout::BYTES + B::Layout::BYTES == Tile::SECOND, "the operands fill a stage");

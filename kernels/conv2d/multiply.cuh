@@ -1,5 +1,5 @@
-// One stage of the reduction: the products of an operand tile A (M x DEPTH) and B (DEPTH x N) from shared memory, added
-// to sums in registers. An operand is K-major (rows are m or n, as in fwd) or not (rows are k, as in bwd_w).
+// One stage of the reduction: multiplies operand tiles A (M x DEPTH) and B (DEPTH x N) in shared memory and adds to
+// sums in registers. An operand is K-major (rows are m or n, as in fwd) or not (rows are k, as in bwd_w).
 #pragma once
 
 #include "conv2d/tile.cuh"
@@ -24,9 +24,9 @@ struct TensorCoreType<bf16> {
   using Type = ptx::BF16;
 };
 
-// Where a lane of ldmatrix.x4 finds its rows of an operand: blocks of 16 rows or columns by 16 of k. Lane l gives the
-// address of row l % 8 of the 8x8 matrix l / 8; the matrices are ordered as the registers of a fragment. In A that is
-// m, then k, and in B k, then n. Only the permuted offsets are kept; the rest are constants.
+// The row addresses that a lane gives ldmatrix.x4, for blocks of 16 rows or columns by 16 of k. Lane l gives the
+// address of row l % 8 of the 8x8 matrix l / 8; the matrices are ordered like the registers of a fragment: in A by m,
+// then k; in B by k, then n. Only the permuted offsets are kept; the rest are constants.
 template <class Op, int BLOCKS, int STEPS, bool IS_A>
 struct Fragments {
   using Layout = typename Op::Layout;
@@ -34,7 +34,7 @@ struct Fragments {
   int offset[Op::K_MAJOR ? STEPS : BLOCKS];
 
   __device__ __forceinline__ Fragments(int lane, int start) {
-    const bool rows_first = Op::K_MAJOR == IS_A;  // whether the second matrix is eight rows on, or the next chunk
+    const bool rows_first = Op::K_MAJOR == IS_A;  // the second matrix is eight rows further, else the next chunk
     const int row = rows_first ? lane % 16 : lane % 8 + lane / 16 * 8, chunk = rows_first ? lane / 16 : lane / 8 % 2;
 #pragma unroll
     for (int i = 0; i < (Op::K_MAJOR ? STEPS : BLOCKS); ++i)
@@ -51,7 +51,7 @@ struct Fragments {
 };
 
 // f16 and bf16: mma.sync.m16n8k16. With PROMOTE, the sums move to a second set of registers every PROMOTE stages:
-// tensor cores truncate, so that the error of a long sum grows with its length and not with its root.
+// tensor cores truncate, so the error of a long sum grows with its length, not with the square root of it.
 template <typename T, class Tile, bool A_K_MAJOR, bool B_K_MAJOR, int PROMOTE>
 struct Multiply {
   using A = Operand<T, Tile, Tile::M, A_K_MAJOR>;
@@ -79,7 +79,7 @@ struct Multiply {
     }
   }
 
-  // Whether all sums are finite.
+  // True if all sums are finite.
   __device__ __forceinline__ bool finite() const {
     float zero = 0.0f;  // or NaN
 #pragma unroll
@@ -142,15 +142,16 @@ struct Multiply<float, Tile, A_K_MAJOR, B_K_MAJOR, PROMOTE> {
 
   float sum[TM][TN] = {};
 
-  // Which row or column of the warp's tile is the i-th of a lane, one of LANES: those loaded together are neighbours.
+  // The i-th row or column of a lane, one of LANES, in the warp's tile: those loaded together are adjacent.
   template <class Op, int LANES>
   __device__ static __forceinline__ int extent_index(int lane, int i) {
     return Op::K_MAJOR ? lane + LANES * i : (lane + LANES * (i / 4)) * 4 + i % 4;
   }
 
-  // Four elements of k, from chunk k on, of a lane's rows or columns.
+  // Loads chunk k, four elements of the reduction, of a lane's rows or columns.
   template <class Op, int LANES, int COUNT>
-  __device__ static __forceinline__ void load_operand(float (&f)[COUNT][4], const u8* tile, int start, int lane, int k) {
+  __device__ static __forceinline__ void load_operand(float (&f)[COUNT][4], const u8* tile, int start, int lane,
+                                                      int k) {
     if (Op::K_MAJOR) {
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) {
@@ -187,7 +188,7 @@ struct Multiply<float, Tile, A_K_MAJOR, B_K_MAJOR, PROMOTE> {
     }
   }
 
-  // Whether all sums are finite.
+  // True if all sums are finite.
   __device__ __forceinline__ bool finite() const {
     float zero = 0.0f;  // or NaN
 #pragma unroll

@@ -1,19 +1,19 @@
-// Narrow groups: several neighbouring ones are computed as one, so that their channels fill 16-byte accesses and the
-// columns of a tile. To the loaders of pixels they are one group of in_c (or dy_c, x_c) and out_c channels. Its weights
-// are block-diagonal: w has, for an output channel and a tap, only the w_c input channels of the channel's own group.
-// The loaders here set zeros beside them, and bwd_w stores nothing else (weigh_diagonal).
+// Packed groups: several adjacent narrow groups are computed as one, so that their channels fill 16-byte accesses and
+// the columns of a tile. The pixel loaders see one group of in_c (or dy_c, x_c) and out_c channels. Its weights are
+// block-diagonal: for an output channel and a tap, w has only the w_c input channels of the channel's own group. The
+// loaders here fill in zeros beside them, and bwd_w stores only the blocks on the diagonal (weigh_diagonal).
 //
-// A zero times an infinity or a NaN of another group would spoil a sum. Where a sum of a tile is not finite, the tile
-// is computed again with zeros in place of such pixels (FiniteOnly), so that the other sums keep the bits of a finite
-// neighbour; then the sums that have them are found and taken one by one (restore_own).
+// A zero weight times an infinity or NaN of another group would spoil a sum. If a sum of a tile is not finite, the tile
+// is computed again with zeros in place of non-finite elements (FiniteOnly), so that the other sums have the bits that
+// finite groups beside them would give; then the affected sums are found and computed one by one (restore_own).
 #pragma once
 
 #include "conv2d/load.cuh"
 
 namespace conv2d {
 
-// Copies `channel`, channel + 1, ... of the `count` channels at src into a chunk, in pieces of BYTES; zeros where there
-// is none. `channel` may be negative; both are multiples of a piece.
+// Copies channels `channel`, channel + 1, ... of the `count` at src into a chunk, in pieces of BYTES; zeros for those
+// out of range. `channel` may be negative; both are multiples of a piece.
 template <typename T, int BYTES>
 __device__ __forceinline__ void copy_pieces(u8* dst, const u8* src, int channel, int count) {
   constexpr int STEP = BYTES / int(sizeof(T));
@@ -28,14 +28,14 @@ __device__ __forceinline__ void copy_pieces(u8* dst, const u8* src, int channel,
   }
 }
 
-// The largest piece that the rows of w consist of, at most 16 bytes.
+// The largest piece, at most 16 bytes, to which the rows of w are aligned.
 template <typename T>
 __device__ __forceinline__ u32 piece_bytes(const GatherParams& p) {
   const u32 bits = u32(p.w_c) * u32(sizeof(T)) | u32(reinterpret_cast<u64>(p.w)) | 16;
   return bits & (0u - bits);
 }
 
-// The same in pieces of `piece` bytes, one number for the whole grid.
+// As copy_pieces, with `piece` bytes, uniform over the grid.
 template <typename T>
 __device__ __forceinline__ void copy_diagonal(u8* dst, const u8* src, int channel, int count, u32 piece) {
   if (piece == 16) return copy_pieces<T, 16>(dst, src, channel, count);
@@ -48,7 +48,7 @@ __device__ __forceinline__ void copy_diagonal(u8* dst, const u8* src, int channe
   store(reinterpret_cast<T*>(dst), values);
 }
 
-// A source with zeros in place of what is not finite.
+// A source with zeros in place of elements that are not finite.
 template <typename T, class Source>
 struct FiniteOnly {
   static constexpr bool PENDING = true, KEPT = false;
@@ -67,7 +67,7 @@ __device__ __forceinline__ void finish_chunks(const FiniteOnly<T, Source>& sourc
   for (int i = 0; i < Mine::PASSES; ++i) {
     if ((chunks >> i & 1) == 0) continue;
     u8* raw = tile + Mine::slot(slot, i);
-    if constexpr (Source::PENDING) {  // one chunk after the other: there are few registers left
+    if constexpr (Source::PENDING) {  // one chunk at a time: few registers are left
       if (in.pending()) {
         const typename Source::Numbers numbers = in.numbers(channel);
         const Chunk whole = in.activates ? in.template finished<true>(in.raw(raw), numbers)
@@ -88,7 +88,7 @@ __device__ __forceinline__ void finish_chunks(const FiniteOnly<T, Source>& sourc
 template <typename T, class Tile>
 struct PackedRows {
   using Layout = Swizzled<Tile::N, Tile::K_BYTES>;
-  using Mine = Share<Layout, Tile::N, Tile::THREADS>;
+  using Mine = ThreadChunks<Layout, Tile::N, Tile::THREADS>;
   static constexpr bool PENDING = false, PACKED = true;
 
   // How many groups are packed.
@@ -102,7 +102,7 @@ struct PackedRows {
   }
 
   const u8* w;         // the thread's row in pass 0
-  i64 pass_bytes;      // to that of the next pass
+  i64 pass_bytes;      // from pass to pass
   int slot, taps, w_c;
   u32 piece;
   Radix radix;
@@ -136,19 +136,19 @@ struct PackedRows {
   }
 };
 
-// Operand B of bwd_x: row k = (tap, tap, output channel) of the convolution, columns n its input channels. Rows of N
-// elements.
+// Operand B of bwd_x: row k = (tap row, tap column, output channel) of the convolution, column n one of its input
+// channels. Rows of N elements.
 template <typename T, class Tile>
 struct PackedColumns {
   static constexpr bool PENDING = false, PACKED = true;
   static constexpr int ROWS = DEPTH<T, Tile>;
   using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
-  using Mine = Share<Layout, ROWS, Tile::THREADS>;
+  using Mine = ThreadChunks<Layout, ROWS, Tile::THREADS>;
 
   // How many groups are packed.
   __device__ __forceinline__ static int packed(const GatherParams& p) { return p.out_c / p.w_c; }
 
-  // The weight of channel c of a group, the one of column n, under tap (r, s) of the slices.
+  // The weight of channel c of the group of column n, under tap (r, s) of the slices.
   __device__ __forceinline__ static T weight(const GatherParams& p, const Slice& slice_h, const Slice& slice_w,
                                              int group, int r, int s, int c, int n) {
     const int channel = n / p.w_c * (p.in_c / packed(p)) + c;

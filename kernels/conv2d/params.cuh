@@ -1,7 +1,7 @@
-// What the convolution kernels are told. src/ops/conv2d/launch/params.rs has the same structs; both assert the sizes.
+// Parameters of the convolution kernels. src/ops/conv2d/launch/params.rs has the same structs; both assert the sizes.
 //
-// fwd and bwd_x are one problem seen from two sides: every output pixel gathers some input pixels, one for each tap of
-// the kernel, and multiplies their channels by weights. fwd reads x and writes y, bwd_x reads dy and writes dx.
+// fwd and bwd_x are one problem seen from two sides: every output pixel gathers input pixels, one for each tap of the
+// kernel, and multiplies their channels by weights. fwd reads x and writes y; bwd_x reads dy and writes dx.
 #pragma once
 
 #include "common/vec.cuh"
@@ -10,23 +10,23 @@ namespace conv2d {
 
 // One spatial axis of a gather.
 struct Axis {
-  int input;      // extent of the operand that is gathered: H of x in fwd and bwd_w, P of dy in bwd_x
-  int output;     // extent of the other one: P of y, or H of dx
+  int input;      // extent of the gathered operand: H of x in fwd and bwd_w, P of dy in bwd_x
+  int output;     // extent of the other operand: P of y, or H of dx
   int taps;       // R
   int stride;     // of the convolution
   int pad;        // of the convolution
   int dilation;   // of the convolution
-  int tap_step;   // bwd_x: taps from one that reaches an output to the next, stride / gcd(stride, dilation); else 1
-  int tap_shift;  // bwd_x: input pixels between these two, -dilation / gcd(stride, dilation); else dilation
+  int tap_step;   // bwd_x: distance between the taps that reach an output, stride / gcd(stride, dilation); else 1
+  int tap_shift;  // bwd_x: input pixels between such taps, -dilation / gcd(stride, dilation); else dilation
 };
 
 // The bits of `flags`.
 constexpr int RELU = 1;             // replace negative results by 0
-constexpr int ACCUMULATE = 2;       // add to what is there
+constexpr int ACCUMULATE = 2;       // add to the output
 constexpr int VECTOR_OUT = 4;       // the output and the residual take 16-byte accesses
 constexpr int VECTOR_PARTIAL = 8;   // so do the partial sums
 
-// fwd and bwd_x. Channels are those of one group; a stride is the number of elements from one pixel to the next.
+// fwd and bwd_x. Channels are those of one group; a stride is a pixel stride, in elements.
 struct GatherParams {
   const void* input;    // x or dy
   const void* w;        // w[K,R,S,C/groups]
@@ -34,13 +34,13 @@ struct GatherParams {
   const float* scale;   // per output channel, or null
   const float* shift;   // per output channel, or null
   const void* residual; // of the output's shape, or null
-  float* partial;       // [splits][output pixels][output channels] where splits > 1
+  float* partial;       // [splits][output pixels][output channels] if splits > 1
   Axis axis_h, axis_w;
   int images;
   int in_c, out_c;
   int in_stride, out_stride, residual_stride;
   int groups, n_tiles, splits, flags;
-  int w_c;  // channels of w[K,R,S,w_c]: other than in_c and out_c where groups are packed and in the stem
+  int w_c;  // channels of w[K,R,S,w_c]: differ from in_c and out_c with packed groups and in the stem
   int unused;
 };
 static_assert(sizeof(GatherParams) == 168, "as in params.rs");
@@ -50,13 +50,13 @@ struct WeightParams {
   const void* dy;  // dy[N,P,Q,K]
   const void* x;   // x[N,H,W,C]
   float* dw;       // dw[K,R,S,C/groups]
-  float* partial;  // [splits][K][R*S*C/groups] where splits > 1
+  float* partial;  // [splits][K][R*S*C/groups] if splits > 1
   Axis axis_h, axis_w;
   int images;
   int x_c, dy_c;  // channels of one group
   int x_stride, dy_stride;
   int groups, n_tiles, splits, flags;
-  int w_c;  // channels of dw[K,R,S,w_c]: other than x_c where groups are packed and in the stem
+  int w_c;  // channels of dw[K,R,S,w_c]: differ from x_c with packed groups and in the stem
 };
 static_assert(sizeof(WeightParams) == 136, "as in params.rs");
 
@@ -75,7 +75,7 @@ struct ReduceParams {
 };
 static_assert(sizeof(ReduceParams) == 72, "as in params.rs");
 
-// Column sums of dy, in slices of `rows_per_split` pixels.
+// Column sums of dy, in splits of `rows_per_split` pixels.
 struct BiasParams {
   const void* dy;
   float* partial;  // [splits][cols]
@@ -85,8 +85,8 @@ struct BiasParams {
 };
 static_assert(sizeof(BiasParams) == 40, "as in params.rs");
 
-// The part of an axis that a block works on: output first + i * step, i < count, reads input
-// origin + i * stride + t * shift through tap + t * tap_step, for every t < taps that stays inside the input.
+// A block's part of an axis: output first + i * step, i < count, reads input origin + i * stride + t * shift through
+// tap number tap + t * tap_step, for every t < taps for which that is inside the input.
 struct Slice {
   int count, first, step;
   int origin, stride, shift;
@@ -98,8 +98,8 @@ __device__ __forceinline__ Slice forward_slice(const Axis& a) {
   return {a.output, 0, 1, -a.pad, a.stride, a.dilation, a.taps, 0, 1};
 }
 
-// bwd_x: the outputs residue, residue + stride, ... They are reached by every tap_step-th tap from the first one whose
-// distance is a multiple of the stride, so that no product with a zero between strides is formed. Perhaps by none.
+// bwd_x: the outputs residue, residue + stride, ... Every tap_step-th tap reaches them, from the first whose distance
+// is a multiple of the stride, so no product with a zero between strides is formed. There may be no such tap.
 __device__ __forceinline__ Slice residue_slice(const Axis& a, int residue) {
   int tap = 0, distance = residue + a.pad;
   const int last = a.tap_step < a.taps ? a.tap_step : a.taps;
@@ -115,11 +115,11 @@ __device__ __forceinline__ Slice residue_slice(const Axis& a, int residue) {
 // How many residues of the stride occur among the outputs.
 __device__ __forceinline__ int residues(const Axis& a) { return a.stride < a.output ? a.stride : a.output; }
 
-// Where in the problem a block is: consecutive ones share their rows, for the sake of the L2 cache.
+// A block's place in the problem. Consecutive blocks share their rows, for the L2 cache.
 struct Block {
   int n_tile, group, m_tile, residue, split;
 
-  // The blocks of a grid of (tiles, residues, splits).
+  // In a grid of (tiles, residues, splits).
   __device__ __forceinline__ Block(int n_tiles, int groups)
       : Block(n_tiles, groups, blockIdx.x, int(blockIdx.y), int(blockIdx.z)) {}
 
@@ -132,7 +132,7 @@ struct Block {
   }
 };
 
-// A number in mixed radix, (hi * radix.mid + mid) * radix.lo + lo, that is walked without divisions.
+// A number in mixed radix, (hi * radix.mid + mid) * radix.lo + lo, advanced without divisions.
 struct Counter {
   int hi, mid, lo;
 };

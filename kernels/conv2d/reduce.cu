@@ -1,10 +1,10 @@
-// out[row][col] = epilogue(sum_split partial[split][row][col]), the splits in ascending order: the second half of every
+// out[row][col] = epilogue(sum_split partial[split][row][col]), splits in ascending order: the second half of every
 // convolution whose reduction is split, and of the bias gradient.
 //
 // Tensors   partial[splits][rows][cols] in f32; out in f32, f16 or bf16, `out_stride` elements from row to row; the
 //           epilogue is that of fwd, with scale[cols], shift[cols] and residual[rows][cols].
 // Grid      x: blocks of 256 consecutive results. Threads: 256, one result each. Shared memory: none.
-// Counted   (splits - 1) * rows * cols FLOPs; bytes: partial once, out once (twice where added to).
+// Counted   (splits - 1) * rows * cols FLOPs; bytes: partial once, out once (twice if added to).
 #include "conv2d/epilogue.cuh"
 
 namespace conv2d {
@@ -15,7 +15,7 @@ template <typename T>
 __device__ __forceinline__ void reduce(const ReduceParams& p) {
   const i64 all = p.rows * p.cols, first = i64(blockIdx.x) * REDUCE_THREADS, i = first + threadIdx.x;
   if (i >= all) return;
-  // One long division for the block, a short one for the thread.
+  // The 64-bit division is uniform over the block; the thread's own is 32-bit.
   const u32 col = u32(u64(first) % u64(p.cols)) + threadIdx.x;
   const i64 row = i64(u64(first) / u64(p.cols)) + col / u32(p.cols);
 

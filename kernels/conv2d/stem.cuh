@@ -1,6 +1,6 @@
-// The first layer of a network: at most four channels, whose pixels are four elements apart. The reduction is
-// (r, s, four channels); a chunk holds two taps of 16-bit elements or one of f32. What lies between the channels and
-// the next pixel is never read: cp.async sets zeros in its place.
+// The first layer of a network: at most four channels, with a pixel stride of four elements. The reduction is
+// (r, s, four channels); a chunk holds two taps of 16-bit elements or one of f32. The gap between the channels and the
+// next pixel is never read: cp.async writes zeros in its place.
 #pragma once
 
 #include "conv2d/load_weight.cuh"
@@ -23,7 +23,7 @@ struct StemPixels {
   __device__ __forceinline__ StemPixels(const void* tensor, int channels)
       : x(tensor, 0, STEM_C), bytes(u32(channels) * u32(sizeof(T))) {}
 
-  // Tap `i` of a chunk: the four elements of a pixel that is inside, or zeros.
+  // Copies tap `i` of a chunk: the four elements of a pixel, or zeros if it is not inside the image.
   __device__ __forceinline__ void copy(u8* chunk, int i, u32 pixel, bool inside) const {
     const u8* src = x.at(pixel, 0);
     u8* dst = chunk + i * STEM_C * int(sizeof(T));
@@ -87,17 +87,17 @@ struct PixelColumns<T, Tile, true, StemPixels<T>> : PixelColumns<T, Tile, true, 
   }
 };
 
-// Operand B of fwd: column n is an output channel, k = (tap, four channels) of which w has w_c. Few enough to stay in
-// L1.
+// Operand B of fwd: column n is an output channel, k = (tap, four channels), of which w has w_c. It is small enough to
+// stay in L1.
 template <typename T, class Tile>
 struct StemRows {
   using Layout = Swizzled<Tile::N, Tile::K_BYTES>;
-  using Mine = Share<Layout, Tile::N, Tile::THREADS>;
+  using Mine = ThreadChunks<Layout, Tile::N, Tile::THREADS>;
   static constexpr bool PENDING = false, PACKED = false;
 
   const u8* w;    // the thread's next taps in pass 0
-  i64 pass_bytes;  // to those of the next pass
-  int slot, rows, left, w_c;  // taps from there on
+  i64 pass_bytes;  // from pass to pass
+  int slot, rows, left, w_c;  // left: taps from `w` on
 
   __device__ __forceinline__ StemRows(const GatherParams& p, const Slice&, const Slice&, int, int n0, i64 k0)
       : slot(Mine::slot()), rows(p.out_c - n0 - Mine::row(0)), w_c(p.w_c) {

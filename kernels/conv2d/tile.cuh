@@ -1,4 +1,4 @@
-// The tile of the result that a block computes, and how its operands lie in shared memory.
+// The tile of the result that a block computes, and the layout of its operands in shared memory.
 #pragma once
 
 #include "conv2d/params.cuh"
@@ -6,10 +6,10 @@
 namespace conv2d {
 
 // M x N results from WARPS_M x WARPS_N warps; STAGES slices of the reduction, K_BYTES wide, are in flight. A stage
-// holds operand A, operand B and, where A is made of two tensors, the second of them.
+// holds operand A, operand B and, if A is computed from two tensors, the second tensor.
 template <int M_, int N_, int WARPS_M_, int WARPS_N_, int K_BYTES_, int STAGES_, int A_TENSORS_ = 1>
 struct Tile {
-  // With two tensors for A, and as many bytes in flight or fewer.
+  // With two tensors for A and one stage fewer.
   using Paired = Tile<M_, N_, WARPS_M_, WARPS_N_, K_BYTES_, STAGES_ - 1, 2>;
 
   static constexpr int M = M_, N = N_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_, K_BYTES = K_BYTES_, STAGES = STAGES_;
@@ -18,11 +18,11 @@ struct Tile {
   static constexpr int A_TENSORS = A_TENSORS_, SECOND = (M + N) * K_BYTES;  // where the second tensor of A begins
   static constexpr int STAGE_BYTES = (A_TENSORS * M + N) * K_BYTES;
 
-  // The finished tile in shared memory, in floats. Eight more a row put the rows of a fragment into different banks.
+  // Floats per row of the finished tile in shared memory: eight extra put the rows of a fragment in different banks.
   static constexpr int STAGED_STRIDE = N + 8;
 
   static constexpr int PIPELINE_BYTES = STAGES * STAGE_BYTES, STAGED_BYTES = M * STAGED_STRIDE * 4;
-  // As `Tile::shared_bytes` of variants.rs; the table of rows, 16 bytes each, comes behind it.
+  // As `Tile::shared_bytes` of variants.rs; the table of rows, 16 bytes each, follows it.
   static constexpr int SHARED_BYTES = PIPELINE_BYTES > STAGED_BYTES ? PIPELINE_BYTES : STAGED_BYTES;
 
   static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0, "ldmatrix.x4 loads 16 rows or columns");
@@ -34,8 +34,8 @@ struct Tile {
   __device__ static __forceinline__ int warp_n() { return warp() % WARPS_N * WARP_N; }
 };
 
-// The larger the part of one warp, the fewer bytes of shared memory a product costs: 64x64 reads two thirds of what two
-// warps of 64x32 read. It takes 128 registers for the sums, so that there is no room for a second set, nor for f32.
+// The larger a warp's tile, the fewer bytes of shared memory a product reads: 64x64 reads two thirds as much as two
+// warps of 64x32. Its sums take 128 registers, which leaves no room for a second set, nor for f32.
 using Tile128x128 = Tile<128, 128, 2, 2, 64, 4>;
 using Tile128x128EightWarps = Tile<128, 128, 2, 4, 64, 4>;
 using Tile128x64 = Tile<128, 64, 2, 2, 64, 4>;
@@ -51,8 +51,8 @@ using Tile16x64 = Tile<16, 64, 1, 4, 64, 4>;
 template <typename T, class Tile>
 constexpr int DEPTH = Tile::K_BYTES / int(sizeof(T));
 
-// ROWS rows of ROW_BYTES bytes in shared memory. The 16-byte chunks of a row are permuted so that the same chunk of
-// eight consecutive rows lies in different banks: what ldmatrix reads at once.
+// ROWS rows of ROW_BYTES bytes in shared memory. The 16-byte chunks of a row are permuted so that one chunk of eight
+// consecutive rows, which ldmatrix reads at once, lies in different banks.
 template <int ROWS, int ROW_BYTES>
 struct Swizzled {
   static constexpr int CHUNKS = ROW_BYTES / 16, BYTES = ROWS * ROW_BYTES;
@@ -60,23 +60,23 @@ struct Swizzled {
   static constexpr int SHIFT = CHUNKS >= 8 ? 0 : CHUNKS == 4 ? 1 : CHUNKS == 2 ? 2 : 3;
   static_assert((CHUNKS & (CHUNKS - 1)) == 0 && CHUNKS > 0, "the permutation is an exclusive or");
 
-  // Eight rows further it is 8 * ROW_BYTES more.
+  // Eight rows further, the offset is 8 * ROW_BYTES more.
   __device__ static __forceinline__ int offset(int row, int chunk) {
     return row * ROW_BYTES + ((chunk ^ ((row >> SHIFT) & MASK)) << 4);
   }
 };
 
-// How the threads of a block share the chunks of a Swizzled: each has one chunk of every PER_PASS-th row.
+// The chunks of a Swizzled that each thread of a block takes: one chunk of every PER_PASS-th row.
 template <class Layout, int ROWS, int THREADS>
-struct Share {
+struct ThreadChunks {
   static constexpr int PER_PASS = THREADS / Layout::CHUNKS, PASSES = (ROWS + PER_PASS - 1) / PER_PASS;
   static_assert(THREADS % Layout::CHUNKS == 0, "every thread has the same chunk in each of its rows");
 
   __device__ static __forceinline__ int chunk() { return int(threadIdx.x) % Layout::CHUNKS; }
   __device__ static __forceinline__ int row(int pass) { return int(threadIdx.x) / Layout::CHUNKS + pass * PER_PASS; }
-  // Whether the thread has a row in this pass; known to the compiler where the rows divide evenly.
+  // True if the thread has a row in this pass; known to the compiler if the rows divide evenly.
   __device__ static __forceinline__ bool has(int pass) { return ROWS % PER_PASS == 0 || row(pass) < ROWS; }
-  // Where its chunk lies in a tile: computed once for pass 0, a constant further where the permutation repeats.
+  // The offset of its chunk in a tile: computed once for pass 0, then a constant apart if the permutation repeats.
   __device__ static __forceinline__ int slot() { return Layout::offset(row(0), chunk()); }
   __device__ static __forceinline__ int slot(int first, int pass) {
     return PER_PASS % 8 == 0 ? first + pass * PER_PASS * Layout::CHUNKS * 16 : Layout::offset(row(pass), chunk());

@@ -1,4 +1,4 @@
-// The block of bwd_w: reduce over output pixels, write.
+// What a block of bwd_w does: reduce over output pixels, write.
 #pragma once
 
 #include "conv2d/epilogue.cuh"
@@ -7,7 +7,7 @@
 
 namespace conv2d {
 
-// Tensor cores truncate: after so many products their sums move to a second set of registers.
+// Tensor cores truncate: after this many products, their sums move to a second set of registers.
 constexpr int PROMOTE_PRODUCTS = 256;
 
 // Reduces the tile of `block` over its split of the pixels of `dy` and `x`, sources of the block's group, and leaves it
@@ -28,7 +28,7 @@ __device__ __forceinline__ const float* weigh_tile(const WeightParams& p, const 
   return staged;
 }
 
-// Where the sums of a split go: to dw, whose rows have `columns` elements, or to the partial sums.
+// The output of a split: dw, whose rows have `columns` elements, or the partial sums.
 __device__ __forceinline__ Output<float> weigh_output(const WeightParams& p, int split, int columns) {
   const Output<float> output{p.dw, columns, nullptr, nullptr, nullptr, 0, false, (p.flags & ACCUMULATE) != 0,
                              (p.flags & VECTOR_OUT) != 0};
@@ -45,8 +45,8 @@ __device__ __forceinline__ void weigh(const WeightParams& p, const DySource& dy,
   write_tile<Tile>(staged, row_of, n0, columns - n0, weigh_output(p, block.split, columns));
 }
 
-// The same where only some of the p.x_c columns of a tap are wanted: in row m the p.w_c from
-// m / group_rows * p.w_c on. Neighbouring threads write neighbouring elements.
+// As weigh, but stores only p.w_c of the p.x_c columns of a tap: in row m those from m / group_rows * p.w_c on.
+// Adjacent threads write adjacent elements.
 template <typename T, class Tile, class DySource, class XSource>
 __device__ __forceinline__ void weigh_diagonal(const WeightParams& p, const DySource& dy, const XSource& x,
                                                int group_rows, const Block& block) {

@@ -1,5 +1,5 @@
 // Softmax cross-entropy with label smoothing.
-//   fwd   per image: loss = log sum e^(l - max) - on (l[label] - max) - everywhere sum (l - max), and correct = 1 if the
+//   fwd   per image: loss = log sum e^(l - max) - on (l[label] - max) - everywhere sum (l - max); correct = 1 if the
 //         first of the largest logits is the label's and no logit is NaN, else 0
 //   mean  sums both over the images and divides the loss by N
 //   bwd   dlogits = scale loss_scale (e^(l - max) / sum - target),  target = everywhere + (k = label) on

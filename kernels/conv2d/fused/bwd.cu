@@ -1,18 +1,17 @@
 // dx as conv2d_fused_bwd_x and dw as conv2d_fused_bwd_w, in one launch: blocks of both read g, y and x at about the
 // same time.
 //
-// Tensors   those of conv2d_fused_bwd_x and conv2d_fused_bwd_w; g and y are the same to both.
-// Method    theirs, block by block. The grid is cut into as many segments as bwd_w has splits: first the tiles of dw
-//           over one split of the pixels, then the tiles of dx of about the same pixels. What the first read the second
-//           find in the L2 cache, where a segment's g, y and x fit.
-// Grid      x: segments of bwd_w's tiles and as many of bwd_x's as there are in all, divided by the splits; those of
-//           bwd_x are ordered by column tile, group, residue, row tile (columns fastest). conv2d_reduce_f32 adds the
-//           splits.
-// Threads   those of both tiles, which are as many. Shared memory: that of the tile that needs more.
-// Counted   4*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, w, x, dx, dw and what the epilogue of bwd_x touches once each, y of
-//           the epilogue with x where it is x; 8 or 12 bytes a row tile and column; a split adds K*R*S*C/G floats,
-//           twice.
-// Entries   the tile of dx, then that of dw. *_packed, *_scalar and the others: as both.
+// Tensors   those of conv2d_fused_bwd_x and conv2d_fused_bwd_w, with g and y in common.
+// Method    theirs, block by block. The grid has one segment per split of bwd_w: first the tiles of dw over that split
+//           of the pixels, then the tiles of dx for about the same pixels. The latter find g, y and x in the L2 cache
+//           if a segment of them fits.
+// Grid      x: segments, each of all tiles of bwd_w and, divided evenly among the segments, tiles of bwd_x; these are
+//           ordered by column tile, group, residue, row tile (columns fastest). conv2d_reduce_f32 adds the splits.
+// Threads   the tiles', which have the same number. Shared memory: that of the tile that needs more.
+// Counted   4*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, w, x, dx, dw and the operands of bwd_x's epilogue once each, x only
+//           once if it is also y of the epilogue; 8 or 12 bytes per row tile and column; each split writes and reads
+//           K*R*S*C/G floats.
+// Entries   named by the tile of dx, then the tile of dw. *_packed, *_scalar and the others: as for both.
 #include "conv2d/fused/data_gradient.cuh"
 #include "conv2d/fused/weight_gradient.cuh"
 
@@ -20,7 +19,7 @@ namespace conv2d::fused {
 
 enum Access { VECTOR, PACKED, SCALAR };
 
-// The loader of the weights in bwd_x.
+// The weight loader of bwd_x.
 template <typename T, class Tile, Access ACCESS>
 struct Weights {
   using Loader = WeightColumns<T, Tile, ACCESS == VECTOR>;
@@ -30,7 +29,7 @@ struct Weights<T, Tile, PACKED> {
   using Loader = PackedColumns<T, Tile>;
 };
 
-// Where in bwd_x its block `at` is.
+// Block number `at` of bwd_x.
 __device__ __forceinline__ Block data_block(const GradientsParams& p, u32 at) {
   const u32 row = u32(p.x.n_tiles) * u32(p.x.groups), outer = at / row, residues = u32(p.x_residues);
   return Block(p.x.n_tiles, p.x.groups, outer / residues * row + at % row, int(outer % residues), 0);

@@ -1,16 +1,15 @@
-// dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * z[n,h,w, g*C/G + c], as conv2d_bwd_w, of the
-// corrected gradient dy = a[k] * g + b[k] * y + c[k] and the activation z = relu(x * x_scale[c] + x_shift[c]), whose
-// padding is 0. Each part where it is set; added to dw where asked.
+// dw[k,r,s,c] = sum_{n,p,q} dy[n,p,q,k] * z[n,h,w, g*C/G + c], as conv2d_bwd_w, with the corrected gradient
+// dy = a[k] * g + b[k] * y + c[k] and the activation z = relu(x * x_scale[c] + x_shift[c]), padded with 0; each part
+// optional. Stored or added to dw.
 //
 // Tensors   those of conv2d_bwd_w; g and y [N,P,Q,K] in f32, f16 or bf16; a, b, c [K] and x_scale, x_shift [C] in f32.
-// Method    conv2d_bwd_w's. A stage holds g, x and y; each thread turns the chunks that it has copied into dy and z.
+// Method    conv2d_bwd_w's. A stage holds g, x and y; each thread transforms the chunks that it copied into dy and z.
 // Grid      that of conv2d_bwd_w; conv2d_reduce_f32 adds the splits.
-// Threads   those of the tile. Shared memory: three stages with a second operand A, or the finished tile.
-// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, x, dw once each (dw twice where added to).
-// Entries   *_packed take several narrow groups as one and store what is not between groups; *_stem take an x of one
-//           group of at most 4 channels whose pixels are 4 elements apart (conv2d/stem.cuh), as it is, and need 16-byte
-//           accesses to the others; *_scalar take any number of channels; the others need 16-byte accesses to all but
-//           dw.
+// Threads   the tile's. Shared memory: three stages with a second operand A, or the finished tile.
+// Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, x, dw once each (dw twice if added to).
+// Entries   *_packed compute several narrow groups as one and store only the blocks on the diagonal; *_stem take x as
+//           it is, of one group, at most 4 channels and a pixel stride of 4 (conv2d/stem.cuh), and need 16-byte access
+//           to g, y, a, b and c; *_scalar take any number of channels; the others need 16-byte accesses to all but dw.
 #include "conv2d/stem.cuh"
 #include "conv2d/fused/weight_gradient.cuh"
 
@@ -32,7 +31,8 @@ __device__ __forceinline__ void bwd_w_stem(const WeightGradientParams& p) {
                           Block(p.n_tiles, p.groups));
 }
 
-KERNEL(conv2d_fused_bwd_w_f32_128x128, WeightGradientParams, 256, 1, (bwd_w<float, Tile128x128EightWarps::Paired, true>))
+KERNEL(conv2d_fused_bwd_w_f32_128x128, WeightGradientParams, 256, 1,
+       (bwd_w<float, Tile128x128EightWarps::Paired, true>))
 KERNEL(conv2d_fused_bwd_w_f32_64x64, WeightGradientParams, 128, 3, (bwd_w<float, Tile64x64::Paired, true>))
 KERNEL(conv2d_fused_bwd_w_f32_32x128, WeightGradientParams, 128, 3, (bwd_w<float, Tile32x128::Paired, true>))
 KERNEL(conv2d_fused_bwd_w_f32_64x64_scalar, WeightGradientParams, 128, 3, (bwd_w<float, Tile64x64::Paired, false>))
@@ -46,7 +46,8 @@ KERNEL(conv2d_fused_bwd_w_f16_16x128, WeightGradientParams, 128, 4, (bwd_w<f16, 
 KERNEL(conv2d_fused_bwd_w_f16_64x64_scalar, WeightGradientParams, 128, 3, (bwd_w<f16, Tile64x64::Paired, false>))
 KERNEL(conv2d_fused_bwd_w_f16_16x128_scalar, WeightGradientParams, 128, 3, (bwd_w<f16, Tile16x128::Paired, false>))
 
-KERNEL(conv2d_fused_bwd_w_bf16_128x128, WeightGradientParams, 256, 1, (bwd_w<bf16, Tile128x128EightWarps::Paired, true>))
+KERNEL(conv2d_fused_bwd_w_bf16_128x128, WeightGradientParams, 256, 1,
+       (bwd_w<bf16, Tile128x128EightWarps::Paired, true>))
 KERNEL(conv2d_fused_bwd_w_bf16_64x128, WeightGradientParams, 128, 2, (bwd_w<bf16, Tile64x128::Paired, true>))
 KERNEL(conv2d_fused_bwd_w_bf16_64x64, WeightGradientParams, 128, 3, (bwd_w<bf16, Tile64x64::Paired, true>))
 KERNEL(conv2d_fused_bwd_w_bf16_32x128, WeightGradientParams, 128, 3, (bwd_w<bf16, Tile32x128::Paired, true>))

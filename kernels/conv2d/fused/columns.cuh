@@ -1,13 +1,12 @@
-// What a tile leaves of each of its columns. In write_tile a thread has the same eight columns in all of its rows; here
-// the threads of a column are merged, in an order that never changes: by shuffles in a warp, then the warps in turn.
+// Per-column results of a tile. In write_tile a thread has the same eight columns in all its rows; here a column's
+// threads are merged in a fixed order: within a warp by shuffles, then warp by warp.
 #pragma once
 
 #include "conv2d/tile.cuh"
 
 namespace conv2d::fused {
 
-
-// How many numbers are merged, by addition.
+// Merges N numbers by addition.
 template <int N>
 struct Added {
   static constexpr int COUNT = N;
@@ -17,7 +16,7 @@ struct Added {
   }
 };
 
-// Count, mean and sum of squared deviations, by the rule of Chan, Golub and LeVeque (1979).
+// Merges count, mean and sum of squared deviations by the rule of Chan, Golub and LeVeque (1979).
 struct Moments {
   static constexpr int COUNT = 3;
   __device__ __forceinline__ static void take(float (&mine)[3], const float (&other)[3]) {
@@ -35,8 +34,8 @@ __device__ __forceinline__ int thread_column() {
   return int(threadIdx.x) % (Tile::N / 8) * 8;
 }
 
-// Merges `mine` of all threads and calls put(column, merged) once for each column of the tile. All threads call it when
-// the staged tile in `shared` is no longer needed by their own.
+// Merges `mine` of all threads and calls put(column, merged) once for each column of the tile. Every thread calls it,
+// after its last read of the staged tile in `shared`.
 template <class Tile, class Rule, class Put>
 __device__ __forceinline__ void merge_columns(float (&mine)[8][Rule::COUNT], float* shared, const Put& put) {
   constexpr int CHUNKS = Tile::N / 8, WARPS = Tile::THREADS / 32, COUNT = Rule::COUNT;

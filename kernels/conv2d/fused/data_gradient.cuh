@@ -1,4 +1,4 @@
-// The block of bwd_x: see bwd_x.cu.
+// What a block of bwd_x does; see bwd_x.cu.
 #pragma once
 
 #include "conv2d/gather.cuh"
@@ -8,14 +8,14 @@
 
 namespace conv2d::fused {
 
-// The sums of a block that has no row.
+// Stores zeros as the sums of a block without rows.
 template <class Tile>
 __device__ __forceinline__ void no_sums(const DataGradientParams& p, i64 band, int col0, int columns) {
   const int column = int(threadIdx.x);
   if (p.sums && column < Tile::N && column < columns) store_sums(p, band, col0 + column, {0.0f, 0.0f, 0.0f});
 }
 
-// Computes one tile of dx. B is the loader of the weights.
+// Computes one tile of dx. B is the weight loader.
 template <typename T, class Tile, bool VECTOR, class B>
 __device__ __forceinline__ void data_gradient(const DataGradientParams& p, const Block& block) {
   const int across = residues(p.axis_w), n0 = block.n_tile * Tile::N, col0 = block.group * p.out_c + n0;

@@ -1,4 +1,4 @@
-// The block of fwd: see fwd.cu and fwd_end.cu.
+// What a block of fwd does; see fwd.cu and fwd_end.cu.
 #pragma once
 
 #include "conv2d/gather.cuh"
@@ -7,7 +7,7 @@
 
 namespace conv2d::fused {
 
-// Computes one tile of y from `in`, a source of the block's group. B is the loader of the weights.
+// Computes one tile of y from `in`, a source of the block's group. B is the weight loader.
 template <typename T, class Tile, bool VECTOR, class B, class Source>
 __device__ __forceinline__ void measured(const ForwardParams& p, const Source& in, const Block& block) {
   SHARED(u8, shared);

@@ -1,5 +1,5 @@
-// The epilogue of bwd_x: what reached the end of a batch norm goes back through its ReLU, and leaves the sums that the
-// batch norm's own gradient needs.
+// The epilogue of bwd_x: masks the gradient by the ReLU before x and leaves the sums that the gradient of the batch
+// norm before x needs.
 #pragma once
 
 #include "conv2d/epilogue.cuh"
@@ -8,9 +8,9 @@
 
 namespace conv2d::fused {
 
-// v = sum (+ what is there, unless scaled), 0 where the ReLU was closed; stored is v, or with SCALED scale * v (+ what
-// is there). Adds up v, v (y0 - mean0) and v (y1 - mean1) of its columns, of v as it is stored where it is; behind a
-// closed gate without y0 and mean0, whose sum is 0.
+// v = result (+ old dx, unless SCALED), or 0 where the ReLU output 0. Stores v, or with SCALED scale * v (+ old dx).
+// Sums v, v (y0 - mean0) and v (y1 - mean1) per column, with v as stored unless SCALED; behind a closed gate y0 and
+// mean0 are not read, and their sum is 0.
 template <typename T>
 struct MaskedOutput {
   static constexpr int COUNT = 3;
@@ -31,7 +31,7 @@ struct MaskedOutput {
     }
   }
 
-  // W neighbouring results, from the thread's column `at` on.
+  // Puts W adjacent results, from the thread's column `at` on.
   template <int W>
   __device__ __forceinline__ void put(i64 row, int col, int at, const float* results) {
     const bool accumulate = (p.flags & ACCUMULATE) != 0, scaled = (p.flags & SCALED) != 0;
@@ -71,7 +71,7 @@ struct MaskedOutput {
   }
 };
 
-// The sums of a tile, for column `col` of all groups.
+// Stores a tile's sums of column `col`, which counts the channels of all groups.
 __device__ __forceinline__ void store_sums(const DataGradientParams& p, i64 band, int col, const float (&sums)[3]) {
   const i64 channels = i64(p.groups) * p.out_c;
   const int count = p.y1 ? 3 : 2;

@@ -1,4 +1,4 @@
-// The epilogue of fwd: that of conv2d, and the moments of what it stores.
+// The epilogue of fwd: conv2d's, and the moments of the stored values.
 #pragma once
 
 #include "conv2d/epilogue.cuh"
@@ -6,8 +6,8 @@
 
 namespace conv2d::fused {
 
-// Stores, and adds up differences from the first value that the thread stores in a column: a mean far from 0 costs no
-// precision.
+// Stores results and sums their differences from the thread's first value in each column, so that a mean far from 0
+// costs no precision.
 template <typename T>
 struct MeasuredOutput {
   Output<T> output;

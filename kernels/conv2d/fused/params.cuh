@@ -1,4 +1,4 @@
-// What the fused convolution kernels are told. src/ops/conv2d/launch/fused/params.rs has the same structs; both assert
+// Parameters of the fused convolution kernels. src/ops/conv2d/launch/fused/params.rs has the same structs; both assert
 // the sizes.
 #pragma once
 
@@ -6,37 +6,36 @@
 
 namespace conv2d::fused {
 
-
 // More bits of `flags`.
 constexpr int ACTIVATE = 16;  // the prologue ends with a ReLU
-constexpr int MASK = 32;      // bwd_x: dx is 0 where the ReLU was closed
+constexpr int MASK = 32;      // bwd_x: dx is 0 where the ReLU output 0
 constexpr int SCALED = 64;    // bwd_x: dx is multiplied by `scale`, after the sums
 
-// fwd. Channels are those of all groups.
+// fwd. Arrays per channel cover all groups.
 struct ForwardParams : GatherParams {
-  const float* in_scale;  // of the prologue, per input channel, or null
+  const float* in_scale;  // prologue, per input channel, or null
   const float* in_shift;
-  float* mean;  // [row tiles][output channels], or null: moments of each tile
+  float* mean;  // moments of each tile, [row tiles][output channels], or null
   float* m2;
 };
 static_assert(sizeof(ForwardParams) == 200, "as in params.rs");
 
-// fwd of the end of a block: in is the first of its two operands, with in_scale and in_shift.
+// fwd_end: `input` is the first operand of the block end, with in_scale and in_shift.
 struct EndParams : ForwardParams {
   const void* b;  // the second operand, of x's shape
   const float* b_scale;  // its batch norm, per input channel, or null
   const float* b_shift;
   void* z;    // the end of the block, of x's shape
-  u8* signs;  // [N,H,W,C/8]: 0 where z is 0 or less
+  u8* signs;  // [N,H,W,C/8]: 0 if z is 0 or less
   int b_stride, z_stride, signs_stride;
   int unused_too;
 };
 static_assert(sizeof(EndParams) == 256, "as in params.rs");
 
-// bwd_x: in is g, `scale` and `shift` are those of the batch norm that dx goes through.
+// bwd_x: `input` is g; `scale` and `shift` belong to the batch norm before x.
 struct DataGradientParams : GatherParams {
-  const void* y;   // of the correction, of g's shape, or null
-  const float* a;  // per output channel of the convolution, or null: 1
+  const void* y;   // correction, of g's shape, or null
+  const float* a;  // per output channel of the convolution, or null for 1
   const float* b;
   const float* c;
   const u8* bits;  // signs of dx's shape, or null
@@ -45,7 +44,7 @@ struct DataGradientParams : GatherParams {
   const float* mean0;
   const float* mean1;
   float* sums;     // [2 or 3][bands][input channels of the convolution], or null
-  const float* open;  // where it is 0, y0 and mean0 are not read; or null
+  const float* open;  // if it is 0, y0 and mean0 are not read; or null
   int y_stride, bits_stride, y0_stride, y1_stride;
   int m_tiles, bands;  // row tiles of the largest residue, and of all residues
 };
@@ -53,11 +52,11 @@ static_assert(sizeof(DataGradientParams) == 280, "as in params.rs");
 
 // bwd_w: dy is g.
 struct WeightGradientParams : WeightParams {
-  const void* y;  // of the correction, or null
+  const void* y;  // correction, or null
   const float* a;
   const float* b;
   const float* c;
-  const float* x_scale;  // of the prologue, or null
+  const float* x_scale;  // prologue, or null
   const float* x_shift;
   int y_stride;
   int unused_too;
@@ -68,9 +67,9 @@ static_assert(sizeof(WeightGradientParams) == 192, "as in params.rs");
 struct GradientsParams {
   DataGradientParams x;
   WeightGradientParams w;
-  int x_blocks, x_segment;  // of bwd_x: in all, in a segment
+  int x_blocks, x_segment;  // blocks of bwd_x: in all, per segment
   int x_residues;
-  int w_blocks;  // of bwd_w, in a segment
+  int w_blocks;  // blocks of bwd_w per segment
 };
 static_assert(sizeof(GradientsParams) == 488, "as in params.rs");
 

@@ -1,6 +1,6 @@
-// Operands that are computed from what is in memory: an activation before its batch norm, the end of a residual block,
-// a gradient after a batch norm. See conv2d/load.cuh for what a source is. Arithmetic is in f32 and rounded to T once;
-// padding is 0 and stays so, since only chunks of pixels inside are stored.
+// Sources that compute the operand: an activation from the input of its batch norm, the end of a residual block, a
+// corrected gradient. conv2d/load.cuh says what a source is. Arithmetic is in f32 and rounded to T once; padding stays
+// 0, since only chunks inside the image are written back.
 #pragma once
 
 #include "conv2d/load_weight.cuh"
@@ -8,7 +8,7 @@
 
 namespace conv2d::fused {
 
-// W numbers, a channel each, from a 16-byte aligned address.
+// Loads W per-channel numbers from a 16-byte aligned address.
 template <int W>
 __device__ __forceinline__ void load_numbers(float (&f)[W], const float* p) {
 #pragma unroll
@@ -19,19 +19,21 @@ __device__ __forceinline__ void load_numbers(float (&f)[W], const float* p) {
   }
 }
 
-// A chunk, and the chunk of a second tensor behind it.
+// A chunk and the matching chunk of a second tensor.
 struct ChunkPair {
   Chunk first, second;
 };
 
-__device__ __forceinline__ Chunk load_chunk(const u8* chunk) { return load<u32, 4>(reinterpret_cast<const u32*>(chunk)); }
+__device__ __forceinline__ Chunk load_chunk(const u8* chunk) {
+  return load<u32, 4>(reinterpret_cast<const u32*>(chunk));
+}
 
-// The group's numbers of an array of a number a channel, if there is one.
+// The per-channel numbers from `channel` on, or null if there are none.
 __device__ __forceinline__ const float* from_channel(const float* numbers, int channel) {
   return numbers ? numbers + channel : nullptr;
 }
 
-// z = x * scale + shift, with a ReLU max(z, 0); x itself without a scale.
+// z = x * scale + shift, or max(z, 0) if it activates; x itself without a scale.
 template <typename T>
 struct Activated {
   static constexpr bool PENDING = true, KEPT = false;
@@ -46,7 +48,7 @@ struct Activated {
   const float* shift;
   bool activates;
 
-  // Of the channels from `channel` on.
+  // For the channels from `channel` on.
   __device__ __forceinline__ Activated(const void* tensor, int stride, const float* scales, const float* shifts,
                                        int channel, int flags)
       : x(tensor, channel, stride), scale(from_channel(scales, channel)), shift(from_channel(shifts, channel)),
@@ -84,7 +86,7 @@ struct Activated {
   }
 };
 
-// dy = a * g + b * y + c; g itself without a y. The chunk of y is copied SECOND bytes behind that of g.
+// dy = a * g + b * y + c; g itself without y. The chunk of y lies SECOND bytes after the chunk of g.
 template <typename T, int SECOND>
 struct Corrected {
   static constexpr bool PENDING = true, KEPT = false, activates = false;
@@ -143,9 +145,9 @@ struct Corrected {
   }
 };
 
-// z = max(a * a_scale + b * b_scale + a_shift + b_shift, 0), each scale and shift where it is set: the end of a
-// residual block. The chunk of b is copied SECOND bytes behind that of a. Where it is KEPT z goes to memory too, and
-// its signs do.
+// z = max(a * a_scale + b * b_scale + a_shift + b_shift, 0), each scale and shift optional: the end of a residual
+// block. The chunk of b lies SECOND bytes after the chunk of a. If it `keeps`, z and its signs are also stored to
+// global memory.
 template <typename T, int SECOND>
 struct Joined {
   static constexpr bool PENDING = true, KEPT = true, activates = true;
@@ -193,7 +195,7 @@ struct Joined {
     return pack<T, RELU>(z);
   }
 
-  // Stores a finished chunk. A byte of signs are eight channels: in f32 the chunks of two neighbouring threads.
+  // Stores a finished chunk and its signs. A byte of signs spans eight channels: in f32, two adjacent threads' chunks.
   __device__ __forceinline__ void keep(const u8* chunk, u32 pixel, int channel) const {
     const Vec<T, W> v = load<T, W>(reinterpret_cast<const T*>(chunk));
     store(static_cast<T*>(p.z) + i64(pixel) * p.z_stride + channel, v);

@@ -1,4 +1,4 @@
-// The block of bwd_w: see bwd_w.cu.
+// What a block of bwd_w does; see bwd_w.cu.
 #pragma once
 
 #include "conv2d/weigh.cuh"
@@ -22,7 +22,7 @@ __device__ __forceinline__ void weight_gradient(const WeightGradientParams& p, c
   weigh<T, Tile, VECTOR>(p, gradient_source<T, Tile>(p, block.group), activation_source<T>(p, block.group), block);
 }
 
-// The same of several narrow groups as one.
+// As weight_gradient, for several narrow groups as one.
 template <typename T, class Tile>
 __device__ __forceinline__ void weight_gradient_packed(const WeightGradientParams& p, const Block& block) {
   weigh_diagonal<T, Tile>(p, gradient_source<T, Tile>(p, block.group), activation_source<T>(p, block.group),
