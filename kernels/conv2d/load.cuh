@@ -4,7 +4,7 @@
 // with cp.async if VECTOR (16-byte accesses: the channels of a group, pixel strides and addresses are multiples of 16
 // bytes), else element by element. Elements outside the tensor become zero.
 //
-// Activations come from a Source: AsItIs, or one of fused/sources.cuh that computes the operand. The latter are PENDING:
+// Activations come from a Source: AsItIs, or one of fused/sources.cuh that computes the operand. Those are PENDING:
 // once a thread's copies of a stage have landed, finish() computes the operand in their place from the raw() chunks of
 // all the source's tensors and the numbers() of the channels, with a ReLU if the source `activates` (a constant in some
 // sources, a flag of the launch in others). Element by element, a source is computed as it is loaded. A KEPT source

@@ -1,4 +1,4 @@
-// The simulator as C functions; src/device/sim/ffi.rs declares the same.
+// The simulator as C functions; src/device/sim/ffi.rs declares them.
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -25,8 +25,8 @@ struct Kernel {
   Entry entry;
 };
 
-// Kernels, added before main: where there is no memory for them there is none for an exception either, and the process
-// ends in one line.
+// Kernels, added before main. If there is no memory for them, there is none for an exception either: the process ends
+// with one line.
 class Kernels {
  public:
   void push_back(const Kernel& kernel) {
@@ -54,19 +54,19 @@ Kernels& kernels() {
   return all;
 }
 
-// The same kernels, compiled so that they tell of their accesses; and what loads and finds them takes turns.
+// The same kernels, compiled to report their accesses, and the mutex under which they are loaded and found.
 Kernels& counted_kernels() {
   static Kernels all;
   return all;
 }
 std::mutex counted_mutex;
 
-// What a launch read and wrote.
+// The bytes that a launch read and wrote.
 struct Counted {
   u64 bytes_read, bytes_written;
 };
 
-// The counted launches of this operating-system thread that have not been asked for.
+// The counted launches of this operating-system thread that residuum_sim_next_counted has not returned yet.
 thread_local std::deque<Counted> counted;
 
 // One simulated device.
@@ -77,7 +77,7 @@ struct Device {
   u64 launches = 0;
 };
 
-// Engines are kept for the next launch, with their stacks: as many as ran at once.
+// Idle engines, kept with their stacks for later launches: as many as ever ran at once.
 class Pool {
  public:
   std::unique_ptr<Engine> take() {
@@ -104,8 +104,8 @@ Pool& pool() {
 
 bool replacing = false;
 
-// Loads the kernels of the shared object that RESIDUUM_SIM_KERNELS names, in place of those compiled in: a kernel is
-// changed and tested without a new test binary. Empty, or what went wrong.
+// Replaces compiled-in kernels by those of the shared object that RESIDUUM_SIM_KERNELS names: tests a changed kernel
+// without a new test binary. Returns an empty string or the problem.
 const std::string& load_replacements() {
   static const std::string problem = []() -> std::string {
     const char* path = getenv("RESIDUUM_SIM_KERNELS");
@@ -122,10 +122,12 @@ std::string find(const Kernels& all, const char* name, size_t params_bytes, u32 
   for (const Kernel& k : all) {
     if (strcmp(k.name, name) != 0) continue;
     if (k.params_bytes != params_bytes) {
-      return "the launch has " + std::to_string(params_bytes) + " bytes of parameters, the kernel takes " + std::to_string(k.params_bytes);
+      return "the launch has " + std::to_string(params_bytes) + " bytes of parameters, the kernel takes " +
+             std::to_string(k.params_bytes);
     }
     if (k.threads != threads) {
-      return "the launch has " + std::to_string(threads) + " threads, the kernel is compiled for " + std::to_string(k.threads);
+      return "the launch has " + std::to_string(threads) + " threads, the kernel is compiled for " +
+             std::to_string(k.threads);
     }
     *found = k;
     return {};
@@ -154,7 +156,8 @@ std::string run(Device& device, const Job& launch, size_t params_bytes) {
   if (!problem.empty()) return problem;
   if (launch.threads == 0 || launch.threads > 1024) return std::to_string(launch.threads) + " threads in a block";
   if (launch.shared_bytes > device.options.shared_limit) {
-    return std::to_string(launch.shared_bytes) + " bytes of shared memory, at most " + std::to_string(device.options.shared_limit);
+    return std::to_string(launch.shared_bytes) + " bytes of shared memory, at most " +
+           std::to_string(device.options.shared_limit);
   }
   Job job = launch;
   job.entry = kernel.entry;
@@ -169,7 +172,7 @@ std::string run(Device& device, const Job& launch, size_t params_bytes) {
   return error.empty() ? error : error + " [launch " + std::to_string(number) + "]";
 }
 
-// What is said where there is no memory, not even for a text.
+// The text if there is no memory, not even for a text.
 char no_memory[] = "out of memory: the simulator";
 
 char* copy_text(const std::string& text) {
@@ -178,7 +181,7 @@ char* copy_text(const std::string& text) {
   return copy != nullptr ? copy : no_memory;
 }
 
-// The text of `work`, or that there was no memory for it: no exception leaves a C function.
+// The text that `work` returns, or `no_memory`: no exception may leave a C function.
 template <typename Work>
 char* text_of(const Work& work) {
   try {
@@ -190,7 +193,8 @@ char* text_of(const Work& work) {
 
 }  // namespace
 
-Registration::Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry, bool counted) {
+Registration::Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry,
+                           bool counted) {
   const Kernel kernel{name, params_bytes, threads, entry};
   if (counted) {
     const std::lock_guard<std::mutex> lock(counted_mutex);
@@ -209,7 +213,7 @@ Registration::Registration(const char* name, unsigned long params_bytes, unsigne
 
 extern "C" {
 
-// nullptr, and a text to be freed with residuum_sim_free_text, where it fails.
+// If it fails, returns nullptr and sets `problem` to a text to be freed with residuum_sim_free_text.
 void* residuum_sim_new(const sim::Options* options, char** problem) {
   sim::Device* device = nullptr;
   *problem = sim::text_of([&]() -> std::string {
@@ -224,7 +228,7 @@ void* residuum_sim_new(const sim::Options* options, char** problem) {
 
 void residuum_sim_free(void* device) { delete static_cast<sim::Device*>(device); }
 
-// nullptr where there is no memory.
+// nullptr if out of memory.
 void* residuum_sim_allocate(void* device, size_t bytes) {
   auto& d = *static_cast<sim::Device*>(device);
   try {
@@ -236,7 +240,7 @@ void* residuum_sim_allocate(void* device, size_t bytes) {
 
 void residuum_sim_release(void* device, void* address) { static_cast<sim::Device*>(device)->memory.release(address); }
 
-// nullptr, or what went wrong; to be freed with residuum_sim_free_text.
+// Returns nullptr, or the problem as a text to be freed with residuum_sim_free_text.
 char* residuum_sim_launch(void* device, const char* name, const void* params, size_t params_bytes, const float* gate,
                           uint32_t threads, const uint32_t* grid, uint32_t shared_bytes) {
   const sim::Job job{name, nullptr, params, gate, threads, {grid[0], grid[1], grid[2]}, shared_bytes};
@@ -247,13 +251,13 @@ void residuum_sim_free_text(char* text) {
   if (text != sim::no_memory) free(text);
 }
 
-// Loads a shared object with kernels that tell of their accesses. nullptr, or what went wrong; to be freed with
-// residuum_sim_free_text.
+// Loads a shared object of kernels that report their accesses. Returns nullptr, or the problem as a text to be freed
+// with residuum_sim_free_text.
 char* residuum_sim_load_counted(const char* path) {
   return dlopen(path, RTLD_NOW | RTLD_LOCAL) != nullptr ? nullptr : strdup(dlerror());
 }
 
-// The earliest counted launch of this thread that has not been asked for; false where there is none.
+// Takes the earliest counted launch of this thread that it has not returned yet; false if there is none.
 bool residuum_sim_next_counted(uint64_t* bytes_read, uint64_t* bytes_written) {
   if (sim::counted.empty()) return false;
   *bytes_read = sim::counted.front().bytes_read;
@@ -272,7 +276,8 @@ void residuum_sim_kernel(size_t i, const char** name, size_t* params_bytes, uint
 }
 
 float residuum_sim_dot(uint32_t bf16, uint32_t arithmetic, uint32_t n, const uint16_t* a, const uint16_t* b, float c) {
-  return sim::dot(bf16 ? sim::Half::bf16 : sim::Half::f16, static_cast<sim::Arithmetic>(arithmetic), static_cast<int>(n), a, b, c);
+  return sim::dot(bf16 ? sim::Half::bf16 : sim::Half::f16, static_cast<sim::Arithmetic>(arithmetic),
+                  static_cast<int>(n), a, b, c);
 }
 
 float residuum_sim_from_f16(uint16_t bits) { return sim::f16_to_float(bits); }

@@ -1,7 +1,7 @@
-// CUDA's keywords, built-in variables and functions, as far as kernels may use them; included before every kernel file.
+// The CUDA keywords, built-in variables and functions that kernels may use; included before every kernel file.
 //
-// There is no `__shared__`: shared memory comes from SHARED. Floating-point functions are exact where CUDA's are
-// correctly rounded; approximate ones go through sim::approximate.
+// There is no `__shared__`: shared memory comes from SHARED. Floating-point functions are exact if CUDA's are correctly
+// rounded; approximate ones go through sim::approximate.
 #pragma once
 
 #include "interface.hpp"
@@ -99,7 +99,7 @@ SIM_MIN_MAX(long long)
 SIM_MIN_MAX(unsigned long long)
 #undef SIM_MIN_MAX
 
-// A NaN gives way to a number, and -0 is below +0.
+// A number wins over NaN, and -0 is below +0.
 SIM_BUILTIN float fminf(float a, float b) {
   if (a != a) return b;
   if (b != b) return a;
@@ -171,7 +171,9 @@ SIM_BUILTIN int __syncthreads_count(int p, SIM_SITE) { return ::sim::barrier(::s
 SIM_BUILTIN int __syncthreads_and(int p, SIM_SITE) { return ::sim::barrier(::sim::Vote::all, p, file, line); }
 SIM_BUILTIN int __syncthreads_or(int p, SIM_SITE) { return ::sim::barrier(::sim::Vote::any, p, file, line); }
 SIM_BUILTIN void __syncwarp(unsigned int mask = 0xffffffffu, SIM_SITE) { ::sim::warp_barrier(mask, file, line); }
-SIM_BUILTIN unsigned int __ballot_sync(unsigned int mask, int p, SIM_SITE) { return ::sim::ballot(mask, p, file, line); }
+SIM_BUILTIN unsigned int __ballot_sync(unsigned int mask, int p, SIM_SITE) {
+  return ::sim::ballot(mask, p, file, line);
+}
 SIM_BUILTIN int __any_sync(unsigned int mask, int p, SIM_SITE) { return ::sim::ballot(mask, p, file, line) != 0; }
 SIM_BUILTIN int __all_sync(unsigned int mask, int p, SIM_SITE) { return ::sim::ballot(mask, !p, file, line) == 0; }
 
@@ -231,13 +233,13 @@ SIM_BUILTIN unsigned int __reduce_xor_sync(unsigned int mask, unsigned int v, SI
 }
 
 // ---------------------------------------------------------------------------------------------- graphs
-// There are none: the handle of a condition is its address.
+// There are none: a condition's handle is its address.
 SIM_BUILTIN void cudaGraphSetConditional(unsigned long long handle, unsigned int value) {
   *reinterpret_cast<unsigned int*>(handle) = value;
 }
 
 // ---------------------------------------------------------------------------------------------- atomics
-// Integers only: the order of floating-point additions would differ from run to run. Another thread may run before each.
+// Integers only: the order of floating-point additions would vary from run to run. Before each, another thread may run.
 #define SIM_ATOMIC(name, T, expression)                     \
   SIM_BUILTIN T name(T* p, T v, SIM_SITE) {                 \
     ::sim::interleave(file, line);                          \

@@ -14,11 +14,11 @@ __thread Engine* engine = nullptr;
 
 namespace {
 
-// Threads in flight in the random schedules, where a block is not larger; each has a stack.
+// Threads in flight in the random schedules, unless a block has more; each has a stack.
 constexpr u32 IN_FLIGHT = 1024;
-// Yields without any other progress after which the launch is given up.
+// Yields without other progress after which a launch is given up.
 constexpr u64 PATIENCE = 5'000'000;
-// One step in so many changes a priority, times the depth less one.
+// depth - 1 in this many steps change a priority, on average.
 constexpr u32 PRIORITY_PERIOD = 200;
 
 u32 lowest(u32 bits) { return static_cast<u32>(__builtin_ctz(bits)); }
@@ -176,7 +176,7 @@ void Engine::park(Thread& t) {
   if (w.ready == 0) ready_warps_ &= ~(u64(1) << t.warp);
 }
 
-// Goes on with `next`, from a context that is ready or will not come back. nullptr: nothing can run.
+// Switches from `from`, which is ready or will not come back, to `next`. nullptr: nothing can run.
 void Engine::resume(Thread* next, Context* from) {
   if (next == nullptr) {
     if (blocks_alive_ == 0) {
@@ -200,13 +200,13 @@ void Engine::resume(Thread* next, Context* from) {
   switch_context(from, &next->context);
 }
 
-// The running thread is ready or parked; runs what the schedule picks until this thread is picked again.
+// Runs what the schedule picks until the running thread, which is ready or parked, is picked again.
 void Engine::give_way() {
   Thread* self = running_;
   resume(pick(), &self->context);
 }
 
-// Ends the running thread; returns as the next one where that has not started: it takes over the stack.
+// Ends the running thread. If the next one has not started, it takes over the stack and returns from here.
 void Engine::exit_thread() {
   Thread& t = *running_;
   void* const stack = t.stack;
@@ -241,7 +241,7 @@ void Engine::exit_thread() {
 
 void Engine::fail(const std::string& problem) { stop(describe(*running_) + ": " + problem); }
 
-// Leaves all fibers where they are and ends the launch.
+// Abandons all fibers and ends the launch.
 void Engine::stop(const std::string& report) {
   error_ = report;
   switch_context(&nowhere_, &main_);
@@ -336,7 +336,9 @@ int Engine::barrier(Vote vote, int predicate, const char* file, int line) {
 void Engine::release(Block& b) {
   const u32 arrived = b.arrived;
   if (arrived == 0) return;
-  b.result = b.vote == Vote::count ? b.counted : b.vote == Vote::all ? b.counted == static_cast<int>(arrived) : b.counted != 0;
+  b.result = b.vote == Vote::count ? b.counted
+             : b.vote == Vote::all ? b.counted == static_cast<int>(arrived)
+                                   : b.counted != 0;
   b.arrived = 0;
   b.counted = 0;
   idle_ = 0;
@@ -366,7 +368,7 @@ void Engine::collective(Op op, u32 mask, void* arguments, const char* file, int 
   give_way();
 }
 
-// Runs the collective of `mask` if all its lanes that have not exited are there.
+// Runs the collective of `mask` if all its lanes that have not exited have arrived.
 bool Engine::complete(Warp& w, u32 mask) {
   const u32 lanes = mask & w.live;
   if ((w.parked & lanes) != lanes || lanes == 0) return false;
@@ -404,12 +406,13 @@ void Engine::check_arrival(Thread& t) {
     return;
   }
   const Thread& o = *w.first;
-  if (w.uniform && o.op == t.op && o.mask == t.mask && o.line == t.line && o.file == t.file && t.mask >> lane & 1) return;
+  const bool same = o.op == t.op && o.mask == t.mask && o.line == t.line && o.file == t.file;
+  if (w.uniform && same && t.mask >> lane & 1) return;
   w.uniform = false;
   check_against(t, w);
 }
 
-// A lane may wait for another that waits for it only in the same operation with the same mask.
+// Two lanes may wait for each other only in the same operation with the same mask.
 void Engine::check_against(const Thread& t, const Warp& w) {
   const u32 lane = t.number % 32;
   if (!(t.mask >> lane & 1)) fail(arrival(t) + ": lane " + std::to_string(lane) + " is not in its own mask");
@@ -418,7 +421,8 @@ void Engine::check_against(const Thread& t, const Warp& w) {
     const Thread& o = w.lanes[lowest(left)];
     if (!(o.mask >> lane & 1)) continue;
     if (o.op == t.op && o.mask == t.mask && (!aligned || same_site(o, t.file, t.line))) continue;
-    fail("mismatch in a warp: this thread is in " + arrival(t) + ", lane " + std::to_string(lowest(left)) + " in " + arrival(o));
+    fail("mismatch in a warp: this thread is in " + arrival(t) + ", lane " + std::to_string(lowest(left)) + " in " +
+         arrival(o));
   }
 }
 

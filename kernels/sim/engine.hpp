@@ -1,7 +1,7 @@
 // The scheduler: runs one launch at a time on the fibers of one operating-system thread.
 //
-// Threads of a block are fibers; they give way only in barriers, warp collectives and before atomic operations. What is
-// ready is kept as bits: a word of warps, a word of lanes in each warp.
+// CUDA threads are fibers; they yield only in barriers, in warp collectives and before atomic operations. Ready threads
+// are bits: a word of warps, and a word of lanes in each warp.
 #pragma once
 
 #include <csetjmp>
@@ -19,7 +19,7 @@ using u8 = uint8_t;
 using u32 = uint32_t;
 using u64 = uint64_t;
 
-// In which order ready threads run.
+// The order in which ready threads run.
 enum class Schedule : u32 {
   in_order,  // blocks one after the other, the ready thread of the lowest number first
   reverse,   // the same, backwards
@@ -42,7 +42,7 @@ struct Options {
   u32 alignment;
   u32 shared_limit;
   u32 approximate;
-  u32 traffic;  // whether to count what launches touch
+  u32 traffic;  // not 0: count the memory that launches touch
   u64 seed;
 };
 
@@ -72,14 +72,14 @@ struct Thread : ThreadView {
   Context context;
   void* stack = nullptr;
   State state = State::exited;
-  Op op = Op::none;       // what it waits in, while state is waiting
-  u32 mask = 0;           // the mask of that
+  Op op = Op::none;       // the operation in which it waits, if state is waiting
+  u32 mask = 0;           // the mask of the operation
   void* arguments = nullptr;
-  const char* file = nullptr;  // where it last came to the scheduler
+  const char* file = nullptr;  // where it last entered the scheduler
   int line = 0;
   u32 number = 0;         // in its block
   u32 warp = 0;           // in the engine
-  u32 group = 0;          // cp.async groups that it has committed
+  u32 group = 0;          // number of committed cp.async groups
   std::vector<Copy> copies;
 };
 
@@ -91,7 +91,7 @@ struct Warp {
   Block* block = nullptr;
   Thread* lanes = nullptr;
   Thread* first = nullptr;  // the first that parked
-  bool uniform = false;     // whether all that are parked wait in the same operation, mask and line
+  bool uniform = false;     // true if all parked lanes wait in one operation, with one mask, at one line
 };
 
 struct Block : BlockView {
@@ -103,7 +103,7 @@ struct Block : BlockView {
   SharedArena arena;
 };
 
-// What to run.
+// A launch.
 struct Job {
   const char* name;
   Entry entry;
@@ -120,7 +120,7 @@ class Engine {
   static constexpr size_t SIGNAL_STACK = 64 * 1024;
 
   Engine();
-  // Runs `job`. Returns an empty string, or what went wrong and where.
+  // Runs `job`. Returns an empty string, or the problem and its place.
   std::string run(const Job& job, const Options& options, u64 launch, const Memory& memory);
 
   // Called on fibers.
@@ -189,7 +189,7 @@ class Engine {
 // The engine of this operating-system thread while it runs a launch.
 extern __thread Engine* engine;
 
-// The operation of a warp collective, once all its lanes are there.
+// Performs a warp collective whose lanes have all arrived.
 void execute(Engine& engine, Warp& warp, u32 lanes);
 
 // Text for reports.

@@ -1,4 +1,4 @@
-// Memory faults inside kernels become reports.
+// Turns memory faults inside kernels into reports.
 #pragma once
 
 #include <csignal>
@@ -8,7 +8,7 @@ namespace sim {
 
 class Engine;
 
-// While it lives, a fault on this operating-system thread leaves the kernel and ends up in the engine.
+// While it exists, a fault on this operating-system thread leaves the kernel and returns to the engine.
 struct FaultHandler {
   explicit FaultHandler(Engine& engine);
   ~FaultHandler();

@@ -22,7 +22,7 @@ constexpr size_t COLOURS = 28, COLOUR = 128;
 
 #ifdef SIM_ASSEMBLY_SWITCH
 
-// Saves what the System V ABI lets a function keep: rbx, rbp, r12-r15, the SSE and x87 control words.
+// Saves what is callee-saved in the System V ABI: rbx, rbp, r12-r15, the SSE and x87 control words.
 asm(R"(
   .text
   .p2align 4
@@ -90,7 +90,7 @@ Stacks::~Stacks() {
 bool Stacks::grow() {
   void* slab = mmap(nullptr, SLAB * STRIDE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (slab == MAP_FAILED) return false;
-  // It is asked for on a fiber, which an exception cannot leave.
+  // Runs on a fiber, which an exception cannot leave.
   try {
     slabs_.reserve(slabs_.size() + 1);
     all_.reserve(all_.size() + SLAB);

@@ -1,17 +1,17 @@
-// What compiled kernels call in the simulator. Included by cuda_builtins.hpp and common/ptx.cuh; no standard headers, so
-// that a kernel sees here what it sees under nvcc.
+// The simulator's functions for compiled kernels. Included by cuda_builtins.hpp and common/ptx.cuh; without standard
+// headers, so that a kernel sees no more than under nvcc.
 #pragma once
 
 struct uint3 {
   unsigned int x, y, z;
 };
 
-// Where the caller is, as the last two parameters of every collective: errors name the kernel's own line.
+// The caller's place, as the last two parameters of every collective: errors name the kernel's own line.
 #define SIM_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 namespace sim {
 
-// What the built-in variables of one block show.
+// The built-in variables of a block.
 struct BlockView {
   uint3 index;
   uint3 block_dim;
@@ -19,7 +19,7 @@ struct BlockView {
   unsigned char* shared;
 };
 
-// What the built-in variables of one thread show.
+// The built-in variables of a thread.
 struct ThreadView {
   uint3 index;
   const BlockView* block;
@@ -30,20 +30,21 @@ extern __thread ThreadView* current;
 
 inline unsigned char* shared_memory() { return current->block->shared; }
 
-// Whether this file is compiled so that it tells of its accesses; see traffic_hooks.hpp.
+// True if this file is compiled to report its accesses; see traffic_hooks.hpp.
 #ifdef __SANITIZE_THREAD__
 #define SIM_COUNTED true
 #else
 #define SIM_COUNTED false
 #endif
 
-// An entry point; a static object per KERNEL.
+// An entry point, and its registration: a static object per KERNEL.
 using Entry = void (*)(const void* params, const float* gate);
 struct Registration {
-  Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry, bool counted = SIM_COUNTED);
+  Registration(const char* name, unsigned long params_bytes, unsigned int threads, Entry entry,
+               bool counted = SIM_COUNTED);
 };
 
-// Where accesses are counted: `bytes` bytes from `address` on are read or written.
+// Counts a read or a write of `bytes` bytes at `address`, if the launch is counted.
 void touch(const void* address, unsigned long bytes, bool write);
 
 // Barriers. A thread waits until every thread of its block that has not exited has arrived.
@@ -67,14 +68,14 @@ enum class Half { f16, bf16 };
 void multiply(Half type, int mi, int nj, float* d, const unsigned int* a, const unsigned int* b, const char* file,
               int line);
 
-// Ends the launch: an access of `bytes` bytes that does not begin at a multiple of them.
+// Ends the launch for an access of `bytes` bytes whose address is not a multiple of `bytes`.
 [[noreturn]] void misaligned(const void* address, unsigned long bytes);
 template <typename V>
 inline void check_alignment(const V* p) {
   if (reinterpret_cast<unsigned long>(p) % sizeof(V) != 0) misaligned(p, sizeof(V));
 }
 
-// Asynchronous copies of 4 or 16 bytes to shared memory, of which `bytes` come from `src` and the rest is zero.
+// Asynchronous copies of 4, 8 or 16 bytes to shared memory: `bytes` come from `src`, and the rest is zero.
 void copy_async(void* dst, const void* src, unsigned int size, unsigned int bytes, const char* file, int line);
 void copy_commit();
 void copy_wait(unsigned int pending, const char* file, int line);

@@ -125,7 +125,8 @@ std::string Memory::describe(const void* address) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto* p = static_cast<const unsigned char*>(address);
   const auto distance = [p](const Buffer& b) -> size_t {
-    return p < b.begin ? static_cast<size_t>(b.begin - p) : p >= b.begin + b.bytes ? static_cast<size_t>(p - b.begin - b.bytes) : 0;
+    if (p < b.begin) return static_cast<size_t>(b.begin - p);
+    return p >= b.begin + b.bytes ? static_cast<size_t>(p - b.begin - b.bytes) : 0;
   };
   const auto nearest = std::min_element(buffers_.begin(), buffers_.end(),
                                         [&](const Buffer& a, const Buffer& b) { return distance(a) < distance(b); });

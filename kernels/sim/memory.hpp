@@ -1,4 +1,4 @@
-// Memory that notices stray accesses: global buffers and the shared memory of a block.
+// Memory that detects stray accesses: global buffers and the shared memory of a block.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +27,7 @@ class Guarded {
   void release();
   unsigned char* begin() const { return map_ + page(); }
   unsigned char* end() const { return begin() + bytes_; }
-  // The pages and their guards.
+  // True if `address` is in the pages or their guards.
   bool owns(const void* address) const;
   static size_t page();
 
@@ -36,15 +36,15 @@ class Guarded {
   size_t bytes_ = 0;
 };
 
-// A block's shared memory: aligned to 128 bytes and no more than that for certain.
+// A block's shared memory, aligned to 128 bytes and, in some blocks, no more.
 class SharedArena {
  public:
   static constexpr size_t ALIGNMENT = 128, REDZONE = 256, MOST_SHIFT = 7;
   bool reserve(size_t limit);
-  // The poisoned memory of a block that asked for `bytes`. It ends at the guard page, up to its alignment, or `shift`
-  // times the alignment before it, up to MOST_SHIFT.
+  // Poisons and returns the memory of a block that asked for `bytes`. It ends, up to its alignment, at the guard page or
+  // `shift` times the alignment before it; `shift` is at most MOST_SHIFT.
   unsigned char* reset(size_t bytes, size_t shift);
-  // Empty, or which byte outside was written.
+  // Empty, or the byte outside that was written.
   std::string check() const;
   bool owns(const void* address) const { return pages_.owns(address); }
   unsigned char* begin() const { return begin_; }
@@ -60,12 +60,12 @@ class SharedArena {
 class Memory {
  public:
   // A poisoned buffer. It ends at a guard page, up to the rounding of its size to `alignment`; the rest of its pages is
-  // poisoned and checked. nullptr where there is no memory.
+  // poisoned and checked. nullptr if out of memory.
   void* allocate(size_t bytes, size_t alignment);
   void release(void* address);
-  // Empty, or which byte outside every buffer was written; repairs it.
+  // Empty, or the byte outside all buffers that was written; poisons it again.
   std::string check();
-  // The first address and the bytes of every buffer.
+  // The address and size in bytes of every buffer.
   std::vector<std::pair<const void*, size_t>> buffers() const;
   // Where `address` lies relative to the nearest buffer.
   std::string describe(const void* address) const;

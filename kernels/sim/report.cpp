@@ -63,7 +63,7 @@ std::string Engine::describe(const Thread& t) const {
   return "block " + block_index(*t.block) + " thread " + std::to_string(t.number);
 }
 
-// Why a thread waits, and for whom.
+// The operation in which a thread waits, and for which threads.
 std::string Engine::waiting(const Thread& t) const {
   const Warp& w = warps_[t.warp];
   std::string text = std::string(op_name(t.op)) + " at " + place(t.file, t.line);
@@ -121,8 +121,8 @@ std::string Engine::fault_report() {
 void misaligned(const void* address, unsigned long bytes) {
   Engine& e = *engine;
   const Thread& t = e.self();
-  e.fail("one access of " + std::to_string(bytes) + " bytes at " + hex(reinterpret_cast<u64>(address)) + ", " + e.where(address) +
-         ": not at a multiple of its size; the thread had come from " + place(t.file, t.line));
+  e.fail("one access of " + std::to_string(bytes) + " bytes at " + hex(reinterpret_cast<u64>(address)) + ", " +
+         e.where(address) + ": not at a multiple of its size; the thread had come from " + place(t.file, t.line));
 }
 
 }  // namespace sim

@@ -39,11 +39,11 @@ struct Rule {
 };
 constexpr Rule SM80{8, 24, -132}, SM90{16, 25, -133};
 
-// A 16-bit number: significand 2^(exponent - fraction_bits), or special.
+// 16-bit numbers, each significand 2^(exponent - fraction_bits) or special.
 struct Part {
   alignas(32) int32_t significand[16];
   alignas(32) int32_t exponent[16];
-  u32 special;  // which are infinite or NaN, a bit each
+  u32 special;  // a bit for each that is infinite or NaN
 };
 
 template <const Format& format>
@@ -66,7 +66,7 @@ float widen(uint16_t v) {
 
 bool finite(float v) { return v - v == 0.0f; }
 
-// Where an operand is infinite or NaN: IEEE's result, any NaN the canonical one. Finite terms do not matter.
+// The sum if an operand is infinite or NaN: IEEE's result, with the canonical NaN. Finite terms do not matter.
 template <const Format& format>
 float add_special(const uint16_t* a, const uint16_t* b, int n, float c) {
   float sum = finite(c) ? 0.0f : c;
@@ -77,18 +77,18 @@ float add_special(const uint16_t* a, const uint16_t* b, int n, float c) {
   return sum != sum ? float_of(CANONICAL_NAN) : sum;
 }
 
-// sum 2^(ulp) as f32, truncated.
+// sum 2^ulp as f32, truncated.
 float truncate(int64_t sum, int ulp) {
   if (sum == 0) return 0.0f;
   const u32 sign = sum < 0 ? 0x80000000u : 0;
   u64 magnitude = sum < 0 ? static_cast<u64>(-sum) : static_cast<u64>(sum);
   const int top = 63 - __builtin_clzll(magnitude);
   const int exponent = std::max(top + ulp, -126);
-  const int shift = exponent - 23 - ulp;  // of the f32's last place over the sum's
+  const int shift = exponent - 23 - ulp;  // from the sum's last place to the f32's
   magnitude = shift >= 0 ? (shift > 63 ? 0 : magnitude >> shift) : magnitude << -shift;
   if (exponent > 127) return float_of(sign | 0x7f800000);
-  return float_of(sign | (magnitude >> 23 ? static_cast<u32>(exponent + 127) << 23 | (static_cast<u32>(magnitude) & 0x7fffff)
-                                          : static_cast<u32>(magnitude)));
+  const u32 fraction = static_cast<u32>(magnitude);
+  return float_of(sign | (magnitude >> 23 ? static_cast<u32>(exponent + 127) << 23 | (fraction & 0x7fffff) : fraction));
 }
 
 typedef int32_t Ints __attribute__((vector_size(32)));
@@ -116,7 +116,7 @@ float add_block(const Part& a, const Part& b, int first, float c) {
   for (int i = 0; i < 8; ++i) largest = std::max(largest, top[i]);
 
   const int ulp = largest - rule.fraction;
-  Ints sums = {};  // of at most two terms below 2^27
+  Ints sums = {};  // each of at most two terms below 2^27
   for (int i = 0; i < N; ++i) {
     const Ints shift = e[i] - (2 * format.fraction_bits + ulp);
     const Ints left = least(most(shift, all(0)), all(31)), right = least(most(-shift, all(0)), all(31));
@@ -147,7 +147,7 @@ float add_blocks(const Part& a, const Part& b, const uint16_t* a_bits, const uin
 // ------------------------------------------------------------------------------------------------ fragments
 
 // The operands of a warp, rows of 16 along k: a[16 mi][16], b[8 nj][16].
-constexpr int MOST = 8;  // fragments in each direction
+constexpr int MOST = 8;  // most fragments in each direction
 
 void gather(MmaArguments* const (&lanes)[32], int mi, int nj, uint16_t (*a)[16], uint16_t (*b)[16]) {
   for (u32 lane = 0; lane < 32; ++lane) {
@@ -164,7 +164,8 @@ void gather(MmaArguments* const (&lanes)[32], int mi, int nj, uint16_t (*a)[16],
 }
 
 template <const Format& format, const Rule& rule>
-void multiply_by_rule(MmaArguments* const (&lanes)[32], int mi, int nj, const uint16_t (*a)[16], const uint16_t (*b)[16]) {
+void multiply_by_rule(MmaArguments* const (&lanes)[32], int mi, int nj, const uint16_t (*a)[16],
+                      const uint16_t (*b)[16]) {
   Part pa[16 * MOST], pb[8 * MOST];
   for (int i = 0; i < 16 * mi; ++i) split<format>(a[i], 16, pa[i]);
   for (int j = 0; j < 8 * nj; ++j) split<format>(b[j], 16, pb[j]);
@@ -212,7 +213,8 @@ inline void multiply_rows(const float (*a)[16], const Row* b, Row* d) {
   }
 }
 
-void multiply_exactly(MmaArguments* const (&lanes)[32], Half type, int mi, int nj, const uint16_t (*a)[16], const uint16_t (*b)[16]) {
+void multiply_exactly(MmaArguments* const (&lanes)[32], Half type, int mi, int nj, const uint16_t (*a)[16],
+                      const uint16_t (*b)[16]) {
   alignas(32) float wide_a[16 * MOST][16];
   Row columns[MOST][16];  // [j][k][n]
   for (int i = 0; i < 16 * mi; ++i) {
@@ -239,7 +241,8 @@ void multiply_exactly(MmaArguments* const (&lanes)[32], Half type, int mi, int n
   }
 }
 
-void by_rule(Arithmetic arithmetic, MmaArguments* const (&lanes)[32], int mi, int nj, const uint16_t (*a)[16], const uint16_t (*b)[16]) {
+void by_rule(Arithmetic arithmetic, MmaArguments* const (&lanes)[32], int mi, int nj, const uint16_t (*a)[16],
+             const uint16_t (*b)[16]) {
   const bool half = lanes[0]->type == Half::f16, old = arithmetic == Arithmetic::sm80;
   if (half && old) return multiply_by_rule<F16, SM80>(lanes, mi, nj, a, b);
   if (half) return multiply_by_rule<F16, SM90>(lanes, mi, nj, a, b);

@@ -27,7 +27,9 @@ void Traffic::touch(const void* address, size_t bytes, bool write) {
   Buffer& b = buffers_[last_];
   Sectors& sectors = write ? b.written : b.read;
   const uintptr_t origin = b.begin / SECTOR, end = first + bytes < b.end ? first + bytes : b.end;
-  for (uintptr_t s = first / SECTOR; s * SECTOR < end; ++s) sectors[(s - origin) / 64] |= uint64_t(1) << ((s - origin) % 64);
+  for (uintptr_t s = first / SECTOR; s * SECTOR < end; ++s) {
+    sectors[(s - origin) / 64] |= uint64_t(1) << ((s - origin) % 64);
+  }
 }
 
 uint64_t Traffic::count(Sectors Buffer::* sectors) const {

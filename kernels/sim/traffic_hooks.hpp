@@ -1,8 +1,8 @@
-// Tells the simulator of every load and store of the kernels that include it.
+// Reports every load and store of the kernels that include it to the simulator.
 //
-// g++ with -fsanitize=thread puts a call before every access to memory. These are the functions that it calls,
-// in place of the sanitizer's library, which is not linked: kernels are compiled so to count what they touch, and only
-// then. Included by cuda_builtins.hpp.
+// With -fsanitize=thread, g++ inserts a call before every memory access. These are the called functions, in place of
+// the sanitizer's library, which is not linked. Kernels are compiled in this way only to count what they touch.
+// Included by cuda_builtins.hpp.
 #pragma once
 
 #include "interface.hpp"

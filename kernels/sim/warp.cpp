@@ -1,4 +1,4 @@
-// Warp collectives, asynchronous copies: what interface.hpp promises to kernels.
+// Warp collectives and asynchronous copies, as interface.hpp declares them for kernels.
 #include <algorithm>
 #include <cstring>
 
@@ -38,7 +38,7 @@ void for_lanes(u32 lanes, F f) {
   for (; lanes != 0; lanes &= lanes - 1) f(static_cast<u32>(__builtin_ctz(lanes)));
 }
 
-// The lane that `lane` reads, per the PTX ISA's shfl; its own where the source is out of range.
+// The lane that `lane` reads, by the PTX ISA's shfl; itself if the source is out of range.
 u32 source_lane(u32 lane, const ShuffleArguments& a) {
   const u32 first = lane & ~static_cast<u32>(a.width - 1), last = first + static_cast<u32>(a.width) - 1;
   const u32 argument = static_cast<u32>(a.argument) & 31;
@@ -55,7 +55,7 @@ void shuffle_lanes(Warp& w, u32 lanes) {
   for_lanes(lanes, [&](u32 lane) {
     auto& a = arguments<ShuffleArguments>(w, lane);
     const u32 source = source_lane(lane, a);
-    // A lane that does not take part has no value to give.
+    // A lane outside the mask has no value to give.
     a.result = lanes >> source & 1 ? arguments<ShuffleArguments>(w, source).value : ~u64(0);
   });
 }
@@ -91,8 +91,8 @@ void ballot_lanes(Warp& w, u32 lanes) {
   for_lanes(lanes, [&](u32 lane) { arguments<BallotArguments>(w, lane).result = bits; });
 }
 
-// Lane 8m+r has the address of row r of matrix m; lane l gets of each matrix elements (l/4, 2(l%4)) and the next one in
-// the row, or of the transposed matrix.
+// Lane 8m+r has the address of row r of matrix m. Lane l gets element (l/4, 2(l%4)) of each matrix, or of its
+// transpose, and the next one in the row.
 void load_matrices_of(Warp& w) {
   uint16_t m[4][8][8];
   for (u32 lane = 0; lane < 32; ++lane) memcpy(m[lane / 8][lane % 8], arguments<MatrixArguments>(w, lane).row, 16);
@@ -107,10 +107,11 @@ void load_matrices_of(Warp& w) {
 }
 
 void require_warp(Engine& e, u32 lanes, Op op) {
-  if (lanes != ~0u) e.fail(std::string(op_name(op)) + " needs the whole warp, but lanes " + hex(~lanes) + " have exited");
+  if (lanes == ~0u) return;
+  e.fail(std::string(op_name(op)) + " needs the whole warp, but lanes " + hex(~lanes) + " have exited");
 }
 
-// The offset of `bytes` bytes in the block's shared memory.
+// Fails unless `p` points to `bytes` aligned bytes in the block's shared memory.
 void check_shared(Engine& e, const void* p, u32 bytes, const char* what, const char* file, int line) {
   const int64_t offset = static_cast<const u8*>(p) - e.self().block->shared;
   if (offset < 0 || offset + bytes > e.shared_bytes() || (offset & (bytes - 1)) != 0) {
@@ -146,12 +147,16 @@ void execute(Engine& e, Warp& w, u32 lanes) {
 
 // ------------------------------------------------------------------------------------------------ for kernels
 
-int barrier(Vote vote, int predicate, const char* file, int line) { return engine->barrier(vote, predicate, file, line); }
+int barrier(Vote vote, int predicate, const char* file, int line) {
+  return engine->barrier(vote, predicate, file, line);
+}
 
-unsigned long long shuffle(Shuffle kind, u32 mask, unsigned long long value, int argument, int width, const char* file, int line) {
+unsigned long long shuffle(Shuffle kind, u32 mask, unsigned long long value, int argument, int width, const char* file,
+                           int line) {
   ShuffleArguments a{kind, argument, width, value, 0};
   if (width < 1 || width > 32 || (width & (width - 1)) != 0) {
-    engine->fail("shuffle at " + place(file, line) + ": width " + std::to_string(width) + " is not a power of two up to 32");
+    engine->fail("shuffle at " + place(file, line) + ": width " + std::to_string(width) +
+                 " is not a power of two up to 32");
   }
   engine->collective(Op::shuffle, mask, &a, file, line);
   return a.result;
@@ -190,7 +195,9 @@ void copy_async(void* dst, const void* src, u32 size, u32 bytes, const char* fil
   t.file = file;
   t.line = line;
   check_shared(e, dst, size, "cp.async", file, line);
-  if (bytes > size) e.fail("cp.async at " + place(file, line) + ": " + std::to_string(bytes) + " bytes of " + std::to_string(size));
+  if (bytes > size) {
+    e.fail("cp.async at " + place(file, line) + ": " + std::to_string(bytes) + " bytes of " + std::to_string(size));
+  }
   if (bytes != 0 && (reinterpret_cast<uintptr_t>(src) & (size - 1)) != 0) {
     e.fail("cp.async at " + place(file, line) + ": the global address is not a multiple of " + std::to_string(size));
   }
@@ -219,10 +226,12 @@ void copy_wait(u32 pending, const char* file, int line) {
   if (t.group <= pending) return;
   const u32 done = t.group - pending;
   const auto end = std::find_if(t.copies.begin(), t.copies.end(), [done](const Copy& c) { return c.group >= done; });
-  // There is no order between copies.
+  // Copies complete in no particular order.
   std::reverse(t.copies.begin(), end);
   if (!e.deterministic()) {
-    for (u32 n = static_cast<u32>(end - t.copies.begin()); n > 1; --n) std::swap(t.copies[n - 1], t.copies[e.random().below(n)]);
+    for (u32 n = static_cast<u32>(end - t.copies.begin()); n > 1; --n) {
+      std::swap(t.copies[n - 1], t.copies[e.random().below(n)]);
+    }
   }
   std::for_each(t.copies.begin(), end, finish);
   t.copies.erase(t.copies.begin(), end);

@@ -1,5 +1,5 @@
-// c[M,N] = a[M,K] b[N,K]^T, bf16 to f32: a plain pipelined product, once right and once with each of five planted bugs.
-// It is what SIMULATOR-like tables are made with: which schedule finds which bug.
+// c[M,N] = a[M,K] b[N,K]^T, bf16 to f32: a plain pipelined product, once correct and once with each of five planted
+// bugs, to see which schedule finds which bug.
 //
 // a: bf16[M,K], b: bf16[N,K], 16-byte aligned, K a multiple of 32; c: f32[M,N]. Grid (ceil(N/64), ceil(M/64)),
 // 128 threads, shared memory 2 stages x (64 + 64) x 32 x 2 bytes. FLOPs: 2 M N K.
@@ -16,12 +16,12 @@ enum class Bug { none, lax_wait, no_barrier_before, no_barrier_after, no_column_
 constexpr int TILE = 64, DEPTH = 32, STAGES = 2;
 constexpr int CHUNKS = DEPTH / 8;  // of 16 bytes in a row
 
-// The 16-byte chunk of a row lies where an XOR puts it, so that eight rows of ldmatrix fall into different banks.
+// The 16-byte chunks of a row are permuted by an XOR, so that the eight rows of an ldmatrix fall into different banks.
 __device__ __forceinline__ bf16* chunk(bf16* tile, int row, int c) {
   return tile + (row * CHUNKS + (c ^ (row >> 1 & (CHUNKS - 1)))) * 8;
 }
 
-// Copies rows first..first+64 of x[rows,k], columns from k0 on.
+// Copies rows first..first+64 of x[rows,k], DEPTH columns from k0 on.
 template <bool guarded>
 __device__ void load_tile(bf16* tile, const bf16* x, int first, int rows, int k, int k0) {
   for (int i = threadIdx.x; i < TILE * CHUNKS; i += 128) {

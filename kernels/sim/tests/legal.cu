@@ -1,4 +1,4 @@
-// Kernels that use what the simulator offers as CUDA allows it; results are compared with plain loops.
+// Kernels that use the simulator's features as CUDA allows; results are compared with plain loops.
 // x, y: u32[n], one block of 64 threads unless a kernel says otherwise; shared memory as the test asks.
 #include "common/dtype.cuh"
 
@@ -30,7 +30,7 @@ __device__ void block_sum(const LegalParams& p) {
 }
 KERNEL(sim_test_block_sum, LegalParams, 64, 1, block_sum)
 
-// Every collective once; 16 words of results a thread.
+// Every collective once; 16 words of results per thread.
 __device__ void collectives(const LegalParams& p) {
   const u32 i = threadIdx.x, v = x_of(p)[i], all = 0xffffffff;
   u32* y = y_of(p) + i * 16;
@@ -59,7 +59,7 @@ __device__ void collectives(const LegalParams& p) {
 }
 KERNEL(sim_test_collectives, LegalParams, 64, 1, collectives)
 
-// A ticket counter: the last block sums what the others left. Grid n, x has one word a block, y: result, counter.
+// A ticket counter: the last block sums the words of all. Grid n; x: one word per block; y: result, counter, words.
 __device__ void last_block(const LegalParams& p) {
   SHARED(u32, last);
   u32* y = y_of(p);
@@ -77,7 +77,7 @@ __device__ void last_block(const LegalParams& p) {
 }
 KERNEL(sim_test_last_block, LegalParams, 64, 1, last_block)
 
-// Thread i turns words 2i and 2i + 1 of x, as floats, into pairs; four words of results a thread.
+// Thread i packs words 2i and 2i + 1 of x, as floats, into pairs; four words of results per thread.
 __device__ void pairs(const LegalParams& p) {
   const float low = __uint_as_float(x_of(p)[2 * threadIdx.x]), high = __uint_as_float(x_of(p)[2 * threadIdx.x + 1]);
   u32* y = y_of(p) + 4 * threadIdx.x;
@@ -88,7 +88,7 @@ __device__ void pairs(const LegalParams& p) {
 }
 KERNEL(sim_test_pairs, LegalParams, 64, 1, pairs)
 
-// What a block finds in its shared memory and what the tail of a partial copy holds.
+// The initial shared memory of a block, then the tail of a partial copy.
 __device__ void partial_copy(const LegalParams& p) {
   SHARED(u32, s);
   if (threadIdx.x < 4) y_of(p)[threadIdx.x] = s[threadIdx.x];
@@ -149,7 +149,7 @@ __device__ void multiply(const LegalParams& p) {
 KERNEL(sim_test_multiply_f16, LegalParams, 32, 1, (multiply<ptx::F16, 2, 3>))
 KERNEL(sim_test_multiply_bf16, LegalParams, 32, 1, (multiply<ptx::BF16, 1, 4>))
 
-// Two approximate results a thread, of x as f32.
+// Two approximate results per thread, of x as f32.
 __device__ void approximate(const LegalParams& p) {
   const float v = __uint_as_float(x_of(p)[threadIdx.x]);
   y_of(p)[2 * threadIdx.x] = __float_as_uint(expf(v));
@@ -157,7 +157,7 @@ __device__ void approximate(const LegalParams& p) {
 }
 KERNEL(sim_test_approximate, LegalParams, 64, 1, approximate)
 
-// Where the shared memory of each block lies modulo 1024.
+// The address of each block's shared memory, modulo 1024.
 __device__ void alignment(const LegalParams& p) {
   SHARED(u8, s);
   if (threadIdx.x == 0) y_of(p)[blockIdx.x] = u32(reinterpret_cast<u64>(s) % 1024);

@@ -1,4 +1,4 @@
-// Kernels that do what the simulator must report, one each.
+// Kernels with one error each, which the simulator must report.
 // x, y: u32[n]; one block of 64 threads; 256 bytes of shared memory.
 #include "common/kernel.cuh"
 #include "common/vec.cuh"
@@ -108,7 +108,7 @@ __device__ void matrix_after_exit(const MisuseParams&) {
 }
 KERNEL(sim_test_matrix_after_exit, MisuseParams, 64, 1, matrix_after_exit)
 
-// Block 0 waits for a flag that block 1 would set, were it certain to run.
+// Block 0 waits for a flag that block 1 would set, but block 1 is not certain to run.
 __device__ void spin(const MisuseParams& p) {
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     while (atomicAdd(y_of(p), 0u) == 0) {  // line: spin

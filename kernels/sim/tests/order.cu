@@ -10,7 +10,7 @@ static_assert(sizeof(OrderParams) == 24, "as in tests/suite/sim.rs");
 
 __device__ u32* y_of(const OrderParams& p) { return reinterpret_cast<u32*>(p.y) + blockIdx.x * 64; }
 
-// Each thread reads what its neighbour has written, without a barrier between.
+// Each thread reads what its neighbour has written, without a barrier in between.
 template <int distance>
 __device__ void read_neighbour(const OrderParams& p) {
   SHARED(u32, s);
