@@ -1,5 +1,5 @@
-//! Reads the table of kernels, and compiles them: for GPUs with nvcc where it is found, for the simulator with the
-//! host's C++ compiler.
+//! Reads the table of kernels and compiles them: for GPUs with nvcc, if it is found; for the simulator with the host's
+//! C++ compiler.
 
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 #[path = "build/arch.rs"]

@@ -1,11 +1,11 @@
-//! The one table of GPU targets: what nvcc compiles every kernel for.
+//! The only table of GPU targets, for which nvcc compiles the kernels.
 //!
-//! A new generation of GPUs is a row here, a variant of `device::Arch` and, only where they pay, `smNN_*.cu` files.
+//! A new generation of GPUs is a row here, a variant of `device::Arch` and, only if they pay off, `smNN_*.cu` files.
 
-/// One thing that nvcc makes of a kernel file.
+/// A target for which nvcc compiles a kernel file.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// What is made: machine code `sm_NN`, or PTX `compute_NN` that a driver compiles for other chips.
+    /// The output: machine code `sm_NN`, or PTX `compute_NN` that a driver compiles for other chips.
     pub code: &'static str,
     /// The virtual architecture that the source is compiled for.
     pub compute: &'static str,
@@ -13,8 +13,8 @@ pub struct Target {
     pub family: u32,
 }
 
-/// Machine code for A100 and its kin and for Hopper; PTX for every later chip. The PTX of `compute_90a` runs on no
-/// other chip than its own, so the PTX that is kept is the older one.
+/// Machine code for the A100 family and for Hopper; PTX for every later chip. The PTX of `compute_90a` runs only on
+/// its own chip, so the older PTX is kept.
 pub const TARGETS: &[Target] = &[
     Target { code: "sm_80", compute: "compute_80", family: 80 },
     Target { code: "sm_90a", compute: "compute_90a", family: 90 },
@@ -27,13 +27,13 @@ impl Target {
         format!("arch={},code={}", self.compute, self.code)
     }
 
-    /// Whether the kernel file with this name (`fwd.cu`, `sm90_fwd.cu`) is compiled for it.
+    /// True if the kernel file of this name (`fwd.cu`, `sm90_fwd.cu`) is compiled for this target.
     pub fn takes(&self, file_name: &str) -> bool {
         family(file_name).is_none_or(|family| family == self.family)
     }
 }
 
-/// NN of a file named `smNN_*.cu`.
+/// The NN of a file named `smNN_*.cu`.
 pub fn family(file_name: &str) -> Option<u32> {
     file_name.strip_prefix("sm")?.split_once('_')?.0.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! Compiles every kernel file to one fatbin and writes the Rust file that embeds them.
+//! Compiles every kernel file to a fatbin and writes the Rust file that embeds the fatbins.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,20 +13,20 @@ use super::table::{sources, write_if_changed};
 /// The flags of every compilation.
 const FLAGS: &[&str] = &["-std=c++17", "-O3", "-Xptxas", "-v", "-I", "kernels"];
 
-/// Variables that change what nvcc does.
+/// Environment variables that change what nvcc does.
 const NVCC_VARIABLES: &[&str] = &["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
 
-/// What became of one kernel file.
+/// A compiled kernel file.
 struct Compiled {
     /// `conv2d/fwd`.
     name: String,
     fatbin: PathBuf,
-    /// The source and every header of it.
+    /// The source and all its headers.
     dependencies: Vec<PathBuf>,
     usage: Vec<Usage>,
 }
 
-/// What ptxas tells of one entry point on one target.
+/// What ptxas reports about one entry point on one target.
 #[derive(Default)]
 struct Usage {
     kernel: String,
@@ -37,7 +37,7 @@ struct Usage {
     spill_bytes: u32,
 }
 
-/// Embeds the kernels, or nothing where there is no nvcc; the error is what to print before the build fails.
+/// Embeds the kernels, or nothing without nvcc; the error is the text to print before the build fails.
 pub fn build() -> Result<(), String> {
     for variable in nvcc::VARIABLES.iter().chain(NVCC_VARIABLES) {
         println!("cargo:rerun-if-env-changed={variable}");
@@ -53,13 +53,13 @@ pub fn build() -> Result<(), String> {
             println!("cargo:rerun-if-changed={}", nvcc.path.display());
             let targets: Vec<Target> = TARGETS.iter().copied().filter(|t| nvcc::knows(&nvcc, t.code)).collect();
             if targets.is_empty() {
-                return Err(format!("{} {} knows none of the GPU targets", nvcc.path.display(), nvcc.version));
+                return Err(format!("{} {} supports none of the GPU targets", nvcc.path.display(), nvcc.version));
             }
             let compiled = compile_all(&nvcc, &targets, &sources, &out.join("fatbins"))?;
             let dependencies: BTreeSet<&PathBuf> = compiled.iter().flat_map(|c| &c.dependencies).collect();
             dependencies.iter().for_each(|path| println!("cargo:rerun-if-changed={}", path.display()));
             for Usage { kernel, target, .. } in compiled.iter().flat_map(|c| &c.usage).filter(|u| u.spill_bytes > 0) {
-                // Slower, but right: another nvcc than that of ci/requirements-nvcc.txt must not fail a user's build.
+                // Slower but correct: an nvcc other than in ci/requirements-nvcc.txt must not fail a user's build.
                 println!("cargo:warning=nvcc {} spills registers of {kernel} for {target}", nvcc.version);
             }
             embed(Some(&nvcc), &targets, &compiled)?
@@ -68,7 +68,7 @@ pub fn build() -> Result<(), String> {
     write_if_changed(&out.join("embedded.rs"), &generated)
 }
 
-/// Compiles `sources` on as many threads as cargo allows; the error holds nvcc's text for every file that failed.
+/// Compiles `sources` on as many threads as cargo allows; the error holds nvcc's output for every file that failed.
 fn compile_all(nvcc: &Nvcc, targets: &[Target], sources: &[PathBuf], out: &Path) -> Result<Vec<Compiled>, String> {
     std::fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
     let jobs = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
@@ -93,7 +93,7 @@ fn compile_all(nvcc: &Nvcc, targets: &[Target], sources: &[PathBuf], out: &Path)
     Ok(compiled)
 }
 
-/// Compiles one file, or takes what an earlier run left if nothing that went into it has changed.
+/// Compiles one file, or reuses the result of an earlier run if no input has changed.
 fn compile(nvcc: &Nvcc, targets: &[Target], source: &Path, out: &Path) -> Result<Compiled, String> {
     let inner = source.strip_prefix("kernels").unwrap_or(source).with_extension("");
     let name = inner.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/");
@@ -127,14 +127,14 @@ fn compile(nvcc: &Nvcc, targets: &[Target], source: &Path, out: &Path) -> Result
     Ok(Compiled { name, fatbin, dependencies, usage: usage(&read(&log).unwrap_or_default()) })
 }
 
-/// The files of a depfile, `out : source header \ ...`.
+/// The dependencies in a depfile, `out : source header \ ...`.
 fn dependencies(depfile: &str) -> Vec<PathBuf> {
     let list = depfile.split_once(" : ").or_else(|| depfile.split_once(": ")).map_or("", |(_, list)| list);
     let list = list.replace("\\\n", " ").replace("\\\r\n", " ").replace("\\ ", "\0");
     list.split_whitespace().map(|path| PathBuf::from(path.replace('\0', " "))).collect()
 }
 
-/// A digest of the settings and of the content of every file; `None` where one cannot be read.
+/// A digest of the settings and of the content of every file; `None` if a file cannot be read.
 fn digest(settings: &str, files: &[PathBuf]) -> Option<String> {
     let mut hash = 0xcbf2_9ce4_8422_2325u64; // FNV-1a
     let mut add = |bytes: &[u8]| bytes.iter().for_each(|&b| hash = (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
@@ -146,7 +146,7 @@ fn digest(settings: &str, files: &[PathBuf]) -> Option<String> {
     Some(format!("{hash:016x}"))
 }
 
-/// Reads what `ptxas -v` printed.
+/// Parses the output of `ptxas -v`.
 fn usage(log: &str) -> Vec<Usage> {
     let number_before = |line: &str, what: &str| -> u32 {
         let before = line.split(what).next().filter(|before| before.len() < line.len()).unwrap_or_default();
@@ -199,20 +199,20 @@ fn embed(nvcc: Option<&Nvcc>, targets: &[Target], compiled: &[Compiled]) -> Resu
     let version = nvcc.map(|n| n.version.as_str());
     let _ = writeln!(
         text,
-        "/// The release of the nvcc that made the kernels.\npub static TOOLKIT: Option<&str> = {version:?};"
+        "/// The release of the nvcc that compiled the kernels.\npub static TOOLKIT: Option<&str> = {version:?};"
     );
     let _ = writeln!(text, "/// How to get a build with kernels.\npub static REMEDY: &str = {:?};", nvcc::REMEDY);
-    let _ = writeln!(text, "/// What every kernel was compiled for.\npub static TARGETS: &[&str] = &{codes:?};");
+    let _ = writeln!(text, "/// The targets of every kernel.\npub static TARGETS: &[&str] = &{codes:?};");
     let _ =
         writeln!(text, "/// Every kernel file and its fatbin.\npub static FATBINS: &[(&str, &[u8])] = &[\n{images}];");
     let _ = writeln!(
         text,
-        "/// Every entry point and its file's place in [`FATBINS`], in order of name.\n\
+        "/// Every entry point and its file's index in [`FATBINS`], in order of name.\n\
          pub static ENTRIES: &[(&str, usize)] = &{entries:?};"
     );
     let _ = writeln!(
         text,
-        "/// What ptxas told of every entry point on every target.\npub static USAGE: &[Usage] = &[\n{usage}];"
+        "/// What ptxas reported about every entry point on every target.\npub static USAGE: &[Usage] = &[\n{usage}];"
     );
     Ok(text)
 }

@@ -1,10 +1,10 @@
-//! Finds nvcc. Asks no GPU and fetches nothing.
+//! Finds nvcc. Needs no GPU and downloads nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Every variable that the search reads.
+/// Every environment variable that the search reads.
 pub const VARIABLES: &[&str] =
     &["RESIDUUM_NVCC", "NVCC", "PATH", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX"];
 
@@ -23,13 +23,13 @@ pub struct Nvcc {
 }
 
 /// The first nvcc of `RESIDUUM_NVCC`, `NVCC`, `PATH`, `CUDA_HOME`, `CUDA_PATH`, the active Python's packages and the
-/// toolkit's usual places: `/usr/local/cuda`, the newest `/usr/local/cuda-*`, `/opt/cuda`. `None` where there is none,
-/// or where `RESIDUUM_NVCC` is `none`. Fails where `RESIDUUM_NVCC` names a program that does not run.
+/// toolkit's usual places: `/usr/local/cuda`, the newest `/usr/local/cuda-*`, `/opt/cuda`. `None` if there is none or
+/// `RESIDUUM_NVCC` is `none`. Fails if `RESIDUUM_NVCC` names a program that does not run.
 pub fn find() -> Result<Option<Nvcc>, String> {
     find_with(&|name| std::env::var_os(name), Path::new("/"))
 }
 
-/// [`find`] where `variable` tells the variables, and toolkits are installed below `root`.
+/// [`find`] with the environment `variable` and with toolkits installed below `root`.
 pub fn find_with(variable: &dyn Fn(&str) -> Option<OsString>, root: &Path) -> Result<Option<Nvcc>, String> {
     let variable = |name: &str| variable(name).filter(|v| !v.is_empty());
     if let Some(asked) = variable("RESIDUUM_NVCC") {
@@ -62,7 +62,7 @@ fn candidates(var: &dyn Fn(&str) -> Option<OsString>, root: &Path) -> Vec<PathBu
     found
 }
 
-/// Where NVIDIA's installers and distributions put the toolkit: the chosen one, then the newest first.
+/// Where NVIDIA's installers and distributions put the toolkit: the selected one, then the newest first.
 fn toolkits(root: &Path) -> Vec<PathBuf> {
     let local = root.join("usr").join("local");
     let release = |folder: &PathBuf| -> Option<Vec<u32>> {
@@ -77,7 +77,7 @@ fn toolkits(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// `lib/python3.N/site-packages` under `prefix`, and the places where other systems put it.
+/// `lib/python3.N/site-packages` below `prefix`, and its equivalents on other systems.
 fn site_packages(prefix: &Path) -> Vec<PathBuf> {
     let mut found = vec![prefix.join("Lib").join("site-packages")];
     for python in children(&prefix.join("lib"), "python3") {
@@ -110,11 +110,11 @@ fn probe(path: &Path) -> Result<Nvcc, String> {
         .map(|(_, version)| version.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect::<String>());
     match version {
         Some(version) if output.status.success() => Ok(Nvcc { path: path.to_path_buf(), version }),
-        _ => Err(format!("{shown} --version tells no release: {}", text.trim())),
+        _ => Err(format!("{shown} --version prints no release: {}", text.trim())),
     }
 }
 
-/// Whether `nvcc` can make machine code for `code`; nvcc lists `sm_90` and knows `sm_90a` from release 12.0 on.
+/// True if `nvcc` can compile for `code`; nvcc lists `sm_90` and supports `sm_90a` from release 12.0 on.
 pub fn knows(nvcc: &Nvcc, code: &str) -> bool {
     let Ok(output) = Command::new(&nvcc.path).arg("--list-gpu-code").output() else { return true };
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 /// Compiles every `kernels/**/*.cu` and the simulator into one static library, and the simulator's own test kernels
-/// into another that only integration tests link.
+/// into one that only integration tests link.
 pub fn build() {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(env::var("OUT_DIR").expect("set by cargo"));
@@ -34,7 +34,7 @@ pub fn build() {
     println!("cargo:rustc-link-lib=static:+whole-archive,-bundle=residuum_sim");
     println!("cargo:rustc-link-lib=stdc++");
     println!("cargo:rustc-link-lib=dl");
-    // Kernels of a shared object that RESIDUUM_SIM_KERNELS names call the simulator in the test binary.
+    // Kernels in the shared object that RESIDUUM_SIM_KERNELS names call the simulator in the test binary.
     println!("cargo:rustc-link-arg-tests=-rdynamic");
     let library = out.join("libresiduum_sim_tests.a");
     for argument in ["--whole-archive", &library.display().to_string(), "--no-whole-archive"] {
@@ -42,7 +42,7 @@ pub fn build() {
     }
 }
 
-/// A C++ file that includes `kernel` in a namespace of its own: kernels may use the same names for different things.
+/// Writes a C++ file that includes `kernel` in its own namespace: kernels may use one name for different things.
 fn wrap(kernel: &Path, kernels: &Path, out: &Path) -> PathBuf {
     let name = kernel.strip_prefix(kernels).expect("below kernels/").display().to_string();
     let wrapper = out.join(format!("sim_{}.cpp", name.replace(['/', '\\', '.'], "_")));
@@ -53,13 +53,13 @@ fn wrap(kernel: &Path, kernels: &Path, out: &Path) -> PathBuf {
     wrapper
 }
 
-/// The host's C++ compiler. It compiles only what has changed: the kernels are many.
+/// The host's C++ compiler. It compiles only what has changed, since there are many kernels.
 struct Compiler<'a> {
     build: cc::Build,
     tool: cc::Tool,
     kernels: &'a Path,
     out: &'a Path,
-    /// Whether the objects of an earlier build were made by the same command.
+    /// True if an earlier build made its objects with the same command.
     same: bool,
 }
 
@@ -76,7 +76,7 @@ impl<'a> Compiler<'a> {
             build.flag("-mfma").flag("-mavx2").flag("-mf16c");
         }
         let tool = build.get_compiler();
-        // Left for `tests/mutants` too: the command, an argument a line.
+        // `tests/mutants` reads this file, too: the command, one argument per line.
         let arguments = tool.args().iter().map(|a| a.to_string_lossy());
         let command = std::iter::once(tool.path().to_string_lossy()).chain(arguments).collect::<Vec<_>>().join("\n");
         let file = out.join("sim_compiler.txt");
@@ -85,7 +85,7 @@ impl<'a> Compiler<'a> {
         Self { build, tool, kernels, out, same }
     }
 
-    /// A static library of those files.
+    /// Compiles the files into a static library.
     fn library(&self, sources: &[PathBuf], name: &str) {
         let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
         let next = AtomicUsize::new(0);
@@ -101,7 +101,7 @@ impl<'a> Compiler<'a> {
         self.build.clone().objects(sources.iter().map(|s| self.made(s, "o"))).compile(name);
     }
 
-    /// Where what is made of `source` lies.
+    /// The path of the output for `source`.
     fn made(&self, source: &Path, extension: &str) -> PathBuf {
         self.out.join(source.file_name().expect("a file")).with_extension(extension)
     }
@@ -129,19 +129,19 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// Whether `object` is newer than all that `depfile` says it was made of, `source` and files of these `kernels` among
-/// it: a build folder that two checkouts share, or that was copied, names the other one's files.
+/// True if `object` is newer than all its inputs in `depfile`, and they include `source` and files of these `kernels`:
+/// a build folder that was copied, or that two checkouts share, may name the other's files.
 fn is_fresh(source: &Path, object: &Path, depfile: &Path, kernels: &Path) -> bool {
     let changed = |path: &Path| -> Option<SystemTime> { fs::metadata(path).and_then(|m| m.modified()).ok() };
     let (Some(made), Ok(text)) = (changed(object), fs::read_to_string(depfile)) else { return false };
     let Some((_, parts)) = text.split_once(':') else { return false };
-    // A path with a space in it is no path here: then the object is never fresh.
+    // A path with a space is not parsed, so its object is never fresh.
     let parts: Vec<&Path> = parts.split_whitespace().filter(|&p| p != "\\").map(Path::new).collect();
     let ours = parts.first() == Some(&source) && parts.iter().any(|part| part.starts_with(kernels));
     ours && parts.iter().all(|part| changed(part).is_some_and(|time| time < made))
 }
 
-/// Every file below `folder` with that extension, sorted.
+/// Every file below `folder` with the extension, sorted.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

@@ -1,8 +1,8 @@
 //! Reads the table of kernels: the `KERNEL` lines of `kernels/**/*.cu`, as text, so that a build without nvcc has it.
 //!
 //! `KERNEL(conv2d_fwd_bf16_128x64_packed, GatherParams, 128, 3, (fwd_packed<bf16, Tile128x64>))` is all that the host
-//! knows of that entry. What chooses a kernel goes by its name, what runs by its arguments, so both must say the same
-//! dtype, tiles, access and threads; a line where they do not fails the build.
+//! knows about that entry. The host chooses by name, but the arguments decide what runs, so both must agree on dtype,
+//! tiles, access and threads; a line in which they differ fails the build.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -15,22 +15,22 @@ use super::arch::{family, TARGETS};
 pub struct Row {
     /// The entry point: `<op>_<pass>_<dtype>[_<M>x<N>]..[_<form>][_sm<NN>]`.
     pub name: String,
-    /// The name with `*` for the dtype, without tiles, the access of tiles and the family: `conv2d_fwd_*`. Entries of a
-    /// kind compute the same; one of them is chosen.
+    /// The name with `*` for the dtype and without tiles, their access and the family: `conv2d_fwd_*`. All entries of a
+    /// kind compute the same result; one of them is chosen.
     pub kind: String,
     /// `f32`, `f16` or `bf16`.
     pub dtype: String,
-    /// Of each tile its rows and columns, the bytes of a row in a stage, and its stages, as `using` defines it.
+    /// Rows, columns, bytes per row of a stage, and stages of each tile, as `using` defines it.
     pub tiles: Vec<[usize; 4]>,
     /// How tiles are loaded: `vector`, `packed`, `stem` or `scalar`; empty without tiles.
     pub access: String,
-    /// The family of GPUs that its file is for, of `smNN_*.cu`.
+    /// The GPU family NN, if its file is named `smNN_*.cu`.
     pub family: Option<u32>,
     /// The struct of its parameters, without template arguments.
     pub params: String,
-    /// The bytes of that struct, which a `static_assert` states.
+    /// The size of that struct in bytes, as a `static_assert` states.
     pub params_bytes: usize,
-    /// Threads in a block.
+    /// Threads per block.
     pub threads: usize,
 }
 
@@ -41,7 +41,7 @@ pub fn build() -> Result<(), String> {
     write_if_changed(&out.join("kernels.rs"), &generate(&read(Path::new("kernels"))?))
 }
 
-/// Every `.cu` file under `folder` that a GPU runs, in order of name.
+/// Every `.cu` file below `folder` that a GPU runs, in order of name.
 pub fn sources(folder: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -86,7 +86,7 @@ pub fn read(kernels: &Path) -> Result<Vec<Row>, String> {
 
 /// A kernel file.
 struct File {
-    /// What its entries' names may begin with: its folders, and its own name.
+    /// The beginnings that its entries' names may have: its folders, and its own name.
     places: Vec<String>,
     family: Option<u32>,
     /// Without comments.
@@ -106,7 +106,7 @@ impl File {
         Ok(Self { places, family: family(&name(Some(path))), text: without_comments(path)?, scope })
     }
 
-    /// The row of a line with `arguments`, or what is wrong with it.
+    /// The row of a line with `arguments`, or the problem with it.
     fn row(&self, arguments: &[String]) -> Result<Row, String> {
         let [name, params, threads, _, body] = arguments else {
             return Err(format!("KERNEL takes 5 arguments, found {}", arguments.len()));
@@ -117,7 +117,7 @@ impl File {
             name: name.clone(),
             params_bytes: self
                 .size(params)
-                .ok_or(format!("{name}: no `static_assert(sizeof({params}) == ..` is in sight"))?,
+                .ok_or(format!("{name}: no `static_assert(sizeof({params}) == ..` in its file or headers"))?,
             params: words(params)[0].into(),
             threads: self.number(threads).ok_or(format!("{name}: {threads} is not a number of threads"))?,
             dtype: says.dtype,
@@ -129,7 +129,7 @@ impl File {
         Ok(row)
     }
 
-    /// Whether the name, which names `sizes` of tiles, says what the arguments do; takes the tiles from them.
+    /// Checks that the name, which has tiles of `sizes`, agrees with the arguments; takes the row's tiles from these.
     fn check(&self, row: &mut Row, sizes: &[[usize; 2]], [params, body]: [&str; 2]) -> Result<(), String> {
         if !self.places.iter().any(|place| row.name.starts_with(&format!("{place}_"))) {
             return Err(format!("it begins with none of {}", self.places.join(", ")));
@@ -162,16 +162,16 @@ impl File {
         Ok(())
     }
 
-    /// The arguments of the tile that `using` names so: M, N, warps along each, bytes of a row, stages.
+    /// The arguments of the tile that `using` calls `name`: M, N, warps along each, bytes per row, stages.
     fn tile(&self, name: &str) -> Result<[usize; 6], String> {
         let tile = |line: &String| -> Option<[usize; 6]> {
             let list = line.strip_prefix(&format!("using {name} = Tile<"))?.split('>').next()?;
             list.split(',').filter_map(|n| n.trim().parse().ok()).collect::<Vec<_>>().try_into().ok()
         };
-        self.scope.iter().find_map(tile).ok_or(format!("no `using {name} = Tile<..` is in sight"))
+        self.scope.iter().find_map(tile).ok_or(format!("no `using {name} = Tile<..` in its file or headers"))
     }
 
-    /// The number that `text` is, or that a `constexpr` of this name has.
+    /// The number `text`, or the value of the `constexpr` of this name.
     fn number(&self, text: &str) -> Option<usize> {
         let constant = |line: &String| -> Option<usize> {
             let (_, value) = line.strip_prefix("constexpr ")?.split_once(&format!(" {text} = "))?;
@@ -180,7 +180,7 @@ impl File {
         text.parse().ok().or_else(|| self.scope.iter().find_map(constant))
     }
 
-    /// The bytes of a struct, of any element type, that a `static_assert` states of it or of what `using` names so.
+    /// The size in bytes that a `static_assert` states for a struct, with any element type, or for a `using` alias.
     fn size(&self, params: &str) -> Option<usize> {
         let name = words(params)[0];
         let alias =
@@ -216,13 +216,13 @@ fn without_comments(path: &Path) -> Result<String, String> {
     Ok(text.lines().map(|line| line.split("//").next().unwrap_or_default().trim_end()).collect::<Vec<_>>().join("\n"))
 }
 
-/// The number of every `KERNEL` line and its arguments.
+/// The line number and the arguments of every `KERNEL`.
 fn kernel_lines(text: &str) -> Vec<(usize, Vec<String>)> {
     let starts = text.match_indices("KERNEL(").filter(|&(at, _)| at == 0 || text[..at].ends_with(['\n', ' ', ')']));
     starts.map(|(at, word)| (1 + text[..at].matches('\n').count(), arguments(&text[at + word.len()..]))).collect()
 }
 
-/// What stands before the closing parenthesis, cut at the commas outside all others, as the preprocessor does.
+/// The text before the closing parenthesis, split at top-level commas, as the preprocessor does.
 fn arguments(text: &str) -> Vec<String> {
     let (mut found, mut depth) = (vec![String::new()], 0);
     for c in text.chars() {
@@ -246,8 +246,8 @@ fn words(text: &str) -> Vec<&str> {
     text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect()
 }
 
-/// How a body over tiles loads its operands: its function's name says packed or stem, its last argument whether others
-/// take 16 bytes at once.
+/// How a body over tiles loads its operands: its function's name says packed or stem; for others, its last argument
+/// says whether accesses are 16 bytes wide.
 fn access(body: &str) -> &'static str {
     let words = words(body);
     let (function, last) = (words.first().copied().unwrap_or_default(), words.last().copied().unwrap_or_default());

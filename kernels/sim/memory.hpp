@@ -41,8 +41,8 @@ class SharedArena {
  public:
   static constexpr size_t ALIGNMENT = 128, REDZONE = 256, MOST_SHIFT = 7;
   bool reserve(size_t limit);
-  // Poisons and returns the memory of a block that asked for `bytes`. It ends, up to its alignment, at the guard page or
-  // `shift` times the alignment before it; `shift` is at most MOST_SHIFT.
+  // Poisons and returns the memory of a block that asked for `bytes`. It ends, up to its alignment, at the guard page
+  // or `shift` times the alignment before it; `shift` is at most MOST_SHIFT.
   unsigned char* reset(size_t bytes, size_t shift);
   // Empty, or the byte outside that was written.
   std::string check() const;
