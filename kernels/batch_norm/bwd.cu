@@ -56,7 +56,7 @@ struct Bwd {
 };
 static_assert(sizeof(Bwd<float>) == 144, "as in src/ops/batch_norm/launch.rs");
 
-// Loads dy of a strip and zeroes it wherever the ReLU output 0.
+// Loads dy of a strip and zeroes it where the ReLU's output is 0.
 template <typename T, int V>
 __device__ __forceinline__ void load_dy(float (&dy)[V], const T* from, const T* y, int n, u32 wide) {
   load_strip<T, V>(dy, from, n, wide);

@@ -5,7 +5,7 @@
 //           the reduction (launch/choose.rs) depend only on the shape, and conv2d_reduce adds them in order: the same
 //           bits in every run. f16 and bf16 promote their sums every 256 products.
 // Grid      x: column tiles, groups, row tiles (columns fastest); y: 1; z: splits of the reduction.
-// Threads   the tile's, 128 or 256. Shared memory: the stages or the finished tile.
+// Threads   128 or 256, set by the tile. Shared memory: the stages or the finished tile.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: dy, x, dw once each (dw twice if added to); each split writes and reads
 //           K*R*S*C/G floats.
 // Entries   *_packed compute several narrow groups as one, need 16-byte accesses to dy and x, and store only the blocks

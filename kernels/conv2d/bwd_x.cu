@@ -6,7 +6,7 @@
 //           over k = (r, s, k) of the taps that reach it. At stride 2, 4, 2, 2 and 1 taps of a 3x3 kernel reach the
 //           four residues: no product with the zeros between strides (GTC 2022, S41996). Without a tap, dx is zero.
 // Grid      x: column tiles, groups, row tiles (columns fastest) of the largest residue; y: residues; z: splits.
-// Threads   the tile's, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
+// Threads   128 or 256, set by the tile. Shared memory: the stages or the finished tile, and a table of rows.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs, padding included; bytes: dy, w, dx once each (dx twice if added to); each split
 //           writes and reads N*H*W*C floats.
 // Entries   *_packed compute several narrow groups as one (packed.cuh) and need 16-byte accesses to dy; *_scalar take

@@ -6,7 +6,7 @@
 // Method    implicit GEMM: M = N*P*Q rows, N = K/G columns, a reduction over k = (r, s, c) of R*S*C/G. Rows of x are
 //           gathered while they are copied to shared memory (Chetlur et al., cuDNN, arXiv 1410.0759).
 // Grid      x: column tiles, groups, row tiles (columns fastest); y: 1; z: splits of the reduction.
-// Threads   the tile's, 128 or 256. Shared memory: the stages or the finished tile, and a table of rows.
+// Threads   128 or 256, set by the tile. Shared memory: the stages or the finished tile, and a table of rows.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each; each split writes and reads N*P*Q*K
 //           floats. With p groups packed, each also multiplies the zeros of the others: p times the products.
 // Entries   *_packed compute several narrow groups as one (packed.cuh) and need 16-byte accesses to x; *_stem need an x

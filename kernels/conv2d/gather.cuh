@@ -1,4 +1,4 @@
-// What a block of fwd or bwd_x does: decode its rows, reduce over taps and channels, write.
+// One block of fwd or bwd_x: decodes its rows, reduces over taps and channels, and writes its tile.
 #pragma once
 
 #include "conv2d/epilogue.cuh"

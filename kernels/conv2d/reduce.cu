@@ -2,7 +2,7 @@
 // convolution whose reduction is split, and of the bias gradient.
 //
 // Tensors   partial[splits][rows][cols] in f32; out in f32, f16 or bf16, `out_stride` elements from row to row; the
-//           epilogue is that of fwd, with scale[cols], shift[cols] and residual[rows][cols].
+//           epilogue is fwd's, with scale[cols], shift[cols] and residual[rows][cols].
 // Grid      x: blocks of 256 consecutive results. Threads: 256, one result each. Shared memory: none.
 // Counted   (splits - 1) * rows * cols FLOPs; bytes: partial once, out once (twice if added to).
 #include "conv2d/epilogue.cuh"

@@ -1,4 +1,4 @@
-// What a block of bwd_w does: reduce over output pixels, write.
+// One block of bwd_w: reduces over output pixels and writes its tile.
 #pragma once
 
 #include "conv2d/epilogue.cuh"

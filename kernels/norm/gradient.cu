@@ -1,6 +1,6 @@
 // The gradient epilogue as a pass of its own, for a dz whose producer cannot run it: the gradient through a ReLU, and
 // the sums that the batch norms before it need.
-//   v = dz (+ g), or 0 where the ReLU output 0;  g = v, or with `scaled` scale v (+ g)
+//   v = dz (+ g), or 0 where the ReLU's output is 0;  g = v, or with `scaled` scale v (+ g)
 //   for each band of rows and each channel: sum v, sum v (y - mean) for one or two batch norms
 //
 // Tensors   dz, y, g: m rows of C channels in T, any pixel stride, 16-byte aligned if strips.wide is set; bits: m rows

@@ -56,7 +56,7 @@ struct GradientStrip {
   // True if y and mean of the i-th batch norm may be read.
   __device__ __forceinline__ bool reads(int i) const { return i > 0 || open; }
 
-  // Zeroes v wherever the ReLU output 0.
+  // Zeroes v where the ReLU's output is 0.
   __device__ __forceinline__ void mask(float (&v)[V], const float (&y)[V], const Epilogue<T>& e, i64 row) const {
     if constexpr (SIGNS) {
       const u32 byte = n > 0 ? e.bits[row * e.bits_stride + channel / 8] >> channel % 8 : 0;

@@ -1,6 +1,6 @@
 // The gradient of pooling and the gradient epilogue of the ReLU and batch norms before it, in one pass.
 //   dz = the gradient of the pooling, gathered as in avg.cu, max.cu; then as in kernels/norm/gradient.cu:
-//   v = dz (+ dx), or 0 where the ReLU output 0;  dx = v, or with `scaled` scale v (+ dx); sums of v, v (y - mean)
+//   v = dz (+ dx), or 0 where the ReLU's output is 0;  dx = v, or with `scaled` scale v (+ dx); sums of v, v (y - mean)
 //
 // Tensors   dy and index[N,P,Q,C] as in avg.cu, max.cu; y, dx[N,H,W,C] in T, any pixel stride, 16-byte aligned if
 //           strips.wide is set; bits and the rest as in kernels/norm/gradient.cu.

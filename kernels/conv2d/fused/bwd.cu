@@ -1,13 +1,13 @@
 // dx as conv2d_fused_bwd_x and dw as conv2d_fused_bwd_w, in one launch: blocks of both read g, y and x at about the
 // same time.
 //
-// Tensors   those of conv2d_fused_bwd_x and conv2d_fused_bwd_w, with g and y in common.
+// Tensors   as conv2d_fused_bwd_x and conv2d_fused_bwd_w, with g and y in common.
 // Method    theirs, block by block. The grid has one segment per split of bwd_w: first the tiles of dw over that split
 //           of the pixels, then the tiles of dx for about the same pixels. The latter find g, y and x in the L2 cache
 //           if a segment of them fits.
 // Grid      x: segments, each of all tiles of bwd_w and, divided evenly among the segments, tiles of bwd_x; these are
 //           ordered by column tile, group, residue, row tile (columns fastest). conv2d_reduce_f32 adds the splits.
-// Threads   the tiles', which have the same number. Shared memory: that of the tile that needs more.
+// Threads   the same number for both tiles. Shared memory: that of the tile that needs more.
 // Counted   4*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, w, x, dx, dw and the operands of bwd_x's epilogue once each, x only
 //           once if it is also y of the epilogue; 8 or 12 bytes per row tile and column; each split writes and reads
 //           K*R*S*C/G floats.

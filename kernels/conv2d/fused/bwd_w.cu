@@ -2,10 +2,10 @@
 // dy = a[k] * g + b[k] * y + c[k] and the activation z = relu(x * x_scale[c] + x_shift[c]), padded with 0; each part
 // optional. Stored or added to dw.
 //
-// Tensors   those of conv2d_bwd_w; g and y [N,P,Q,K] in f32, f16 or bf16; a, b, c [K] and x_scale, x_shift [C] in f32.
+// Tensors   as conv2d_bwd_w; g and y [N,P,Q,K] in f32, f16 or bf16; a, b, c [K] and x_scale, x_shift [C] in f32.
 // Method    conv2d_bwd_w's. A stage holds g, x and y; each thread transforms the chunks that it copied into dy and z.
-// Grid      that of conv2d_bwd_w; conv2d_reduce_f32 adds the splits.
-// Threads   the tile's. Shared memory: three stages with a second operand A, or the finished tile.
+// Grid      as conv2d_bwd_w; conv2d_reduce_f32 adds the splits.
+// Threads   set by the tile. Shared memory: three stages with a second operand A, or the finished tile.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, x, dw once each (dw twice if added to).
 // Entries   *_packed compute several narrow groups as one and store only the blocks on the diagonal; *_stem take x as
 //           it is, of one group, at most 4 channels and a pixel stride of 4 (conv2d/stem.cuh), and need 16-byte access

@@ -1,4 +1,4 @@
-// What a block of bwd_x does; see bwd_x.cu.
+// One block of bwd_x: see bwd_x.cu.
 #pragma once
 
 #include "conv2d/gather.cuh"

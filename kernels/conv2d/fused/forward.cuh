@@ -1,4 +1,4 @@
-// What a block of fwd does; see fwd.cu and fwd_end.cu.
+// One block of fwd: see fwd.cu and fwd_end.cu.
 #pragma once
 
 #include "conv2d/gather.cuh"

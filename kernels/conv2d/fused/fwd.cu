@@ -2,11 +2,11 @@
 // z = relu(x * in_scale[c] + in_shift[c]), padded with 0; also, for each tile and column of y as stored, the mean and
 // the sum of squared deviations. Each part optional.
 //
-// Tensors   those of conv2d_fwd; in_scale[C], in_shift[C], mean and m2 [row tiles][K] in f32.
+// Tensors   as conv2d_fwd; in_scale[C], in_shift[C], mean and m2 [row tiles][K] in f32.
 // Method    conv2d_fwd's. The thread that copied 16 bytes of x to shared memory transforms them into z there, before
 //           the barrier that publishes the stage: once for each element of the tile and tap.
-// Grid      that of conv2d_fwd; mean and m2 need splits = 1.
-// Threads   the tile's. Shared memory: that of conv2d_fwd.
+// Grid      as conv2d_fwd; mean and m2 need splits = 1.
+// Threads   set by the tile. Shared memory: as conv2d_fwd.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each, 8 bytes per row tile and column.
 // Entries   *_packed compute several narrow groups as one (conv2d/packed.cuh) and need 16-byte accesses to x, in_scale
 //           and in_shift; *_stem take x as it is, of one group, at most 4 channels and a pixel stride of 4

@@ -8,8 +8,8 @@
 //           [row tiles][K] in f32.
 // Method    conv2d_fused_fwd's. A stage holds a, w and b; each thread transforms the chunks that it copied into z.
 //           Blocks of the first column tile also store them: every chunk of z is in exactly one row tile.
-// Grid      that of conv2d_fwd; mean and m2 need splits = 1.
-// Threads   the tile's. Shared memory: three stages with a second operand A, or the finished tile; a table of rows.
+// Grid      as conv2d_fwd; mean and m2 need splits = 1.
+// Threads   set by the tile. Shared memory: three stages with a second operand A, or the finished tile; the rows.
 // Counted   2*N*H*W*K*C + 5*N*H*W*C FLOPs; bytes: a, b, w, y, z and signs once each, 8 bytes per row tile and column.
 //           The other column tiles read a and b again, from the L2 cache.
 #include "conv2d/fused/forward.cuh"

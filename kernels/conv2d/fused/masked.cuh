@@ -8,7 +8,7 @@
 
 namespace conv2d::fused {
 
-// v = result (+ old dx, unless SCALED), or 0 where the ReLU output 0. Stores v, or with SCALED scale * v (+ old dx).
+// v = result (+ old dx, unless SCALED), or 0 if the ReLU output is 0. Stores v, or with SCALED scale * v (+ old dx).
 // Sums v, v (y0 - mean0) and v (y1 - mean1) per column, with v as stored unless SCALED; behind a closed gate y0 and
 // mean0 are not read, and their sum is 0.
 template <typename T>

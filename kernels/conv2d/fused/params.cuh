@@ -8,7 +8,7 @@ namespace conv2d::fused {
 
 // More bits of `flags`.
 constexpr int ACTIVATE = 16;  // the prologue ends with a ReLU
-constexpr int MASK = 32;      // bwd_x: dx is 0 where the ReLU output 0
+constexpr int MASK = 32;      // bwd_x: dx is 0 where the ReLU's output is 0
 constexpr int SCALED = 64;    // bwd_x: dx is multiplied by `scale`, after the sums
 
 // fwd. Arrays per channel cover all groups.

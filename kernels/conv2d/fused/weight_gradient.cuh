@@ -1,4 +1,4 @@
-// What a block of bwd_w does; see bwd_w.cu.
+// One block of bwd_w: see bwd_w.cu.
 #pragma once
 
 #include "conv2d/weigh.cuh"
