@@ -3,8 +3,8 @@
 //
 // Tensors   dy[N,P,Q,K], w[K,R,S,C/G], dx[N,H,W,C] in f32, f16 or bf16. Any pixel stride for dy and dx.
 // Method    implicit GEMM for each residue of (h, w) modulo the strides: M = the residue's pixels, N = C/G, a reduction
-//           over k = (r, s, k) of the taps that reach it. At stride 2, 4, 2, 2 and 1 taps of a 3x3 kernel reach the
-//           four residues: no product with the zeros between strides (GTC 2022, S41996). Without a tap, dx is zero.
+//           over k = (r, s, k) of the taps that reach it. At stride 2, the four residues of a 3x3 kernel have 4, 2, 2
+//           and 1 taps: no product with the zeros between strides (GTC 2022, S41996). Residues without a tap get zeros.
 // Grid      x: column tiles, groups, row tiles (columns fastest) of the largest residue; y: residues; z: splits.
 // Threads   128 or 256, set by the tile. Shared memory: the stages or the finished tile, and a table of rows.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs, padding included; bytes: dy, w, dx once each (dx twice if added to); each split

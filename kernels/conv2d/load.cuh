@@ -122,7 +122,7 @@ struct Inside {
 };
 
 // Finishes a thread's chunks, all of the same channels, whose bits are set. Reads all chunks before it stores any, so
-// that latencies overlap; the others are computed in vain.
+// that latencies overlap; the results of other chunks are discarded.
 template <bool RELU, class Mine, class Source>
 __device__ __forceinline__ void finish_all(const Source& source, u8* tile, int slot, int channel, u32 chunks) {
   const typename Source::Numbers numbers = source.numbers(channel);

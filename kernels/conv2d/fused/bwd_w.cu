@@ -3,7 +3,7 @@
 // optional. Stored or added to dw.
 //
 // Tensors   as conv2d_bwd_w; g and y [N,P,Q,K] in f32, f16 or bf16; a, b, c [K] and x_scale, x_shift [C] in f32.
-// Method    conv2d_bwd_w's. A stage holds g, x and y; each thread transforms the chunks that it copied into dy and z.
+// Method    conv2d_bwd_w's. A stage holds g, x and y; each thread transforms its own chunks into dy and z.
 // Grid      as conv2d_bwd_w; conv2d_reduce_f32 adds the splits.
 // Threads   set by the tile. Shared memory: three stages with a second operand A, or the finished tile.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, x, dw once each (dw twice if added to).

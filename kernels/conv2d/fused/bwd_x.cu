@@ -5,8 +5,8 @@
 //
 // Tensors   as conv2d_bwd_x; g and y [N,P,Q,K], y0 and y1 [N,H,W,C] in f32, f16 or bf16; bits [N,H,W,ceil(C/8)];
 //           a, b, c [K], scale, shift, mean0, mean1 [C] and sums [2 or 3][residues * row tiles][C] in f32.
-// Method    conv2d_bwd_x's. A stage holds g, w and y; each thread transforms the chunks that it copied into dy. Blocks
-//           without a row or a tap store sums, too.
+// Method    conv2d_bwd_x's. A stage holds g, w and y; each thread transforms its own chunks into dy. Blocks without a
+//           row or a tap store sums, too.
 // Grid      as conv2d_bwd_x; sums and masks need splits = 1.
 // Threads   set by the tile. Shared memory: three stages with a second operand A, or the finished tile; the rows.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, w, y0, y1, bits, dx once each (dx twice if added to), 8 or 12 bytes

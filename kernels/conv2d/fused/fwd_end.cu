@@ -6,8 +6,8 @@
 // Tensors   a, b, z[N,H,W,C], w[K,C], y[N,H,W,K] in f32, f16 or bf16, a, b, z and w with 16-byte accesses; C a multiple
 //           of 8; signs[N,H,W,C/8], bit c % 8 of byte c / 8; scales and shifts [C], 16-byte aligned, and mean and m2
 //           [row tiles][K] in f32.
-// Method    conv2d_fused_fwd's. A stage holds a, w and b; each thread transforms the chunks that it copied into z.
-//           Blocks of the first column tile also store them: every chunk of z is in exactly one row tile.
+// Method    conv2d_fused_fwd's. A stage holds a, w and b; each thread transforms its own chunks into z. Blocks of the
+//           first column tile also store them: every chunk of z is in exactly one row tile.
 // Grid      as conv2d_fwd; mean and m2 need splits = 1.
 // Threads   set by the tile. Shared memory: three stages with a second operand A, or the finished tile; the rows.
 // Counted   2*N*H*W*K*C + 5*N*H*W*C FLOPs; bytes: a, b, w, y, z and signs once each, 8 bytes per row tile and column.
