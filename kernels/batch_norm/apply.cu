@@ -8,7 +8,7 @@
 //           its precision.
 // Grid      apply x: strips.blocks_per_row * ceil(rows / rows_per_block); fold x: ceil(C / 256).
 // Threads   256. Shared memory: none.
-// Counted   apply: 3 FLOPs (4 with the ReLU) and 2 sizeof(T) bytes an element; fold: up to 400 FLOPs and 28 bytes a
+// Counted   apply: 3 FLOPs (4 with the ReLU) and 2 sizeof(T) bytes per element; fold: up to 400 FLOPs and 28 bytes per
 //           channel.
 #include "common/strips.cuh"
 #include "norm/line.cuh"

@@ -64,7 +64,7 @@ __device__ __forceinline__ Moments<V> walk(const Stats<T>& p, const Share& share
   for (int j = 0; j < V; ++j) {
     const float d = sum[j] / count;
     moments.mean(j) = origin[j] + d;
-    moments.m2(j) = rectified(fmaf(-sum[j], d, squares[j]));  // a NaN stays
+    moments.m2(j) = rectified(fmaf(-sum[j], d, squares[j]));  // keeps NaN
   }
   return moments;
 }

@@ -62,7 +62,7 @@ __device__ __forceinline__ float* gather_tile(const GatherParams& p, const Sourc
   decode_rows<Tile>(rows, p, slice_h, slice_w, block.m_tile);
   const i64 length = gather_length(p, slice_h, slice_w);
   Multiply<T, Tile, true, B_K_MAJOR, 0> multiply;
-  bool again = false;  // with packed groups: not all is finite
+  bool again = false;  // with packed groups: a sum is not finite
   if (length > 0) {
     const Range range(length, DEPTH<T, Tile>, p.splits, block.split);
     const i64 k0 = i64(range.begin) * DEPTH<T, Tile>;

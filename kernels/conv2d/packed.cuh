@@ -41,7 +41,7 @@ __device__ __forceinline__ void copy_diagonal(u8* dst, const u8* src, int channe
   if (piece == 16) return copy_pieces<T, 16>(dst, src, channel, count);
   if (piece == 8) return copy_pieces<T, 8>(dst, src, channel, count);
   if (piece == 4) return copy_pieces<T, 4>(dst, src, channel, count);
-  Vec<T, WIDTH<T>> values;  // a 16-bit element alone: cp.async copies 4 bytes at least
+  Vec<T, WIDTH<T>> values;  // single 16-bit elements: cp.async copies at least 4 bytes
 #pragma unroll
   for (int e = 0; e < WIDTH<T>; ++e)
     values.v[e] = u32(channel + e) < u32(count) ? read<T>(src + i64(channel + e) * int(sizeof(T))) : T{};

@@ -1,5 +1,5 @@
 // Average pooling.
-//   fwd  y = sum over the window's pixels inside the image / divisor
+//   fwd  y = (sum of the window's pixels inside the image) / divisor
 //   bwd  dx = sum of dy / divisor over the windows that cover the pixel (or added to dx)
 //
 // Tensors   x[N,H,W,C], y[N,P,Q,C] in T, any pixel stride, 16-byte aligned if strips.wide is set.

@@ -21,8 +21,8 @@ using u64 = uint64_t;
 
 // The order in which ready threads run.
 enum class Schedule : u32 {
-  in_order,  // blocks one after the other, the ready thread of the lowest number first
-  reverse,   // the same, backwards
+  in_order,  // one block after the other, the ready thread of the lowest number first
+  reverse,   // in_order backwards
   random,    // several blocks, any ready thread
   priority,  // several blocks, a ready thread of the warp of the highest priority; priorities change at random moments
 };

@@ -16,7 +16,7 @@ constexpr size_t GUARD = 65536;  // the largest page of other architectures
 #endif
 constexpr size_t STRIDE = Stacks::BYTES + GUARD;
 constexpr size_t SLAB = 64;
-// Neighbouring stacks start a few cache lines apart; otherwise their hot ends would fall into the same cache sets.
+// Adjacent stacks start a few cache lines apart; otherwise their hot ends would fall into the same cache sets.
 constexpr size_t COLOURS = 28, COLOUR = 128;
 }  // namespace
 
@@ -58,7 +58,7 @@ void switch_context(Context* from, Context* to) { sim_switch(&from->sp, to->sp);
 static void prepare(Context* context, char* low, size_t bytes, void (*entry)()) {
   auto top = reinterpret_cast<uintptr_t>(low + bytes) & ~uintptr_t(15);
   auto* words = reinterpret_cast<uint64_t*>(top);
-  *--words = 0;  // a return address that ends back traces; entry sees rsp = 16 n + 8 as after a call
+  *--words = 0;  // a return address that ends backtraces; entry sees rsp = 16 n + 8 as after a call
   *--words = reinterpret_cast<uint64_t>(entry);
   for (int i = 0; i < 6; ++i) *--words = 0;
   uint32_t mxcsr;

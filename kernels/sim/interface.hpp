@@ -51,7 +51,7 @@ void touch(const void* address, unsigned long bytes, bool write);
 enum class Vote { none, count, all, any };
 int barrier(Vote vote, int predicate, const char* file, int line);
 
-// Warp collectives: each waits until every lane of `mask` that has not exited has called the same one with that mask.
+// Warp collectives: each waits until all lanes of `mask` that have not exited call the same one with the same mask.
 enum class Shuffle { index, up, down, exclusive_or };
 unsigned long long shuffle(Shuffle kind, unsigned int mask, unsigned long long value, int argument, int width,
                            const char* file, int line);

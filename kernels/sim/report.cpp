@@ -1,4 +1,4 @@
-// The texts of reports.
+// Texts of reports.
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
@@ -94,7 +94,7 @@ std::string Engine::deadlock() const {
   return text;
 }
 
-// What lies at an address.
+// Describes the place of an address.
 std::string Engine::where(const void* address) const {
   for (const Block& b : blocks_) {
     if (!b.arena.owns(address)) continue;

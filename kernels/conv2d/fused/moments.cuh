@@ -47,7 +47,7 @@ struct MeasuredOutput {
       m[e][0] = rows;
       m[e][1] = rows == 0 ? 0.0f : first[e] + d;
       const float m2 = fmaf(-sum[e], d, squares[e]);
-      m[e][2] = m2 < 0 ? 0.0f : m2;  // a NaN stays
+      m[e][2] = m2 < 0 ? 0.0f : m2;  // keeps NaN
     }
   }
 };

@@ -1,5 +1,5 @@
-// Kernels whose result depends on the order of threads or blocks, each in one direction: why one order is not enough.
-// y: u32[grid * 64] of zeros; 64 threads; shared memory 4 bytes a thread.
+// Kernels whose result depends on the order of threads or blocks, each in one direction: one order is not enough.
+// y: u32[grid * 64] of zeros; 64 threads; shared memory 4 bytes per thread.
 #include "common/kernel.cuh"
 
 struct OrderParams {
@@ -20,7 +20,7 @@ __device__ void read_neighbour(const OrderParams& p) {
 KERNEL(sim_test_read_next, OrderParams, 64, 1, read_neighbour<1>)
 KERNEL(sim_test_read_previous, OrderParams, 64, 1, read_neighbour<-1>)
 
-// Each block but the first continues what the one before has stored.
+// Each block but the first continues from what the previous one stored.
 __device__ void chain_blocks(const OrderParams& p) {
   u32* y = y_of(p) + threadIdx.x;
   y[0] = blockIdx.x == 0 ? 1 : y[-64] + 1;
