@@ -81,7 +81,7 @@ fn compile_all(nvcc: &Nvcc, targets: &[Target], sources: &[PathBuf], out: &Path)
         let threads: Vec<_> = (0..jobs.clamp(1, 64)).map(|_| scope.spawn(worker)).collect();
         threads
             .into_iter()
-            .flat_map(|t| t.join().unwrap_or_else(|_| vec![Err("a compiling thread failed".into())]))
+            .flat_map(|t| t.join().unwrap_or_else(|_| vec![Err("a compiler thread panicked".into())]))
             .collect()
     });
     let problems: Vec<String> = results.iter().filter_map(|r| r.as_ref().err().cloned()).collect();
