@@ -5,7 +5,7 @@ use crate::device::{Target, View};
 use crate::tensor::{Shape, TensorType};
 use crate::{Error, Result};
 
-/// The bytes of a tensor: runs of `run` bytes, `stride` bytes from one to the next, up to `end`.
+/// The bytes of a tensor: runs of `run` bytes, `stride` bytes apart, up to `end`.
 struct Extent<'a> {
     view: &'a View,
     run: u64,
@@ -28,7 +28,7 @@ impl<'a> Extent<'a> {
         self.view.address()
     }
 
-    /// True if the two share no byte: they may be slices of channels that interleave.
+    /// True if the two share no byte; interleaved slices of channels do not.
     fn is_apart(&self, other: &Self) -> bool {
         let (a, b) = if self.start() <= other.start() { (self, other) } else { (other, self) };
         let offset = (b.start() - a.start()).checked_rem(a.stride).unwrap_or(0);
@@ -44,9 +44,8 @@ impl<'a> Extent<'a> {
 }
 
 impl Io<'_> {
-    /// Fails if an output or the scratch memory shares a byte with another tensor. Where the op works in place
-    /// ([`Written::in_place`](super::Written)) an input may be the output, or one of them a slice of the other's
-    /// channels.
+    /// Fails if an output or the scratch memory shares a byte with another tensor. If the op works in place
+    /// ([`Written::in_place`](super::Written)), an input may be the output, or either a slice of the other's channels.
     pub(super) fn check_aliases(&self, op: &dyn Operator, target: Target) -> Result<()> {
         let extents = |types: Vec<TensorType>, args| -> Vec<Extent<'_>> {
             let of = |(ty, arg): (TensorType, _)| Extent::of(arg, &ty.shape, ty.elem.bytes(target.dtype));
@@ -60,11 +59,10 @@ impl Io<'_> {
         for (i, output) in outputs.iter().enumerate() {
             let lies_in = |input: &Extent<'_>| input.is_within(output) || output.is_within(input);
             let shares = |input: &Extent<'_>| !(input.is_apart(output) || in_place[i] && lies_in(input));
-            let input = inputs.iter().position(shares);
-            let input = input.map(|j| format!("input {j}"));
+            let input = inputs.iter().position(shares).map(|j| format!("input {j}"));
             let other = || outputs[..i].iter().position(|other| !other.is_apart(output)).map(|j| format!("output {j}"));
-            let scratch =
-                || self.scratch.filter(|view| view.overlaps(output.view)).map(|_| "scratch memory".to_string());
+            let overlaps = self.scratch.is_some_and(|view| view.overlaps(output.view));
+            let scratch = || overlaps.then(|| "scratch memory".to_string());
             if let Some(what) = input.or_else(other).or_else(scratch) {
                 return Err(Error::invalid(op.name(), format!("output {i} shares memory with {what}")));
             }
@@ -120,31 +118,35 @@ mod tests {
         conv2d::Conv2d::new(spec).expect("a convolution")
     }
 
-    /// The launches of `op` whose first output, of `c` channels, lies where its first input does.
-    fn over_its_input(op: &dyn Operator, c: usize) -> Result<usize> {
-        let device = Device::blueprint(Arch::Sm80);
-        let Device::Kernels(backend) = &device else { unreachable!("it has memory") };
-        let target = Target { dtype: DType::F32, arch: Arch::Sm80 };
-        let new = |c: usize| -> Result<Arg> {
-            Ok(Arg { view: View::whole(backend.allocate(1 << 14)?), pixel_stride: c, write: Write::Overwrite })
+    /// The number of launches of `op` in buffers of its own, its first output in its first input if `over_its_input`.
+    fn launches(op: &dyn Operator, over_its_input: bool) -> Result<usize> {
+        let Device::Kernels(backend) = Device::blueprint(Arch::Sm80) else { unreachable!("it has memory") };
+        let view = || View::whole(backend.allocate(1 << 14).expect("addresses"));
+        let new = |ty: &TensorType| {
+            let pixel_stride = ty.shape.nhwc().map_or(8, |[_, _, _, c]| c);
+            Arg { view: view(), pixel_stride, write: Write::Overwrite }
         };
-        let channels = |ty: &TensorType| ty.shape.nhwc().map_or(c, |[_, _, _, c]| c);
-        let inputs: Result<Vec<Arg>> = op.inputs().iter().map(|ty| new(channels(ty))).collect();
-        let outputs: Result<Vec<Arg>> = op.outputs().iter().map(|ty| new(channels(ty))).collect();
-        let (inputs, mut outputs) = (inputs?, outputs?);
-        outputs[0].view = inputs[0].view.clone();
-        let scratch = View::whole(backend.allocate(1 << 14)?);
-        let io = Io { inputs: &inputs, outputs: &outputs, scratch: Some(&scratch) };
-        op.launches(target, &io).map(|launches| launches.len())
+        let inputs: Vec<Arg> = op.inputs().iter().map(new).collect();
+        let mut outputs: Vec<Arg> = op.outputs().iter().map(new).collect();
+        if over_its_input {
+            outputs[0].view = inputs[0].view.clone();
+        }
+        let io = Io { inputs: &inputs, outputs: &outputs, scratch: Some(&view()) };
+        op.launches(Target { dtype: DType::F32, arch: Arch::Sm80 }, &io).map(|launches| launches.len())
+    }
+
+    fn average(x: [usize; 4], kernel: usize, stride: usize, padding: usize) -> pool::Pool {
+        let window =
+            pool::Window::Sliding { kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 2], ceil: false };
+        let kind = pool::Kind::Average { count_padding: false };
+        pool::Pool::new(pool::Spec { x, window, kind }).expect("a pooling")
     }
 
     #[test]
     fn only_what_says_so_works_in_place() {
         let x = [2, 4, 4, 8];
         let conv = pointwise();
-        let window = pool::Window::Sliding { kernel: [3; 2], stride: [1; 2], padding: [1; 2], ceil: false };
-        let kind = pool::Kind::Average { count_padding: false };
-        let pool = pool::Pool::new(pool::Spec { x, window, kind }).expect("a pooling");
+        let pool = average(x, 3, 1, 1);
         let shape = || Shape::from(x);
         let relu = |pass| relu::Node { shape: shape(), pass };
         for (op, in_place) in [
@@ -155,7 +157,7 @@ mod tests {
             (&relu(relu::Pass::Bwd), true),
             (&sum::Node::of(shape()), true),
         ] {
-            match over_its_input(op, x[3]) {
+            match launches(op, true) {
                 Ok(_) => assert!(in_place, "{} wrote over its input", op.name()),
                 Err(e) => assert!(!in_place && e.to_string().contains("shares memory with input 0"), "{e}"),
             }
@@ -171,9 +173,7 @@ mod tests {
             pass: conv2d::Pass::BwdX(conv2d::BwdX { sums: Some(Sums::default()), ..conv2d::BwdX::default() }),
         };
         let lone = conv2d::Node { conv, pass: conv2d::Pass::Fwd(conv2d::Fwd { end, ..conv2d::Fwd::default() }) };
-        let window = pool::Window::Sliding { kernel: [2; 2], stride: [2; 2], padding: [0; 2], ceil: false };
-        let kind = pool::Kind::Average { count_padding: false };
-        let pool = pool::Pool::new(pool::Spec { x: [2, 4, 4, 8], window, kind }).expect("a pooling");
+        let pool = average([2, 4, 4, 8], 2, 2, 0);
         let index =
             pool::Node { pass: pool::Pass::Fwd(pool::Fwd { index: Some(()), ..Default::default() }), ..pool.fwd() };
         for (op, cause) in [
@@ -181,17 +181,7 @@ mod tests {
             (&lone, "the end of a block is stored where x is loaded as its sum"),
             (&index, "an index goes with max pooling"),
         ] {
-            let device = Device::blueprint(Arch::Sm80);
-            let Device::Kernels(backend) = &device else { unreachable!("it has memory") };
-            let new = |ty: &TensorType| Arg {
-                view: View::whole(backend.allocate(1 << 14).expect("addresses")),
-                pixel_stride: ty.shape.nhwc().map_or(8, |[_, _, _, c]| c),
-                write: Write::Overwrite,
-            };
-            let inputs: Vec<Arg> = op.inputs().iter().map(new).collect();
-            let outputs: Vec<Arg> = op.outputs().iter().map(new).collect();
-            let io = Io { inputs: &inputs, outputs: &outputs, scratch: None };
-            let e = op.launches(Target { dtype: DType::F32, arch: Arch::Sm80 }, &io).expect_err(op.name());
+            let e = launches(op, false).expect_err(op.name());
             assert!(e.to_string().contains(cause), "{e}");
         }
     }

@@ -1,7 +1,5 @@
-//! How an op loads an operand: a value in memory and what is done to each element on its way in.
-//!
-//! The kernels have the same idea as `Source`: one main loop, several ways to load. An element that lies beside an
-//! image (padding) is 0 after the load, whatever the load is.
+//! How an op loads an operand: a value in memory and a transform of each element. In the kernels this is `Source`: one
+//! main loop, several ways to load. Padding is 0 after the transform, whichever it is.
 
 use std::borrow::Cow;
 
@@ -10,45 +8,45 @@ use super::HostRef;
 use crate::tensor::{Real, TensorType};
 
 group! {
-    /// A batch norm as a multiply-add: two numbers a channel, f32.
+    /// A batch norm as a multiply-add: two f32 numbers per channel.
     pub struct Affine {
-        /// `scale[c]`.
+        /// `[C]`.
         scale: T [one],
-        /// `shift[c]`.
+        /// `[C]`.
         shift: T [one],
     }
 }
 
-/// What is done to an element as it is loaded. The result is rounded to the storage type.
+/// The transform of an element as it is loaded. Kernels round the result to the storage type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Load<T = ()> {
     /// Nothing.
     #[default]
     AsIs,
-    /// `x scale[c] + shift[c]`, and 0 in place of what is negative if `relu`: a batch norm, applied by its reader.
+    /// `x scale[c] + shift[c]`, with `relu` then `max(., 0)`: a batch norm, applied by its reader.
     Affine {
         /// Scale and shift.
         affine: Affine<T>,
-        /// Whether a ReLU follows.
+        /// True if a ReLU follows.
         relu: bool,
     },
-    /// `a[c] g + b[c] y + c[c]`: the gradient of a batch norm's input, formed by its reader. Without `a` it is 1.
+    /// `a[c] g + b[c] y + c[c]`: the gradient of a batch norm's input, formed by its reader. Without `a`, a is 1.
     Corrected {
-        /// The batch norm's input, of the shape of g.
+        /// The batch norm's input, with g's shape.
         y: T,
-        /// A number a channel.
+        /// `[C]`.
         a: Option<T>,
-        /// A number a channel.
+        /// `[C]`.
         b: T,
-        /// A number a channel.
+        /// `[C]`.
         c: T,
     },
-    /// `max(x scale[c] + shift[c] + other other_scale[c] + other_shift[c], 0)`, each scale and shift where there is
-    /// one: the end of a residual block, formed by its reader.
+    /// `max(x scale[c] + shift[c] + other other_scale[c] + other_shift[c], 0)`, scales and shifts optional: the end of a
+    /// residual block, formed by its reader.
     Sum {
         /// Scale and shift of the operand itself.
         own: Option<Affine<T>>,
-        /// The second operand, of the same shape.
+        /// The second operand, with x's shape.
         other: T,
         /// Its scale and shift.
         others: Option<Affine<T>>,
@@ -72,7 +70,7 @@ impl<T> Load<T> {
         }
     }
 
-    /// This form with the types of its operands, for a value of type `of` with `channels` channels.
+    /// The types of the operands, for a value of type `of` with `channels` channels.
     pub fn types<R: From<TensorType>>(self, of: &TensorType, channels: usize) -> Load<R> {
         self.map(|name, _| match name {
             "y" | "other" => of.clone().into(),
@@ -80,7 +78,7 @@ impl<T> Load<T> {
         })
     }
 
-    /// Whether nothing is done.
+    /// True if there is no transform.
     pub fn is_as_it_is(&self) -> bool {
         matches!(self, Self::AsIs)
     }
@@ -89,9 +87,9 @@ impl<T> Load<T> {
 /// An operand with its load.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Operand<T = ()> {
-    /// What lies in memory.
+    /// The value in memory.
     pub value: T,
-    /// What is done to it on its way in.
+    /// Its transform.
     pub load: Load<T>,
 }
 
@@ -102,19 +100,19 @@ impl<T> From<T> for Operand<T> {
 }
 
 impl<T> Operand<T> {
-    /// Calls `each` on the value, whose name is `name`, and on the operands of its load.
+    /// Calls `each` on the value, named `name`, and on the operands of its load.
     pub fn map<U>(self, name: &'static str, mut each: impl FnMut(&'static str, T) -> U) -> Operand<U> {
         Operand { value: each(name, self.value), load: self.load.map(each) }
     }
 
-    /// This form with types, where the value is of type `of` with `channels` channels.
+    /// The types, for a value of type `of` with `channels` channels.
     pub fn types<R: From<TensorType>>(self, of: TensorType, channels: usize) -> Operand<R> {
         Operand { load: self.load.types(&of, channels), value: of.into() }
     }
 }
 
 impl<'a, T: Real> Operand<HostRef<'a, T>> {
-    /// The operand of `channels` channels as the op sees it, in plain arithmetic.
+    /// The transformed operand, in `T`; it has `channels` channels.
     pub fn loaded(self, channels: usize) -> Cow<'a, [T]> {
         let Operand { value: x, load } = self.map("x", |_, v| v.real());
         let affine = |x: T, k: usize, affine: Option<Affine<&[T]>>| {
@@ -123,14 +121,7 @@ impl<'a, T: Real> Operand<HostRef<'a, T>> {
         let each = |f: &dyn Fn(usize, T) -> T| Cow::Owned(x.iter().enumerate().map(|(i, &x)| f(i, x)).collect());
         match load {
             Load::AsIs => Cow::Borrowed(x),
-            Load::Affine { affine: own, relu } => each(&|i, x| {
-                let z = affine(x, i % channels, Some(own));
-                if relu {
-                    z.maximum(T::ZERO)
-                } else {
-                    z
-                }
-            }),
+            Load::Affine { affine: own, relu } => each(&|i, x| rectified(relu, affine(x, i % channels, Some(own)))),
             Load::Corrected { y, a, b, c } => each(&|i, g| {
                 let k = i % channels;
                 a.map_or(T::ONE, |a| a[k]) * g + b[k] * y[i] + c[k]
@@ -140,5 +131,15 @@ impl<'a, T: Real> Operand<HostRef<'a, T>> {
                 (affine(x, k, own) + affine(other[i], k, others)).maximum(T::ZERO)
             }),
         }
+    }
+}
+
+/// `v`, with `relu` 0 if it is negative.
+#[inline(always)]
+pub(super) fn rectified<T: Real>(relu: bool, v: T) -> T {
+    if relu {
+        v.maximum(T::ZERO)
+    } else {
+        v
     }
 }

@@ -1,7 +1,8 @@
-//! Operators: for each its maths, checked descriptor, cost, gradient, CPU reference, kernels and launch code.
+//! Operators: for each op its maths, checked descriptor, cost, gradient, CPU reference and launch code.
 //!
-//! A folder here has a folder of the same name in `kernels/`. The graph knows an op only through [`Operator`] and
-//! [`HostOp`].
+//! The kernels of an op are in the folder of the same name in `kernels/`. The graph sees an op only through
+//! [`Operator`] and [`HostOp`]. Activations are NHWC, weights KRSC. `[C]` in an operand's documentation is f32: one
+//! number per channel.
 
 mod aliasing;
 pub mod batch_norm;
@@ -14,6 +15,7 @@ pub mod load;
 pub mod norm;
 pub mod operands;
 pub(crate) mod parallel;
+pub(crate) mod params;
 pub mod pool;
 pub mod relu;
 pub mod shortcut;
@@ -30,12 +32,12 @@ use crate::device::{Cost, Kernel, Launch, Target, View};
 use crate::tensor::{DType, Real, Shape, TensorType};
 use crate::{Error, Result};
 
-/// What the graph knows of an op: one pass of one operator, with a descriptor that has been checked.
+/// One pass of an op, with a checked descriptor, as the graph sees it.
 pub trait Operator: fmt::Debug {
     /// A stable name for plans and errors: `conv2d_fwd`, `batch_norm_bwd`.
     fn name(&self) -> &'static str;
 
-    /// Its extents in a few words, for people: `n256 56x56 c64`.
+    /// The extents in short form, for people: `n256 56x56 c64`.
     fn summary(&self) -> String {
         self.inputs().first().map_or_else(String::new, |t| t.shape.summary())
     }
@@ -53,17 +55,17 @@ pub trait Operator: fmt::Debug {
         self.operands().writes.into_iter().map(|(_, written)| written.ty).collect()
     }
 
-    /// The outputs that update a buffer in place: they hold its old content when the op starts.
+    /// The outputs that are updated in place: the op reads their old content.
     fn updates(&self) -> Vec<usize> {
         self.operands().written(|w| w.old == Old::Updated)
     }
 
-    /// The outputs that can be added to what is there ([`Write::Accumulate`]).
+    /// The outputs that may be accumulated ([`Write::Accumulate`]).
     fn accumulates(&self) -> Vec<usize> {
         self.operands().written(|w| w.old == Old::MayBeAddedTo)
     }
 
-    /// The operands behind the op's own gate, its last input. Its cost is that of an open one.
+    /// The operands used only while the op's gate, its last input, is open. The op's cost assumes an open gate.
     fn behind_gate(&self) -> Behind {
         let operands = self.operands();
         let reads = operands.reads.iter().enumerate();
@@ -73,7 +75,7 @@ pub trait Operator: fmt::Debug {
         }
     }
 
-    /// Floating-point operations, and the bytes of every input read and every output written once.
+    /// Floating-point operations, and bytes if each input is read once and each output written once.
     fn cost(&self, dtype: DType) -> Cost {
         let bytes = |types: Vec<TensorType>| types.iter().map(|t| t.bytes(dtype) as u64).sum();
         Cost { flops: self.flops(), bytes_read: bytes(self.inputs()), bytes_written: bytes(self.outputs()) }
@@ -82,49 +84,49 @@ pub trait Operator: fmt::Debug {
     /// Floating-point operations; a multiply-add counts as two.
     fn flops(&self) -> u64;
 
-    /// The nodes that compute the gradients of those inputs for which `needed` is true.
+    /// The rules for the gradients of the inputs `i` with `needed[i]`. Fails for a pass without a gradient.
     fn gradient(&self, needed: &[bool]) -> Result<Vec<Gradient>> {
         let _ = needed;
         Err(Error::unsupported(format!("gradient of {}", self.name()), "it only runs forward"))
     }
 
-    /// Bytes of scratch memory that [`launches`](Self::launches) needs.
+    /// Bytes of scratch memory for [`launches`](Self::launches).
     fn scratch_bytes(&self, target: Target) -> usize {
         let _ = target;
         0
     }
 
-    /// The kernel launches that compute the op.
+    /// The kernel launches that compute the op. Fails if [`Io::check`] does, or no kernel can compute the op.
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>>;
 }
 
-/// The same op on the host.
+/// An op on the host.
 pub trait HostOp<T: Real> {
-    /// Plain loops that define the op. Ignores `accumulate` and `scratch`: the executor that calls it never sets them.
+    /// Plain loops that define the op. `writes` and `scratch` are ignored, unless the op says otherwise.
     fn reference(&self, io: &mut HostIo<'_, T>);
 
-    /// The `cpu` device's way; where nothing faster is known, the reference.
+    /// The implementation of the CPU device; by default the reference.
     fn host(&self, io: &mut HostIo<'_, T>) {
-        assert!(io.writes.iter().all(|&w| w == Write::Overwrite), "an op that accumulates has its own way");
+        assert!(io.writes.iter().all(|&w| w == Write::Overwrite), "an op that accumulates has its own implementation");
         self.reference(io);
     }
 
-    /// Elements of `T` that [`host`](Self::host) needs as scratch memory.
+    /// Elements of scratch memory for [`host`](Self::host).
     fn host_scratch(&self) -> usize {
         0
     }
 }
 
-/// The operands of an op that count only where its last input, a gate, is not 0.
+/// The operands of an op that are used only while its gate, its last input, is open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Behind {
-    /// The inputs that are read there only.
+    /// The inputs that a closed gate leaves unread.
     pub inputs: Vec<usize>,
-    /// The outputs that say something there only.
+    /// The outputs that mean nothing after a closed gate.
     pub outputs: Vec<usize>,
 }
 
-/// Whether an output replaces what is there or is added to it.
+/// How an output is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Write {
     /// y = f(x).
@@ -133,7 +135,7 @@ pub enum Write {
     Accumulate,
 }
 
-/// Where a gradient node's input comes from, seen from the op that is differentiated.
+/// Where an input of a gradient node comes from, relative to the differentiated op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Input `i` of the op.
@@ -147,16 +149,16 @@ pub enum Source {
 /// One rule of an op's gradient.
 #[derive(Clone, Debug)]
 pub enum Gradient {
-    /// A node: its output `j` is the gradient of input `targets[j]`, or of nothing.
+    /// A node: its output `j` is the gradient of input `targets[j]`, or unused.
     Node {
         /// The op to run.
         op: Op,
         /// Its inputs.
         sources: Vec<Source>,
-        /// Whose gradients its outputs are.
+        /// The input whose gradient each output is.
         targets: Vec<Option<usize>>,
     },
-    /// The gradient of output `output` is the gradient of input `input`, unchanged.
+    /// The gradient of `input` is the gradient of `output`, unchanged.
     Same {
         /// The output.
         output: usize,
@@ -166,7 +168,7 @@ pub enum Gradient {
 }
 
 impl Gradient {
-    /// The node `op` with the operands of `call`: where each input comes from, and whose gradient each output is.
+    /// The node `op`; `call` has the source of each input and the target of each output.
     pub fn node(op: Op, call: impl Call<Source, Option<usize>>) -> Self {
         let (sources, targets) = call.into_lists();
         Self::Node { op, sources, targets }
@@ -178,20 +180,20 @@ impl Gradient {
 pub struct Arg {
     /// Where it is.
     pub view: View,
-    /// Elements from one pixel to the next: C for a dense tensor, more for a slice of channels. Only for NHWC tensors.
+    /// Elements from one pixel to the next: C in a dense tensor, more in a slice of channels. Only for NHWC tensors.
     pub pixel_stride: usize,
-    /// For outputs: whether it is added to.
+    /// How it is written, if it is an output.
     pub write: Write,
 }
 
 /// The bound inputs and outputs of an op.
 #[derive(Clone, Copy, Debug)]
 pub struct Io<'a> {
-    /// As [`Operator::inputs`] orders them.
+    /// The inputs, in order.
     pub inputs: &'a [Arg],
-    /// As [`Operator::outputs`] orders them.
+    /// The outputs, in order.
     pub outputs: &'a [Arg],
-    /// [`Operator::scratch_bytes`] bytes, where that is not 0.
+    /// [`Operator::scratch_bytes`] bytes; `None` if that is 0.
     pub scratch: Option<&'a View>,
 }
 
@@ -206,7 +208,7 @@ impl<'a> Io<'a> {
         self.inputs.iter().chain(self.outputs).map(|arg| arg.view.clone()).collect()
     }
 
-    /// Fails unless as many tensors are bound as `op` has.
+    /// Fails unless the number of bound tensors is the number of operands of `op`.
     pub(crate) fn check_counts(&self, op: &dyn Operator) -> Result<()> {
         let Operands { reads, writes } = op.operands();
         for (side, expected, found) in [("input", reads.len(), self.inputs), ("output", writes.len(), self.outputs)] {
@@ -217,7 +219,7 @@ impl<'a> Io<'a> {
         Ok(())
     }
 
-    /// Fails where the scratch memory has less than `expected` bytes.
+    /// Fails if the scratch memory has less than `expected` bytes.
     pub(crate) fn check_scratch(&self, op: &str, expected: usize) -> Result<()> {
         let found = self.scratch.map_or(0, View::bytes);
         if found < expected {
@@ -226,8 +228,8 @@ impl<'a> Io<'a> {
         Ok(())
     }
 
-    /// Fails unless there is a view for every tensor of `op`, large enough for it at its pixel stride, and for its
-    /// scratch memory, and no two share memory that may not: what launch code relies on.
+    /// Checks what launch code relies on. Fails if a tensor of `op` or its scratch memory has no view, if a view is too
+    /// small for its shape and pixel stride, or if two views share memory and must not.
     pub fn check(&self, op: &dyn Operator, target: Target) -> Result<()> {
         self.check_counts(op)?;
         let Operands { reads, writes } = op.operands();
@@ -250,7 +252,17 @@ impl<'a> Io<'a> {
 }
 
 impl Arg {
-    /// Elements from the first to the last of a tensor of `shape`; `None` where the stride is less than a pixel.
+    /// The device address.
+    pub(crate) fn address(&self) -> u64 {
+        self.view.address()
+    }
+
+    /// True if the op adds to it.
+    pub(crate) fn adds(&self) -> bool {
+        self.write == Write::Accumulate
+    }
+
+    /// Elements from the first to the last one of a tensor of `shape`; `None` if the stride is less than a pixel.
     fn elements(&self, shape: &Shape) -> Option<usize> {
         match shape.nhwc() {
             Some([n, h, w, c]) if shape.dims().len() == 4 && self.pixel_stride != c => {
@@ -261,12 +273,12 @@ impl Arg {
     }
 }
 
-/// The inputs and outputs of an op on the host; all dense, in the library's layouts.
+/// The inputs and outputs of an op on the host: dense, NHWC or KRSC.
 #[derive(Debug)]
 pub struct HostIo<'a, T> {
-    /// As [`Operator::inputs`] orders them.
+    /// The inputs, in order.
     pub inputs: Vec<HostRef<'a, T>>,
-    /// As [`Operator::outputs`] orders them.
+    /// The outputs, in order.
     pub outputs: Vec<HostMut<'a, T>>,
     /// How each output is written.
     pub writes: Vec<Write>,
@@ -284,45 +296,43 @@ pub struct HostOut<'a, 'b, T> {
 }
 
 impl<T: Real> HostOut<'_, '_, T> {
-    /// The numbers; panics where it does not hold numbers.
+    /// True if the op adds to it.
+    pub(crate) fn adds(&self) -> bool {
+        self.write == Write::Accumulate
+    }
+
+    /// The numbers; panics if it holds other elements.
     pub fn real(&mut self) -> &mut [T] {
         self.to.real()
     }
 
-    /// The bytes; panics where it does not hold bytes.
+    /// The bytes; panics if it holds other elements.
     pub fn byte(&mut self) -> &mut [u8] {
         self.to.byte()
     }
 }
 
 impl<'a, T: Real> HostIo<'a, T> {
+    /// The operands of `call`, outputs overwritten, no scratch memory.
+    pub fn of(call: impl Call<HostRef<'a, T>, HostMut<'a, T>>) -> Self {
+        let (inputs, outputs) = call.into_lists();
+        let writes = vec![Write::Overwrite; outputs.len()];
+        Self { inputs, outputs, writes, scratch: &mut [] }
+    }
+
     /// The operands of `form` by name.
     pub fn bind<C: Call<(), ()>>(&mut self, form: C) -> C::Of<HostRef<'a, T>, HostOut<'a, '_, T>> {
         let outputs = self.outputs.iter_mut().zip(&self.writes).map(|(to, &write)| HostOut { to, write });
         form.with(self.inputs.iter().copied(), outputs)
     }
 
-    /// As [`bind`](Self::bind), for operands that all hold numbers; panics where one does not.
+    /// As [`bind`](Self::bind), for operands that all hold numbers; panics if one does not.
     pub fn numbers<C: Call<(), ()>>(&mut self, form: C) -> C::Of<&'a [T], &mut [T]> {
         form.with(self.inputs.iter().map(HostRef::real), self.outputs.iter_mut().map(HostMut::real))
     }
-
-    /// All outputs, where every one of them holds numbers; panics where one does not or there are not `N`.
-    pub fn reals<const N: usize>(&mut self) -> [&mut [T]; N] {
-        let Ok(outputs) = <&mut [HostMut<'_, T>; N]>::try_from(self.outputs.as_mut_slice()) else {
-            panic!("{N} outputs are expected here");
-        };
-        outputs.each_mut().map(HostMut::real)
-    }
-
-    /// As [`reals`](Self::reals), with the scratch memory.
-    pub fn split<const N: usize>(&mut self) -> ([&mut [T]; N], &mut [T]) {
-        let scratch = std::mem::take(&mut self.scratch);
-        (self.reals(), scratch)
-    }
 }
 
-/// Every operator that a graph can hold.
+/// Every op that a graph can hold.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Op {
@@ -338,37 +348,21 @@ pub enum Op {
     Sum(sum::Node),
 }
 
+/// The node in an [`Op`], whichever it is.
+macro_rules! each_op {
+    ($op:expr; $($name:ident)+) => { match $op { $(Op::$name(node) => node,)+ } };
+    ($op:expr) => { each_op!($op; BatchNorm Concat Conv2d CrossEntropy Linear Norm Pool Relu Shortcut Sum) };
+}
+
 impl Op {
-    /// What the graph asks of it.
+    /// The op as the graph sees it.
     pub fn operator(&self) -> &dyn Operator {
-        match self {
-            Self::BatchNorm(o) => o,
-            Self::Concat(o) => o,
-            Self::Conv2d(o) => o,
-            Self::CrossEntropy(o) => o,
-            Self::Linear(o) => o,
-            Self::Norm(o) => o,
-            Self::Pool(o) => o,
-            Self::Relu(o) => o,
-            Self::Shortcut(o) => o,
-            Self::Sum(o) => o,
-        }
+        each_op!(self)
     }
 
-    /// The op on the host, in `T`.
+    /// The op on the host.
     pub fn host<T: Real>(&self) -> &dyn HostOp<T> {
-        match self {
-            Self::BatchNorm(o) => o,
-            Self::Concat(o) => o,
-            Self::Conv2d(o) => o,
-            Self::CrossEntropy(o) => o,
-            Self::Linear(o) => o,
-            Self::Norm(o) => o,
-            Self::Pool(o) => o,
-            Self::Relu(o) => o,
-            Self::Shortcut(o) => o,
-            Self::Sum(o) => o,
-        }
+        each_op!(self)
     }
 }
 

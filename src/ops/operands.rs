@@ -1,32 +1,31 @@
-//! Named operands: what an op reads and writes, generic over what stands for a tensor.
+//! Named operands, generic over the representation of a tensor.
 //!
 //! Each pass of an op has a struct with a field for every tensor: its *call*. `conv2d::BwdW<I, O>` has `dy: I`, `x: I`
-//! and `dw: O`. The same struct holds types, values of a graph, bound views, slices of the host or, with `()`, nothing
-//! but the form: which of its optional operands are there. Lists of operands, as graphs keep them, are in the order of
-//! the fields.
+//! and `dw: O`. A call holds types, values of a graph, bound views, host slices or, with `()`, only its *form*: which
+//! optional operands are there. Lists of operands, as in a graph's nodes, are in the order of the fields.
 
 use crate::tensor::TensorType;
 
 /// The operands of one pass of an op: inputs are `I`s, outputs are `O`s.
 pub trait Call<I, O>: Sized {
-    /// The same operands, held as others.
+    /// The call with other representations.
     type Of<J, P>: Call<J, P>;
 
-    /// Calls `read` on each input and `write` on each output, in order, with its name.
+    /// Calls `read` on each input and `write` on each output, in order, with their names.
     fn map<J, P>(
         self,
         read: impl FnMut(&'static str, I) -> J,
         write: impl FnMut(&'static str, O) -> P,
     ) -> Self::Of<J, P>;
 
-    /// All inputs and all outputs, in order.
+    /// The lists of inputs and outputs.
     fn into_lists(self) -> (Vec<I>, Vec<O>) {
         let (mut reads, mut writes) = (Vec::new(), Vec::new());
         self.map(|_, v| reads.push(v), |_, v| writes.push(v));
         (reads, writes)
     }
 
-    /// This form with operands from lists. Panics where a list is not as long as the form says.
+    /// This form with operands from lists. Panics if a list is shorter or longer than the form.
     fn with<J, P>(self, reads: impl IntoIterator<Item = J>, writes: impl IntoIterator<Item = P>) -> Self::Of<J, P> {
         let (mut reads, mut writes) = (reads.into_iter(), writes.into_iter());
         let absent = |name: &str| -> ! { panic!("operand `{name}` is missing") };
@@ -34,11 +33,11 @@ pub trait Call<I, O>: Sized {
             |name, _| reads.next().unwrap_or_else(|| absent(name)),
             |name, _| writes.next().unwrap_or_else(|| absent(name)),
         );
-        assert!(reads.next().is_none() && writes.next().is_none(), "an operand that no name stands for");
+        assert!(reads.next().is_none() && writes.next().is_none(), "more operands than names");
         call
     }
 
-    /// The same operands, none of which holds anything.
+    /// The form.
     fn form(&self) -> Self::Of<(), ()>
     where
         Self: Clone,
@@ -46,7 +45,7 @@ pub trait Call<I, O>: Sized {
         self.clone().map(|_, _| (), |_, _| ())
     }
 
-    /// The place of each operand in its list.
+    /// The index of each operand in its list.
     fn places(self) -> Self::Of<usize, usize> {
         let next = |place: &mut usize| std::mem::replace(place, *place + 1);
         let (mut read, mut written) = (0, 0);
@@ -56,8 +55,8 @@ pub trait Call<I, O>: Sized {
 
 /// Declares the call of a pass: a struct with a field for each operand, inputs first.
 ///
-/// Behind a field's type stands what it holds: `one` operand, `maybe` one, `many`, an `operand` with its load, a
-/// `group` of them that has a method `map` of its own, or a `maybe_group`.
+/// The word after a field's type is its kind: `one` operand, `maybe` one, `many`, an `operand` with its load, a `group`
+/// with a method `map`, or a `maybe_group`.
 macro_rules! call {
     (
         $(#[$meta:meta])*
@@ -91,7 +90,7 @@ macro_rules! call {
     };
 }
 
-/// Declares operands that come together, as scale and shift do.
+/// Declares a group of operands, as scale and shift are.
 macro_rules! group {
     (
         $(#[$meta:meta])*
@@ -135,35 +134,35 @@ macro_rules! map_operand {
 
 pub(crate) use {call, group, map_operand};
 
-/// An input as an op's descriptor knows it.
+/// An input of a checked descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
     /// Its type.
     pub ty: TensorType,
-    /// Whether it is read only where the op's own gate, its last input, is open.
+    /// True if it is read only while the op's own gate, its last input, is open.
     pub gated: bool,
 }
 
-/// An output as an op's descriptor knows it.
+/// An output of a checked descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Its type.
     pub ty: TensorType,
-    /// What happens to its old content.
+    /// The use of its old content.
     pub old: Old,
-    /// Whether it says something only where the op's own gate is open.
+    /// True if it is meaningful only while the op's own gate is open.
     pub gated: bool,
-    /// Whether an input may be the output, or one a slice of the other's channels: a thread that writes an element is
-    /// the only one that reads it.
+    /// True if an input may be the output, or either a slice of the other's channels: an element is read only by the
+    /// thread that writes it.
     pub in_place: bool,
 }
 
-/// What an op can do with the old content of an output.
+/// The use of an output's old content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Old {
     /// It is overwritten.
     Lost,
-    /// It is overwritten, or added to where the node says so ([`Write::Accumulate`](super::Write)).
+    /// It is overwritten, or added to with [`Write::Accumulate`](super::Write).
     MayBeAddedTo,
     /// It is read and updated.
     Updated,
@@ -182,14 +181,14 @@ impl From<TensorType> for Written {
 }
 
 impl Read {
-    /// An input that is read only where the gate is open, if there is a gate.
+    /// An input that, if `gated`, is read only while the gate is open.
     pub fn behind(ty: TensorType, gated: bool) -> Self {
         Self { ty, gated }
     }
 }
 
 impl Written {
-    /// An output that may be added to.
+    /// An output that may be accumulated.
     pub fn accumulated(ty: TensorType) -> Self {
         Self { old: Old::MayBeAddedTo, ..ty.into() }
     }
@@ -199,7 +198,7 @@ impl Written {
         Self { old: Old::Updated, ..ty.into() }
     }
 
-    /// The output, where inputs may share its memory.
+    /// The output, with memory that inputs may share.
     pub fn in_place(self) -> Self {
         Self { in_place: true, ..self }
     }
@@ -215,14 +214,14 @@ pub struct Operands {
 }
 
 impl Operands {
-    /// Those of `call`.
+    /// The operands of `call`.
     pub fn of(call: impl Call<Read, Written>) -> Self {
         let mut operands = Self::default();
         call.map(|name, read| operands.reads.push((name, read)), |name, write| operands.writes.push((name, write)));
         operands
     }
 
-    /// The places of the outputs that `is` says.
+    /// The indices of the outputs for which `is` is true.
     pub(super) fn written(&self, is: impl Fn(&Written) -> bool) -> Vec<usize> {
         self.writes.iter().enumerate().filter(|(_, (_, written))| is(written)).map(|(i, _)| i).collect()
     }

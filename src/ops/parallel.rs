@@ -1,12 +1,11 @@
-//! How the CPU's ops share their work: cuts that depend on the shape only, so that the bits do not depend on the number
-//! of threads, and fixed-order sums over the rows of a matrix: the per-channel reductions of NHWC tensors.
+//! Parallel loops of the CPU's ops, and fixed-order sums over the rows of a matrix: the per-channel reductions of NHWC
+//! tensors. Work is cut by shape only, so that the bits do not depend on the number of threads.
 //!
-//! The rows are cut into parts; each part is summed by itself and the parts are added in order. Inside a part several
-//! rows are taken together as one of at least [`WIDTH`] elements, which a loop over channels fills with whole vectors
-//! however few the channels are.
+//! The rows are cut into parts, which are summed separately and added in order. In a part several rows form one wide row
+//! of at least [`WIDTH`] elements, so that a loop over it uses whole vectors even if there are few channels.
 
-use std::ops::{Deref, DerefMut, Range};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -14,16 +13,16 @@ use crate::device::cpu::vectorized;
 use crate::device::threads;
 use crate::tensor::Real;
 
-/// The least elements of a wide row.
+/// The fewest elements of a wide row.
 const WIDTH: usize = 128;
-/// The least elements of a part.
+/// The fewest elements of a part.
 const PART: usize = 1 << 14;
 /// The most parts.
 const PARTS: usize = 32;
-/// The elements of a run of an element-by-element op.
+/// Elements of a run of an elementwise op.
 const RUN: usize = 1 << 14;
 
-/// How a matrix of `rows` rows of `c` channels is cut.
+/// The cut of a matrix of rows of `c` channels.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cut {
     /// Channels.
@@ -32,7 +31,7 @@ pub(super) struct Cut {
     pub(super) wide: usize,
     /// Parts.
     pub(super) parts: usize,
-    /// Elements of every part but the last, a multiple of `wide`.
+    /// Elements of a part, a multiple of `wide`; the last may have fewer.
     pub(super) part: usize,
 }
 
@@ -49,12 +48,12 @@ impl Cut {
         (i * self.part).min(len)..((i + 1) * self.part).min(len)
     }
 
-    /// Calls `f` for each part, in parallel, with its number and `each` elements of `scratch`.
+    /// Calls `f` for each part, in parallel, with its index and `each` elements of `scratch`.
     pub(super) fn for_each<T: Real>(&self, scratch: &mut [T], each: usize, f: impl Fn(usize, &mut [T]) + Sync) {
         in_lanes(split(&mut scratch[..self.parts * each], each), |i, scratch| vectorized(|| f(i, scratch)));
     }
 
-    /// Adds the `wide` sums of a part up to `c` of them, in place; the rest keeps nothing of use.
+    /// Folds the `wide` sums of a part into its first `c`; the others are left undefined.
     pub(super) fn fold<T: Real>(&self, sums: &mut [T]) {
         let (total, rest) = sums.split_at_mut(self.c);
         for row in rest.chunks_exact(self.c) {
@@ -68,7 +67,7 @@ pub(super) fn elements<T: Real>(out: &mut [T], f: impl Fn(usize, &mut [T]) + Syn
     in_lanes(split(out, RUN), |i, out| vectorized(|| f(i * RUN, out)));
 }
 
-/// Writes `from` over and over to all of `to`.
+/// Fills `to` with repetitions of `from`.
 pub(super) fn repeat<T: Real>(from: &[T], to: &mut [T]) {
     to.chunks_mut(from.len()).for_each(|to| to.copy_from_slice(&from[..to.len()]));
 }
@@ -80,12 +79,12 @@ pub(super) fn add<T: Real>(a: &mut [T], b: &[T]) {
     }
 }
 
-/// Pieces of `each` elements; one whole piece where `each` is 0.
+/// Pieces of `each` elements; with 0, of one.
 pub(crate) fn split<T>(scratch: &mut [T], each: usize) -> Vec<&mut [T]> {
     scratch.chunks_mut(each.max(1)).collect()
 }
 
-/// Calls `f` for each lane with its number: here where there is one, else in parallel.
+/// Calls `f` for each lane with its index: in parallel, or on this thread if there is one lane.
 pub(crate) fn in_lanes<L: Send>(lanes: Vec<L>, f: impl Fn(usize, L) + Sync) {
     if lanes.len() == 1 {
         lanes.into_iter().for_each(|lane| f(0, lane));
@@ -95,61 +94,32 @@ pub(crate) fn in_lanes<L: Send>(lanes: Vec<L>, f: impl Fn(usize, L) + Sync) {
     }
 }
 
-/// Scratch memory in pieces of which each lane takes one while it runs. The piece given back last is taken first: it is
-/// still in the cache.
+/// Scratch memory in pieces, one for each running lane. The piece returned last is taken first: it is still cached.
 pub(super) struct Pieces<'a, T>(Mutex<Vec<&'a mut [T]>>);
 
 impl<'a, T> Pieces<'a, T> {
-    /// Pieces of `each` elements; with 0, any number of empty ones.
+    /// Pieces of `each` elements; with 0, an empty one for every lane.
     pub(super) fn new(scratch: &'a mut [T], each: usize) -> Self {
         let pieces = if each == 0 { Vec::new() } else { scratch.chunks_exact_mut(each).collect() };
         Self(Mutex::new(pieces))
     }
 
-    /// A piece, given back when dropped; empty where none is left.
-    pub(super) fn take(&self) -> Piece<'a, '_, T> {
-        Piece { piece: self.free().pop().unwrap_or_default(), pieces: self }
-    }
-
-    fn free(&self) -> MutexGuard<'_, Vec<&'a mut [T]>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One of [`Pieces`].
-pub(super) struct Piece<'a, 'b, T> {
-    piece: &'a mut [T],
-    pieces: &'b Pieces<'a, T>,
-}
-
-impl<T> Deref for Piece<'_, '_, T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        self.piece
+    /// Calls `f` with a piece; an empty one if none is left.
+    pub(super) fn with(&self, f: impl FnOnce(&mut [T])) {
+        let free = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let piece = free().pop().unwrap_or_default();
+        f(piece);
+        free().push(piece);
     }
 }
 
-impl<T> DerefMut for Piece<'_, '_, T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        self.piece
-    }
-}
-
-impl<T> Drop for Piece<'_, '_, T> {
-    fn drop(&mut self) {
-        let piece = std::mem::take(&mut self.piece);
-        self.pieces.free().push(piece);
-    }
-}
-
-/// Scratch elements of [`columns`].
+/// Elements of scratch memory for [`columns`].
 pub(super) fn columns_scratch(len: usize, c: usize) -> usize {
     let cut = Cut::new(len, c);
     cut.parts * cut.wide
 }
 
-/// `out[c] = sum over rows of x[row, c]`, or `+=`.
+/// `out[c] = sum over rows of x[row, c]`, or `+=` if `accumulate`.
 pub(super) fn columns<T: Real>(x: &[T], out: &mut [T], accumulate: bool, scratch: &mut [T]) {
     let cut = Cut::new(x.len(), out.len());
     cut.for_each(scratch, cut.wide, |i, sums| {

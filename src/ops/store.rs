@@ -1,20 +1,19 @@
-//! How an op stores a result: what is done to each element on its way out, and which numbers of each channel are left.
+//! How an op stores a result: the transform of each element, and the numbers per channel that it leaves.
 
 use super::operands::{group, Read, Written};
 use crate::tensor::{Real, TensorType};
 use crate::{Error, Result};
 
-/// What is done to a sum before it is stored: `y = relu(scale[k] sum + shift[k] + residual)`, each part where it is
-/// set.
+/// The transform of a sum before it is stored: `y = relu(scale[k] sum + shift[k] + residual)`, each part optional.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epilogue<T = ()> {
-    /// Multiply by a number per output channel: a folded batch norm.
+    /// `[K]`: a folded batch norm.
     pub scale: Option<T>,
-    /// Add a number per output channel: a bias or a folded batch norm.
+    /// `[K]`: a bias or a folded batch norm.
     pub shift: Option<T>,
-    /// Add a tensor of the output's shape.
+    /// A tensor of y's shape.
     pub residual: Option<T>,
-    /// Replace negative results by 0.
+    /// True if a ReLU follows.
     pub relu: bool,
 }
 
@@ -35,7 +34,7 @@ impl<T> Epilogue<T> {
         }
     }
 
-    /// This form with types, for a result of type `y` with `channels` channels.
+    /// The types, for a result of type `y` with `channels` channels.
     pub fn types(self, y: &TensorType, channels: usize) -> Epilogue<Read> {
         self.map(|name, _| match name {
             "residual" => y.clone().into(),
@@ -43,18 +42,18 @@ impl<T> Epilogue<T> {
         })
     }
 
-    /// Whether nothing is done.
+    /// True if there is no transform.
     pub fn is_plain(&self) -> bool {
         self.scale.is_none() && self.shift.is_none() && self.residual.is_none() && !self.relu
     }
 }
 
 group! {
-    /// Mean and biased variance of each channel of what is stored, f32.
+    /// Mean and biased variance of each channel of the stored result.
     pub struct Moments {
-        /// `mean[k]`.
+        /// `[C]`.
         mean: T [one],
-        /// `var[k]`.
+        /// `[C]`.
         var: T [one],
     }
 }
@@ -62,83 +61,84 @@ group! {
 group! {
     /// The input of a batch norm, and its mean.
     pub struct Normalised {
-        /// The input.
+        /// `[N,H,W,C]`.
         y: T [one],
-        /// Its mean, a number a channel.
+        /// `[C]`.
         mean: T [one],
     }
 }
 
-/// What the producer of a gradient dz does to it before it is stored: the backward pass of a ReLU, and the sums of the
-/// batch norms in front of it.
+/// What the producer of a gradient dz does before it stores dz: the backward pass of a ReLU, and the sums for the batch
+/// norms before the ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mask<T = ()> {
-    /// The value went through one batch norm.
+    /// The value is the output of one batch norm.
     ///
-    /// `v = dz (+ what is there, where dz is accumulated and not scaled)`, then, with a ReLU, 0 where
-    /// `y scale + shift`, rounded to the storage type, is 0 or less. The sums are of v. Stored is v, or with
-    /// `scaled` what is there plus `scale v` (accumulated), or `scale v` (overwritten).
+    /// `v = dz`, plus the old content if dz is accumulated and not `scaled`. With a ReLU, v is 0 where `y scale + shift`,
+    /// rounded to the storage type, is 0 or less. The sums are those of v. The op stores v, or with `scaled` it stores or
+    /// accumulates `scale v`.
     Affine {
         /// The batch norm's input.
         y: T,
-        /// A number a channel.
+        /// `[C]`.
         scale: T,
-        /// A number a channel.
+        /// `[C]`.
         shift: T,
-        /// A number a channel.
+        /// `[C]`.
         mean: T,
-        /// Whether a ReLU followed the batch norm.
+        /// True if a ReLU follows the batch norm.
         relu: bool,
-        /// Whether what is stored is multiplied by the scale, after the sums.
+        /// True if the stored gradient is multiplied by the scale, after the sums.
         scaled: bool,
     },
-    /// The value is the end of a residual block: `max(n_0(y_0) + n_1(y_1), 0)` or `max(n_0(y_0) + shortcut, 0)`, n_i a
-    /// batch norm.
+    /// The value is the end of a residual block: `max(n_0(y_0) + n_1(y_1), 0)` or `max(n_0(y_0) + shortcut, 0)`, with
+    /// batch norms n_i.
     ///
-    /// `v = dz (+ what is there)`, then 0 where the bit is not set (see [`super::sum`]). Stored is v.
+    /// `v = dz`, plus the old content if dz is accumulated, and 0 where the sign bit is 0 (see [`super::sum`]). The op
+    /// stores v.
     Signs {
-        /// A bit an element: 0 where the block's end is 0 or less.
+        /// One bit per element: 0 where the block's end is 0 or less.
         bits: T,
         /// y_0 and its mean.
         first: Normalised<T>,
-        /// y_1 and its mean, where two batch norms' outputs were added.
+        /// y_1 and its mean, if two batch norms were added.
         second: Option<Normalised<T>>,
-        /// The gate of the branch that n_0 is in, if that may be dropped: where it is 0, y_0 and its mean are not read,
-        /// and the sum of the first is 0.
+        /// `[1]`: the gate of n_0's branch, if stochastic depth may drop it. If it is 0, y_0 and its mean are not read,
+        /// and `Sums::first` is 0.
         gate: Option<T>,
     },
 }
 
 group! {
-    /// The sums of a masked gradient v, a number a channel each, f32.
+    /// The sums of a masked gradient v, each `[C]`.
     pub struct Sums {
         /// `sum v`.
         dy: T [one],
         /// `sum v (y_0 - mean_0)`.
         first: T [one],
-        /// `sum v (y_1 - mean_1)`, where there is a second batch norm.
+        /// `sum v (y_1 - mean_1)`, if there is a second batch norm.
         second: Option<T> [maybe],
     }
 }
 
 impl<T> Sums<T> {
-    /// How many there are.
+    /// The number of sums.
     pub fn count(&self) -> usize {
         2 + usize::from(self.second.is_some())
     }
 
-    /// All, in order.
+    /// The sums, in order.
     pub fn list(self) -> Vec<T> {
         [Some(self.dy), Some(self.first), self.second].into_iter().flatten().collect()
     }
 }
 
-/// Bytes of a pixel of the signs of `channels` channels: bit `c % 8` of byte `c / 8` is 0 where channel c is 0 or less.
+/// Bytes of signs per pixel of `channels` channels: bit `c % 8` of byte `c / 8` is 0 where channel c is 0 or less.
 pub fn sign_bytes(channels: usize) -> usize {
     channels.div_ceil(8)
 }
 
-/// Writes the signs of `z`: a bit an element, 0 where it is 0 or less. The bits beyond the last channel are 0.
+/// Writes the signs of `z`: one bit per element, 0 where it is 0 or less. The bits past the last channel are 0.
 pub(super) fn write_signs<T: Real>(z: &[T], channels: usize, signs: &mut [u8]) {
     let pixels = signs.chunks_exact_mut(sign_bytes(channels)).zip(z.chunks_exact(channels));
     for (byte, values) in pixels.flat_map(|(bytes, z)| bytes.iter_mut().zip(z.chunks(8))) {
@@ -174,12 +174,10 @@ impl<T> Mask<T> {
         }
     }
 
-    /// The same operands, none of which holds anything.
+    /// The mask without its operands.
     pub fn form(&self) -> Mask {
         match self {
-            Self::Affine { relu, scaled, .. } => {
-                Mask::Affine { y: (), scale: (), shift: (), mean: (), relu: *relu, scaled: *scaled }
-            }
+            &Self::Affine { relu, scaled, .. } => Mask::Affine { y: (), scale: (), shift: (), mean: (), relu, scaled },
             Self::Signs { second, gate, .. } => Mask::Signs {
                 bits: (),
                 first: Normalised::default(),
@@ -197,26 +195,24 @@ impl<T> Mask<T> {
         }
     }
 
-    /// The inputs of the batch norms, with their means.
+    /// The inputs of the batch norms and their means.
     pub fn normalised(&self) -> Vec<Normalised<&T>> {
         match self {
             Self::Affine { y, mean, .. } => vec![Normalised { y, mean }],
-            Self::Signs { first, second, .. } => [Some(first), second.as_ref()]
-                .into_iter()
-                .flatten()
-                .map(|Normalised { y, mean }| Normalised { y, mean })
-                .collect(),
+            Self::Signs { first, second, .. } => {
+                [first].into_iter().chain(second).map(|Normalised { y, mean }| Normalised { y, mean }).collect()
+            }
         }
     }
 
-    /// Whether what is stored is multiplied by the scale.
+    /// True if the stored gradient is multiplied by the scale.
     pub fn is_scaled(&self) -> bool {
         matches!(self, Self::Affine { scaled: true, .. })
     }
 }
 
 impl Mask {
-    /// This form with types, for a gradient of shape `[N,H,W,C]`.
+    /// The types, for a gradient of `shape` `[N,H,W,C]`.
     pub fn types(self, shape: [usize; 4]) -> Mask<Read> {
         let [n, h, w, c] = shape;
         let gated = self.gate().is_some();
@@ -228,20 +224,20 @@ impl Mask {
                 "gate" => TensorType::stat([1]),
                 _ => TensorType::stat([c]),
             };
-            // The first batch norm's operands are those of the branch that may be dropped.
+            // The first batch norm is in the branch that may be dropped.
             let behind = gated && branch > 0 && matches!(name, "y" | "mean");
             branch -= i32::from(behind);
             Read::behind(ty, behind)
         })
     }
 
-    /// The form of its sums.
+    /// The form of the sums.
     pub fn sums(&self) -> Sums {
         let second = matches!(self, Self::Signs { second: Some(_), .. }).then_some(());
         Sums { second, ..Sums::default() }
     }
 
-    /// Fails unless `sums` are those that go with `mask`.
+    /// Fails unless `sums` is the form of the sums of `mask`.
     pub(super) fn check_sums(op: &str, mask: Option<Self>, sums: Option<Sums>) -> Result<()> {
         if mask.map(|mask| mask.sums()) != sums {
             return Err(Error::invalid(op, format!("{sums:?} with the mask {mask:?}")));
@@ -249,7 +245,7 @@ impl Mask {
         Ok(())
     }
 
-    /// The types of its sums, for a gradient of shape `[N,H,W,C]`.
+    /// The types of the sums, for a gradient `[N,H,W,C]`.
     pub fn sum_types(&self, [_, _, _, c]: [usize; 4]) -> Sums<Written> {
         let gated = self.gate().is_some();
         self.sums().map(|name, ()| Written { gated: gated && name == "first", ..TensorType::stat([c]).into() })

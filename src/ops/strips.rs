@@ -1,16 +1,16 @@
-//! The launch geometry that the memory-bound kernels share; kernels/common/strips.cuh is its other half.
+//! The launch geometry of the memory-bound kernels, shared with kernels/common/strips.cuh.
 
 use super::Arg;
 use crate::tensor::{DType, Shape};
 use crate::{Error, Result};
 
-/// Threads in a block.
+/// Threads per block.
 pub(crate) const THREADS: u32 = 256;
-/// Channels in a row of a tensor that has no pixels: 8 accesses of 16 bytes for each thread side by side.
+/// Elements of a row of a tensor without pixels: 8 strips of a 16-bit type for each of 32 lanes.
 const FLAT_ROW: usize = 2048;
-/// Blocks that fill a large GPU several times over; with more there is nothing to gain.
+/// Blocks that fill a large GPU several times over; more gain nothing.
 const MANY_BLOCKS: usize = 1024;
-/// The most threads of a block side by side along the channels: a warp.
+/// The most threads of a block along the channels: a warp.
 const MOST_LANES: usize = 32;
 
 /// The division of a tensor among blocks: `Strips` of kernels/common/strips.cuh.
@@ -32,7 +32,7 @@ pub(super) struct Rows {
     rows: usize,
     channels: usize,
     last_channels: usize,
-    /// Whether the rows are pixels, at each tensor's own stride, or pieces of a dense tensor.
+    /// True if the rows are pixels, at each tensor's own stride; false if they are runs of a dense tensor.
     pixels: bool,
 }
 
@@ -42,7 +42,7 @@ impl Rows {
         Self { rows, channels, last_channels: channels, pixels: true }
     }
 
-    /// The pixels of `shape` where one of `args` is a slice of channels, else pieces of one length.
+    /// The pixels of `shape` if one of `args` is a slice of channels, else runs of [`FLAT_ROW`] elements.
     pub fn of(shape: &Shape, args: &[&Arg]) -> Self {
         match *shape.dims() {
             [n, h, w, c] if args.iter().any(|a| a.pixel_stride != c) => Self::pixels(n * h * w, c),
@@ -64,7 +64,7 @@ impl Rows {
         }
     }
 
-    /// Whether every strip of `args` is aligned to its size: 16 bytes of numbers, or as many window positions.
+    /// True if every strip is aligned to its size: 16 bytes of `numbers`, or the bytes of as many `positions`.
     pub fn wide(&self, dtype: DType, numbers: &[&Arg], positions: &[&Arg]) -> bool {
         let width = Strips::width(dtype);
         let aligned =
@@ -79,7 +79,7 @@ impl Strips {
         16 / dtype.bytes()
     }
 
-    /// Divides `rows` so that each thread walks `walk` rows, or fewer where that would leave the GPU idle.
+    /// Divides `rows` so that each thread walks `walk` rows, or fewer if too few blocks would remain to fill the GPU.
     pub fn new(rows: Rows, dtype: DType, walk: usize, wide: bool) -> Result<Self> {
         let mut strips = Self::lanes(rows, dtype, wide)?;
         let blocks = |walk: usize| rows.rows.div_ceil(strips.walkers() * walk) * strips.blocks_per_row as usize;
@@ -88,14 +88,14 @@ impl Strips {
         Ok(strips)
     }
 
-    /// As [`new`](Self::new), with 8 channels a thread whatever the type.
+    /// As [`new`](Self::new), with 8 channels per thread for every dtype.
     pub fn eights(rows: Rows, walk: usize, wide: bool) -> Result<Self> {
         Self::new(rows, DType::F16, walk, wide)
     }
 
-    /// Divides `rows` into bands for a reduction over rows. The bands depend on the shape and the type only.
+    /// Divides `rows` into bands for a reduction over rows. The bands depend only on shape and dtype.
     pub fn bands(rows: Rows, dtype: DType, wide: bool) -> Result<Self> {
-        /// Rows that a thread adds up at least: fewer would leave more to merge than to add.
+        /// The fewest rows per thread: with fewer, merging would cost more than adding.
         const LEAST_WALK: usize = 8;
         let mut strips = Self::lanes(rows, dtype, wide)?;
         let most = (MANY_BLOCKS / strips.blocks_per_row as usize).max(1);
@@ -105,7 +105,7 @@ impl Strips {
         Ok(strips)
     }
 
-    /// Divides `rows` so that a block takes one.
+    /// Divides `rows` so that each block takes one.
     pub fn blocks(rows: Rows, dtype: DType, wide: bool) -> Result<Self> {
         Self::lanes(rows, dtype, wide)
     }
@@ -125,22 +125,22 @@ impl Strips {
         })
     }
 
-    /// Threads of a block that walk down the rows side by side.
+    /// Walkers of a block: threads at different rows.
     fn walkers(&self) -> usize {
         (THREADS >> self.lanes_log2) as usize
     }
 
-    /// The number of bands of rows: blocks one below the other.
+    /// The number of bands: blocks along the rows.
     pub fn band_count(&self) -> usize {
         (self.rows as usize).div_ceil(self.rows_per_block as usize)
     }
 
-    /// Rows of every band but the last.
+    /// Rows per band; the last may have fewer.
     pub fn rows_per_band(&self) -> u32 {
         self.rows_per_block
     }
 
-    /// The grid.
+    /// The grid. Fails beyond 2^31 - 1 blocks.
     pub fn grid(&self) -> Result<[u32; 3]> {
         let blocks = self.band_count() * self.blocks_per_row as usize;
         match i32::try_from(blocks) {

@@ -1,19 +1,19 @@
-//! How many bytes of a tensor a launch touches where that is not all of it, or where it is a slice of a wider one.
+//! The bytes that a launch touches of a tensor that it reads in part, or that is a slice of a wider one.
 
-use super::{Arg, Io, Operator, Write};
+use super::{Arg, Io, Operator};
 use crate::device::Cost;
 use crate::tensor::{DType, TensorType};
 
-/// Bytes that a GPU's caches fetch and write back at once, at multiples of as many.
+/// Bytes of a sector, the unit in which a GPU's caches fetch and write back.
 const SECTOR: usize = 32;
 
 impl Io<'_> {
-    /// What `op` costs as it is bound: every tensor once, those that are added to also read.
+    /// The cost of `op` as it is bound: each tensor is touched once, and an accumulated output is also read.
     pub(super) fn cost(&self, op: &dyn Operator, dtype: DType) -> Cost {
         let bytes = |types: Vec<TensorType>, args: &[Arg], counts: &dyn Fn(&Arg) -> bool| -> u64 {
             types.iter().zip(args).filter(|(_, arg)| counts(arg)).map(|(ty, arg)| arg.touched(ty, dtype)).sum()
         };
-        let added = bytes(op.outputs(), self.outputs, &|arg| arg.write == Write::Accumulate);
+        let added = bytes(op.outputs(), self.outputs, &Arg::adds);
         Cost {
             flops: op.flops(),
             bytes_read: bytes(op.inputs(), self.inputs, &|_| true) + added,
@@ -23,7 +23,7 @@ impl Io<'_> {
 }
 
 impl Arg {
-    /// Bytes where all of a tensor of type `ty` is touched.
+    /// Bytes touched by a launch that touches all of a tensor of type `ty`.
     fn touched(&self, ty: &TensorType, dtype: DType) -> u64 {
         let element = ty.elem.bytes(dtype);
         match *ty.shape.dims() {
@@ -32,14 +32,14 @@ impl Arg {
         }
     }
 
-    /// As [`pixels`], of elements of `element` bytes.
+    /// As [`pixels`], for elements of `element` bytes.
     pub(super) fn touched_pixels(&self, shape: [usize; 4], element: usize, reached: [&[bool]; 2]) -> u64 {
         pixels(self.view.address(), shape, [self.pixel_stride * element, element], reached)
     }
 }
 
-/// Bytes where of images of `[N, H, W, C]` elements at `address` only those rows and columns are touched for which
-/// `reached` is true. Pixels are `pitch` bytes apart, an element has `element` bytes.
+/// Bytes touched in images `[N,H,W,C]` at `address`, if the touched rows and columns are those with `reached`. Pixels
+/// are `pitch` bytes apart, an element has `element` bytes.
 pub(super) fn pixels(
     address: u64,
     [n, h, w, c]: [usize; 4],
@@ -56,14 +56,14 @@ pub(super) fn pixels(
     (n * SECTOR * sectors(starts, c * element)) as u64
 }
 
-/// Bytes of the sectors that `count` rows of `bytes` bytes touch, the first at `address`, `pitch` bytes apart. Of dense
-/// rows, just their bytes.
+/// Bytes of the sectors touched by `count` rows of `bytes` bytes, the first at `address`, `pitch` bytes apart. Dense rows
+/// count only their own bytes.
 pub(super) fn rows(address: u64, count: usize, bytes: usize, pitch: usize) -> u64 {
     let first = address as usize % SECTOR;
     if pitch == bytes || [first, bytes, pitch].iter().all(|v| v.is_multiple_of(SECTOR)) {
         return (count * bytes) as u64;
     }
-    // From the second row on, what a row adds depends on where in a sector it starts: that repeats.
+    // From the second row on, the sectors that a row adds depend on its offset in a sector, which is periodic.
     let period = SECTOR >> pitch.trailing_zeros().min(SECTOR.ilog2());
     let of = |rows: usize| sectors((0..rows).map(|i| first + i * pitch), bytes);
     let touched = match count <= 2 * period {
@@ -73,7 +73,7 @@ pub(super) fn rows(address: u64, count: usize, bytes: usize, pitch: usize) -> u6
     (SECTOR * touched) as u64
 }
 
-/// The number of sectors of pieces of `bytes` bytes that begin at `starts`, in ascending order.
+/// The number of sectors touched by runs of `bytes` bytes that begin at `starts`, in ascending order.
 fn sectors(starts: impl Iterator<Item = usize>, bytes: usize) -> usize {
     let (mut count, mut next) = (0, 0);
     for start in starts {
@@ -118,15 +118,9 @@ mod tests {
         let (all, every_other) = ([true; 4], [true, false, true, false]);
         assert_eq!(arg(16).touched_pixels([2, 4, 4, 16], 2, [&all, &all]), 1024);
         assert_eq!(arg(16).touched_pixels([2, 4, 4, 16], 2, [&every_other, &every_other]), 256);
-        assert_eq!(
-            arg(8).touched_pixels([2, 4, 4, 8], 2, [&every_other, &every_other]),
-            256,
-            "half sectors count whole"
-        );
-        assert_eq!(
-            arg(24).touched_pixels([2, 4, 4, 16], 2, [&all, &all]),
-            2 * 16 * 48,
-            "a slice's gaps are in its sectors"
-        );
+        let halves = arg(8).touched_pixels([2, 4, 4, 8], 2, [&every_other, &every_other]);
+        assert_eq!(halves, 256, "half sectors count whole");
+        let slice = arg(24).touched_pixels([2, 4, 4, 16], 2, [&all, &all]);
+        assert_eq!(slice, 2 * 16 * 48, "a slice's gaps are in its sectors");
     }
 }

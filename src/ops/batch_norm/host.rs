@@ -1,30 +1,29 @@
 //! The op on the CPU, in passes over whole vectors.
 //!
-//! The statistics are taken block by block in two passes, a mean by differences from the block's first pixel and then
-//! sum and squares about it, and blocks and parts are merged in f64 as Chan, Golub and LeVeque (1979) do: a mean far
-//! larger than the deviation costs no digits. So a channel that is the same number everywhere has exactly this mean and
-//! the variance 0, and y is exactly beta.
+//! The statistics of a block take two passes: its mean, by differences from the first pixel, then sum and squares about
+//! the mean. Blocks and parts are merged in f64 (Chan, Golub and LeVeque, 1979), so that a mean far larger than the
+//! deviation costs no digits. A constant channel has exactly its mean and variance 0, and y is exactly beta.
 
 use super::{Bwd, Infer, Node, Pass, Train};
 use crate::device::cpu::vectorized;
 use crate::ops::parallel::{in_lanes, repeat, split, Cut};
-use crate::ops::{HostIo, Write};
+use crate::ops::HostIo;
 use crate::tensor::Real;
 
-/// The elements of a block: 32 KiB in f32, so that the second pass finds it in the first-level cache.
+/// The elements of a block: 32 KiB in f32, so that the second pass finds it in the L1 cache.
 const BLOCK: usize = 1 << 13;
 
-/// Runs a pass other than the fold.
+/// Runs a pass other than [`Pass::Fold`].
 pub(super) fn run<T: Real>(node: &Node, io: &mut HostIo<'_, T>) {
     match node.pass {
         Pass::Train { relu } => train(node, relu, io),
         Pass::Infer { relu } => infer(node, relu, io),
         Pass::Bwd(form) => bwd(node, form, io),
-        Pass::Fold { .. } => panic!("folding has no way of its own"),
+        Pass::Fold { .. } => panic!("folding is the reference's"),
     }
 }
 
-/// Elements of scratch that [`run`] needs.
+/// Elements of scratch memory for [`run`].
 pub(super) fn scratch(node: &Node) -> usize {
     let cut = cut(node);
     match node.pass {
@@ -40,7 +39,7 @@ fn cut(node: &Node) -> Cut {
     Cut::new(node.bn.count() * c, c)
 }
 
-/// A part's mean, what rounding it to `T` lost, the squares, and the wide rows of a block.
+/// Elements per part: its mean in two numbers, its squares, and three wide rows.
 fn train_each(cut: &Cut) -> usize {
     3 * cut.c + 3 * cut.wide
 }
@@ -62,7 +61,7 @@ fn train<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
         running_mean[k] = moved(running_mean[k], mu);
         running_var[k] = moved(running_var[k], squares / (m - 1.0));
         (scale[k], center[k], shift[k]) = (gamma[k] * invstd[k], mean[k], beta[k]);
-        // What rounding the mean took away counts where the deviation is no larger.
+        // The rounding error of the mean matters if the deviation is no larger.
         let lost = (mu - mean[k].to_f64()) * scale[k].to_f64();
         if lost.is_finite() {
             shift[k] -= T::from_f64(lost);
@@ -84,8 +83,7 @@ fn infer<T: Real>(node: &Node, relu: bool, io: &mut HostIo<'_, T>) {
     Affine::new(&cut, wide).apply(&cut, relu, x, y);
 }
 
-/// Mean, in two numbers, and sum of squares about it of each channel of a part, into the first 3 C elements of
-/// `scratch`.
+/// Leaves each channel's mean, in two numbers, and sum of squares about it in the first 3 C elements of `scratch`.
 fn moments<T: Real>(cut: &Cut, x: &[T], scratch: &mut [T]) {
     let (moments, rows) = scratch.split_at_mut(3 * cut.c);
     let (origin, rows) = rows.split_at_mut(cut.wide);
@@ -120,7 +118,7 @@ fn moments<T: Real>(cut: &Cut, x: &[T], scratch: &mut [T]) {
         cut.fold(about);
         for k in 0..cut.c {
             let mut all = Moments::read(cut, moments, k, count);
-            // The center is the mean but for what rounding took from it.
+            // The center is the rounded mean.
             let rest = sum[k].to_f64() / m as f64;
             let squares = about[k].to_f64() - rest * rest * m as f64;
             let squares = if squares < 0.0 { 0.0 } else { squares };
@@ -142,7 +140,7 @@ fn merged<T: Real>(cut: &Cut, parts: &[T], len: usize, k: usize) -> (f64, f64) {
     (all.mean, all.squares)
 }
 
-/// Of one channel: elements, their mean, the sum of squares about it.
+/// The number of elements of a channel, their mean, and the sum of squares about it.
 struct Moments {
     count: f64,
     mean: f64,
@@ -150,13 +148,13 @@ struct Moments {
 }
 
 impl Moments {
-    /// Those of channel `k`, as [`moments`] leaves them.
+    /// Channel `k`, as [`moments`] leaves it.
     fn read<T: Real>(cut: &Cut, from: &[T], k: usize, count: usize) -> Self {
         let [mean, rest, squares] = [0, 1, 2].map(|i| from[i * cut.c + k].to_f64());
         Self { count: count as f64, mean: mean + rest, squares }
     }
 
-    /// Adds elements. The first are taken as they are: 0 times the square of a large mean may be no number.
+    /// Adds elements. The first are copied: 0 times the square of a large mean may be NaN.
     fn take(&mut self, other: &Self) {
         let count = self.count + other.count;
         if self.count == 0.0 {
@@ -170,7 +168,7 @@ impl Moments {
     }
 }
 
-/// `y = (x - mean) scale + shift`, each as a wide row.
+/// `y = (x - mean) scale + shift`, each a wide row.
 struct Affine<'a, T> {
     scale: &'a [T],
     mean: &'a [T],
@@ -178,7 +176,7 @@ struct Affine<'a, T> {
 }
 
 impl<'a, T: Real> Affine<'a, T> {
-    /// Of three rows that begin with C scales, means and shifts.
+    /// Takes three wide rows that begin with C scales, means and shifts.
     fn new(cut: &Cut, rows: &'a mut [T]) -> Self {
         for row in rows.chunks_exact_mut(cut.wide) {
             let (first, more) = row.split_at_mut(cut.c);
@@ -212,7 +210,7 @@ impl<'a, T: Real> Affine<'a, T> {
 fn bwd<T: Real>(node: &Node, form: Bwd, io: &mut HostIo<'_, T>) {
     let cut = cut(node);
     let scratch = std::mem::take(&mut io.scratch);
-    let accumulate = io.bind(form).dx.write == Write::Accumulate;
+    let accumulate = io.bind(form).dx.adds();
     let Bwd { dy, x, gamma, mean, invstd, y, dx, dgamma, dbeta } = io.numbers(form);
     let (relu, y) = (y.is_some(), y.unwrap_or(dy));
     let (parts, wide) = scratch.split_at_mut(cut.parts * 2 * cut.wide);
@@ -255,7 +253,7 @@ fn bwd<T: Real>(node: &Node, form: Bwd, io: &mut HostIo<'_, T>) {
     });
 }
 
-/// dy where it counts.
+/// dy, with `RELU` 0 where y is 0 or less.
 #[inline(always)]
 fn counted<T: Real, const RELU: bool>(dy: T, y: T) -> T {
     if RELU && y <= T::ZERO {
@@ -265,7 +263,7 @@ fn counted<T: Real, const RELU: bool>(dy: T, y: T) -> T {
     }
 }
 
-/// The sums of dy and of dy (x - mean) of a part, the second from `wide` on.
+/// The sums of dy and, from `wide` on, of dy (x - mean) over a part.
 #[inline(always)]
 fn reduce<T: Real, const RELU: bool>(cut: &Cut, [dy, x, y]: [&[T]; 3], center: &[T], sums: &mut [T]) {
     sums.fill(T::ZERO);
@@ -282,7 +280,7 @@ fn reduce<T: Real, const RELU: bool>(cut: &Cut, [dy, x, y]: [&[T]; 3], center: &
     cut.fold(along);
 }
 
-/// `dx = a dy + b (x - mean) + d`, each a wide row of `wide`.
+/// `dx = a dy + b (x - mean) + d`, with a, b and d the rows of `wide`.
 struct Correction<'a, T> {
     center: &'a [T],
     wide: &'a [T],

@@ -1,136 +1,65 @@
-//! Which kernels, on what grid.
+//! The launches: kernels, grids and parameters.
 
 use super::{BatchNorm, Infer, Node, Pass, Train};
 use crate::device::table::{entry, kernels, only};
 use crate::device::{Cost, Launch, Target, View};
+use crate::ops::params::params;
 use crate::ops::strips::{Rows, Strips, THREADS};
-use crate::ops::{Arg, Io, Operator, Write};
+use crate::ops::{Arg, Io, Operator};
 use crate::tensor::DType;
 use crate::Result;
 
-/// Rows that a thread walks where there are many: enough to make loading the channels' numbers cheap.
+/// The most rows per thread: enough to make loading scales and shifts cheap.
 const WALK: usize = 16;
-/// Channels of a block that merges bands.
+/// Channels per block of the kernels that merge bands.
 const MERGE_LANES: usize = 32;
-/// Shared memory of the kernels that reduce rows of strips: for the 16-bit types, the most.
+/// Bytes of shared memory of the reductions over rows, for 16-bit types, which need the most.
 const STATS_SHARED: u32 = THREADS * (2 * 8 + 1) * 4;
 const SUMS_SHARED: u32 = THREADS * 2 * 8 * 4;
 
-/// `Stats` of kernels/batch_norm/train.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Stats {
-    x: u64,
-    mean: u64,
-    m2: u64,
-    x_stride: i64,
-    strips: Strips,
-}
+params! {
+    /// `Stats` of kernels/batch_norm/train.cu.
+    struct Stats { x: u64, mean: u64, m2: u64, x_stride: i64, strips: Strips }
 
-/// `Finalize` of kernels/batch_norm/train.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Finalize {
-    band_mean: u64,
-    band_m2: u64,
-    mean: u64,
-    invstd: u64,
-    running_mean: u64,
-    running_var: u64,
-    rows: i64,
-    rows_per_band: u32,
-    bands: u32,
-    channels: u32,
-    eps: f32,
-    momentum: f32,
-    keep: f32,
-}
+    /// `Finalize` of kernels/batch_norm/train.cu.
+    struct Finalize {
+        band_mean: u64, band_m2: u64, mean: u64, invstd: u64, running_mean: u64, running_var: u64,
+        rows: i64,
+        rows_per_band: u32, bands: u32, channels: u32, eps: f32, momentum: f32, keep: f32,
+    }
 
-/// `Apply` of kernels/batch_norm/apply.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Apply {
-    x: u64,
-    y: u64,
-    gamma: u64,
-    beta: u64,
-    mean: u64,
-    spread: u64,
-    x_stride: i64,
-    y_stride: i64,
-    strips: Strips,
-    relu: u32,
-    infer: u32,
-    eps: f32,
-    unused: u32,
-}
+    /// `Apply` of kernels/batch_norm/apply.cu.
+    struct Apply {
+        x: u64, y: u64, gamma: u64, beta: u64, mean: u64, spread: u64,
+        x_stride: i64, y_stride: i64,
+        strips: Strips, relu: u32, infer: u32, eps: f32, unused: u32,
+    }
 
-/// `Fold` of kernels/batch_norm/apply.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Fold {
-    gamma: u64,
-    beta: u64,
-    mean: u64,
-    var: u64,
-    bias: u64,
-    scale: u64,
-    shift: u64,
-    channels: u32,
-    eps: f32,
-    share: f32,
-    unused: u32,
-}
+    /// `Fold` of kernels/batch_norm/apply.cu.
+    struct Fold {
+        gamma: u64, beta: u64, mean: u64, var: u64, bias: u64, scale: u64, shift: u64,
+        channels: u32, eps: f32, share: f32, unused: u32,
+    }
 
-/// `BandSums` of kernels/batch_norm/bwd.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct BandSums {
-    dy: u64,
-    x: u64,
-    y: u64,
-    mean: u64,
-    dy_sum: u64,
-    dyx_sum: u64,
-    dy_stride: i64,
-    x_stride: i64,
-    y_stride: i64,
-    strips: Strips,
-}
+    /// `BandSums` of kernels/batch_norm/bwd.cu.
+    struct BandSums {
+        dy: u64, x: u64, y: u64, mean: u64, dy_sum: u64, dyx_sum: u64,
+        dy_stride: i64, x_stride: i64, y_stride: i64,
+        strips: Strips,
+    }
 
-/// `BwdFinalize` of kernels/batch_norm/bwd.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct BwdFinalize {
-    dy_sum: u64,
-    dyx_sum: u64,
-    invstd: u64,
-    dgamma: u64,
-    dbeta: u64,
-    bands: u32,
-    channels: u32,
-}
+    /// `BwdFinalize` of kernels/batch_norm/bwd.cu.
+    struct BwdFinalize {
+        dy_sum: u64, dyx_sum: u64, invstd: u64, dgamma: u64, dbeta: u64,
+        bands: u32, channels: u32,
+    }
 
-/// `Bwd` of kernels/batch_norm/bwd.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Bwd {
-    dy: u64,
-    x: u64,
-    y: u64,
-    dx: u64,
-    gamma: u64,
-    mean: u64,
-    invstd: u64,
-    dgamma: u64,
-    dbeta: u64,
-    dy_stride: i64,
-    x_stride: i64,
-    y_stride: i64,
-    dx_stride: i64,
-    strips: Strips,
-    inverse_count: f32,
-    accumulate: u32,
+    /// `Bwd` of kernels/batch_norm/bwd.cu.
+    struct Bwd {
+        dy: u64, x: u64, y: u64, dx: u64, gamma: u64, mean: u64, invstd: u64, dgamma: u64, dbeta: u64,
+        dy_stride: i64, x_stride: i64, y_stride: i64, dx_stride: i64,
+        strips: Strips, inverse_count: f32, accumulate: u32,
+    }
 }
 
 kernels! {
@@ -143,7 +72,7 @@ kernels! {
     BWD: Bwd = "batch_norm_bwd_*", 0;
 }
 
-/// Two numbers for each band and channel.
+/// Two numbers per band and channel.
 pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
     match node.pass {
         Pass::Train { .. } | Pass::Bwd { .. } => {
@@ -173,15 +102,15 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     }
 }
 
-/// The bands of the reductions over the rows of a batch norm's `tensors`; their number depends on the shape and the
-/// type only.
+/// The bands of a reduction over the rows of `tensors`, which are bound as `bn` describes. Their number depends only on
+/// shape and dtype.
 pub(in crate::ops) fn band_strips(bn: &BatchNorm, dtype: DType, tensors: &[&Arg]) -> Result<Strips> {
     let rows = Rows::pixels(bn.count(), bn.spec.x[3]);
     Strips::bands(rows, dtype, rows.wide(dtype, tensors, &[]))
 }
 
-/// The launch that leaves the mean and the sum of squares about it of every band of `strips`, `[bands][channels]` each
-/// in `to`, for x bound as `bn` describes it (`Io::check`).
+/// The launch that leaves the mean of every band of `strips` and the sum of squares about it in `to`, each
+/// `[bands][channels]`, for an x bound as `bn` describes (`Io::check`).
 pub(in crate::ops) fn band_moments(
     bn: &BatchNorm,
     target: Target,
@@ -190,25 +119,20 @@ pub(in crate::ops) fn band_moments(
     to: [&View; 2],
 ) -> Result<Launch> {
     let bytes = strips.band_count() * bn.spec.x[3] * size_of::<f32>();
-    assert!(to.iter().all(|v| v.bytes() >= bytes), "numbers for every band and channel");
-    let params = Stats {
-        x: x.view.address(),
-        mean: to[0].address(),
-        m2: to[1].address(),
-        x_stride: x.pixel_stride as i64,
-        strips,
-    };
+    assert!(to.iter().all(|v| v.bytes() >= bytes), "a number for every band and channel");
+    let params =
+        Stats { x: x.address(), mean: to[0].address(), m2: to[1].address(), x_stride: x.pixel_stride as i64, strips };
     let cost = Cost {
         flops: 3 * bn.x().shape.len() as u64,
         bytes_read: bn.x().bytes(target.dtype) as u64,
         bytes_written: 2 * bytes as u64,
     };
     let views = vec![x.view.clone(), to[0].clone(), to[1].clone()];
-    // SAFETY: `strips` covers x, which is as large as the descriptor says, and the bands have their places.
+    // SAFETY: `strips` covers x, which its view holds, and `to` has two numbers for each band and channel.
     Ok(unsafe { Launch::new(entry(target, &STATS)?, strips.grid()?, &params, cost, views) })
 }
 
-/// The tensors of an `Apply`.
+/// The operands of an `Apply`.
 struct Parts<'a> {
     x: &'a Arg,
     y: &'a Arg,
@@ -223,7 +147,7 @@ impl Node {
         Rows::pixels(self.bn.count(), self.bn.spec.x[3])
     }
 
-    /// The scratch memory and its two halves, for `strips`.
+    /// The scratch memory, and its halves for the bands of `strips`.
     fn halves(&self, strips: &Strips, io: &Io<'_>) -> Result<(View, [View; 2])> {
         let Some(scratch) = io.scratch else {
             return Err(crate::Error::invalid(self.name(), "no scratch memory"));
@@ -232,7 +156,7 @@ impl Node {
         Ok((scratch.clone(), [scratch.part(0, half)?, scratch.part(half, half)?]))
     }
 
-    /// Bytes of two numbers for each band and channel.
+    /// Bytes of two numbers per band and channel.
     fn band_bytes(&self, strips: &Strips) -> u64 {
         (2 * strips.band_count() * self.bn.spec.x[3] * size_of::<f32>()) as u64
     }
@@ -248,10 +172,10 @@ impl Node {
         let params = Finalize {
             band_mean,
             band_m2,
-            mean: mean.view.address(),
-            invstd: invstd.view.address(),
-            running_mean: running_mean.view.address(),
-            running_var: running_var.view.address(),
+            mean: mean.address(),
+            invstd: invstd.address(),
+            running_mean: running_mean.address(),
+            running_var: running_var.address(),
             rows: self.bn.count() as i64,
             rows_per_band: strips.rows_per_band(),
             bands: strips.band_count() as u32,
@@ -265,7 +189,7 @@ impl Node {
         let mut views = vec![scratch];
         views.extend([mean, invstd, running_mean, running_var].map(|a| a.view.clone()));
         let grid = [channels.div_ceil(MERGE_LANES) as u32, 1, 1];
-        // SAFETY: a number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
+        // SAFETY: one number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
         let finalize = unsafe { Launch::new(only(&FINALIZE), grid, &params, cost, views) };
         Ok([stats, finalize])
     }
@@ -275,12 +199,12 @@ impl Node {
         let rows = self.rows();
         let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[]))?;
         let params = Apply {
-            x: x.view.address(),
-            y: y.view.address(),
-            gamma: gamma.view.address(),
-            beta: beta.view.address(),
-            mean: mean.view.address(),
-            spread: spread.view.address(),
+            x: x.address(),
+            y: y.address(),
+            gamma: gamma.address(),
+            beta: beta.address(),
+            mean: mean.address(),
+            spread: spread.address(),
             x_stride: rows.stride(x),
             y_stride: rows.stride(y),
             strips,
@@ -296,7 +220,7 @@ impl Node {
             bytes_written: bytes,
         };
         let views = [x, y, gamma, beta, mean, spread].map(|a| a.view.clone()).to_vec();
-        // SAFETY: `strips` covers x and y; they and the channels' numbers are as large as it says (`Io::check`).
+        // SAFETY: `strips` covers x and y, and the views hold these and one number per channel (`Io::check`).
         Ok(unsafe { Launch::new(entry(target, &APPLY)?, strips.grid()?, &params, cost, views) })
     }
 
@@ -304,22 +228,21 @@ impl Node {
         let super::Fold { gamma, beta, running_mean, running_var, bias, scale, shift } = io.bind(form);
         let channels = self.bn.spec.x[3];
         let params = Fold {
-            gamma: gamma.view.address(),
-            beta: beta.view.address(),
-            mean: running_mean.view.address(),
-            var: running_var.view.address(),
-            bias: bias.map_or(0, |a| a.view.address()),
-            scale: scale.view.address(),
-            shift: shift.view.address(),
+            gamma: gamma.address(),
+            beta: beta.address(),
+            mean: running_mean.address(),
+            var: running_var.address(),
+            bias: bias.map_or(0, Arg::address),
+            scale: scale.address(),
+            shift: shift.address(),
             channels: channels as u32,
             eps: self.bn.spec.eps as f32,
             share: share as f32,
             unused: 0,
         };
-        let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
         let grid = [channels.div_ceil(THREADS as usize) as u32, 1, 1];
-        // SAFETY: every view holds a number per channel (`Io::check`); the bias may be null.
-        Ok(vec![unsafe { Launch::new(only(&FOLD), grid, &params, self.cost(DType::F32), views) }])
+        // SAFETY: every view holds one number per channel (`Io::check`); the bias may be null.
+        Ok(vec![unsafe { Launch::new(only(&FOLD), grid, &params, self.cost(DType::F32), io.views()) }])
     }
 
     fn launch_bwd(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<Vec<Launch>> {
@@ -331,9 +254,9 @@ impl Node {
         let params = BwdFinalize {
             dy_sum,
             dyx_sum,
-            invstd: invstd.view.address(),
-            dgamma: dgamma.view.address(),
-            dbeta: dbeta.view.address(),
+            invstd: invstd.address(),
+            dgamma: dgamma.address(),
+            dbeta: dbeta.address(),
             bands: strips.band_count() as u32,
             channels: channels as u32,
         };
@@ -342,24 +265,22 @@ impl Node {
             Cost { flops: bands / 4, bytes_read: bands + 4 * channels as u64, bytes_written: 8 * channels as u64 };
         let views = vec![scratch, invstd.view.clone(), dgamma.view.clone(), dbeta.view.clone()];
         let grid = [channels.div_ceil(MERGE_LANES) as u32, 1, 1];
-        // SAFETY: a number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
+        // SAFETY: one number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
         let finalize = unsafe { Launch::new(only(&BWD_FINALIZE), grid, &params, cost, views) };
         Ok(vec![sums, finalize, self.launch_bwd_x(target, form, io)?])
     }
 
     fn launch_sums(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<(Launch, Strips)> {
         let super::Bwd { dy, x, mean, y, .. } = io.bind(form);
-        let rows = self.rows();
-        let mut tensors = vec![dy, x];
-        tensors.extend(y);
-        let strips = Strips::bands(rows, target.dtype, rows.wide(target.dtype, &tensors, &[]))?;
+        let (rows, tensors) = (self.rows(), Vec::from_iter([dy, x].into_iter().chain(y)));
+        let strips = band_strips(&self.bn, target.dtype, &tensors)?;
         let (scratch, halves) = self.halves(&strips, io)?;
         let [dy_sum, dyx_sum] = halves.map(|view| view.address());
         let params = BandSums {
-            dy: dy.view.address(),
-            x: x.view.address(),
-            y: y.map_or(0, |a| a.view.address()),
-            mean: mean.view.address(),
+            dy: dy.address(),
+            x: x.address(),
+            y: y.map_or(0, Arg::address),
+            mean: mean.address(),
             dy_sum,
             dyx_sum,
             dy_stride: rows.stride(dy),
@@ -374,7 +295,7 @@ impl Node {
         };
         let mut views: Vec<View> = tensors.iter().map(|a| a.view.clone()).collect();
         views.extend([mean.view.clone(), scratch]);
-        // SAFETY: `strips` covers dy, x and y, which with the scratch memory are as large as it says (`Io::check`); y
+        // SAFETY: `strips` covers dy, x and y, and the views hold these, the mean and the bands' sums (`Io::check`); y
         // may be null.
         let launch = unsafe { Launch::new(entry(target, &SUMS)?, strips.grid()?, &params, cost, views) };
         Ok((launch, strips))
@@ -382,38 +303,34 @@ impl Node {
 
     fn launch_bwd_x(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<Launch> {
         let super::Bwd { dy, x, gamma, mean, invstd, y, dx, dgamma, dbeta } = io.bind(form);
-        let rows = self.rows();
-        let mut tensors = vec![dy, x, dx];
-        tensors.extend(y);
+        let (rows, tensors) = (self.rows(), Vec::from_iter([dy, x, dx].into_iter().chain(y)));
         let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &tensors, &[]))?;
         let params = Bwd {
-            dy: dy.view.address(),
-            x: x.view.address(),
-            y: y.map_or(0, |a| a.view.address()),
-            dx: dx.view.address(),
-            gamma: gamma.view.address(),
-            mean: mean.view.address(),
-            invstd: invstd.view.address(),
-            dgamma: dgamma.view.address(),
-            dbeta: dbeta.view.address(),
+            dy: dy.address(),
+            x: x.address(),
+            y: y.map_or(0, Arg::address),
+            dx: dx.address(),
+            gamma: gamma.address(),
+            mean: mean.address(),
+            invstd: invstd.address(),
+            dgamma: dgamma.address(),
+            dbeta: dbeta.address(),
             dy_stride: rows.stride(dy),
             x_stride: rows.stride(x),
             y_stride: y.map_or(0, |a| rows.stride(a)),
             dx_stride: rows.stride(dx),
             strips,
             inverse_count: 1.0 / self.bn.count() as f32,
-            accumulate: (dx.write == Write::Accumulate).into(),
+            accumulate: dx.adds().into(),
         };
         let bytes = self.bn.x().bytes(target.dtype) as u64;
         let cost = Cost {
             flops: 5 * self.bn.x().shape.len() as u64,
-            bytes_read: bytes * (tensors.len() as u64 - u64::from(dx.write == Write::Overwrite))
-                + 20 * self.bn.spec.x[3] as u64,
+            bytes_read: bytes * (tensors.len() as u64 - u64::from(!dx.adds())) + 20 * self.bn.spec.x[3] as u64,
             bytes_written: bytes,
         };
-        let views = io.inputs.iter().chain(io.outputs).map(|a| a.view.clone()).collect();
-        // SAFETY: `strips` covers dy, x, y and dx, which with the channels' numbers are as large as it says
-        // (`Io::check`); y may be null.
-        Ok(unsafe { Launch::new(entry(target, &BWD)?, strips.grid()?, &params, cost, views) })
+        // SAFETY: `strips` covers dy, x, y and dx, and the views hold these and one number per channel (`Io::check`); y
+        // may be null.
+        Ok(unsafe { Launch::new(entry(target, &BWD)?, strips.grid()?, &params, cost, io.views()) })
     }
 }

@@ -1,17 +1,31 @@
-//! Batch normalisation over N, H and W, per channel.
+//! Batch normalisation of `x[N,H,W,C]` over N, H and W, per channel.
 //!
 //! ```text
 //! train  mean = sum x / m,  var = sum (x - mean)^2 / m,  invstd = 1 / sqrt(var + eps),  m = N*H*W
-//!        y = gamma (x - mean) invstd + beta,  optionally max(y, 0)
+//!        y = gamma (x - mean) invstd + beta,  with `relu` max(y, 0)
 //!        running_mean = (1 - momentum) running_mean + momentum mean
 //!        running_var  = (1 - momentum) running_var  + momentum var m / (m - 1)
-//! infer  y = gamma (x - running_mean) / sqrt(running_var + eps) + beta
+//! infer  y = gamma (x - running_mean) / sqrt(running_var + eps) + beta,  with `relu` max(y, 0)
 //! fold   scale = share gamma / sqrt(running_var + eps),  shift = share beta + (bias - running_mean) scale
 //! bwd    dbeta = sum dy,  dgamma = sum dy xhat,  xhat = (x - mean) invstd
 //!        dx = gamma invstd (dy - dbeta / m - xhat dgamma / m)
 //! ```
 //!
-//! It normalises with the biased variance and stores the unbiased one (Ioffe and Szegedy, 2015; torch's convention).
+//! The biased variance normalises, the unbiased one is stored (Ioffe and Szegedy, 2015; torch's convention). Everything
+//! per channel is f32.
+//!
+//! ```
+//! use residuum::ops::batch_norm::{BatchNorm, Infer, Spec};
+//! use residuum::ops::{HostIo, HostMut, HostOp, HostRef};
+//!
+//! let op = BatchNorm::new(Spec { x: [1, 1, 2, 1], eps: 1e-5, momentum: 0.1 })?.infer(false);
+//! let [x, gamma, beta, running_mean, running_var] =
+//!     [&[5.0, 1.0][..], &[2.0], &[10.0], &[3.0], &[4.0 - 1e-5]].map(HostRef::Real);
+//! let mut y = [f64::NAN; 2];
+//! op.reference(&mut HostIo::of(Infer { x, gamma, beta, running_mean, running_var, y: HostMut::Real(&mut y) }));
+//! assert_eq!(y, [12.0, 8.0]);
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod host;
 mod launch;
@@ -27,14 +41,14 @@ use crate::device::{Launch, Target};
 use crate::tensor::{is_addressable, TensorType};
 use crate::{Error, Result};
 
-/// What a batch norm is.
+/// The parameters of a batch norm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spec {
     /// N, H, W, C of the input.
     pub x: [usize; 4],
     /// Added to the variance; 1e-5 in torchvision's residual networks.
     pub eps: f64,
-    /// The weight of the new batch in the running statistics; 0.1 in torch.
+    /// The weight of the batch in the running statistics; 0.1 in torch.
     pub momentum: f64,
 }
 
@@ -45,7 +59,7 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// Checks `spec`: no extent 0, eps positive, momentum in 0..=1.
+    /// Fails if an extent is 0 or too large, eps is not positive, or momentum is not in 0..=1.
     pub fn new(spec: Spec) -> Result<Self> {
         if spec.x.contains(&0) {
             return Err(Error::invalid("batch_norm", format!("input {:?} has a zero extent", spec.x)));
@@ -54,10 +68,9 @@ impl BatchNorm {
             return Err(Error::invalid("batch_norm", format!("input {:?}, more than any memory holds", spec.x)));
         }
         if !(spec.eps > 0.0 && spec.eps.is_finite() && (0.0..=1.0).contains(&spec.momentum)) {
-            return Err(Error::invalid(
-                "batch_norm",
-                format!("eps {} and momentum {}, expected eps > 0 and momentum in 0..=1", spec.eps, spec.momentum),
-            ));
+            let Spec { eps, momentum, .. } = spec;
+            let problem = format!("eps {eps} and momentum {momentum}, expected eps > 0 and momentum in 0..=1");
+            return Err(Error::invalid("batch_norm", problem));
         }
         Ok(Self { spec })
     }
@@ -67,44 +80,42 @@ impl BatchNorm {
         &self.spec
     }
 
-    /// The input and output.
+    /// x and y, `[N,H,W,C]`.
     pub fn x(&self) -> TensorType {
         TensorType::real(self.spec.x)
     }
 
-    /// A tensor with a number for each channel.
+    /// A tensor `[C]`, f32.
     pub fn per_channel(&self) -> TensorType {
         TensorType::stat([self.spec.x[3]])
     }
 
-    /// Elements of a channel: N H W.
+    /// Elements per channel: N H W.
     pub fn count(&self) -> usize {
         self.spec.x[..3].iter().product()
     }
 
-    /// The training pass. Fails where a channel has a single element: its unbiased variance does not exist.
+    /// The training pass. Fails if a channel has one element, whose unbiased variance does not exist.
     pub fn train(self, relu: bool) -> Result<Node> {
         if self.count() < 2 {
-            return Err(Error::invalid(
-                "batch_norm",
-                format!("training on {:?}: at least 2 elements per channel are needed", self.spec.x),
-            ));
+            let problem = format!("training on {:?}: at least 2 elements per channel are needed", self.spec.x);
+            return Err(Error::invalid("batch_norm", problem));
         }
         Ok(Node { bn: self, pass: Pass::Train { relu } })
     }
 
-    /// The pass on running statistics.
+    /// The pass with running statistics.
     pub fn infer(self, relu: bool) -> Node {
         Node { bn: self, pass: Pass::Infer { relu } }
     }
 
-    /// Folding after a convolution, with a bias or without; y is multiplied by `share`.
+    /// Folding into the convolution before it, with or without a bias; `share` multiplies y.
     pub fn fold(self, bias: bool, share: f64) -> Node {
         let form = Fold { bias: bias.then_some(()), ..Fold::default() };
         Node { bn: self, pass: Pass::Fold { form, share } }
     }
 
-    /// The backward pass; with `relu` that of the batch norm and the ReLU behind it.
+    /// The backward pass; with `relu` also through the ReLU after the batch norm.
     pub fn bwd(self, relu: bool) -> Node {
         Node { bn: self, pass: Pass::Bwd(Bwd { y: relu.then_some(()), ..Bwd::default() }) }
     }
@@ -114,52 +125,52 @@ call! {
     /// The operands of the training pass.
     pub struct Train {
         reads {
-            /// The input.
+            /// `[N,H,W,C]`.
             x: I [one],
-            /// A number a channel.
+            /// `[C]`.
             gamma: I [one],
-            /// A number a channel.
+            /// `[C]`.
             beta: I [one],
         }
         writes {
-            /// The output.
+            /// `[N,H,W,C]`.
             y: O [one],
-            /// The batch's mean of each channel.
+            /// `[C]`: the batch's mean.
             mean: O [one],
-            /// `1 / sqrt(var + eps)` of each channel.
+            /// `[C]`: `1 / sqrt(var + eps)`.
             invstd: O [one],
-            /// Updated.
+            /// `[C]`; updated.
             running_mean: O [one],
-            /// Updated.
+            /// `[C]`; updated.
             running_var: O [one],
         }
     }
 }
 
 call! {
-    /// The operands of the pass on running statistics.
+    /// The operands of the pass with running statistics.
     pub struct Infer {
         reads {
-            /// The input.
+            /// `[N,H,W,C]`.
             x: I [one],
-            /// A number a channel.
+            /// `[C]`.
             gamma: I [one],
-            /// A number a channel.
+            /// `[C]`.
             beta: I [one],
-            /// A number a channel.
+            /// `[C]`.
             running_mean: I [one],
-            /// A number a channel.
+            /// `[C]`.
             running_var: I [one],
         }
         writes {
-            /// The output.
+            /// `[N,H,W,C]`.
             y: O [one],
         }
     }
 }
 
 call! {
-    /// The operands of folding; all hold a number a channel.
+    /// The operands of folding, each `[C]`.
     pub struct Fold {
         reads {
             /// The batch norm's gamma.
@@ -170,13 +181,13 @@ call! {
             running_mean: I [one],
             /// Its running variance.
             running_var: I [one],
-            /// The bias of the convolution before it.
+            /// The bias of the convolution.
             bias: Option<I> [maybe],
         }
         writes {
-            /// `scale[c]`.
+            /// `[C]`.
             scale: O [one],
-            /// `shift[c]`.
+            /// `[C]`.
             shift: O [one],
         }
     }
@@ -186,25 +197,25 @@ call! {
     /// The operands of the backward pass.
     pub struct Bwd {
         reads {
-            /// The gradient of the output.
+            /// `[N,H,W,C]`.
             dy: I [one],
-            /// The input.
+            /// `[N,H,W,C]`.
             x: I [one],
-            /// A number a channel.
+            /// `[C]`.
             gamma: I [one],
-            /// The batch's mean of each channel.
+            /// `[C]`: the batch's mean.
             mean: I [one],
-            /// `1 / sqrt(var + eps)` of each channel.
+            /// `[C]`: `1 / sqrt(var + eps)`.
             invstd: I [one],
-            /// The output, if a ReLU followed: dy counts as 0 where y is 0 or less.
+            /// `[N,H,W,C]`, if a ReLU follows: dy counts as 0 where y is 0 or less.
             y: Option<I> [maybe],
         }
         writes {
-            /// The gradient of the input.
+            /// `[N,H,W,C]`; may be accumulated.
             dx: O [one],
-            /// A number a channel.
+            /// `[C]`.
             dgamma: O [one],
-            /// A number a channel.
+            /// `[C]`.
             dbeta: O [one],
         }
     }
@@ -218,19 +229,19 @@ impl Copy for Bwd {}
 pub enum Pass {
     /// [`Train`].
     Train {
-        /// Whether a ReLU follows.
+        /// True if a ReLU follows.
         relu: bool,
     },
     /// [`Infer`].
     Infer {
-        /// Whether a ReLU follows.
+        /// True if a ReLU follows.
         relu: bool,
     },
     /// [`Fold`].
     Fold {
         /// Its operands.
         form: Fold,
-        /// What y is multiplied by: 1, or what a later op would multiply it by.
+        /// The factor of y: 1, or the factor of a later op.
         share: f64,
     },
     /// [`Bwd`].
@@ -258,37 +269,21 @@ impl Operator for Node {
 
     fn operands(&self) -> Operands {
         let (x, c) = (|| self.bn.x(), || self.bn.per_channel());
+        let read = |name, ()| match name {
+            "x" | "y" | "dy" => x().into(),
+            _ => c().into(),
+        };
+        let written = |name, ()| match name {
+            "y" => x().into(),
+            "dx" => Written::accumulated(x()),
+            "running_mean" | "running_var" => Written::updated(c()),
+            _ => c().into(),
+        };
         match self.pass {
-            Pass::Train { .. } => Operands::of(Train {
-                x: x().into(),
-                gamma: c().into(),
-                beta: c().into(),
-                y: x().into(),
-                mean: c().into(),
-                invstd: c().into(),
-                running_mean: Written::updated(c()),
-                running_var: Written::updated(c()),
-            }),
-            Pass::Infer { .. } => Operands::of(Infer {
-                x: x().into(),
-                gamma: c().into(),
-                beta: c().into(),
-                running_mean: c().into(),
-                running_var: c().into(),
-                y: x().into(),
-            }),
-            Pass::Fold { form, .. } => Operands::of(form.map(|_, ()| c().into(), |_, ()| c().into())),
-            Pass::Bwd(form) => Operands::of(Bwd {
-                dy: x().into(),
-                x: x().into(),
-                gamma: c().into(),
-                mean: c().into(),
-                invstd: c().into(),
-                y: form.y.map(|()| x().into()),
-                dx: Written::accumulated(x()),
-                dgamma: c().into(),
-                dbeta: c().into(),
-            }),
+            Pass::Train { .. } => Operands::of(Train::default().map(read, written)),
+            Pass::Infer { .. } => Operands::of(Infer::default().map(read, written)),
+            Pass::Fold { form, .. } => Operands::of(form.map(read, written)),
+            Pass::Bwd(form) => Operands::of(form.map(read, written)),
         }
     }
 

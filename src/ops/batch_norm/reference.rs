@@ -1,6 +1,7 @@
 //! The op in plain loops. Sums over a channel run in f64, whatever `T` is.
 
 use super::{host, Bwd, Fold, Infer, Node, Pass, Train};
+use crate::ops::load::rectified;
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
@@ -79,15 +80,15 @@ impl Node {
 fn fold<T: Real>(eps: f64, share: f64, call: Fold<&[T], &mut [T]>) {
     let Fold { gamma, beta, running_mean, running_var, bias, scale, shift } = call;
     for k in 0..scale.len() {
-        // In f64, so that the shift is rounded once.
+        // In f64, to round the shift once.
         let [gamma, beta, mean, var] = [gamma, beta, running_mean, running_var].map(|v| v[k].to_f64());
         scale[k] = T::from_f64(share * gamma / (var + eps).sqrt());
         shift[k] = T::from_f64(share * beta + (bias.map_or(0.0, |b| b[k].to_f64()) - mean) * scale[k].to_f64());
     }
 }
 
-/// The mean of `m` elements, corrected by the mean of their differences from it: exact where all are the same. An
-/// infinite one gives an infinite mean.
+/// The mean of `m` elements, corrected by the mean of their differences from it: exact if all are equal. Infinite if one
+/// of them is.
 pub(in crate::ops) fn mean_of<I: Iterator<Item = f64>>(channel: impl Fn() -> I, m: f64) -> f64 {
     let mean = compensated(channel()) / m;
     let corrected = mean + compensated(channel().map(|v| v - mean)) / m;
@@ -98,7 +99,7 @@ pub(in crate::ops) fn mean_of<I: Iterator<Item = f64>>(channel: impl Fn() -> I, 
     }
 }
 
-/// The sum with what each addition rounds away added at the end (Neumaier, 1974): a mean near 0 keeps its digits.
+/// The sum, plus the rounding errors of its additions (Neumaier, 1974): a mean near 0 keeps its digits.
 fn compensated(terms: impl Iterator<Item = f64>) -> f64 {
     let (sum, lost) = terms.fold((0.0, 0.0), |(sum, lost), v: f64| {
         let next: f64 = sum + v;
@@ -106,12 +107,4 @@ fn compensated(terms: impl Iterator<Item = f64>) -> f64 {
         (next, lost + ((large - next) + small))
     });
     sum + lost
-}
-
-fn rectified<T: Real>(relu: bool, v: T) -> T {
-    if relu {
-        v.maximum(T::ZERO)
-    } else {
-        v
-    }
 }

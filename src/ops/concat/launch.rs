@@ -1,25 +1,20 @@
-//! Which kernels, on what grid: one copy for each part that does not lie in the whole already.
+//! The launches: a copy for each part that is not a slice of the whole.
 
 use super::{Bwd, Fwd, Node, Pass};
 use crate::device::table::{entry, kernels};
-use crate::device::{Cost, Launch, Target, View};
+use crate::device::{Cost, Launch, Target};
+use crate::ops::params::params;
 use crate::ops::strips::{Rows, Strips};
 use crate::ops::{Arg, Io};
 use crate::tensor::TensorType;
 use crate::Result;
 
-/// Rows that a thread walks where there are many.
+/// The most rows per thread.
 const WALK: usize = 4;
 
-/// `ConcatCopy` of kernels/concat/concat.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct ConcatCopy {
-    src: u64,
-    dst: u64,
-    src_stride: i64,
-    dst_stride: i64,
-    strips: Strips,
+params! {
+    /// `ConcatCopy` of kernels/concat/concat.cu.
+    struct ConcatCopy { src: u64, dst: u64, src_stride: i64, dst_stride: i64, strips: Strips }
 }
 
 kernels! {
@@ -41,7 +36,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     let mut launches = Vec::new();
     for ((part, shape), at) in parts.into_iter().zip(node.concat.parts()).zip(node.concat.offsets()) {
         let slice = slice(whole, shape, at, target)?;
-        if slice.view.address() == part.view.address() && slice.pixel_stride == part.pixel_stride {
+        if slice.address() == part.address() && slice.pixel_stride == part.pixel_stride {
             continue;
         }
         launches.push(match node.pass {
@@ -52,7 +47,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     Ok(launches)
 }
 
-/// The channels of `whole` from `at` on that a part of `shape` takes.
+/// The slice of `whole` for a part of `shape` at channel `at`.
 fn slice(whole: &Arg, [n, h, w, c]: [usize; 4], at: usize, target: Target) -> Result<Arg> {
     let (element, span) = (target.dtype.bytes(), (n * h * w - 1) * whole.pixel_stride + c);
     let view = whole.view.part(at * element, span * element)?;
@@ -63,16 +58,11 @@ fn copy(src: &Arg, dst: &Arg, shape: [usize; 4], target: Target) -> Result<Launc
     let [n, h, w, c] = shape;
     let rows = Rows::pixels(n * h * w, c);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[src, dst], &[]))?;
-    let params = ConcatCopy {
-        src: src.view.address(),
-        dst: dst.view.address(),
-        src_stride: rows.stride(src),
-        dst_stride: rows.stride(dst),
-        strips,
-    };
+    let (src_stride, dst_stride) = (rows.stride(src), rows.stride(dst));
+    let params = ConcatCopy { src: src.address(), dst: dst.address(), src_stride, dst_stride, strips };
     let bytes = TensorType::real(shape).bytes(target.dtype) as u64;
     let cost = Cost { flops: 0, bytes_read: bytes, bytes_written: bytes };
-    let (kernel, views): (_, Vec<View>) = (entry(target, &COPY)?, vec![src.view.clone(), dst.view.clone()]);
+    let (kernel, views) = (entry(target, &COPY)?, vec![src.view.clone(), dst.view.clone()]);
     // SAFETY: `strips` covers `shape`, and both views hold tensors of that shape at their strides: `Io::check` for the
     // part, `slice` for its place in the whole.
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, cost, views) })

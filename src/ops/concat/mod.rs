@@ -1,8 +1,18 @@
-//! Concatenation along the channels: `y[n,h,w,o_i + c] = x_i[n,h,w,c]`, o_i being the channels of the tensors before
-//! x_i.
+//! Concatenation along the channels: `y[n,h,w,o_i + c] = x_i[n,h,w,c]`, with o_i the sum of the channels before x_i.
 //!
-//! Where memory is planned for kernels, the parts are slices of the whole from the start and nothing is copied: see
-//! `graph/fuse/concat.rs`. What is copied is a part that lies elsewhere.
+//! On devices with kernels the memory plan makes the parts slices of the whole (`graph/fuse/concat.rs`), and nothing is
+//! copied. A launch copies only parts that lie elsewhere.
+//!
+//! ```
+//! use residuum::ops::concat::{Concat, Fwd, Spec};
+//! use residuum::ops::{HostIo, HostMut, HostOp, HostRef};
+//!
+//! let op = Concat::new(Spec { pixels: [1, 1, 2], channels: vec![1, 2] })?.fwd();
+//! let (a, b, mut y) = ([1.0, 2.0], [3.0, 4.0, 5.0, 6.0], [f64::NAN; 6]);
+//! op.reference(&mut HostIo::of(Fwd { x: vec![HostRef::Real(&a), HostRef::Real(&b)], y: HostMut::Real(&mut y) }));
+//! assert_eq!(y, [1.0, 3.0, 4.0, 2.0, 5.0, 6.0]);
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod launch;
 mod reference;
@@ -15,10 +25,10 @@ use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
-/// What a concatenation is.
+/// The parameters of a concatenation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Spec {
-    /// N, H, W of every tensor of it.
+    /// N, H, W of every tensor.
     pub pixels: [usize; 3],
     /// Channels of each part, in order.
     pub channels: Vec<usize>,
@@ -31,7 +41,7 @@ pub struct Concat {
 }
 
 impl Concat {
-    /// Checks `spec`: at least one part, and no extent 0.
+    /// Fails if there is no part or an extent is 0.
     pub fn new(spec: Spec) -> Result<Self> {
         if spec.channels.is_empty() {
             return Err(Error::invalid("concat", "no tensors, expected at least one"));
@@ -47,12 +57,12 @@ impl Concat {
         &self.spec
     }
 
-    /// The extents of the whole, N, H, W, C.
+    /// The shape of the whole, `[N,H,W,C]`.
     pub fn whole(&self) -> [usize; 4] {
         self.with_channels(self.spec.channels.iter().sum())
     }
 
-    /// The extents of each part.
+    /// The shape of each part, `[N,H,W,channels[i]]`.
     pub fn parts(&self) -> Vec<[usize; 4]> {
         self.spec.channels.iter().map(|&c| self.with_channels(c)).collect()
     }
@@ -68,7 +78,7 @@ impl Concat {
         Node { concat: self, pass: Pass::Fwd }
     }
 
-    /// The form of the forward pass: as many parts as there are.
+    /// The form of the forward pass.
     pub(crate) fn joins(&self) -> Fwd {
         Fwd { x: vec![(); self.spec.channels.len()], y: () }
     }
@@ -88,11 +98,11 @@ call! {
     /// The forward pass.
     pub struct Fwd {
         reads {
-            /// The parts, in order.
+            /// The parts in order, `[N,H,W,channels[i]]`.
             x: Vec<I> [many],
         }
         writes {
-            /// The whole.
+            /// The whole, `[N,H,W,C]`.
             y: O [one],
         }
     }
@@ -102,11 +112,11 @@ call! {
     /// The backward pass: a split.
     pub struct Bwd {
         reads {
-            /// The gradient of y.
+            /// The gradient of y, `[N,H,W,C]`.
             dy: I [one],
         }
         writes {
-            /// The gradient of each part.
+            /// The gradient of each part, `[N,H,W,channels[i]]`.
             dx: Vec<O> [many],
         }
     }

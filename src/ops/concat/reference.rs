@@ -1,11 +1,11 @@
-//! The op in plain loops, and the same on all cores.
+//! The op in plain loops, and on all cores.
 
 use super::{Bwd, Fwd, Node, Pass};
 use crate::ops::parallel::{in_lanes, split};
 use crate::ops::{HostIo, HostOp};
 use crate::tensor::Real;
 
-/// The least elements of the whole that a lane copies.
+/// The fewest elements of the whole that a lane copies.
 const RUN: usize = 1 << 14;
 
 impl<T: Real> HostOp<T> for Node {

@@ -1,6 +1,6 @@
-//! The op on the CPU: matrix products over rows of input pixels gathered for each output pixel (im2col).
+//! The op on the CPU: matrix products with the input pixels of each output pixel gathered to a row (im2col).
 //!
-//! With `px` a run of output pixels, flattened over N, P and Q, and for each group:
+//! For each group and each run `px` of output pixels, flattened over N, P and Q:
 //!
 //! ```text
 //! fwd    y[px, K]        = rows[px, R S C] w[K, R S C]^T
@@ -8,10 +8,10 @@
 //! bwd_w  dw[K, R S C]    = sum over px of dy[px, K]^T rows[px, R S C]
 //! ```
 //!
-//! The forward pass first turns the weights so that output channels are innermost: packing them for each product would
-//! cost more. A 1x1 convolution of stride 1 without padding reads x and writes dx in place of rows. The work is cut
-//! into lanes, which run in parallel, and each lane's into chunks whose rows stay in the second-level cache. Both
-//! depend on the shapes only, so the bits do not depend on the number of threads.
+//! The forward pass first transposes the weights to have output channels innermost: packing them for each product costs
+//! more. A 1x1 convolution of stride 1 without padding needs no rows: it reads x and writes dx directly. The work is cut
+//! into lanes, which run in parallel, and a lane into chunks, whose rows stay in the L2 cache. The cuts depend only on
+//! the shapes, so the bits do not depend on the number of threads.
 
 use std::ops::Range;
 
@@ -19,31 +19,31 @@ use super::{BwdBias, BwdW, BwdX, Conv2d, Fwd, Node, Pass, Spec};
 use crate::device::cpu::{gemm, vectorized, Matrix};
 use crate::ops::parallel::{self, in_lanes, split, Pieces};
 use crate::ops::store::Epilogue;
-use crate::ops::{HostIo, HostOp, HostOut, HostRef, Write};
+use crate::ops::{HostIo, HostOp, HostOut, HostRef};
 use crate::tensor::Real;
 
-/// The most lanes: as many as most machines have cores.
+/// The most lanes: few machines have more cores.
 const LANES: usize = 32;
-/// The least multiply-adds of a lane: some 40 us of work.
+/// The fewest multiply-adds of a lane: about 40 us.
 const LANE_MACS: u64 = 1 << 20;
-/// The least output pixels of a lane: each packs the weights anew.
+/// The fewest output pixels of a lane: each lane packs the weights again.
 const LANE_PIXELS: usize = 64;
 /// The elements of a chunk's rows: 256 KiB in f32.
 const CHUNK: usize = 1 << 16;
-/// The least output pixels of a chunk, however long its rows: each chunk reads all weights.
+/// The fewest output pixels of a chunk, however long its rows: each chunk reads all weights.
 const CHUNK_PIXELS: usize = 128;
-/// The least elements of a parallel part of turning the weights.
+/// The fewest weights that a task transposes.
 const TURN: usize = 1 << 14;
-/// The most elements that all partial weight gradients of a convolution may have together.
+/// The most elements of all partial weight gradients together.
 const PARTIALS: usize = 1 << 20;
-/// With fewer parts than this the weight gradient is also cut into blocks of output channels,
+/// With fewer parts, the weight gradient is also cut into blocks of output channels.
 const FEW_PARTS: usize = 4;
-/// of which there are at most so many,
+/// The most blocks of output channels.
 const BLOCKS: usize = 8;
-/// of at least so many channels: enough to pay for gathering the rows again.
+/// The fewest channels of a block: enough to pay for gathering the rows again.
 const BLOCK: usize = 64;
 
-/// Runs a plain pass in the ways above; the others have no way of their own here.
+/// Runs a plain pass as above, any other pass as the reference.
 pub(super) fn run<T: Real>(node: &Node, io: &mut HostIo<'_, T>) {
     if !node.pass.is_plain() {
         return node.reference(io);
@@ -56,14 +56,14 @@ pub(super) fn run<T: Real>(node: &Node, io: &mut HostIo<'_, T>) {
         Pass::BwdW(form) => plan.bwd_w(io.bind(form), scratch),
         Pass::BwdBias(_) => {
             let BwdBias { dy, mut dbias } = io.bind(BwdBias::default());
-            let adds = dbias.write == Write::Accumulate;
+            let adds = dbias.adds();
             parallel::columns(dy.real(), dbias.real(), adds, scratch);
         }
         Pass::Bwd(_) => panic!("never plain"),
     }
 }
 
-/// Elements of scratch that [`run`] needs.
+/// Elements of scratch memory for [`run`].
 pub(super) fn scratch(node: &Node) -> usize {
     if !node.pass.is_plain() {
         return 0;
@@ -89,30 +89,30 @@ pub(super) fn scratch(node: &Node) -> usize {
     }
 }
 
-/// What the passes share.
+/// The extents that the passes share.
 struct Plan {
     spec: Spec,
     /// P and Q.
     output: [usize; 2],
-    /// Output pixels of an image and of all images.
+    /// Output pixels per image and in total.
     image: usize,
     pixels: usize,
     /// Elements of a gathered row: R S C / groups.
     row: usize,
-    /// Input and output channels of a group.
+    /// Input and output channels per group.
     cg: usize,
     kg: usize,
     macs: u64,
-    /// Whether the rows are the pixels of x as they lie.
+    /// True if the rows are the pixels of x.
     direct: bool,
 }
 
-/// How the output pixels are cut.
+/// A cut of the output pixels.
 struct Cut {
     lanes: usize,
-    /// Units of every lane but the last.
+    /// Units per lane; the last may have fewer.
     units: usize,
-    /// Output pixels of a chunk.
+    /// Output pixels per chunk.
     chunk: usize,
 }
 
@@ -133,7 +133,7 @@ impl Plan {
         }
     }
 
-    /// Cuts `units` units of `pixels` output pixels each.
+    /// Cuts `units` units of `pixels` output pixels.
     fn cut(&self, units: usize, pixels: usize) -> Cut {
         let most = LANES.min(units).min(self.pixels.div_ceil(LANE_PIXELS)) as u64;
         let each = units.div_ceil((self.macs / LANE_MACS).clamp(1, most) as usize);
@@ -142,11 +142,10 @@ impl Plan {
         Cut { lanes: units.div_ceil(each), units: each, chunk }
     }
 
-    /// The parts of the pixels whose weight gradients are added up, and the output channels of a block.
+    /// The cut of the pixels into partial weight gradients, and the output channels per block.
     fn cut_weights(&self) -> (Cut, usize) {
         let Spec { k, groups, .. } = self.spec;
-        let most = (PARTIALS / (k * self.row)).clamp(1, LANES);
-        let most = most.min(self.pixels.div_ceil(LANE_PIXELS));
+        let most = (PARTIALS / (k * self.row)).clamp(1, LANES).min(self.pixels.div_ceil(LANE_PIXELS));
         let parts = most.min((self.macs / LANE_MACS).max(1) as usize);
         let each = self.pixels.div_ceil(parts);
         let chunk = (CHUNK / self.row).max(CHUNK_PIXELS).min(each);
@@ -166,63 +165,65 @@ impl Plan {
         let turned = &*turned;
         let pieces = Pieces::new(scratch, self.scratch_of(&cut));
         in_lanes(split(y, cut.units * k), |i, y| {
-            let rows = &mut *pieces.take();
-            for (j, y) in y.chunks_mut(cut.chunk * k).enumerate() {
-                let start = i * cut.units + j * cut.chunk;
-                let pixels = start..start + y.len() / k;
-                for g in 0..self.spec.groups {
-                    let rows = self.rows(x, pixels.clone(), g, rows);
-                    let w = if turned.is_empty() {
-                        let (w, matrix) = self.weights(w, g * self.kg..(g + 1) * self.kg);
-                        (w, matrix.transposed())
-                    } else {
-                        (&turned[g * self.kg * self.row..], Matrix::rows(self.row, self.kg, self.kg))
-                    };
-                    let to = Matrix::rows(pixels.len(), self.kg, k);
-                    gemm((&mut y[g * self.kg..], to), rows, w, false);
+            pieces.with(|rows| {
+                for (j, y) in y.chunks_mut(cut.chunk * k).enumerate() {
+                    let start = i * cut.units + j * cut.chunk;
+                    let pixels = start..start + y.len() / k;
+                    for g in 0..self.spec.groups {
+                        let rows = self.rows(x, pixels.clone(), g, rows);
+                        let w = if turned.is_empty() {
+                            let (w, matrix) = self.weights(w, g * self.kg..(g + 1) * self.kg);
+                            (w, matrix.transposed())
+                        } else {
+                            (&turned[g * self.kg * self.row..], Matrix::rows(self.row, self.kg, self.kg))
+                        };
+                        let to = Matrix::rows(pixels.len(), self.kg, k);
+                        gemm((&mut y[g * self.kg..], to), rows, w, false);
+                    }
+                    vectorized(|| finish(epilogue, y, k, pixels.start));
                 }
-                vectorized(|| finish(epilogue, y, k, pixels.start));
-            }
+            });
         });
     }
 
     fn bwd_x<T: Real>(&self, call: BwdX<HostRef<'_, T>, HostOut<'_, '_, T>>, scratch: &mut [T]) {
         let BwdX { dy, w, mut dx, .. } = call;
-        let accumulate = dx.write == Write::Accumulate;
+        let accumulate = dx.adds();
         let (dy, w, dx) = (dy.value.real(), w.real(), dx.real());
         let Spec { n, c, k, groups, .. } = self.spec;
         let image = self.spec.h * self.spec.w * c;
         let cut = self.cut(n, self.image);
         let pieces = Pieces::new(scratch, self.scratch_of(&cut));
         in_lanes(split(dx, cut.units * image), |i, dx| {
-            let rows = &mut *pieces.take();
-            if !accumulate && !self.direct {
-                dx.fill(T::ZERO);
-            }
-            let first = i * cut.units;
-            let lane = first * self.image..(first + dx.len() / image) * self.image;
-            for start in lane.clone().step_by(cut.chunk) {
-                let pixels = start..(start + cut.chunk).min(lane.end);
-                for g in 0..groups {
-                    let dy = (&dy[start * k + g * self.kg..], Matrix::rows(pixels.len(), self.kg, k));
-                    let w = self.weights(w, g * self.kg..(g + 1) * self.kg);
-                    if self.direct {
-                        let to = Matrix::rows(pixels.len(), self.cg, c);
-                        gemm((&mut dx[g * self.cg..], to), dy, w, accumulate);
-                    } else {
-                        let to = Matrix::rows(pixels.len(), self.row, self.row);
-                        gemm((&mut *rows, to), dy, w, false);
-                        let within = pixels.start - lane.start..pixels.end - lane.start;
-                        vectorized(|| self.scatter(rows, within, g, dx));
+            pieces.with(|rows| {
+                if !accumulate && !self.direct {
+                    dx.fill(T::ZERO);
+                }
+                let first = i * cut.units;
+                let lane = first * self.image..(first + dx.len() / image) * self.image;
+                for start in lane.clone().step_by(cut.chunk) {
+                    let pixels = start..(start + cut.chunk).min(lane.end);
+                    for g in 0..groups {
+                        let dy = (&dy[start * k + g * self.kg..], Matrix::rows(pixels.len(), self.kg, k));
+                        let w = self.weights(w, g * self.kg..(g + 1) * self.kg);
+                        if self.direct {
+                            let to = Matrix::rows(pixels.len(), self.cg, c);
+                            gemm((&mut dx[g * self.cg..], to), dy, w, accumulate);
+                        } else {
+                            let to = Matrix::rows(pixels.len(), self.row, self.row);
+                            gemm((&mut *rows, to), dy, w, false);
+                            let within = pixels.start - lane.start..pixels.end - lane.start;
+                            vectorized(|| self.scatter(rows, within, g, dx));
+                        }
                     }
                 }
-            }
+            });
         });
     }
 
     fn bwd_w<T: Real>(&self, call: BwdW<HostRef<'_, T>, HostOut<'_, '_, T>>, scratch: &mut [T]) {
         let BwdW { dy, x, mut dw } = call;
-        let accumulate = dw.write == Write::Accumulate;
+        let accumulate = dw.adds();
         let (dy, x, dw) = (dy.value.real(), x.value.real(), dw.real());
         let (cut, block) = self.cut_weights();
         let blocks = self.spec.k.div_ceil(block);
@@ -233,21 +234,22 @@ impl Plan {
         let targets = targets.into_iter().flat_map(|t| split(t, block * self.row)).collect();
         let pieces = Pieces::new(rows, self.scratch_of(&cut));
         in_lanes(targets, |task, dw: &mut [T]| {
-            let rows = &mut *pieces.take();
-            let (part, first) = (task / blocks, task % blocks * block);
-            let lane = part * cut.units..((part + 1) * cut.units).min(self.pixels);
-            for start in lane.clone().step_by(cut.chunk) {
-                let pixels = start..(start + cut.chunk).min(lane.end);
-                let sum = whole || start > lane.start;
-                self.block_of_weights([dy, x], pixels, first, sum, (dw, rows));
-            }
+            pieces.with(|rows| {
+                let (part, first) = (task / blocks, task % blocks * block);
+                let lane = part * cut.units..((part + 1) * cut.units).min(self.pixels);
+                for start in lane.clone().step_by(cut.chunk) {
+                    let pixels = start..(start + cut.chunk).min(lane.end);
+                    let sum = whole || start > lane.start;
+                    self.block_of_weights([dy, x], pixels, first, sum, (dw, rows));
+                }
+            });
         });
         if cut.lanes > 1 {
             add_partials(partials, dw, accumulate);
         }
     }
 
-    /// `dw[K, R S C]` of the output channels from `first` on, over one chunk of pixels.
+    /// Rows of `dw[K, R S C]` from output channel `first` on, over one chunk of pixels.
     fn block_of_weights<T: Real>(
         &self,
         [dy, x]: [&[T]; 2],
@@ -275,14 +277,14 @@ impl Plan {
         }
     }
 
-    /// The weights of output channels of one group, `[K, R S C]`.
+    /// The weights `[K, R S C]` of output channels of one group.
     fn weights<'a, T>(&self, w: &'a [T], channels: Range<usize>) -> (&'a [T], Matrix) {
         let matrix = Matrix::rows(channels.len(), self.row, self.row);
         (&w[channels.start * self.row..channels.end * self.row], matrix)
     }
 
-    /// The elements of the weights with output channels innermost, which the forward products read much faster; 0 where
-    /// there are so few pixels that turning the weights would cost more.
+    /// Elements of the transposed weights, which the forward products read much faster; 0 if there are too few pixels to
+    /// pay for transposing.
     fn transposed(&self) -> usize {
         if self.pixels < LANE_PIXELS {
             0
@@ -291,7 +293,7 @@ impl Plan {
         }
     }
 
-    /// `[K, R S C]` to `[R S C, K]`, group by group, in tiles that stay in the first-level cache.
+    /// `[K, R S C]` to `[R S C, K]`, group by group, in tiles that stay in the L1 cache.
     fn transpose<T: Real>(&self, w: &[T], turned: &mut [T]) {
         const TILE: usize = 16;
         let (kg, row) = (self.kg, self.row);
@@ -311,7 +313,7 @@ impl Plan {
         });
     }
 
-    /// The rows of `pixels` for group `g`, gathered into `rows` unless x has them.
+    /// The rows of `pixels` in group `g`: in x, or gathered into `rows`.
     fn rows<'a, T: Real>(&self, x: &'a [T], pixels: Range<usize>, g: usize, rows: &'a mut [T]) -> (&'a [T], Matrix) {
         if self.direct {
             let c = self.spec.c;
@@ -341,8 +343,8 @@ impl Plan {
         }
     }
 
-    /// Calls `f` for runs of the gathered row of an output pixel, in order: where in the row, and where in x, or `None`
-    /// in the padding.
+    /// Calls `f` for the runs of an output pixel's row, in order, with the place in the row and the start in x; `None` in
+    /// the padding.
     #[inline(always)]
     fn taps(&self, pixel: usize, g: usize, mut f: impl FnMut(Range<usize>, Option<usize>)) {
         let Spec { h, w, c, kernel: [r, s], stride, padding, dilation, groups, .. } = self.spec;
@@ -381,7 +383,7 @@ impl Plan {
     }
 }
 
-/// The sums of the partial gradients, part by part.
+/// Adds the partial gradients in order.
 fn add_partials<T: Real>(partials: &[T], dw: &mut [T], accumulate: bool) {
     let len = dw.len();
     parallel::elements(dw, |first, dw| {
@@ -394,7 +396,7 @@ fn add_partials<T: Real>(partials: &[T], dw: &mut [T], accumulate: bool) {
     });
 }
 
-/// The epilogue, on the output pixels from `first` on.
+/// Applies the epilogue to the output pixels from `first` on.
 fn finish<T: Real>(epilogue: Epilogue<&[T]>, y: &mut [T], k: usize, first: usize) {
     let Epilogue { scale, shift, residual, relu } = epilogue;
     for (i, y) in y.chunks_exact_mut(k).enumerate() {

@@ -1,9 +1,9 @@
-//! Which kernels, on what grid.
+//! The launches: kernels, grids and parameters.
 //!
-//! A pass is one launch of a tiled matrix product. Where its reduction is split a second one adds the splits. A plain
-//! pass has kernels of its own; the others load and store with more operands, and what their tiles leave of their
-//! columns is merged after them. Where the reduction is split no tile has whole sums: then moments are taken from y
-//! afterwards, and a masked gradient is not split.
+//! A pass is one launch of a tiled matrix product. If its reduction is split, a second launch adds the splits. A plain
+//! pass has kernels of its own. The fused kernels load and store with more operands, and further launches merge the
+//! numbers that their tiles leave per column. With a split no tile has whole sums: moments are then computed from y by
+//! a separate pass, and a masked gradient is not split.
 
 mod bind;
 mod both;
@@ -22,7 +22,7 @@ use self::bind::{int, Matrix};
 use self::choose::{bias_splits, y_dims, Problem, Product};
 use self::params::{BiasParams, ReduceParams};
 use self::passes::Run;
-use self::product::{address, grid, Extras};
+use self::product::{address, grid, stride, Extras};
 use self::variants::{BIAS_COLS, REDUCE_THREADS};
 use super::{BwdBias, BwdW, BwdX, Conv2d, Fwd, Node, Pass};
 use crate::device::{Cost, Kernel, Launch, Target};
@@ -30,16 +30,16 @@ use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::norm;
 use crate::ops::norm::merge::Bands;
 use crate::ops::store::Mask;
-use crate::ops::{Io, Operator, Write};
+use crate::ops::{Io, Operator};
 use crate::{Error, Result};
 
-/// Every entry point.
+/// Every entry.
 pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
     let entries = variants::KERNELS.iter().copied().flatten().map(|entry| &entry.kernel);
     entries.chain(variants::all()).chain(fused::variants::all())
 }
 
-/// The product that `node` is, or the one of its two that may be split; `None` for the bias gradient, which is none.
+/// The product of `node`; of two products the one that may be split. `None` for the bias gradient.
 fn problem(node: &Node) -> Option<Problem> {
     let plain = node.pass.is_plain();
     let (product, table, split_launches, raw): (_, &[_], _, _) = match node.pass {
@@ -59,7 +59,7 @@ fn problem(node: &Node) -> Option<Problem> {
     Some(Problem { conv: node.conv, product, table, split_launches, raw })
 }
 
-/// Every way to compute `node`, for tests and benchmarks.
+/// Every plan for `node`, for tests and benchmarks.
 pub(super) fn plans(node: &Node, target: Target) -> Vec<Plan> {
     problem(node).map_or(Vec::new(), |p| choose::plans(&p, target))
 }
@@ -71,7 +71,7 @@ fn choose(node: &Node, target: Target) -> Option<Plan> {
     }
 }
 
-/// Numbers that a tile leaves of a column.
+/// Numbers that a tile leaves per column.
 fn left(node: &Node, plan: Plan) -> usize {
     match node.pass {
         Pass::Fwd(Fwd { moments: Some(_), .. }) if plan.splits() == 1 => 2,
@@ -100,7 +100,7 @@ fn columns(node: &Node) -> usize {
     }
 }
 
-/// Row tiles of all residues where they have `rows` rows: what is merged.
+/// The bands to merge: the row tiles, of `rows` rows each, of all residues.
 fn bands(node: &Node, rows: usize) -> Bands {
     let problem = match node.pass {
         Pass::Bwd(_) => Some(both::problems(node).x),
@@ -111,7 +111,7 @@ fn bands(node: &Node, rows: usize) -> Bands {
     Bands { count, channels: columns(node) }
 }
 
-/// Rows of the tiles whose columns are merged, of either of the plan's kernels.
+/// Rows of the tiles to merge, for the plan's scalar and vector kernels.
 fn rows(node: &Node, plan: Plan) -> [usize; 2] {
     match node.pass {
         Pass::Bwd(_) => both::data_plan(plan).rows(),
@@ -119,23 +119,23 @@ fn rows(node: &Node, plan: Plan) -> [usize; 2] {
     }
 }
 
-/// Bytes of scratch memory where `node` runs as `plan` says, or as it chooses.
+/// Bytes of scratch memory for `plan`, or the chosen plan.
 pub(super) fn scratch_bytes(node: &Node, target: Target, plan: Option<Plan>) -> usize {
     let Some(problem) = problem(node) else { return bias_splits(y_dims(&node.conv)[0]) * node.conv.spec.k * 4 };
     let Some(plan) = plan.or_else(|| choose(node, target)) else { return 0 };
     let numbers = left(node, plan);
-    // Which of the plan's kernels runs depends on the addresses: enough for either.
+    // Addresses decide which of the plan's kernels runs: enough for either.
     let tiles = rows(node, plan).map(|rows| match numbers {
         0 => 0,
         _ => numbers * bands(node, rows).bytes() + bands(node, rows).merge_bytes(numbers),
     });
     let measure = |bn| norm::Node { bn, pass: norm::Pass::Measure }.scratch_bytes(target);
     let after = measuring(node, plan).ok().flatten().map_or(0, measure);
-    // One after the other: partial sums, then what measures y.
+    // The partial sums and the pass for the moments of y share memory, one after the other.
     plan.partial_bytes(&problem).max(after) + tiles.into_iter().max().unwrap_or(0)
 }
 
-/// The launches of `node` as `plan` says, or as it chooses.
+/// The launches of `plan`, or the chosen plan.
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>, plan: Option<Plan>) -> Result<Vec<Launch>> {
     let Ok(bias) = variants::bwd_bias(target) else {
         let reason = "f64 runs on the cpu device only";
@@ -178,7 +178,7 @@ fn add_splits<'a>(
         cols: int(out.cols)?,
         splits: int(splits)?,
         out_stride: out.stride(),
-        residual_stride: extras.residual.map_or(0, |m| m.stride()),
+        residual_stride: stride(extras.residual),
         flags: extras.flags(),
         unused: 0,
     };
@@ -190,14 +190,14 @@ fn add_splits<'a>(
     };
     let views = [partial, out].into_iter().chain(extras.matrices()).map(|m| m.view.clone()).collect();
     let grid = grid(conv, kernel.name, [len.div_ceil(REDUCE_THREADS), 1, 1])?;
-    // SAFETY: the entry takes ReduceParams; `partial` holds `splits` times the elements of `out`, and both and the
-    // epilogue's operands were checked to lie in their views.
+    // SAFETY: the entry takes ReduceParams; `partial` holds `splits` times the elements of `out`, and every matrix was
+    // checked to lie in its view.
     Ok(unsafe { Launch::new(kernel, grid, &params, cost, views) })
 }
 
 fn bwd_bias(node: &Node, kernel: &'static Kernel, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let BwdBias { dy, dbias } = io.bind(BwdBias::default());
-    let accumulate = dbias.write == Write::Accumulate;
+    let accumulate = dbias.adds();
     let [rows, cols] = y_dims(&node.conv);
     let dy = Matrix::pixels("dy", dy, [rows, cols], target.dtype.bytes())?;
     let dbias = Matrix::dense("dbias", &dbias.view, [1, cols], 4)?;

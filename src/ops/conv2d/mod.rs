@@ -1,6 +1,6 @@
 //! Two-dimensional convolution: any kernel size, stride, padding, dilation and number of groups.
 //!
-//! With `g` the group of output channel `k`, and `Cg = C / groups`:
+//! Images are NHWC, weights KRSC. With `g` the group of output channel `k`, and `Cg = C / groups`:
 //!
 //! ```text
 //! fwd    y[n,p,q,k]  = sum_{r,s,c} x[n,h,w, g*Cg + c] * w[k,r,s,c]
@@ -9,15 +9,28 @@
 //!        where h = p*stride_h - pad_h + r*dilation_h and w = q*stride_w - pad_w + s*dilation_w
 //! ```
 //!
-//! An operand may be transformed while it is [loaded](super::load), and what is done to a result before it is
-//! [stored](super::store) comes from the ops behind it: batch norms and ReLUs next to a convolution cost no pass over
-//! memory of their own.
+//! Operands may be transformed as they are [loaded](super::load), results before they are [stored](super::store): batch
+//! norms and ReLUs next to a convolution need no passes over memory of their own.
 //!
-//! A NaN or an infinity reaches the sums that have it as a factor, and no others: also where kernels compute several
-//! narrow groups as one. But for the zeros beside an image: as in torch it depends on the way whether they are
-//! multiplied (the kernels do it, and on the CPU fwd and bwd_w, unless 1x1 without padding; the reference does not). So
-//! an infinite weight can make NaN of all of the channel that it leads to, y's in fwd and dx's in bwd_x, and an
-//! infinite dy of all of its output channel's dw.
+//! A NaN or an infinity reaches only the sums of which it is a factor, even if kernels compute several narrow groups as
+//! one. Padding is an exception: as in torch, some implementations multiply its zeros (the kernels, and on the CPU fwd
+//! and bwd_w, unless the kernel is 1x1 without padding), others skip them (the reference). An infinite weight can thus
+//! turn all of its channel to NaN, in y (fwd) or dx (bwd_x), and an infinite dy all of its output channel's dw.
+//!
+//! ```
+//! use residuum::ops::conv2d::{Conv2d, Fwd, Node, Pass, Spec};
+//! use residuum::ops::{store::Epilogue, HostIo, HostMut, HostOp, HostRef};
+//!
+//! let ([n, h, w, c, k], one) = ([1, 1, 3, 1, 1], [1, 1]);
+//! let (kernel, padding) = ([1, 3], [0, 1]);
+//! let conv = Conv2d::new(Spec { n, h, w, c, k, kernel, stride: one, padding, dilation: one, groups: 1 })?;
+//! let (x, w, mut y) = ([1.0, 2.0, 3.0], [1.0, 0.0, -1.0], [f64::NAN; 3]);
+//! let (x, w, y_out) = (HostRef::Real(&x).into(), HostRef::Real(&w), HostMut::Real(&mut y));
+//! let call = Fwd { x, w, epilogue: Epilogue::default(), y: y_out, moments: None, end: None };
+//! Node { conv, pass: Pass::fwd(false) }.reference(&mut HostIo::of(call));
+//! assert_eq!(y, [-2.0, -2.0, 2.0]);
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod host;
 mod launch;
@@ -31,7 +44,7 @@ pub use self::pass::{Bwd, BwdBias, BwdW, BwdX, End, Fwd, Node, Pass};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
-/// What a convolution is; all fields in elements.
+/// The parameters of a convolution, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spec {
     /// Images.
@@ -48,16 +61,16 @@ pub struct Spec {
     pub kernel: [usize; 2],
     /// Vertical and horizontal stride.
     pub stride: [usize; 2],
-    /// Zero rows above and below, zero columns left and right.
+    /// Zero rows above and below, and zero columns left and right.
     pub padding: [usize; 2],
-    /// Distance between kernel taps; 1 is dense.
+    /// Vertical and horizontal distance of taps; 1 is dense.
     pub dilation: [usize; 2],
-    /// Groups; channels of one group see only their own.
+    /// Groups: output channels read only the input channels of their group.
     pub groups: usize,
 }
 
 impl Spec {
-    /// What it is in a few words: `n256 56x56 c64 k256 r3 s3 stride 2 pad 1 groups 32`; what is usual is left out.
+    /// The short form, without defaults: `n256 56x56 c64 k256 r3 s3 stride 2 pad 1 groups 32`.
     pub(super) fn summary(&self) -> String {
         let Self { n, h, w, c, k, kernel: [r, s], stride, padding, dilation, groups } = *self;
         let mut text = format!("n{n} {h}x{w} c{c} k{k} r{r} s{s}");
@@ -86,8 +99,8 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Checks `spec`. Fails where an extent, a stride or a dilation is 0, where the groups do not divide the channels,
-    /// where the kernel is larger than the padded input, or where a tensor has 2^31 elements or more in one image.
+    /// Fails if an extent, a stride or a dilation is 0, the groups do not divide the channels, the kernel is larger than
+    /// the padded input, or an image, the weights or all pixels are 2^31 elements or more.
     pub fn new(spec: Spec) -> Result<Self> {
         let Spec { n, h, w, c, k, kernel: [r, s], stride, padding, dilation, groups } = spec;
         let bad = |problem: String| Err(Error::invalid("conv2d", problem));
@@ -110,11 +123,7 @@ impl Conv2d {
         let fits = |dims: &[usize]| {
             dims.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).is_some_and(|len| len <= i32::MAX as usize)
         };
-        if !fits(&[h, w, c])
-            || !fits(&[p, q, k])
-            || !fits(&[k, r, s, c / groups])
-            || !fits(&[n, h, w])
-            || !fits(&[n, p, q])
+        if ![[h, w, c], [p, q, k], [n, h, w], [n, p, q]].iter().all(|dims| fits(dims)) || !fits(&[k, r, s, c / groups])
         {
             return bad(format!("{spec:?} is larger than 2^31 - 1 elements an image, weights or pixels"));
         }
@@ -137,7 +146,7 @@ impl Conv2d {
         TensorType::real([n, h, w, c])
     }
 
-    /// The shape of `w`: `[K,R,S,C/groups]`.
+    /// The shape of w, `[K,R,S,C/groups]`.
     pub fn w_shape(&self) -> [usize; 4] {
         let Spec { k, kernel: [r, s], c, groups, .. } = self.spec;
         [k, r, s, c / groups]
@@ -148,7 +157,7 @@ impl Conv2d {
         TensorType::real([self.spec.n, self.p, self.q, self.spec.k])
     }
 
-    /// For a kernel that covers the image: the same sums as a 1x1 convolution over images of one pixel.
+    /// A convolution whose kernel covers the image, as a 1x1 convolution of images of one pixel.
     pub(super) fn flattened(&self) -> Self {
         let Spec { h, w, c, .. } = self.spec;
         debug_assert_eq!((self.spec.kernel, self.p, self.q), ([h, w], 1, 1));
@@ -156,15 +165,15 @@ impl Conv2d {
         Self { spec, ..*self }
     }
 
-    /// Whether a forward pass can load the end of a residual block ([`Load::Sum`](super::load::Load)): each element of
-    /// x is loaded by the tiles of one row, in pieces of 8 channels. That is so for 1x1 kernels with stride 1, no
-    /// padding, one group and a multiple of 8 channels.
+    /// True if a forward pass can load x as the end of a residual block ([`Load::Sum`](super::load::Load)): each element
+    /// is loaded by the tiles of one row, 8 channels at a time. The kernel must be 1x1 with stride 1, no padding, one
+    /// group and a multiple of 8 channels.
     pub fn can_load_sum(&self) -> bool {
         let s = self.spec;
         s.kernel == [1, 1] && s.stride == [1, 1] && s.padding == [0, 0] && s.groups == 1 && s.c.is_multiple_of(8)
     }
 
-    /// Which rows (`axis` 0) or columns (`axis` 1) of x a tap of the kernel reaches.
+    /// True for the rows (`axis` 0) or columns (`axis` 1) of x that a tap reaches.
     fn reached(&self, axis: usize) -> Vec<bool> {
         let Spec { h, w, kernel, stride, padding, dilation, .. } = self.spec;
         let mut reached = vec![false; [h, w][axis]];
@@ -179,7 +188,7 @@ impl Conv2d {
         reached
     }
 
-    /// Multiply-adds of one pass, padding counted.
+    /// Multiply-adds of one pass, including padding.
     pub fn macs(&self) -> u64 {
         let [_, r, s, cg] = self.w_shape();
         self.y().shape.len() as u64 * (r * s * cg) as u64

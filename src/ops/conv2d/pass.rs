@@ -1,4 +1,4 @@
-//! The passes of a convolution, and what the graph asks of them.
+//! The passes of a convolution as graph nodes.
 
 use super::{launch, Conv2d, Plan, Spec};
 use crate::device::{Launch, Target};
@@ -18,15 +18,15 @@ call! {
             x: Operand<I> [operand],
             /// `[K,R,S,C/groups]`.
             w: I [one],
-            /// What is done to the sum.
+            /// The transform of the sum.
             epilogue: Epilogue<I> [group],
         }
         writes {
             /// `[N,P,Q,K]`.
             y: O [one],
-            /// Of y, as stored.
+            /// The moments of the stored y.
             moments: Option<Moments<O>> [maybe_group],
-            /// What an x that is loaded as the end of a residual block leaves; with it the moments, too.
+            /// The end of a residual block, if x is loaded as one; `moments` must then be there too.
             end: Option<End<O>> [maybe_group],
         }
     }
@@ -35,9 +35,9 @@ call! {
 group! {
     /// The end of a residual block, stored by the convolution that reads it.
     pub struct End {
-        /// Of the shape of x.
+        /// `[N,H,W,C]`.
         z: T [one],
-        /// A bit an element of z: 0 where it is 0 or less.
+        /// `[N,H,W,ceil(C / 8)]`, bytes: one bit per element of z, 0 where it is 0 or less.
         signs: T [one],
     }
 }
@@ -51,13 +51,13 @@ call! {
             dy: Operand<I> [operand],
             /// `[K,R,S,C/groups]`.
             w: I [one],
-            /// What is done to dx.
+            /// The mask of dx.
             mask: Option<Mask<I>> [maybe_group],
         }
         writes {
-            /// `[N,H,W,C]`; may be added to.
+            /// `[N,H,W,C]`; may be accumulated.
             dx: O [one],
-            /// Of the masked dx.
+            /// The sums of the masked dx.
             sums: Option<Sums<O>> [maybe_group],
         }
     }
@@ -74,7 +74,7 @@ call! {
             x: Operand<I> [operand],
         }
         writes {
-            /// `[K,R,S,C/groups]`; may be added to.
+            /// `[K,R,S,C/groups]`, f32; may be accumulated.
             dw: O [one],
         }
     }
@@ -91,15 +91,15 @@ call! {
             w: I [one],
             /// `[N,H,W,C]`.
             x: Operand<I> [operand],
-            /// What is done to dx.
+            /// The mask of dx.
             mask: Option<Mask<I>> [maybe_group],
         }
         writes {
-            /// `[N,H,W,C]`; may be added to.
+            /// `[N,H,W,C]`; may be accumulated.
             dx: O [one],
-            /// `[K,R,S,C/groups]`, f32; may be added to.
+            /// `[K,R,S,C/groups]`, f32; may be accumulated.
             dw: O [one],
-            /// Of the masked dx.
+            /// The sums of the masked dx.
             sums: Option<Sums<O>> [maybe_group],
         }
     }
@@ -114,24 +114,24 @@ call! {
             dy: I [one],
         }
         writes {
-            /// `[K]`; may be added to.
+            /// `[K]`; may be accumulated.
             dbias: O [one],
         }
     }
 }
 
-/// One pass of a convolution, and how it loads and stores.
+/// One pass of a convolution, with its loads and stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass<I = (), O = I> {
-    /// y.
+    /// [`Fwd`].
     Fwd(Fwd<I, O>),
-    /// dx.
+    /// [`BwdX`].
     BwdX(BwdX<I, O>),
-    /// dw.
+    /// [`BwdW`].
     BwdW(BwdW<I, O>),
-    /// dx and dw.
+    /// [`Bwd`].
     Bwd(Bwd<I, O>),
-    /// dbias.
+    /// [`BwdBias`].
     BwdBias(BwdBias<I, O>),
 }
 
@@ -150,7 +150,7 @@ impl<I, O> Call<I, O> for Pass<I, O> {
 }
 
 impl<I, O> Pass<I, O> {
-    /// Whether all operands are loaded as they are and nothing but an epilogue is done to the result.
+    /// True if operands are loaded as they are, and the result has at most an epilogue.
     pub fn is_plain(&self) -> bool {
         match self {
             Self::Fwd(f) => f.x.load.is_as_it_is() && f.moments.is_none() && f.end.is_none(),
@@ -204,6 +204,7 @@ impl Operator for Node {
         let [dx, dw] = [conv.x(), TensorType::stat(conv.w_shape())].map(Written::accumulated);
         let masks = |mask: Option<Mask>| mask.map(|mask| mask.types([n, h, w, c]));
         let sums = |mask: Option<Mask>| mask.map(|mask| mask.sum_types([n, h, w, c]));
+        let signs = TensorType::byte([n, h, w, sign_bytes(c)]);
         match self.pass {
             Pass::Fwd(form) => Operands::of(Fwd {
                 x: x(form.x),
@@ -211,9 +212,7 @@ impl Operator for Node {
                 epilogue: form.epilogue.types(&conv.y(), k),
                 y: conv.y().into(),
                 moments: form.moments.map(|moments| moments.map(|_, ()| TensorType::stat([k]).into())),
-                end: form
-                    .end
-                    .map(|_| End { z: conv.x().into(), signs: TensorType::byte([n, h, w, sign_bytes(c)]).into() }),
+                end: form.end.map(|_| End { z: conv.x().into(), signs: signs.into() }),
             }),
             Pass::BwdX(form) => {
                 Operands::of(BwdX { dy: dy(form.dy), w: weights(), mask: masks(form.mask), dx, sums: sums(form.mask) })
@@ -247,10 +246,8 @@ impl Operator for Node {
         let form = match self.pass {
             Pass::Fwd(form) if self.pass == Pass::fwd(form.epilogue.shift.is_some()) => form,
             _ => {
-                return Err(Error::unsupported(
-                    format!("gradient of {}", self.name()),
-                    "only a forward pass without scale, residual and ReLU has one; differentiate before fusing",
-                ))
+                let why = "only a forward pass without scale, residual and ReLU has one; differentiate before fusing";
+                return Err(Error::unsupported(format!("gradient of {}", self.name()), why));
             }
         };
         let op = |pass: Pass| Op::Conv2d(Self { conv: self.conv, pass });
@@ -283,24 +280,23 @@ impl Operator for Node {
 }
 
 impl Node {
-    /// Every way in which the kernels can compute this pass: each tile, with and without a split of the reduction (none
-    /// where a gradient is masked). For tests and benchmarks; [`Operator::launches`] chooses one by the shape. None in
-    /// f64 and for [`Pass::BwdBias`].
+    /// Every plan for this pass: each tile, with and without a split of the reduction (masked gradients are not split).
+    /// For tests and benchmarks; [`Operator::launches`] chooses a plan by shape. Empty in f64 and for [`Pass::BwdBias`].
     pub fn plans(&self, target: Target) -> Vec<Plan> {
         launch::plans(self, target)
     }
 
-    /// As [`Operator::scratch_bytes`], for `plan`.
+    /// [`Operator::scratch_bytes`] for `plan`.
     pub fn scratch_bytes_with(&self, target: Target, plan: Plan) -> usize {
         launch::scratch_bytes(self, target, Some(plan))
     }
 
-    /// As [`Operator::launches`], for a `plan` of [`Node::plans`] for the same target.
+    /// [`Operator::launches`] with a plan from [`Node::plans`] for `target`. Fails if `plan` is for another pass or dtype.
     pub fn launches_with(&self, target: Target, io: &Io<'_>, plan: Plan) -> Result<Vec<Launch>> {
         launch::launches(self, target, io, Some(plan))
     }
 
-    /// Whether an x of the form is loaded as the end of a residual block.
+    /// True if x is loaded as the end of a residual block.
     pub(super) fn loads_sum(&self) -> bool {
         matches!(self.pass, Pass::Fwd(Fwd { x: Operand { load: Load::Sum { .. }, .. }, .. }))
     }

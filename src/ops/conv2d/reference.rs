@@ -4,8 +4,9 @@ use rayon::prelude::*;
 
 use super::{host, Bwd, BwdBias, BwdW, BwdX, Conv2d, End, Fwd, Node, Pass, Spec};
 use crate::device::threads;
+use crate::ops::load::rectified;
 use crate::ops::store::{write_signs, Epilogue, Mask, Moments, Sums};
-use crate::ops::{norm, HostIo, HostOp, HostOut, HostRef, Write};
+use crate::ops::{norm, HostIo, HostOp, HostOut, HostRef};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
@@ -49,13 +50,13 @@ impl<T: Real> HostOp<T> for Node {
     }
 }
 
-/// Writes `v`, or adds it. Unlike other references this one adds: what a mask does after the addition is no sum.
+/// Writes or accumulates `v`. Unlike other references this one accumulates: a mask acts on the accumulated gradient.
 fn add<T: Real>(v: Vec<T>, mut out: HostOut<'_, '_, T>) {
-    let adds = out.write == Write::Accumulate;
+    let adds = out.adds();
     out.real().iter_mut().zip(v).for_each(|(out, v)| *out = if adds { *out + v } else { v });
 }
 
-/// Stores dx, through its mask if there is one.
+/// Stores dx, through a mask if there is one.
 fn store<T: Real>(
     conv: &Conv2d,
     mask: Option<Mask<HostRef<'_, T>>>,
@@ -84,7 +85,7 @@ impl Node {
     }
 }
 
-/// The input row that tap `r` of output row `p` reads (`axis` 0), or the column (`axis` 1); `None` in the padding.
+/// The input row (`axis` 0) or column (`axis` 1) that tap `r` of output `p` reads; `None` in the padding.
 fn read_by(spec: &Spec, axis: usize, p: usize, r: usize) -> Option<usize> {
     let size = [spec.h, spec.w][axis];
     (p * spec.stride[axis] + r * spec.dilation[axis]).checked_sub(spec.padding[axis]).filter(|&h| h < size)
@@ -116,7 +117,7 @@ fn fwd<T: Real>(conv: &Conv2d, epilogue: Epilogue<&[T]>, x: &[T], w: &[T], y: &m
         if let Some(residual) = epilogue.residual {
             sum += residual[at];
         }
-        *y = if epilogue.relu { sum.maximum(T::ZERO) } else { sum };
+        *y = rectified(epilogue.relu, sum);
     });
 }
 

@@ -3,17 +3,30 @@
 //! ```text
 //! target[n,k] = (1 - smoothing) [k = label n] + smoothing / K
 //! loss        = mean over n of -sum_k target[n,k] log softmax(logits)[n,k]
-//! dlogits     = grad_scale / N * (softmax(logits) - target)          times the loss scale, where there is one
+//! dlogits     = grad_scale / N * (softmax(logits) - target)          times the loss scale, if there is one
 //! ```
 //!
-//! `correct` counts the images whose largest logit (the first of equal ones) is the label. An image with a NaN among
-//! its logits is never counted: torch's `argmax` would take the NaN for the largest, and a network that gives nothing
-//! but NaN would be right on every image of its first class.
+//! `correct` counts the images whose largest logit (the first of equal ones) is the label. An image with a NaN logit
+//! never counts: torch's `argmax` takes the NaN for the largest, so that a network of NaNs would be right on all images
+//! of class 0.
 //!
-//! What is not finite is treated as torch does. A logit of minus infinity is a class of probability 0: its gradient is
-//! that of the target alone, and it adds nothing to the loss where its target is 0 (0 times infinity is 0 here); where
-//! it is the label's, or with smoothing, the loss is infinite. With a NaN, plus infinity, or nothing but minus infinity
-//! among the logits of an image its loss and gradient are NaN. A label that is no class does the same.
+//! Non-finite logits are treated as in torch. A logit of minus infinity is a class of probability 0: its gradient is the
+//! target's part alone. It adds nothing to the loss if its target is 0 (0 times infinity is 0 here), else the loss is
+//! infinite. Loss and gradient of an image are NaN if a logit is NaN or plus infinity, if all are minus infinity, or if
+//! the label is no class.
+//!
+//! ```
+//! use residuum::ops::cross_entropy::{CrossEntropy, Fwd, Spec};
+//! use residuum::ops::{HostIo, HostMut, HostOp, HostRef};
+//!
+//! let op = CrossEntropy::new(Spec { n: 1, classes: 2, smoothing: 0.0, grad_scale: 1.0 })?.fwd();
+//! let (logits, labels) = (HostRef::Real(&[3.0, 3.0]), HostRef::Index(&[0]));
+//! let (mut mean, mut count) = ([f64::NAN], [f64::NAN]);
+//! let (loss, correct) = (HostMut::Real(&mut mean), HostMut::Real(&mut count));
+//! op.reference(&mut HostIo::of(Fwd { logits, labels, loss, correct }));
+//! assert!((mean[0] - 2f64.ln()).abs() < 1e-12 && count == [1.0]);
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod launch;
 mod reference;
@@ -26,16 +39,16 @@ use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
-/// What a loss is.
+/// The parameters of a loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spec {
     /// Images, N.
     pub n: usize,
     /// Classes, K.
     pub classes: usize,
-    /// The share of the target that is spread evenly over all classes, in 0..1.
+    /// Label smoothing, in 0..1.
     pub smoothing: f64,
-    /// What the gradient is multiplied by: a fixed loss scale that keeps f16 gradients representable.
+    /// A fixed factor of the gradient, to keep f16 gradients representable.
     pub grad_scale: f64,
 }
 
@@ -46,8 +59,7 @@ pub struct CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// Checks `spec`: at least one image and class, smoothing in 0..1, a positive scale in the
-    /// range of f32's normal numbers.
+    /// Fails without an image or a class, with smoothing outside 0..1, or if `grad_scale` is no positive normal f32.
     pub fn new(spec: Spec) -> Result<Self> {
         if spec.n == 0 || spec.classes == 0 {
             return Err(Error::invalid("cross_entropy", format!("{} images of {} classes", spec.n, spec.classes)));
@@ -81,32 +93,32 @@ call! {
         reads {
             /// `[N,K]`.
             logits: I [one],
-            /// `[N]`.
+            /// `[N]`, i32: the class of each image.
             labels: I [one],
         }
         writes {
-            /// `[1]`.
+            /// `[1]`, f32: the mean loss.
             loss: O [one],
-            /// `[1]`: how many images were right.
+            /// `[1]`, f32: the number of images that are right.
             correct: O [one],
         }
     }
 }
 
 call! {
-    /// The backward pass. The incoming gradient is 1 by definition: a loss is where differentiation starts.
+    /// The backward pass. The gradient of the loss is 1.
     #[derive(Copy)]
     pub struct Bwd {
         reads {
             /// `[N,K]`.
             logits: I [one],
-            /// `[N]`.
+            /// `[N]`, i32.
             labels: I [one],
-            /// `[1]`: multiplies the gradient, and moves between runs, see `control::loss_scale`.
+            /// `[1]`, f32: a factor of the gradient that changes between runs, see `control::loss_scale`.
             loss_scale: Option<I> [maybe],
         }
         writes {
-            /// The gradient of the logits.
+            /// The gradient of the logits, `[N,K]`.
             dlogits: O [one],
         }
     }

@@ -19,7 +19,7 @@ impl<T: Real> HostOp<T> for Node {
                 for (logits, &label) in logits.real().chunks_exact(classes).zip(labels.index()) {
                     let log_sum = log_sum_exp(logits);
                     loss += of_label(logits, label).map_or(nan, |l| on * (log_sum - l));
-                    // Without smoothing the other classes do not count, whatever their logits: 0 times infinity is 0.
+                    // Without smoothing the other classes do not count, even if infinite: 0 times infinity is 0.
                     if smoothing != 0.0 {
                         loss += everywhere * logits.iter().map(|&l| log_sum - l).sum();
                     }
@@ -47,13 +47,13 @@ impl<T: Real> HostOp<T> for Node {
     }
 }
 
-/// log of the sum of e^l. The largest logit is taken out first, so that nothing overflows.
+/// log of the sum of e^l, with the largest logit factored out against overflow.
 fn log_sum_exp<T: Real>(logits: &[T]) -> T {
     let largest = logits.iter().fold(T::LOWEST, |a, &b| a.maximum(b));
     largest + logits.iter().map(|&l| (l - largest).exp()).sum::<T>().ln()
 }
 
-/// The index of the largest logit, the first of equal ones; `None` where one is NaN.
+/// The index of the largest logit, the first of equal ones; `None` if one is NaN.
 fn first_largest<T: Real>(logits: &[T]) -> Option<usize> {
     if logits.iter().any(|l| l.partial_cmp(l).is_none()) {
         return None;

@@ -1,8 +1,8 @@
 //! The fully connected layer: `y[n,k] = bias[k] + sum_f x[n,f] w[k,f]`.
 //!
-//! The input may still be an image `x[N,H,W,C]`; then `w` is `[K,H,W,C]`, which is torch's `[K, C*H*W]` with the
-//! features in the library's order, so flattening never copies. To the kernels it is a convolution whose kernel covers
-//! the image: they are conv2d's.
+//! The input is an image `[N,H,W,C]` with F = H W C features. The weight `[K,H,W,C]` is torch's `[K, C*H*W]` with the
+//! features reordered, so flattening never copies. The kernels are conv2d's: the layer is a convolution whose kernel
+//! covers the image. The [crate's documentation](crate#one-op) runs a linear layer.
 
 mod reference;
 
@@ -12,7 +12,7 @@ use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
-/// What a linear layer is.
+/// The parameters of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spec {
     /// N, H, W, C of the input.
@@ -28,7 +28,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Checks `spec`: no extent is 0 or too large.
+    /// Fails if an extent is 0 or too large.
     pub fn new(spec: Spec) -> Result<Self> {
         let [n, h, w, c] = spec.x;
         let conv = conv2d::Conv2d::new(conv2d::Spec {
@@ -47,13 +47,13 @@ impl Linear {
         Ok(Self { conv })
     }
 
-    /// Images, input features and output features: N, F, K.
+    /// Images, input features and output features, `[N,F,K]`.
     pub fn extents(&self) -> [usize; 3] {
         let conv2d::Spec { n, h, w, c, k, .. } = *self.conv.spec();
         [n, h * w * c, k]
     }
 
-    /// The shape of `w`: `[K,H,W,C]`.
+    /// The shape of w, `[K,H,W,C]`.
     pub fn w_shape(&self) -> [usize; 4] {
         self.conv.w_shape()
     }
@@ -68,47 +68,47 @@ call! {
     /// The operands of the forward pass.
     pub struct Fwd {
         reads {
-            /// The input.
+            /// `[N,H,W,C]`.
             x: I [one],
-            /// The weight.
+            /// `[K,H,W,C]`.
             w: I [one],
-            /// `bias[k]`.
+            /// `[K]`.
             bias: Option<I> [maybe],
         }
         writes {
-            /// The output.
+            /// `[N,K]`.
             y: O [one],
         }
     }
 }
 
 call! {
-    /// The operands of the input's gradient.
+    /// The operands of x's gradient.
     pub struct BwdX {
         reads {
-            /// The gradient of the output.
+            /// `[N,K]`.
             dy: I [one],
-            /// The weight.
+            /// `[K,H,W,C]`.
             w: I [one],
         }
         writes {
-            /// The gradient of the input.
+            /// `[N,H,W,C]`; may be accumulated.
             dx: O [one],
         }
     }
 }
 
 call! {
-    /// The operands of the weight's gradient.
+    /// The operands of w's gradient.
     pub struct BwdW {
         reads {
-            /// The gradient of the output.
+            /// `[N,K]`.
             dy: I [one],
-            /// The input.
+            /// `[N,H,W,C]`.
             x: I [one],
         }
         writes {
-            /// The gradient of the weight, in f32.
+            /// `[K,H,W,C]`, f32; may be accumulated.
             dw: O [one],
         }
     }
@@ -118,11 +118,11 @@ call! {
     /// The operands of the bias's gradient.
     pub struct BwdBias {
         reads {
-            /// The gradient of the output.
+            /// `[N,K]`.
             dy: I [one],
         }
         writes {
-            /// The gradient of the bias, in f32.
+            /// `[K]`; may be accumulated.
             dbias: O [one],
         }
     }
@@ -153,16 +153,7 @@ pub struct Node {
 }
 
 impl Node {
-    fn y(&self) -> TensorType {
-        let [n, _, k] = self.linear.extents();
-        TensorType::real([n, k])
-    }
-
-    fn per_feature(&self) -> TensorType {
-        TensorType::stat([self.linear.extents()[2]])
-    }
-
-    /// The pass of `conv` that has the operands of this one.
+    /// The pass of `conv` with the operands of this one.
     fn as_conv(&self, conv: conv2d::Conv2d) -> conv2d::Node {
         let pass = match self.pass {
             Pass::Fwd(form) => conv2d::Pass::fwd(form.bias.is_some()),
@@ -190,21 +181,25 @@ impl Operator for Node {
     }
 
     fn operands(&self) -> Operands {
-        let (x, y, w_shape) = (self.linear.conv.x(), self.y(), self.linear.w_shape());
-        let w = TensorType::real(w_shape);
+        let (conv, [n, _, k]) = (&self.linear.conv, self.linear.extents());
+        let (y, bias) = (TensorType::real([n, k]), TensorType::stat([k]));
+        let read = |name, ()| match name {
+            "x" => conv.x().into(),
+            "w" => TensorType::real(conv.w_shape()).into(),
+            "bias" => bias.clone().into(),
+            _ => y.clone().into(),
+        };
+        let written = |name, ()| match name {
+            "dx" => Written::accumulated(conv.x()),
+            "dw" => Written::accumulated(TensorType::stat(conv.w_shape())),
+            "dbias" => Written::accumulated(bias.clone()),
+            _ => y.clone().into(),
+        };
         match self.pass {
-            Pass::Fwd(form) => Operands::of(Fwd {
-                x: x.into(),
-                w: w.into(),
-                bias: form.bias.map(|()| self.per_feature().into()),
-                y: y.into(),
-            }),
-            Pass::BwdX => Operands::of(BwdX { dy: y.into(), w: w.into(), dx: Written::accumulated(x) }),
-            Pass::BwdW => {
-                let dw = Written::accumulated(TensorType::stat(w_shape));
-                Operands::of(BwdW { dy: y.into(), x: x.into(), dw })
-            }
-            Pass::BwdBias => Operands::of(BwdBias { dy: y.into(), dbias: Written::accumulated(self.per_feature()) }),
+            Pass::Fwd(form) => Operands::of(form.map(read, written)),
+            Pass::BwdX => Operands::of(BwdX::default().map(read, written)),
+            Pass::BwdW => Operands::of(BwdW::default().map(read, written)),
+            Pass::BwdBias => Operands::of(BwdBias::default().map(read, written)),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The op in plain loops.
+//! The op in plain loops; on the CPU device it is a convolution.
 
 use rayon::prelude::*;
 
@@ -53,7 +53,7 @@ impl<T: Real> HostOp<T> for Node {
 }
 
 impl Node {
-    /// The same sums as a 1x1 convolution over images of one pixel.
+    /// The layer as a 1x1 convolution of images of one pixel.
     fn as_pointwise(&self) -> conv2d::Node {
         self.as_conv(self.linear.conv.flattened())
     }

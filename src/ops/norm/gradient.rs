@@ -1,48 +1,37 @@
-//! What the launches with a [`Mask`] share: operands, bands, traffic, and the merge after them.
+//! Launches with a [`Mask`]: operands, bands, traffic, and the merge of the bands' sums.
 
 use super::merge::{self, band_views, Bands};
 use crate::device::{Cost, Launch, View};
+use crate::ops::params::params;
 use crate::ops::store::{Mask, Sums};
 use crate::ops::strips::{Rows, Strips};
-use crate::ops::{Arg, Write};
+use crate::ops::Arg;
 use crate::tensor::{DType, TensorType};
 use crate::Result;
 
-/// `Epilogue` of kernels/norm/gradient.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub(in crate::ops) struct Operands {
-    g: u64,
-    y: [u64; 2],
-    bits: u64,
-    scale: u64,
-    shift: u64,
-    mean: [u64; 2],
-    sums: [u64; 3],
-    open: u64,
-    g_stride: i64,
-    y_stride: [i64; 2],
-    bits_stride: i64,
-    relu: u32,
-    scaled: u32,
-    accumulate: u32,
-    unused: u32,
+params! {
+    /// `Epilogue` of kernels/norm/gradient.cuh.
+    pub(in crate::ops) struct Operands {
+        g: u64, y: [u64; 2], bits: u64, scale: u64, shift: u64, mean: [u64; 2], sums: [u64; 3], open: u64,
+        g_stride: i64, y_stride: [i64; 2], bits_stride: i64,
+        relu: u32, scaled: u32, accumulate: u32, unused: u32,
+    }
 }
 
-/// Forms of a mask that have kernels of their own.
+/// The number of mask forms; each has kernels of its own.
 pub(in crate::ops) const FORMS: usize = 3;
 
-/// A mask with its tensors, which have been checked ([`crate::ops::Io::check`]).
+/// A mask with its operands, which [`Io::check`](crate::ops::Io::check) has checked.
 pub(in crate::ops) struct Bound<'a> {
     pub mask: Mask<&'a Arg>,
-    /// N, H, W, C of the gradient.
+    /// The shape of the gradient, `[N,H,W,C]`.
     pub shape: [usize; 4],
-    /// What is stored.
+    /// The stored gradient.
     pub g: &'a Arg,
     pub sums: Sums<&'a Arg>,
 }
 
-/// Where the bands of a launch leave their sums.
+/// The bands of a launch and the places of their sums.
 pub(in crate::ops) struct BandSums {
     pub strips: Strips,
     bands: Bands,
@@ -62,7 +51,7 @@ fn rows([n, h, w, c]: [usize; 4]) -> Rows {
 }
 
 impl<'a> Bound<'a> {
-    /// Which of the [`FORMS`] it is: one batch norm, or the signs of a block's end with one or two.
+    /// Which of the [`FORMS`] it is: one batch norm, or signs with one or two.
     pub fn form(&self) -> usize {
         match &self.mask {
             Mask::Affine { .. } => 0,
@@ -71,12 +60,12 @@ impl<'a> Bound<'a> {
         }
     }
 
-    /// The tensors y.
+    /// The batch norms' inputs.
     fn ys(&self) -> Vec<&'a Arg> {
         self.mask.normalised().into_iter().map(|n| *n.y).collect()
     }
 
-    /// The bands of a launch that also reads `numbers` and window `positions`, and their places in the scratch memory.
+    /// The bands of a launch that also reads `numbers` and window `positions`, with their sums in the scratch memory.
     pub fn bands(
         &self,
         dtype: DType,
@@ -92,15 +81,15 @@ impl<'a> Bound<'a> {
         Ok(BandSums { strips, bands, views, scratch })
     }
 
-    /// The kernels' view of it.
+    /// The mask as the kernels take it.
     pub fn params(&self, sums: &BandSums) -> Operands {
         let (rows, g) = (rows(self.shape), self.g);
-        let address = |arg: &Arg| arg.view.address();
+        let address = Arg::address;
         let params = Operands {
             g: address(g),
             g_stride: rows.stride(g),
             sums: std::array::from_fn(|i| sums.views.get(i).map_or(0, View::address)),
-            accumulate: (g.write == Write::Accumulate).into(),
+            accumulate: g.adds().into(),
             ..bytemuck::Zeroable::zeroed()
         };
         match self.mask {
@@ -127,17 +116,16 @@ impl<'a> Bound<'a> {
         }
     }
 
-    /// Every view that a launch with `inputs` touches.
+    /// Every view that the launch touches; its op has `inputs`.
     pub fn views(&self, inputs: &[Arg], sums: &BandSums) -> Vec<View> {
         let args = inputs.iter().chain([self.g]).map(|a| a.view.clone());
         args.chain(sums.views.iter().cloned()).collect()
     }
 
-    /// The traffic of a launch that reads `inputs` once: g is read too where it is added to, and the bands' sums are
-    /// written.
+    /// The cost of the launch: it reads `inputs` once, and g if it accumulates; it writes g and the bands' sums.
     pub fn cost(&self, dtype: DType, inputs: &[TensorType], flops: u64, sums: &BandSums) -> Cost {
         let g = TensorType::real(self.shape).bytes(dtype) as u64;
-        let old = if self.g.write == Write::Accumulate { g } else { 0 };
+        let old = if self.g.adds() { g } else { 0 };
         Cost {
             flops,
             bytes_read: inputs.iter().map(|t| t.bytes(dtype) as u64).sum::<u64>() + old,

@@ -1,4 +1,4 @@
-//! Which kernels, on what grid.
+//! The launches: kernels, grids and parameters.
 
 use super::gradient::{self, Bound, Operands, FORMS};
 use super::merge::{self, band_views, BandRows, Bands};
@@ -6,66 +6,32 @@ use super::{Gradient, Measure, Node, Pass, Scale};
 use crate::device::table::{entry, kernels, only, Entry};
 use crate::device::{Launch, Target, View};
 use crate::ops::batch_norm::{self, BatchNorm};
+use crate::ops::params::params;
 use crate::ops::store::{Mask, Moments};
 use crate::ops::strips::{Strips, THREADS};
-use crate::ops::{Arg, Call, Io, Operator, Write};
+use crate::ops::{Arg, Call, Io, Operator};
 use crate::tensor::DType;
 use crate::Result;
 
-/// `Affine` of kernels/norm/channels.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Affine {
-    gamma: u64,
-    beta: u64,
-    mean: u64,
-    var: u64,
-    scale: u64,
-    shift: u64,
-    running_mean: u64,
-    running_var: u64,
-    channels: u32,
-    eps: f32,
-    momentum: f32,
-    keep: f32,
-    unbiased: f32,
-    unused: u32,
+params! {
+    /// `Affine` of kernels/norm/channels.cu.
+    struct Affine {
+        gamma: u64, beta: u64, mean: u64, var: u64, scale: u64, shift: u64, running_mean: u64, running_var: u64,
+        channels: u32, eps: f32, momentum: f32, keep: f32, unbiased: f32, unused: u32,
+    }
+
+    /// `Coefficients` of kernels/norm/channels.cu.
+    struct Coefficients {
+        dy_sum: u64, dyx_sum: u64, gamma: u64, mean: u64, var: u64, dgamma: u64, dbeta: u64, a: u64, b: u64, c: u64,
+        dbias: u64,
+        channels: u32, eps: f32, count: f32, inverse_count: f32, add_b: u32, add_c: u32,
+    }
+
+    /// `OfStored` of kernels/norm/gradient.cu.
+    struct OfStored { dz: u64, stride: i64, epilogue: Operands, strips: Strips }
 }
 
-/// `Coefficients` of kernels/norm/channels.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Coefficients {
-    dy_sum: u64,
-    dyx_sum: u64,
-    gamma: u64,
-    mean: u64,
-    var: u64,
-    dgamma: u64,
-    dbeta: u64,
-    a: u64,
-    b: u64,
-    c: u64,
-    dbias: u64,
-    channels: u32,
-    eps: f32,
-    count: f32,
-    inverse_count: f32,
-    add_b: u32,
-    add_c: u32,
-}
-
-/// `OfStored` of kernels/norm/gradient.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct OfStored {
-    dz: u64,
-    stride: i64,
-    epilogue: Operands,
-    strips: Strips,
-}
-
-/// Shared memory for so many sums of a row of strips of the 16-bit types.
+/// Bytes of shared memory for `sums` sums per channel, for 16-bit types, which need the most.
 pub(in crate::ops) const fn sums_shared(sums: u32) -> u32 {
     THREADS * 8 * sums * 4
 }
@@ -108,7 +74,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     }
 }
 
-/// The launches that leave the moments of `y`, the input of `bn`.
+/// The launches that compute the moments of `y`, the input of `bn`.
 pub(in crate::ops) fn measure(
     bn: &BatchNorm,
     target: Target,
@@ -116,7 +82,7 @@ pub(in crate::ops) fn measure(
     Moments { mean, var }: Moments<&View>,
     scratch: Option<&View>,
 ) -> Result<Vec<Launch>> {
-    let strips: Strips = batch_norm::band_strips(bn, target.dtype, &[y])?;
+    let strips = batch_norm::band_strips(bn, target.dtype, &[y])?;
     let bands = Bands { count: strips.band_count(), channels: bn.spec().x[3] };
     let (views, scratch) = band_views(bands, 2, scratch)?;
     let from = [&views[0], &views[1]];
@@ -131,28 +97,28 @@ fn launch_gradient(node: &Node, form: Gradient, target: Target, io: &Io<'_>) -> 
     let bound = Bound { mask, shape: node.bn.spec().x, g, sums };
     let sums = bound.bands(target.dtype, &[dz], &[], io.scratch)?;
     let params = OfStored {
-        dz: dz.view.address(),
+        dz: dz.address(),
         stride: dz.pixel_stride as i64,
         epilogue: bound.params(&sums),
         strips: sums.strips,
     };
     let cost = bound.cost(target.dtype, &node.inputs(), node.flops(), &sums);
     let kernel = entry(target, GRADIENT[bound.form()])?;
-    // SAFETY: `strips` covers dz, g, y and the bits, which with the channels' numbers are as large as the descriptor
-    // says (`Io::check`), and every band has a place for its sums; what the form does not read is null.
+    // SAFETY: `strips` covers dz, g, y and the bits; the views hold these, the mask's other operands (`Io::check`) and the
+    // bands' sums; operands that the form does not read are null.
     let first = unsafe { Launch::new(kernel, sums.strips.grid()?, &params, cost, bound.views(io.inputs, &sums)) };
     let mut launches = vec![first];
     launches.extend(bound.merge(&sums)?);
     Ok(launches)
 }
 
-/// A thread for each channel.
+/// One thread per channel.
 fn channel_grid(node: &Node) -> [u32; 3] {
     [node.bn.spec().x[3].div_ceil(THREADS as usize) as u32, 1, 1]
 }
 
 fn scale(node: &Node, io: &Io<'_>) -> Launch {
-    let call = io.bind(Scale::default()).map(|_, arg| arg.view.address(), |_, arg| arg.view.address());
+    let call = io.bind(Scale::default()).map(|_, arg| arg.address(), |_, arg| arg.address());
     let (spec, m) = (node.bn.spec(), node.bn.count() as f64);
     let params = Affine {
         gamma: call.gamma,
@@ -173,15 +139,14 @@ fn scale(node: &Node, io: &Io<'_>) -> Launch {
     // The running statistics are read too.
     let mut cost = node.cost(DType::F32);
     cost.bytes_read += 2 * node.bn.per_channel().bytes(DType::F32) as u64;
-    // SAFETY: every view holds a number for each channel (`Io::check`).
+    // SAFETY: every view holds one number per channel (`Io::check`).
     unsafe { Launch::new(only(&AFFINE), channel_grid(node), &params, cost, io.views()) }
 }
 
 fn coefficients(node: &Node, form: super::Coefficients, io: &Io<'_>) -> Launch {
     let call = io.bind(form);
-    let adds = |arg: &Arg| arg.write == Write::Accumulate;
-    let (add_b, add_c) = (adds(call.b), adds(call.c));
-    let call = call.map(|_, arg| arg.view.address(), |_, arg| arg.view.address());
+    let (add_b, add_c) = (call.b.adds(), call.c.adds());
+    let call = call.map(|_, arg| arg.address(), |_, arg| arg.address());
     let spec = node.bn.spec();
     let params = Coefficients {
         dy_sum: call.dy_sum,
@@ -204,6 +169,6 @@ fn coefficients(node: &Node, form: super::Coefficients, io: &Io<'_>) -> Launch {
     };
     let mut cost = node.cost(DType::F32);
     cost.bytes_read += (usize::from(add_b) + usize::from(add_c)) as u64 * 4 * spec.x[3] as u64;
-    // SAFETY: every view holds a number for each channel (`Io::check`); `a` and `dbias` may be null.
+    // SAFETY: every view holds one number per channel (`Io::check`); `a` and `dbias` may be null.
     unsafe { Launch::new(only(&COEFFICIENTS), channel_grid(node), &params, cost, io.views()) }
 }

@@ -1,7 +1,6 @@
-//! Batch norm in training in pieces, so that none of them needs a pass over memory of its own: the producer of y leaves
-//! its moments, the consumers of the activation apply scale and shift while they load, the producer of the gradient
-//! leaves two sums a channel, and the consumers of the gradient apply the rest while they load. See
-//! [`batch_norm`](super::batch_norm) for the whole.
+//! Batch norm in training, in pieces that need no passes over memory of their own: the producer of y leaves its moments,
+//! the readers of the activation apply scale and shift as they load, the producer of the gradient leaves two sums per
+//! channel, and the readers of the gradient correct it as they load. [`batch_norm`](super::batch_norm) is the whole op.
 //!
 //! ```text
 //! moments       mean = sum y / m,  var = sum (y - mean)^2 / m,  m = N*H*W
@@ -13,8 +12,22 @@
 //! correction    dy = a g + b y + c
 //! ```
 //!
-//! Where several batch norms read the same y (a DenseNet's concatenation), they share its moments, and
-//! `dy = sum a_i g_i + (sum b_i) y + sum c_i`: the sum over i is accumulated, `scaled` by each a_i, and corrected once.
+//! Several batch norms of one y (DenseNet's concatenations) share its moments, and
+//! `dy = sum a_i g_i + (sum b_i) y + sum c_i`: the gradients are accumulated, each `scaled` by a_i, and corrected once.
+//!
+//! ```
+//! use residuum::ops::batch_norm::{BatchNorm, Spec};
+//! use residuum::ops::norm::{Measure, Node, Pass};
+//! use residuum::ops::store::Moments;
+//! use residuum::ops::{HostIo, HostMut, HostOp, HostRef};
+//!
+//! let bn = BatchNorm::new(Spec { x: [1, 1, 2, 1], eps: 1e-5, momentum: 0.1 })?;
+//! let (y, mut mean, mut var) = ([1.0, 5.0], [f64::NAN], [f64::NAN]);
+//! let moments = Moments { mean: HostMut::Real(&mut mean), var: HostMut::Real(&mut var) };
+//! Node { bn, pass: Pass::Measure }.reference(&mut HostIo::of(Measure { y: HostRef::Real(&y), moments }));
+//! assert_eq!((mean, var), ([3.0], [4.0]));
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 pub(super) mod gradient;
 mod launch;
@@ -28,12 +41,12 @@ pub(super) use reference::{gradient as reference_gradient, moments as reference_
 use super::batch_norm::BatchNorm;
 use super::operands::call;
 use super::store::{Mask, Moments, Sums};
-use super::{Io, Operands, Operator, Written};
+use super::{Call, Io, Operands, Operator, Written};
 use crate::device::{Launch, Target};
 use crate::Result;
 
 call! {
-    /// `y -> mean, var`: where the producer of y cannot leave them.
+    /// The moments of y, if its producer cannot leave them.
     #[derive(Copy)]
     pub struct Measure {
         reads {
@@ -41,23 +54,23 @@ call! {
             y: I [one],
         }
         writes {
-            /// Of y.
+            /// The moments of y.
             moments: Moments<O> [group],
         }
     }
 }
 
 call! {
-    /// Scale and shift of a batch norm, and its running statistics. As [`BatchNorm::train`], for at least 2 elements a
-    /// channel.
+    /// Scale, shift and running statistics of a batch norm, each operand `[C]`. A channel needs at least 2 elements, as
+    /// in [`BatchNorm::train`].
     #[derive(Copy)]
     pub struct Scale {
         reads {
-            /// A number a channel, as all operands.
+            /// Gamma.
             gamma: I [one],
             /// Beta.
             beta: I [one],
-            /// Of y.
+            /// The moments of y.
             moments: Moments<I> [group],
         }
         writes {
@@ -74,38 +87,38 @@ call! {
 }
 
 call! {
-    /// Masks a gradient and sums it: where its producer cannot do it.
+    /// Masks a gradient and sums it, if its producer cannot.
     #[derive(Copy)]
     pub struct Gradient {
         reads {
             /// `[N,H,W,C]`.
             dz: I [one],
-            /// What is done to it.
+            /// The mask.
             mask: Mask<I> [group],
         }
         writes {
-            /// Of the shape of dz; may be added to.
+            /// `[N,H,W,C]`; may be accumulated.
             g: O [one],
-            /// Of g.
+            /// The sums of g.
             sums: Sums<O> [group],
         }
     }
 }
 
 call! {
-    /// The gradients of gamma and beta, and the numbers of the correction.
+    /// The gradients of gamma and beta, and the correction; each operand is `[C]`.
     ///
-    /// Without `a` the gradients were `scaled` and accumulated, and b and c may be added to.
+    /// Without `a` the gradients were `scaled` and accumulated, and b and c may be accumulated.
     #[derive(Copy)]
     pub struct Coefficients {
         reads {
-            /// The sum of g, a number a channel, as all operands.
+            /// The sum of g.
             dy_sum: I [one],
             /// The sum of `g (y - mean)`.
             dyx_sum: I [one],
             /// Gamma.
             gamma: I [one],
-            /// Of y.
+            /// The moments of y.
             moments: Moments<I> [group],
         }
         writes {
@@ -113,14 +126,14 @@ call! {
             dgamma: O [one],
             /// The gradient of beta.
             dbeta: O [one],
-            /// Of the correction.
+            /// a of the correction.
             a: Option<O> [maybe],
-            /// Of the correction.
+            /// b of the correction.
             b: O [one],
-            /// Of the correction.
+            /// c of the correction.
             c: O [one],
-            /// The gradient of a bias that was added to what became y: the sum of dy, `a dy_sum + m (b mean + c)`,
-            /// which is 0 but for rounding.
+            /// The gradient of the bias of the convolution before y: the sum of dy, `a dy_sum + m (b mean + c)`, which
+            /// is 0 except for rounding.
             dbias: Option<O> [maybe],
         }
     }
@@ -129,13 +142,13 @@ call! {
 /// One piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// Mean and variance.
+    /// [`Measure`].
     Measure,
-    /// Scale and shift.
+    /// [`Scale`].
     Scale,
-    /// Mask and sums.
+    /// [`Gradient`].
     Gradient(Gradient),
-    /// The correction's numbers.
+    /// [`Coefficients`].
     Coefficients(Coefficients),
 }
 
@@ -160,19 +173,16 @@ impl Operator for Node {
 
     fn operands(&self) -> Operands {
         let (y, number) = (self.bn.x(), || self.bn.per_channel());
+        let read = |_, ()| number().into();
         match self.pass {
-            Pass::Measure => {
-                Operands::of(Measure { y: y.into(), moments: Moments { mean: number().into(), var: number().into() } })
+            Pass::Measure => Operands::of(Measure::default().map(|_, ()| y.clone().into(), |_, ()| number().into())),
+            Pass::Scale => {
+                let written = |name, ()| match name {
+                    "running_mean" | "running_var" => Written::updated(number()),
+                    _ => number().into(),
+                };
+                Operands::of(Scale::default().map(read, written))
             }
-            Pass::Scale => Operands::of(Scale {
-                gamma: number().into(),
-                beta: number().into(),
-                moments: Moments { mean: number().into(), var: number().into() },
-                scale: number().into(),
-                shift: number().into(),
-                running_mean: Written::updated(number()),
-                running_var: Written::updated(number()),
-            }),
             Pass::Gradient(Gradient { mask, .. }) => Operands::of(Gradient {
                 dz: y.clone().into(),
                 mask: mask.types(self.bn.spec().x),
@@ -180,22 +190,11 @@ impl Operator for Node {
                 sums: mask.sum_types(self.bn.spec().x),
             }),
             Pass::Coefficients(form) => {
-                let added = || match form.a {
-                    Some(()) => number().into(),
-                    None => Written::accumulated(number()),
+                let written = |name, ()| match name {
+                    "b" | "c" if form.a.is_none() => Written::accumulated(number()),
+                    _ => number().into(),
                 };
-                Operands::of(Coefficients {
-                    dy_sum: number().into(),
-                    dyx_sum: number().into(),
-                    gamma: number().into(),
-                    moments: Moments { mean: number().into(), var: number().into() },
-                    dgamma: number().into(),
-                    dbeta: number().into(),
-                    a: form.a.map(|()| number().into()),
-                    b: added(),
-                    c: added(),
-                    dbias: form.dbias.map(|()| number().into()),
-                })
+                Operands::of(form.map(read, written))
             }
         }
     }

@@ -3,15 +3,15 @@
 use super::{Coefficients, Gradient, Measure, Node, Pass, Scale};
 use crate::ops::batch_norm::mean_of;
 use crate::ops::store::{sign_bytes, Mask, Moments, Sums};
-use crate::ops::{HostIo, HostOp, HostOut, HostRef, Write};
+use crate::ops::{HostIo, HostOp, HostOut, HostRef};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
         match self.pass {
             Pass::Measure => {
-                let Measure { y, moments: Moments { mut mean, mut var } } = io.bind(Measure::default());
-                moments(y.real(), Moments { mean: mean.real(), var: var.real() });
+                let Measure { y, moments: to } = io.numbers(Measure::default());
+                moments(y, to);
             }
             Pass::Scale => self.scale(io),
             Pass::Gradient(form) => {
@@ -40,11 +40,8 @@ pub(in crate::ops) fn moments<T: Real>(y: &[T], Moments { mean, var }: Moments<&
 
 impl Node {
     fn scale<T: Real>(&self, io: &mut HostIo<'_, T>) {
-        let Scale { gamma, beta, moments, mut scale, mut shift, mut running_mean, mut running_var } =
-            io.bind(Scale::default());
-        let [gamma, beta, mean, var] = [gamma, beta, moments.mean, moments.var].map(|v| v.real());
-        let (scale, shift, running_mean, running_var) =
-            (scale.real(), shift.real(), running_mean.real(), running_var.real());
+        let Scale { gamma, beta, moments: Moments { mean, var }, scale, shift, running_mean, running_var } =
+            io.numbers(Scale::default());
         let (m, momentum) = (self.bn.count() as f64, self.bn.spec().momentum);
         let eps = T::from_f64(self.bn.spec().eps);
         let moved = |old: T, new: f64| T::from_f64((1.0 - momentum) * old.to_f64() + momentum * new);
@@ -62,7 +59,7 @@ impl Node {
         let Moments { mean, var } = call.moments.map(|_, v| v.real());
         let (m, eps) = (T::from_usize(self.bn.count()), T::from_f64(self.bn.spec().eps));
         let add = |out: &mut HostOut<'_, '_, T>, k: usize, v: T| {
-            let old = if out.write == Write::Accumulate { out.real()[k] } else { T::ZERO };
+            let old = if out.adds() { out.real()[k] } else { T::ZERO };
             out.real()[k] = old + v;
         };
         for k in 0..gamma.len() {
@@ -85,8 +82,8 @@ impl Node {
     }
 }
 
-/// What a [`Mask`] does to dz, which has `c` channels. Unlike other references it adds to what is there, where g's
-/// write says so: that is part of what it computes.
+/// Applies a [`Mask`] to dz, which has `c` channels. Unlike other references it accumulates g if `g.write` says so: the
+/// sums include the old g.
 pub(in crate::ops) fn gradient<T: Real>(
     mask: Mask<HostRef<'_, T>>,
     c: usize,
@@ -107,7 +104,7 @@ pub(in crate::ops) fn gradient<T: Real>(
         _ => None,
     };
     let mut found = vec![vec![0.0; c]; 1 + norms.len()];
-    let adds = g.write == Write::Accumulate;
+    let adds = g.adds();
     for (i, g) in g.real().iter_mut().enumerate() {
         let k = i % c;
         let old = if adds { *g } else { T::ZERO };

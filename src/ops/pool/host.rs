@@ -3,13 +3,13 @@
 use super::{Bwd, Fwd, Node, Pass, Pool};
 use crate::device::cpu::vectorized;
 use crate::ops::parallel::{add, in_lanes, split};
-use crate::ops::{HostIo, HostOp, HostOut, HostRef, Write};
+use crate::ops::{HostIo, HostOp, HostOut, HostRef};
 use crate::tensor::Real;
 
-/// The least input elements of a lane.
+/// The fewest input elements of a lane.
 const LANE: usize = 1 << 14;
 
-/// Runs the op, if it is a pooling alone.
+/// Runs a pooling without batch norm as below, any other as the reference.
 pub(super) fn run<T: Real>(node: &Node, io: &mut HostIo<'_, T>) {
     match node.pass {
         Pass::Fwd(form) if form.x.load.is_as_it_is() => fwd(&node.pool, io.bind(form)),
@@ -18,7 +18,7 @@ pub(super) fn run<T: Real>(node: &Node, io: &mut HostIo<'_, T>) {
     }
 }
 
-/// Elements of an image of the input and of the output, and images of a lane.
+/// Elements of an input image and of an output image, and images per lane.
 fn extents(pool: &Pool) -> [usize; 3] {
     let ([_, h, w, c], [p, q]) = (pool.spec.x, pool.output());
     [h * w * c, p * q * c, (LANE / (h * w * c)).max(1)]
@@ -42,7 +42,7 @@ fn fwd<T: Real>(pool: &Pool, Fwd { x, mut y, index }: Fwd<HostRef<'_, T>, HostOu
 }
 
 fn bwd<T: Real>(pool: &Pool, Bwd { dy, index, mut dx, .. }: Bwd<HostRef<'_, T>, HostOut<'_, '_, T>>) {
-    let ([image, result, images], adds) = (extents(pool), dx.write == Write::Accumulate);
+    let ([image, result, images], adds) = (extents(pool), dx.adds());
     let (dy, index) = (dy.real(), index.map(|index| index.byte()));
     in_lanes(split(dx.real(), images * image), |i, dx| {
         if !adds {
@@ -59,8 +59,8 @@ fn bwd<T: Real>(pool: &Pool, Bwd { dy, index, mut dx, .. }: Bwd<HostRef<'_, T>, 
     });
 }
 
-/// Calls `f` for each pixel of each window: the window's offset in y, the pixel's number in it and offset in x, and
-/// what the window's sum is divided by.
+/// Calls `f` for each pixel of each window, with the window's offset in y, the pixel's position in the window, its
+/// offset in x, and the window's divisor.
 #[inline(always)]
 fn each_pixel(pool: &Pool, mut f: impl FnMut(usize, usize, usize, usize)) {
     let ([_, _, w, c], [p, q]) = (pool.spec.x, pool.output());
@@ -87,7 +87,7 @@ fn max_fwd<T: Real>(pool: &Pool, x: &[T], y: &mut [T], index: &mut [u8]) {
             return;
         }
         for ((&x, y), index) in x.iter().zip(y).zip(index) {
-            // The last NaN of a window wins.
+            // Of several NaNs the last one is the maximum.
             let larger = x > *y || x.partial_cmp(&x).is_none();
             *y = if larger { x } else { *y };
             *index = if larger { number as u8 } else { *index };

@@ -1,4 +1,4 @@
-//! Which kernels, on what grid.
+//! The launches: kernels, grids and parameters.
 
 mod params;
 
@@ -7,18 +7,18 @@ use self::params::{
 };
 use super::{Bwd, Fwd, Node, Pass};
 use crate::device::table::{entry, kernels, Entry};
-use crate::device::{Cost, Launch, Target, View};
+use crate::device::{Cost, Launch, Target};
 use crate::ops::load::{Affine, Load};
 use crate::ops::norm::gradient::{self, Bound, FORMS};
 use crate::ops::norm::sums_shared;
 use crate::ops::store::{Mask, Sums};
 use crate::ops::strips::{Strips, THREADS};
-use crate::ops::{Arg, Io, Operator, Write};
+use crate::ops::{Arg, Io, Operator};
 use crate::{Error, Result};
 
-/// Rows that a thread walks where there are many.
+/// The most rows per thread.
 const WALK: usize = 2;
-/// From so many pixels on a block sums a window, not a thread.
+/// The fewest pixels of a window that a block, not a thread, sums.
 const TREE_PIXELS: usize = 32;
 
 kernels! {
@@ -79,19 +79,19 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     }
 }
 
-/// The batch norm in front of the pooling, if there is one.
+/// The scale and shift of x, if it has any.
 fn numbers(node: &Node, load: Load<&Arg>) -> Result<Option<Numbers>> {
     match load {
         Load::AsIs => Ok(None),
         Load::Affine { affine: Affine { scale, shift }, relu } => {
-            let [scale, shift] = [scale, shift].map(|number| number.view.address());
+            let [scale, shift] = [scale, shift].map(|number| number.address());
             Ok(Some(Numbers { scale, shift, relu: relu.into(), unused: 0 }))
         }
         _ => Err(Error::unsupported(node.name(), "an x that is neither as it is nor a batch norm's input")),
     }
 }
 
-/// A forward pass of x as it is reads only what the windows cover.
+/// A `plain` forward pass reads only the pixels that windows cover.
 fn fwd_cost(node: &Node, x: &Arg, plain: bool, target: Target, io: &Io<'_>) -> Cost {
     if !plain {
         return node.cost(target.dtype);
@@ -102,10 +102,6 @@ fn fwd_cost(node: &Node, x: &Arg, plain: bool, target: Target, io: &Io<'_>) -> C
         bytes_read: x.touched_pixels(node.pool.spec.x, target.dtype.bytes(), reached),
         ..io.cost(node, target.dtype)
     }
-}
-
-fn views(io: &Io<'_>) -> Vec<View> {
-    io.inputs.iter().chain(io.outputs).map(|arg| arg.view.clone()).collect()
 }
 
 fn max_fwd(
@@ -121,12 +117,12 @@ fn max_fwd(
     let kernel = entry(target, if numbers.is_some() { &NORM_MAX_FWD } else { &MAX_FWD })?;
     Ok(match numbers {
         Some(numbers) => {
-            // SAFETY: `strips` covers y and index, windows lie inside x, and all, the channels' numbers too, are as
-            // large as that (`Io::check`).
-            unsafe { Launch::new(kernel, grid, &NormMaxFwd { pool, numbers }, cost, views(io)) }
+            // SAFETY: `strips` covers y and index, windows lie inside x, and the views hold these, scale and shift
+            // (`Io::check`).
+            unsafe { Launch::new(kernel, grid, &NormMaxFwd { pool, numbers }, cost, io.views()) }
         }
-        // SAFETY: as above, without the channels' numbers.
-        None => unsafe { Launch::new(kernel, grid, &pool, cost, views(io)) },
+        // SAFETY: as above, without scale and shift.
+        None => unsafe { Launch::new(kernel, grid, &pool, cost, io.views()) },
     })
 }
 
@@ -148,12 +144,11 @@ fn avg_fwd(
     let kernel = entry(target, entries)?;
     Ok(match numbers {
         Some(numbers) => {
-            // SAFETY: `strips` covers y, windows lie inside x, and all, the channels' numbers too, are as large as
-            // that (`Io::check`).
-            unsafe { Launch::new(kernel, grid, &NormAvgFwd { pool, numbers }, cost, views(io)) }
+            // SAFETY: `strips` covers y, windows lie inside x, and the views hold these, scale and shift (`Io::check`).
+            unsafe { Launch::new(kernel, grid, &NormAvgFwd { pool, numbers }, cost, io.views()) }
         }
-        // SAFETY: as above, without the channels' numbers.
-        None => unsafe { Launch::new(kernel, grid, &pool, cost, views(io)) },
+        // SAFETY: as above, without scale and shift.
+        None => unsafe { Launch::new(kernel, grid, &pool, cost, io.views()) },
     })
 }
 
@@ -161,33 +156,33 @@ fn max_bwd(node: &Node, [dy, index, dx]: [&Arg; 3], target: Target, io: &Io<'_>)
     let rows = node.pool.x_rows();
     let params = MaxBwd {
         from: MaxGradient::new(&node.pool, dy, index)?,
-        dx: dx.view.address(),
+        dx: dx.address(),
         dx_stride: rows.stride(dx),
         strips: Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[index]))?,
-        accumulate: (dx.write == Write::Accumulate).into(),
+        accumulate: dx.adds().into(),
         unused: 0,
     };
     let kernel = entry(target, &MAX_BWD)?;
-    // SAFETY: `strips` covers dx, only windows of dy and index are read, and all are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, io.cost(node, target.dtype), views(io)) })
+    // SAFETY: `strips` covers dx, only windows of dy and index are read, and the views hold these (`Io::check`).
+    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
 }
 
 fn avg_bwd(node: &Node, [dy, dx]: [&Arg; 2], target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = node.pool.x_rows();
     let params = AvgBwd {
         from: AvgGradient::new(&node.pool, dy)?,
-        dx: dx.view.address(),
+        dx: dx.address(),
         dx_stride: rows.stride(dx),
         strips: Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[]))?,
-        accumulate: (dx.write == Write::Accumulate).into(),
+        accumulate: dx.adds().into(),
         unused: 0,
     };
     let kernel = entry(target, &AVG_BWD)?;
-    // SAFETY: `strips` covers dx, only windows of dy are read, and both are as large as that (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, io.cost(node, target.dtype), views(io)) })
+    // SAFETY: `strips` covers dx, only windows of dy are read, and the views hold both (`Io::check`).
+    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
 }
 
-/// A backward pass that masks dx and leaves its sums, and the launches that merge these.
+/// A backward pass that masks dx and leaves sums, and the launches that merge the sums.
 fn masked(
     node: &Node,
     (dy, index, dx): (&Arg, Option<&Arg>, &Arg),
@@ -204,9 +199,8 @@ fn masked(
     let first = match index {
         Some(index) => {
             let params = OfMax { from: MaxGradient::new(&node.pool, dy, index)?, epilogue, strips };
-            // SAFETY: `strips` covers dx, y and the bits, only windows of dy and index are read, all, the channels'
-            // numbers too, are as large as that (`Io::check`), and every band has a place for its sums; the rest is
-            // null.
+            // SAFETY: `strips` covers dx, y and the bits, only windows of dy and index are read, the views hold these
+            // and the mask's other operands (`Io::check`) and the sums of every band; the rest is null.
             unsafe { Launch::new(entry(target, NORM_MAX_BWD[form])?, grid, &params, cost, views) }
         }
         None => {

@@ -1,18 +1,32 @@
-//! Max and average pooling over sliding windows (floor or ceil mode) or adaptive ones (global among them).
+//! Max and average pooling of images `[N,H,W,C]` to `[N,P,Q,C]`, with sliding windows (floor or ceil mode) or adaptive
+//! ones (global pooling among them).
 //!
 //! ```text
-//! max  y = max over the window's pixels inside the image; backward: dy goes to the first such pixel, row by row. A NaN
-//!      counts as the largest; of several dy goes to the last, as in torch
-//! avg  y = sum over the window / divisor; divisor = the pixels inside the image, or with `count_padding` those of the
-//!      window clipped to the padded image
+//! max  y = the maximum over the window's pixels inside the image. Backward: dy goes to the first maximum in row-major
+//!      order. A NaN is the largest number; among several NaNs dy goes to the last, as in torch
+//! avg  y = sum over the window / divisor; divisor = the pixels inside the image, or with `count_padding` the pixels
+//!      inside the padded image
 //! ```
 //!
-//! In ceil mode a window that would start beyond the image and its upper-left padding is dropped, as in torch and
-//! Caffe, and one window may be larger than the padded image, as in torch: it has the pixels that there are. Adaptive
-//! windows run from `floor(i H / P)` to `ceil((i + 1) H / P)`.
+//! In ceil mode a window that would start past the image and its upper-left padding is dropped, as in torch and Caffe.
+//! A single window may be larger than the padded image, as in torch; it is clipped. Adaptive windows run from
+//! `floor(i H / P)` to `ceil((i + 1) H / P)`.
 //!
-//! The batch norm and the ReLU in front of a pooling are done on the way, as [`norm`](super::norm) defines them: while
-//! x is loaded, and before dx is stored.
+//! A batch norm and a ReLU before the pooling may be fused ([`norm`](super::norm)): applied as x is loaded, and undone
+//! before dx is stored.
+//!
+//! ```
+//! use residuum::ops::pool::{Bwd, Kind, Pool, Spec, Window};
+//! use residuum::ops::{HostIo, HostMut, HostOp, HostRef};
+//!
+//! let (x, window) = ([1, 2, 2, 1], Window::Adaptive([1, 1]));
+//! let op = Pool::new(Spec { x, window, kind: Kind::Average { count_padding: false } })?.bwd();
+//! let (dy, mut dx) = ([8.0], [f64::NAN; 4]);
+//! let (dy, dx_out) = (HostRef::Real(&dy), HostMut::Real(&mut dx));
+//! op.reference(&mut HostIo::of(Bwd { dy, index: None, mask: None, dx: dx_out, sums: None }));
+//! assert_eq!(dx, [2.0; 4]);
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod host;
 mod launch;
@@ -28,44 +42,44 @@ use crate::device::{Launch, Target};
 use crate::tensor::{is_addressable, TensorType};
 use crate::{Error, Result};
 
-/// How windows lie on the image.
+/// The windows of a pooling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Window {
-    /// At a fixed distance from each other.
+    /// At a fixed stride.
     Sliding {
         /// Height and width.
         kernel: [usize; 2],
-        /// Vertical and horizontal distance.
+        /// Vertical and horizontal stride.
         stride: [usize; 2],
         /// Rows above and below, columns left and right; at most half the kernel.
         padding: [usize; 2],
-        /// Whether the number of windows is rounded up.
+        /// True to round the number of windows up.
         ceil: bool,
     },
-    /// So many windows, spread over the image. `[1, 1]` is global pooling.
+    /// P by Q windows, spread over the image. `[1, 1]` is global pooling.
     Adaptive([usize; 2]),
 }
 
-/// What is taken of a window.
+/// The reduction over a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// The maximum.
     Max,
     /// The mean.
     Average {
-        /// Whether padded pixels count in the divisor.
+        /// True if the divisor counts padding.
         count_padding: bool,
     },
 }
 
-/// What a pooling is.
+/// The parameters of a pooling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spec {
     /// N, H, W, C of the input.
     pub x: [usize; 4],
     /// The windows.
     pub window: Window,
-    /// What is taken of them.
+    /// The reduction.
     pub kind: Kind,
 }
 
@@ -78,10 +92,9 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Checks `spec`. Fails where an extent is 0, the padding is more than half the kernel (rounded down), no window
-    /// fits, or a maximum is taken over a window of more than 256 pixels inside the image. torch takes such a window;
-    /// here a byte says where in it the maximum was, a quarter of what the kernels would write and read with torch's
-    /// wider index, and no network of the table has more than 9.
+    /// Fails if an extent is 0, the padding is more than half the kernel (rounded down), no window fits, or a maximum is
+    /// over more than 256 pixels inside the image. torch allows such windows. Here the index of a maximum is a byte, a
+    /// quarter of the traffic of a 32-bit index; the networks of [`models`](crate::models) need at most 9 pixels.
     pub fn new(spec: Spec) -> Result<Self> {
         let bad = |problem: String| Err(Error::invalid("pool", problem));
         let [_, h, w, _] = spec.x;
@@ -100,7 +113,7 @@ impl Pool {
                 if (0..2).any(|i| padding[i] > kernel[i] / 2) {
                     return bad(format!("a padding of {padding:?}, expected at most half the kernel {kernel:?}"));
                 }
-                // torch's `pooling_output_shape`, whose numbers may be negative on the way.
+                // torch's `pooling_output_shape`; intermediate values may be negative.
                 let count = |size: usize, i: usize| -> usize {
                     let [size, kernel, stride, padding] = [size, kernel[i], stride[i], padding[i]].map(|v| v as i128);
                     let up = if ceil { stride - 1 } else { 0 };
@@ -119,8 +132,7 @@ impl Pool {
             return bad(format!("an output of {p}x{q}"));
         }
         let pool = Self { spec, p, q };
-        let most = (0..p).map(|i| pool.span(0, i).len()).max().unwrap_or(0)
-            * (0..q).map(|i| pool.span(1, i).len()).max().unwrap_or(0);
+        let most = pool.most_pixels();
         if spec.kind == Kind::Max && most > 256 {
             return bad(format!("a maximum over {most} pixels, expected at most 256"));
         }
@@ -137,17 +149,17 @@ impl Pool {
         [self.p, self.q]
     }
 
-    /// The input.
+    /// x, `[N,H,W,C]`.
     pub fn x(&self) -> TensorType {
         TensorType::real(self.spec.x)
     }
 
-    /// The output's extents, N, P, Q, C.
+    /// The shape of y, `[N,P,Q,C]`.
     pub fn y_shape(&self) -> [usize; 4] {
         [self.spec.x[0], self.p, self.q, self.spec.x[3]]
     }
 
-    /// The rows (`axis` 0) or columns (`axis` 1) inside the image of window `i`.
+    /// The rows (`axis` 0) or columns (`axis` 1) of window `i` inside the image.
     pub fn span(&self, axis: usize, i: usize) -> std::ops::Range<usize> {
         let size = self.spec.x[1 + axis];
         match self.spec.window {
@@ -160,7 +172,7 @@ impl Pool {
         }
     }
 
-    /// The number that the sum of window `(i, j)` is divided by.
+    /// The divisor of window `(i, j)`.
     pub fn divisor(&self, i: usize, j: usize) -> usize {
         let along = |axis: usize, i: usize| match (self.spec.window, self.spec.kind) {
             (Window::Sliding { kernel, stride, padding, .. }, Kind::Average { count_padding: true }) => {
@@ -173,7 +185,7 @@ impl Pool {
         along(0, i).saturating_mul(along(1, j))
     }
 
-    /// The forward pass of x as it is.
+    /// The forward pass without a batch norm.
     pub fn fwd(self) -> Node {
         Node { pool: self, pass: Pass::Fwd(Fwd { index: self.has_index(), ..Fwd::default() }) }
     }
@@ -187,7 +199,13 @@ impl Pool {
         (self.spec.kind == Kind::Max).then_some(())
     }
 
-    /// The pixels of all windows of an image's channel.
+    /// The most pixels of a window.
+    fn most_pixels(&self) -> usize {
+        let most = |axis: usize, count: usize| (0..count).map(|i| self.span(axis, i).len()).max().unwrap_or(0);
+        most(0, self.p) * most(1, self.q)
+    }
+
+    /// The pixels of all windows together, in one channel of an image.
     fn taken(&self) -> usize {
         let along = |axis: usize, count: usize| (0..count).map(|i| self.span(axis, i).len()).sum::<usize>();
         along(0, self.p) * along(1, self.q)
@@ -199,13 +217,13 @@ call! {
     #[derive(Copy)]
     pub struct Fwd {
         reads {
-            /// `[N,H,W,C]`; as it is, or a batch norm's input.
+            /// `[N,H,W,C]`, loaded as it is or through a batch norm.
             x: Operand<I> [operand],
         }
         writes {
             /// `[N,P,Q,C]`.
             y: O [one],
-            /// Of a maximum, of the shape of y: where in its clipped window each was found, row-major.
+            /// For a maximum, `[N,P,Q,C]`, bytes: its row-major position in the clipped window.
             index: Option<O> [maybe],
         }
     }
@@ -216,28 +234,28 @@ call! {
     #[derive(Copy)]
     pub struct Bwd {
         reads {
-            /// The gradient of y.
+            /// The gradient of y, `[N,P,Q,C]`.
             dy: I [one],
-            /// Of a maximum, as the forward pass left it.
+            /// For a maximum, the forward pass's index.
             index: Option<I> [maybe],
-            /// What is done to dx before it is stored.
+            /// The transform of dx before it is stored.
             mask: Option<Mask<I>> [maybe_group],
         }
         writes {
-            /// The gradient of x; may be added to.
+            /// The gradient of x, `[N,H,W,C]`; may be accumulated.
             dx: O [one],
-            /// Of the masked dx.
+            /// The sums of the masked dx.
             sums: Option<Sums<O>> [maybe_group],
         }
     }
 }
 
-/// One pass, and how it loads and stores.
+/// One pass with its form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// y.
+    /// [`Fwd`].
     Fwd(Fwd),
-    /// dx.
+    /// [`Bwd`].
     Bwd(Bwd),
 }
 

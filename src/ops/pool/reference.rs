@@ -53,7 +53,7 @@ impl<T: Real> HostOp<T> for Node {
     }
 }
 
-/// Calls `f` for every window of an image with its row and column.
+/// Calls `f` with the row and the column of every window of an image.
 fn windows(pool: &Pool, mut f: impl FnMut(usize, usize)) {
     let [p, q] = pool.output();
     for i in 0..p {
@@ -78,8 +78,7 @@ fn max_fwd<T: Real>(pool: &Pool, x: &[T], y: &mut [T], index: &mut [u8]) {
             let mut best: Option<(T, usize)> = None;
             for (position, pixel) in pixels(pool, i, j).enumerate() {
                 let v = x[pixel + channel];
-                let larger = best.is_none_or(|(b, _)| v > b || is_nan(v));
-                if larger {
+                if best.is_none_or(|(b, _)| v > b || is_nan(v)) {
                     best = Some((v, position));
                 }
             }

@@ -1,39 +1,26 @@
-//! Which kernels, on what grid.
+//! The launches: kernels, grids and parameters.
 
 use super::{Bwd, Fwd, Node, Pass};
 use crate::device::table::{entry, kernels};
 use crate::device::{Launch, Target};
+use crate::ops::params::params;
 use crate::ops::strips::{Rows, Strips};
-use crate::ops::{Io, Write};
+use crate::ops::Io;
 use crate::Result;
 
-/// Rows that a thread walks where there are many.
+/// The most rows per thread.
 const WALK: usize = 4;
 
-/// `ReluFwd` of kernels/relu/relu.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct ReluFwd {
-    x: u64,
-    y: u64,
-    x_stride: i64,
-    y_stride: i64,
-    strips: Strips,
-}
+params! {
+    /// `ReluFwd` of kernels/relu/relu.cu.
+    struct ReluFwd { x: u64, y: u64, x_stride: i64, y_stride: i64, strips: Strips }
 
-/// `ReluBwd` of kernels/relu/relu.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct ReluBwd {
-    dy: u64,
-    y: u64,
-    dx: u64,
-    dy_stride: i64,
-    y_stride: i64,
-    dx_stride: i64,
-    strips: Strips,
-    accumulate: u32,
-    unused: u32,
+    /// `ReluBwd` of kernels/relu/relu.cu.
+    struct ReluBwd {
+        dy: u64, y: u64, dx: u64,
+        dy_stride: i64, y_stride: i64, dx_stride: i64,
+        strips: Strips, accumulate: u32, unused: u32,
+    }
 }
 
 kernels! {
@@ -54,16 +41,10 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let Fwd { x, y } = io.bind(Fwd::default());
     let rows = Rows::of(&node.shape, &[x, y]);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[]))?;
-    let params = ReluFwd {
-        x: x.view.address(),
-        y: y.view.address(),
-        x_stride: rows.stride(x),
-        y_stride: rows.stride(y),
-        strips,
-    };
-    let (kernel, views) = (entry(target, &FWD)?, vec![x.view.clone(), y.view.clone()]);
+    let params = ReluFwd { x: x.address(), y: y.address(), x_stride: rows.stride(x), y_stride: rows.stride(y), strips };
+    let kernel = entry(target, &FWD)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
 }
 
 fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
@@ -71,17 +52,17 @@ fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = Rows::of(&node.shape, &[dy, y, dx]);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, y, dx], &[]))?;
     let params = ReluBwd {
-        dy: dy.view.address(),
-        y: y.view.address(),
-        dx: dx.view.address(),
+        dy: dy.address(),
+        y: y.address(),
+        dx: dx.address(),
         dy_stride: rows.stride(dy),
         y_stride: rows.stride(y),
         dx_stride: rows.stride(dx),
         strips,
-        accumulate: (dx.write == Write::Accumulate).into(),
+        accumulate: dx.adds().into(),
         unused: 0,
     };
-    let (kernel, views) = (entry(target, &BWD)?, vec![dy.view.clone(), y.view.clone(), dx.view.clone()]);
+    let kernel = entry(target, &BWD)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), views) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
 }

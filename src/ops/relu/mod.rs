@@ -1,5 +1,15 @@
-//! The rectifier: `y = max(x, 0)`; backward `dx = 0` where `y <= 0`, else `dy`. A NaN stays a NaN, and where y is one
-//! dy passes, as in torch.
+//! The rectifier: `y = max(x, 0)`; backward `dx = 0` where `y <= 0`, else `dy`. A NaN stays a NaN, and dy passes where y
+//! is NaN, as in torch. The op is elementwise: tensors have any shape.
+//!
+//! ```
+//! use residuum::ops::relu::{Fwd, Node, Pass};
+//! use residuum::ops::{HostIo, HostMut, HostOp, HostRef};
+//!
+//! let (x, mut y) = ([-1.0, 0.0, 2.0], [f64::NAN; 3]);
+//! let op = Node { shape: [3].into(), pass: Pass::Fwd };
+//! op.reference(&mut HostIo::of(Fwd { x: HostRef::Real(&x), y: HostMut::Real(&mut y) }));
+//! assert_eq!(y, [0.0, 0.0, 2.0]);
+//! ```
 
 mod launch;
 mod reference;
@@ -17,7 +27,7 @@ call! {
     #[derive(Copy)]
     pub struct Fwd {
         reads {
-            /// The input.
+            /// The input, of the node's shape as all operands.
             x: I [one],
         }
         writes {
@@ -34,11 +44,11 @@ call! {
         reads {
             /// The gradient of y.
             dy: I [one],
-            /// The output.
+            /// The output of the forward pass.
             y: I [one],
         }
         writes {
-            /// The gradient of x; may be added to.
+            /// The gradient of x; may be accumulated.
             dx: O [one],
         }
     }
@@ -56,7 +66,7 @@ pub enum Pass {
 /// A rectifier's pass in a graph.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
-    /// The shape of every tensor of it.
+    /// The shape of every operand.
     pub shape: Shape,
     /// The pass.
     pub pass: Pass,

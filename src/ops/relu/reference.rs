@@ -1,7 +1,7 @@
-//! The op in plain loops.
+//! The op in plain loops, and on all cores.
 
 use super::{Bwd, Fwd, Node, Pass};
-use crate::ops::{parallel, HostIo, HostOp, Write};
+use crate::ops::{parallel, HostIo, HostOp};
 use crate::tensor::Real;
 
 impl<T: Real> HostOp<T> for Node {
@@ -29,7 +29,7 @@ impl<T: Real> HostOp<T> for Node {
             }
             Pass::Bwd => {
                 let Bwd { dy, y, mut dx } = io.bind(Bwd::default());
-                let (dy, y, adds) = (dy.real(), y.real(), dx.write == Write::Accumulate);
+                let (dy, y, adds) = (dy.real(), y.real(), dx.adds());
                 parallel::elements(dx.real(), |first, dx| {
                     let gradients = dx.iter_mut().zip(dy[first..].iter().zip(&y[first..]));
                     if adds {

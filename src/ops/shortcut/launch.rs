@@ -1,33 +1,24 @@
-//! Which kernels, on what grid.
+//! The launches: kernels, grids and parameters.
 
 use super::{Bwd, Fwd, Node, Pass, Spec};
 use crate::device::table::{entry, kernels};
 use crate::device::{Cost, Launch, Target};
+use crate::ops::params::{narrow, params};
 use crate::ops::strips::{Rows, Strips};
-use crate::ops::{touched, Arg, Io, Write};
+use crate::ops::{touched, Arg, Io};
 use crate::tensor::DType;
-use crate::{Error, Result};
+use crate::Result;
 
-/// Rows that a thread walks where there are many.
+/// The most rows per thread.
 const WALK: usize = 4;
 
-/// `Shortcut` of kernels/shortcut/shortcut.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Shortcut {
-    src: u64,
-    dst: u64,
-    src_stride: i64,
-    dst_stride: i64,
-    strips: Strips,
-    h: u32,
-    w: u32,
-    p: u32,
-    q: u32,
-    stride: u32,
-    c: u32,
-    lead: u32,
-    accumulate: u32,
+params! {
+    /// `Shortcut` of kernels/shortcut/shortcut.cu.
+    struct Shortcut {
+        src: u64, dst: u64,
+        src_stride: i64, dst_stride: i64,
+        strips: Strips, h: u32, w: u32, p: u32, q: u32, stride: u32, c: u32, lead: u32, accumulate: u32,
+    }
 }
 
 kernels! {
@@ -47,13 +38,10 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     let width = Strips::width(target.dtype);
     let wide = rows.wide(target.dtype, &[src, dst], &[]) && lead % width == 0 && c % width == 0;
     let strips = Strips::new(rows, target.dtype, WALK, wide)?;
-    let narrow = |v: usize| match i32::try_from(v) {
-        Ok(v) => Ok(v as u32),
-        Err(_) => Err(Error::unsupported("shortcut", format!("an extent of {v}, the most is 2^31 - 1"))),
-    };
+    let narrow = |v: usize| narrow("shortcut", v);
     let params = Shortcut {
-        src: src.view.address(),
-        dst: dst.view.address(),
+        src: src.address(),
+        dst: dst.address(),
         src_stride: rows.stride(src),
         dst_stride: rows.stride(dst),
         strips,
@@ -64,15 +52,14 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
         stride: narrow(stride)?,
         c: narrow(c)?,
         lead: narrow(lead)?,
-        accumulate: (dst.write == Write::Accumulate).into(),
+        accumulate: dst.adds().into(),
     };
-    let (kernel, views) = (entry(target, entries)?, vec![src.view.clone(), dst.view.clone()]);
-    // SAFETY: `strips` covers the output, the pixels that are read lie inside the input, and both are as large as that
-    // (`Io::check`).
-    Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, cost(node, target.dtype, io), views) }])
+    let kernel = entry(target, entries)?;
+    // SAFETY: `strips` covers the output, the pixels read lie inside the input, and the views hold both (`Io::check`).
+    Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, cost(node, target.dtype, io), io.views()) }])
 }
 
-/// What is read and what is written.
+/// The input and the output.
 fn ends<'a>(node: &Node, io: &Io<'a>) -> (&'a Arg, &'a Arg) {
     match node.pass {
         Pass::Fwd => {
@@ -86,7 +73,7 @@ fn ends<'a>(node: &Node, io: &Io<'a>) -> (&'a Arg, &'a Arg) {
     }
 }
 
-/// Of x only the pixels that are kept count, of dy only the channels; a dx that is overwritten is so everywhere.
+/// fwd reads only the kept pixels of x, bwd only the channels of dy that lead to dx. An overwritten dx is written in full.
 fn cost(node: &Node, dtype: DType, io: &Io<'_>) -> Cost {
     let Spec { x: [n, h, w, c], stride, .. } = node.shortcut.spec;
     let mut cost = io.cost(node, dtype);
@@ -98,9 +85,9 @@ fn cost(node: &Node, dtype: DType, io: &Io<'_>) -> Cost {
         Pass::Fwd => cost.bytes_read = pixels(src),
         Pass::Bwd => {
             let [_, p, q, _] = node.shortcut.y_shape();
-            let first = src.view.address() + (node.shortcut.spec.lead * element) as u64;
+            let first = src.address() + (node.shortcut.spec.lead * element) as u64;
             cost.bytes_read = touched::rows(first, n * p * q, c * element, src.pixel_stride * element);
-            if dst.write == Write::Accumulate {
+            if dst.adds() {
                 cost.bytes_written = pixels(dst);
                 cost.bytes_read += cost.bytes_written;
             }

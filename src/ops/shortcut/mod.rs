@@ -1,6 +1,18 @@
 //! The parameter-free shortcut, option A of He et al. (2015): subsample and pad with zero channels.
 //!
-//! `y[n,p,q,k] = x[n, p*stride, q*stride, k - lead]` where `0 <= k - lead < C`, else 0; P = ceil(H / stride).
+//! `y[n,p,q,k] = x[n, p*stride, q*stride, k - lead]` where `0 <= k - lead < C`, else 0. P = ceil(H / stride) and
+//! Q = ceil(W / stride).
+//!
+//! ```
+//! use residuum::ops::shortcut::{Fwd, Shortcut, Spec};
+//! use residuum::ops::{HostIo, HostMut, HostOp, HostRef};
+//!
+//! let op = Shortcut::new(Spec { x: [1, 2, 2, 1], k: 3, stride: 2, lead: 0 })?.fwd();
+//! let (x, mut y) = ([5.0, 6.0, 7.0, 8.0], [f64::NAN; 3]);
+//! op.reference(&mut HostIo::of(Fwd { x: HostRef::Real(&x), y: HostMut::Real(&mut y) }));
+//! assert_eq!(y, [5.0, 0.0, 0.0]);
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod launch;
 mod reference;
@@ -13,16 +25,16 @@ use crate::device::{Launch, Target};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
-/// What a shortcut is.
+/// The parameters of a shortcut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spec {
     /// N, H, W, C of the input.
     pub x: [usize; 4],
     /// Output channels, at least C.
     pub k: usize,
-    /// Every so many rows and columns are kept.
+    /// The distance between kept rows, and between kept columns.
     pub stride: usize,
-    /// Zero channels before the input's: 0 in the authors' code, (K - C) / 2 in some others.
+    /// Zero channels before the input's: 0 in the authors' code, (K - C) / 2 in some others'.
     pub lead: usize,
 }
 
@@ -33,16 +45,14 @@ pub struct Shortcut {
 }
 
 impl Shortcut {
-    /// Checks `spec`: no extent 0, and room for the input's channels after the leading zeros.
+    /// Fails if an extent or the stride is 0, or if `lead + C > k`.
     pub fn new(spec: Spec) -> Result<Self> {
         if spec.x.contains(&0) || spec.stride == 0 {
             return Err(Error::invalid("shortcut", format!("{spec:?} has a zero where at least 1 is needed")));
         }
         if spec.lead + spec.x[3] > spec.k {
-            return Err(Error::invalid(
-                "shortcut",
-                format!("{} channels after {} zeros do not fit {}", spec.x[3], spec.lead, spec.k),
-            ));
+            let problem = format!("{} channels after {} zeros do not fit {}", spec.x[3], spec.lead, spec.k);
+            return Err(Error::invalid("shortcut", problem));
         }
         Ok(Self { spec })
     }
@@ -52,7 +62,7 @@ impl Shortcut {
         &self.spec
     }
 
-    /// The extents of the output, N, P, Q, K.
+    /// The shape of y, `[N,P,Q,K]`.
     pub fn y_shape(&self) -> [usize; 4] {
         let Spec { x: [n, h, w, _], k, stride, .. } = self.spec;
         [n, h.div_ceil(stride), w.div_ceil(stride), k]
@@ -84,11 +94,11 @@ call! {
     #[derive(Copy)]
     pub struct Bwd {
         reads {
-            /// The gradient of y.
+            /// The gradient of y, `[N,P,Q,K]`.
             dy: I [one],
         }
         writes {
-            /// The gradient of x; may be added to.
+            /// The gradient of x, `[N,H,W,C]`; may be accumulated.
             dx: O [one],
         }
     }

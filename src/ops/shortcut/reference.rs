@@ -8,17 +8,16 @@ impl<T: Real> HostOp<T> for Node {
     fn reference(&self, io: &mut HostIo<'_, T>) {
         let Spec { x: [n, h, w, c], k, stride, lead } = *self.shortcut.spec();
         let [_, p, q, _] = self.shortcut.y_shape();
-        let (src, mut dst) = match self.pass {
+        let (src, dst) = match self.pass {
             Pass::Fwd => {
-                let Fwd { x, y } = io.bind(Fwd::default());
-                (x.real(), y)
+                let Fwd { x, y } = io.numbers(Fwd::default());
+                (x, y)
             }
             Pass::Bwd => {
-                let Bwd { dy, dx } = io.bind(Bwd::default());
-                (dy.real(), dx)
+                let Bwd { dy, dx } = io.numbers(Bwd::default());
+                (dy, dx)
             }
         };
-        let dst = dst.real();
         dst.fill(T::ZERO);
         for n in 0..n {
             for i in 0..p {

@@ -1,72 +1,44 @@
-//! Which kernels, on what grid.
+//! The launches: kernels, grids and parameters.
 
 use super::{Fwd, Kind, Node};
 use crate::device::table::{entry, kernels};
-use crate::device::{Launch, Target, View};
+use crate::device::{Launch, Target};
 use crate::ops::load::{Affine, Load, Operand};
+use crate::ops::params::params;
 use crate::ops::strips::{Rows, Strips};
 use crate::ops::{Arg, Io, Operator};
 use crate::{Error, Result};
 
-/// Rows that a thread walks where there are many.
+/// The most rows per thread.
 const WALK: usize = 4;
-/// Where the channels' numbers are loaded first: enough rows to make that cheap.
+/// The most rows per thread if it first loads scales and shifts: enough to make that cheap.
 const WALK_END: usize = 16;
 
-/// `Add` of kernels/sum/add.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Add {
-    a: u64,
-    b: u64,
-    y: u64,
-    a_stride: i64,
-    b_stride: i64,
-    y_stride: i64,
-    strips: Strips,
-    relu: u32,
-    unused: u32,
-}
+params! {
+    /// `Add` of kernels/sum/add.cu.
+    struct Add {
+        a: u64, b: u64, y: u64,
+        a_stride: i64, b_stride: i64, y_stride: i64,
+        strips: Strips, relu: u32, unused: u32,
+    }
 
-/// `Join` of kernels/sum/join.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Join {
-    a: u64,
-    b: u64,
-    y: u64,
-    open: u64,
-    a_stride: i64,
-    b_stride: i64,
-    y_stride: i64,
-    strips: Strips,
-    share: f32,
-    relu: u32,
-}
+    /// `Join` of kernels/sum/join.cu.
+    struct Join {
+        a: u64, b: u64, y: u64, open: u64,
+        a_stride: i64, b_stride: i64, y_stride: i64,
+        strips: Strips, share: f32, relu: u32,
+    }
 
-/// `BlockEnd` of kernels/sum/block_end.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct BlockEnd {
-    terms: [Term; 2],
-    y: u64,
-    signs: u64,
-    open: u64,
-    y_stride: i64,
-    signs_stride: i64,
-    strips: Strips,
-    relu: u32,
-    activated: u32,
-}
+    /// `BlockEnd` of kernels/sum/block_end.cu.
+    struct BlockEnd {
+        terms: [Term; 2],
+        y: u64, signs: u64, open: u64,
+        y_stride: i64, signs_stride: i64,
+        strips: Strips, relu: u32, activated: u32,
+    }
 
-/// `Term` of kernels/sum/block_end.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Term {
-    x: u64,
-    scale: u64,
-    shift: u64,
-    stride: i64,
+    /// `Term` of kernels/sum/block_end.cu.
+    struct Term { x: u64, scale: u64, shift: u64, stride: i64 }
 }
 
 kernels! {
@@ -90,9 +62,9 @@ fn add(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = Rows::of(&node.shape, &[a, b, y]);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[a, b, y], &[]))?;
     let params = Add {
-        a: a.view.address(),
-        b: b.view.address(),
-        y: y.view.address(),
+        a: a.address(),
+        b: b.address(),
+        y: y.address(),
         a_stride: rows.stride(a),
         b_stride: rows.stride(b),
         y_stride: rows.stride(y),
@@ -102,7 +74,7 @@ fn add(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     };
     let kernel = entry(target, &ADD)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), views(io)) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
 }
 
 fn join(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
@@ -110,10 +82,10 @@ fn join(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = Rows::of(&node.shape, &[a, b, y]);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[a, b, y], &[]))?;
     let params = Join {
-        a: a.view.address(),
-        b: b.view.address(),
-        y: y.view.address(),
-        open: gate.map_or(0, |gate| gate.view.address()),
+        a: a.address(),
+        b: b.address(),
+        y: y.address(),
+        open: gate.map_or(0, Arg::address),
         a_stride: rows.stride(a),
         b_stride: rows.stride(b),
         y_stride: rows.stride(y),
@@ -124,7 +96,7 @@ fn join(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let kernel = entry(target, &JOIN)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape and the gate (`Io::check`);
     // without a gate `open` is null.
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views(io)) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), io.views()) })
 }
 
 fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
@@ -140,9 +112,9 @@ fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let (first, second) = (term(node, &rows, a)?, term(node, &rows, b)?);
     let params = BlockEnd {
         terms: [first.0, second.0],
-        y: y.view.address(),
-        signs: signs.map_or(0, |s| s.view.address()),
-        open: gate.map_or(0, |gate| gate.view.address()),
+        y: y.address(),
+        signs: signs.map_or(0, Arg::address),
+        open: gate.map_or(0, Arg::address),
         y_stride: rows.stride(y),
         signs_stride: signs.map_or(0, |s| rows.stride(s)),
         strips,
@@ -150,21 +122,17 @@ fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         activated: u32::from(first.1) | u32::from(second.1) << 1,
     };
     let kernel = entry(target, &END)?;
-    // SAFETY: `strips` covers a, b, y and the signs' bytes, which with the channels' numbers are as large as the node
-    // says (`Io::check`), as is the gate; scales, shifts, signs and the gate may be null.
-    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), views(io)) })
+    // SAFETY: `strips` covers a, b, y and the signs, and the views hold these and the other operands (`Io::check`);
+    // scales, shifts, signs and the gate may be null.
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), io.views()) })
 }
 
-/// A term, and whether it ends in a ReLU.
+/// A term, and true if it ends in a ReLU.
 fn term(node: &Node, rows: &Rows, Operand { value: x, load }: Operand<&Arg>) -> Result<(Term, bool)> {
     let (scale, shift, relu) = match load {
         Load::AsIs => (0, 0, false),
-        Load::Affine { affine: Affine { scale, shift }, relu } => (scale.view.address(), shift.view.address(), relu),
+        Load::Affine { affine: Affine { scale, shift }, relu } => (scale.address(), shift.address(), relu),
         _ => return Err(Error::unsupported(node.name(), "a term that is neither as it is nor a batch norm's")),
     };
-    Ok((Term { x: x.view.address(), scale, shift, stride: rows.stride(x) }, relu))
-}
-
-fn views(io: &Io<'_>) -> Vec<View> {
-    io.inputs.iter().chain(io.outputs).map(|arg| arg.view.clone()).collect()
+    Ok((Term { x: x.address(), scale, shift, stride: rows.stride(x) }, relu))
 }

@@ -1,18 +1,27 @@
-//! The sum of two tensors: an addition, or the end of a residual block in one pass, batch norms included.
+//! The sum of two tensors: a plain addition, or the end of a residual block with its batch norms in one pass.
 //!
 //! ```text
-//! y = max(load(a) + share load(b), 0)     the ReLU where set
-//! y = max(load(a), 0)                     where there is a gate and it is 0: b and its numbers are not read then
+//! y = max(load(a) + share load(b), 0)     the ReLU only if `relu` is set
+//! y = max(load(a), 0)                     if the gate is 0; b and the operands of its load are not read
 //! ```
 //!
 //! In a block `a` is the shortcut and `b` the branch, which stochastic depth may drop (Huang et al. 2016,
-//! arXiv:1603.09382): by the gate in training, and at inference `share` is its survival probability. An operand is
-//! loaded as it is or through a batch norm; the terms are added in f32, and only the sum is rounded to the storage
-//! type.
+//! arXiv:1603.09382): in training by the gate; at inference `share` is its survival probability. Operands are loaded as
+//! they are or through a batch norm. Kernels add in f32 and round only the sum to the storage type.
 //!
-//! With `signs` it also leaves one bit an element, 0 where y as stored is 0 or less (a NaN has 1): all that the
-//! backward pass needs of y. Bit `c % 8` of byte `c / 8` of a pixel is channel c; the bits beyond the last channel are
-//! 0.
+//! `signs` is one bit per element, 0 where the stored y is 0 or less (1 for a NaN): the backward pass needs no more. Bit
+//! `c % 8` of byte `c / 8` of a pixel is channel c; the bits past the last channel are 0.
+//!
+//! ```
+//! use residuum::ops::sum::{Fwd, Node};
+//! use residuum::ops::{HostIo, HostMut, HostOp, HostRef};
+//!
+//! let op = Node { relu: true, ..Node::of([2]) };
+//! let (a, b, mut y) = ([1.0, 2.0], [3.0, -5.0], [f64::NAN; 2]);
+//! let (a, b) = (HostRef::Real(&a).into(), HostRef::Real(&b).into()); // loaded as they are
+//! op.reference(&mut HostIo::of(Fwd { a, b, gate: None, y: HostMut::Real(&mut y), signs: None }));
+//! assert_eq!(y, [4.0, 0.0]);
+//! ```
 
 mod launch;
 mod reference;
@@ -32,17 +41,17 @@ call! {
     #[derive(Copy)]
     pub struct Fwd {
         reads {
-            /// The first term.
+            /// The first term, of the node's shape.
             a: Operand<I> [operand],
-            /// The second term, of the same shape.
+            /// The second term, of the node's shape.
             b: Operand<I> [operand],
-            /// `[1]`: where it is 0, b does not count.
+            /// `[1]`, f32: 1 adds b, 0 does not.
             gate: Option<I> [maybe],
         }
         writes {
-            /// The sum, of the same shape.
+            /// The sum, of the node's shape.
             y: O [one],
-            /// A bit an element: where y is positive.
+            /// `[N,H,W,ceil(C / 8)]`, bytes: the signs of y.
             signs: Option<O> [maybe],
         }
     }
@@ -51,21 +60,21 @@ call! {
 /// A sum in a graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    /// The shape of a, b and y; N, H, W, C where an operand is not loaded as it is or there are signs.
+    /// The shape of a, b and y. Kernels with batch norms or signs need `[N,H,W,C]`.
     pub shape: Shape,
-    /// How a and b are loaded, and which other operands there are.
+    /// The loads of a and b, and the optional operands.
     pub form: Fwd,
-    /// What b is multiplied by; 1 where an operand is not loaded as it is or there are signs.
+    /// The factor of b. Kernels with batch norms or signs need 1.
     pub share: f64,
-    /// Whether negative results become 0. The graph's builder never sets it; fusion does.
+    /// True if a ReLU follows; set by fusion, never by the graph's builder.
     pub relu: bool,
 }
 
-/// The kernels, each of which does what those before it do.
+/// The kernels; each can do what the ones before it can.
 enum Kind {
-    /// Of tensors as they are.
+    /// A plain addition.
     Add,
-    /// With a gate or a share.
+    /// With a gate or a factor.
     Join,
     /// With batch norms and signs.
     End,
@@ -86,7 +95,7 @@ impl Node {
         }
     }
 
-    /// The extent along which scales and shifts lie.
+    /// The extent of scales and shifts.
     fn channels(&self) -> usize {
         self.shape.dims().last().copied().unwrap_or(1)
     }
@@ -126,7 +135,7 @@ impl Operator for Node {
         each * self.shape.len() as u64
     }
 
-    /// b has a gradient where the gate is open only, which the graph sees to.
+    /// The graph drops b's gradient where the gate is closed.
     fn gradient(&self, needed: &[bool]) -> Result<Vec<Gradient>> {
         if self.relu || self.share != 1.0 || matches!(self.kind(), Kind::End) {
             let why = "differentiate before fusing, and in training mode";

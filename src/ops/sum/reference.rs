@@ -1,6 +1,7 @@
-//! The op in plain loops.
+//! The op in plain loops, and on all cores.
 
 use super::{Fwd, Kind, Node};
+use crate::ops::load::rectified;
 use crate::ops::store::write_signs;
 use crate::ops::{parallel, HostIo, HostOp};
 use crate::tensor::Real;
@@ -12,8 +13,7 @@ impl<T: Real> HostOp<T> for Node {
         let closed = gate.is_some_and(|gate| gate.real()[0] == T::ZERO);
         let (a, b, y) = (a.loaded(c), b.loaded(c), y.real());
         for (i, y) in y.iter_mut().enumerate() {
-            let sum = if closed { a[i] } else { a[i] + share * b[i] };
-            *y = if self.relu { sum.maximum(T::ZERO) } else { sum };
+            *y = rectified(self.relu, if closed { a[i] } else { a[i] + share * b[i] });
         }
         if let Some(mut signs) = signs {
             write_signs(y, c, signs.byte());
@@ -28,7 +28,7 @@ impl<T: Real> HostOp<T> for Node {
         let Fwd { a, b, gate, mut y, .. } = io.bind(self.form);
         let (a, b) = (a.value.real(), b.value.real());
         let closed = gate.is_some_and(|gate| gate.real()[0] == T::ZERO);
-        let then = |sum: T| if self.relu { sum.maximum(T::ZERO) } else { sum };
+        let then = |sum: T| rectified(self.relu, sum);
         parallel::elements(y.real(), |first, y| {
             let a = &a[first..];
             if closed {

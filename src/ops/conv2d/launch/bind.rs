@@ -1,4 +1,4 @@
-//! Operands of a launch: checked once, then only addresses.
+//! The operands of a launch, checked once.
 
 use super::variants::STEM_C;
 use crate::device::View;
@@ -60,14 +60,14 @@ impl<'a> Matrix<'a> {
         self.stride as i32
     }
 
-    /// Whether accesses of 16 bytes fit, where each group has `channels` columns.
+    /// True if 16-byte accesses are possible to groups of `channels` columns.
     pub fn takes_vectors(&self, channels: usize) -> bool {
         self.address().is_multiple_of(16)
             && (self.stride * self.elem).is_multiple_of(16)
             && (channels * self.elem).is_multiple_of(16)
     }
 
-    /// Whether it lies as the kernels of the stem take it.
+    /// True if the stem's kernels can read it.
     pub fn is_stem(&self) -> bool {
         self.stride == STEM_C && self.address().is_multiple_of((STEM_C * self.elem) as u64)
     }
@@ -77,7 +77,7 @@ impl<'a> Matrix<'a> {
         self.elem
     }
 
-    /// Bytes that are touched where all elements are.
+    /// Bytes touched by reading or writing all elements.
     pub fn bytes(&self) -> u64 {
         touched::rows(self.address(), self.rows, self.cols * self.elem, self.stride * self.elem)
     }

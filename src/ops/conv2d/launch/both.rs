@@ -1,6 +1,6 @@
 //! Both gradients in one launch.
 //!
-//! A plan is that of bwd_w, of whose table each row has a partner in that of bwd_x: the same entry.
+//! The plan is bwd_w's. Each row of its table has a partner in bwd_x's table, which is the same entry.
 
 use super::bind::{int, Matrix};
 use super::choose::{self, x_dims, y_dims, Plan, Problem, Product};
@@ -32,18 +32,18 @@ pub fn problems(node: &Node) -> Problems {
     Problems { x: problem(Product::BwdX, &BOTH_X, None), w: problem(Product::BwdW, &BOTH_W, Some(1)) }
 }
 
-/// The same entry with its tile of dx.
+/// The entry of `v` with its tile of dx.
 fn partner(v: &'static Variant) -> &'static Variant {
     BOTH_W.iter().position(|w| w == v).map_or(v, |i| &BOTH_X[i])
 }
 
-/// What `plan` means for dx.
+/// `plan` for dx.
 pub fn data_plan(plan: Plan) -> Plan {
     Plan { vector: plan.vector.map(partner), scalar: partner(plan.scalar), splits: 1, ..plan }
 }
 
-/// A segment reads no more than this where that needs no more partial sums than are allowed. It shares with those
-/// before and behind it the 40 MB of L2 cache of an A100, or the 50 MB of an H200.
+/// The most bytes that a segment reads, if that needs no more partial sums than allowed: it shares the L2 cache (40 MB
+/// on an A100, 50 MB on an H200) with its neighbours.
 const SEGMENT_BYTES: usize = 16 << 20;
 
 /// The plan whose two products take the fewest clocks.
@@ -94,7 +94,7 @@ impl<'a> Run<'a> {
         let cost = data.result_cost() + weight.result_cost() + left;
         let views: Vec<View> = Self::views(&data, &reader.read, &tiles).into_iter().chain(weight.views()).collect();
         // SAFETY: the rows of the tables BOTH take GradientsParams; every matrix was checked to lie in its view, the
-        // sums of the tiles in the scratch memory behind the partial sums.
+        // tiles' sums in the scratch memory after the partial sums.
         let mut launches = vec![unsafe { Launch::new(kernel, grid, &params, cost, views) }];
         launches.extend(weight.reduce(self.target.in_f32())?);
         launches.extend(self.merge_sums(&tiles, sums)?);
@@ -102,8 +102,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Bytes of `read`, of which several may be the same: y of the epilogue is x where that is the batch norm's input. Of
-/// the same the most is counted.
+/// Bytes of `read`, where each matrix counts once, with the most bytes: the mask's y can be the same matrix as x.
 fn once(read: &[(Matrix<'_>, u64)]) -> u64 {
     let same = |a: &Matrix<'_>, b: &Matrix<'_>| (a.address(), a.rows, a.cols) == (b.address(), b.rows, b.cols);
     let first = |&(i, (m, _)): &(usize, &(Matrix<'_>, u64))| !read[..i].iter().any(|(other, _)| same(other, m));

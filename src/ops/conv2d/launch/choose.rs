@@ -1,11 +1,11 @@
-//! Which tile and how many splits: pure functions of the shape, the dtype and the architecture.
+//! The choice of tile and splits: pure functions of shape, dtype and architecture.
 
 use super::variants::{Access, Variant, STAGE_ROW_BYTES, STEM_C};
 use crate::device::{table, Target};
 use crate::ops::conv2d::Conv2d;
 use crate::tensor::DType;
 
-/// Which of a convolution's products.
+/// A product of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Product {
     /// Pixels of x by weights.
@@ -16,52 +16,52 @@ pub enum Product {
     BwdW,
 }
 
-/// What a plan is made for.
+/// A product to plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Problem {
     /// The convolution.
     pub conv: Conv2d,
     /// The product.
     pub product: Product,
-    /// The kernels that compute it, of every architecture.
+    /// The kernels for it, of every architecture.
     pub table: &'static [Variant],
-    /// Launches that a split of the reduction needs besides the product; `None` where it must not be split.
+    /// Launches that a split reduction needs after the product; `None` if it must not be split.
     pub split_launches: Option<usize>,
-    /// Whether x is loaded as it is in memory, as the kernels of the stem do.
+    /// True if x is loaded as it is, as the stem's kernels do.
     pub raw: bool,
 }
 
-/// How a pass is computed. The same plan gives the same bits on every device of an architecture.
+/// The plan of a pass. It gives the same bits on every device of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// The kernel where all operands lie as it needs them: see `Access`.
+    /// The kernel for operands that fit its `Access`.
     pub vector: Option<&'static Variant>,
-    /// The kernel that takes any operands.
+    /// The kernel for any operands.
     pub scalar: &'static Variant,
-    /// Neighbouring groups that `vector` computes as one.
+    /// Adjacent groups that `vector` computes as one.
     pub pack: usize,
-    /// Into how many parts the reduction is cut; they are added in ascending order.
+    /// Splits of the reduction; they are added in order.
     pub splits: usize,
 }
 
 impl Plan {
-    /// The entry that runs where all operands take 16-byte accesses (in the stem: where pixels of x are 4 elements
-    /// apart), or else the one that takes any.
+    /// The entry for operands that allow 16-byte accesses (in the stem: an x with a pixel stride of 4), if there is one,
+    /// else the entry for any operands.
     pub fn kernel(&self) -> &'static str {
         self.vector.unwrap_or(self.scalar).kernel.name
     }
 
-    /// Neighbouring groups that are computed as one.
+    /// Adjacent groups that are computed as one.
     pub fn pack(&self) -> usize {
         self.pack
     }
 
-    /// The parts of the reduction.
+    /// Splits of the reduction.
     pub fn splits(&self) -> usize {
         self.splits
     }
 
-    /// Rows of the tiles of its kernels.
+    /// Rows of the tiles of the scalar and the vector kernel.
     pub fn rows(&self) -> [usize; 2] {
         [self.scalar.tile.m, self.vector.unwrap_or(self.scalar).tile.m]
     }
@@ -76,7 +76,7 @@ impl Plan {
     }
 }
 
-/// A pass as matrix products: `batches` times (groups times residues) an m x n result of a reduction over `depth`.
+/// A pass as matrix products: groups times residues of m x n results, each a reduction over `depth`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     pub m: usize,
@@ -95,18 +95,18 @@ pub fn gcd(a: usize, b: usize) -> usize {
     }
 }
 
-/// x or its gradient, [rows, cols].
+/// Rows and columns of x.
 pub fn x_dims(conv: &Conv2d) -> [usize; 2] {
     [conv.spec.n * conv.spec.h * conv.spec.w, conv.spec.c]
 }
 
-/// y or its gradient, [rows, cols].
+/// Rows and columns of y.
 pub fn y_dims(conv: &Conv2d) -> [usize; 2] {
     [conv.spec.n * conv.p * conv.q, conv.spec.k]
 }
 
 impl Problem {
-    /// The largest of the products that it consists of.
+    /// The matrix products, with the extents of the largest residue.
     pub fn shape(&self) -> Shape {
         let s = self.conv.spec;
         let (cg, kg) = (s.c / s.groups, s.k / s.groups);
@@ -136,7 +136,7 @@ impl Problem {
         }
     }
 
-    /// The products as a kernel of `access` forms them: `pack` groups as one, [`STEM_C`] channels a pixel in the stem.
+    /// The products as a kernel of `access` computes them: `pack` groups as one; in the stem, [`STEM_C`] channels.
     pub fn formed(&self, access: Access, pack: usize) -> Shape {
         let s = self.shape();
         let taps = |products: usize| {
@@ -154,7 +154,7 @@ impl Problem {
         }
     }
 
-    /// Whether the channels of `pack` groups fill 16-byte accesses: to the pixels, and unpacked to the weights.
+    /// True if the channels of `pack` groups fill 16-byte accesses to the pixels and, unpacked, to the weights.
     fn allows_vectors(&self, dtype: DType, pack: usize) -> bool {
         let (s, width) = (self.conv.spec, 16 / dtype.bytes());
         let fills = |channels: usize| (channels / s.groups * pack).is_multiple_of(width);
@@ -165,7 +165,7 @@ impl Problem {
         }
     }
 
-    /// Whether there are kernels of their own for few input channels.
+    /// True if the stem's kernels, for few input channels, apply.
     fn is_stem(&self, dtype: DType) -> bool {
         let s = self.conv.spec;
         let product = match self.product {
@@ -176,9 +176,8 @@ impl Problem {
         product && self.raw && s.groups == 1 && s.c <= STEM_C && !self.allows_vectors(dtype, 1)
     }
 
-    /// Every number of groups that may be computed as one: the fewest that fill 16-byte accesses, and more up to
-    /// `channels` on either side. Each costs as many times the products that are needed, less what a tile would have
-    /// wasted anyway.
+    /// Every possible pack: the smallest that fills 16-byte accesses, and any larger one that `channels` allows. A pack of
+    /// p costs p times the needed products, less those that a tile would have wasted anyway.
     fn packs(&self, dtype: DType, channels: impl Fn(usize) -> bool) -> Vec<usize> {
         let groups = self.conv.spec.groups;
         let possible = |&p: &usize| groups.is_multiple_of(p) && self.allows_vectors(dtype, p);
@@ -186,8 +185,8 @@ impl Problem {
         (2..=groups).filter(possible).filter(|&p| Some(p) == fewest || channels(p)).collect()
     }
 
-    /// The packs that a choice is made from. Up to the width of the narrowest tile they cost no product: its columns,
-    /// or in bwd_w its rows, would be empty.
+    /// The packs to choose from. Up to the width of the narrowest tile they are free: its columns (in bwd_w its rows)
+    /// would be empty.
     fn free_packs(&self, target: Target) -> Vec<usize> {
         let rows = self.product == Product::BwdW;
         let extent = |s: Shape| if rows { s.m } else { s.n };
@@ -196,14 +195,14 @@ impl Problem {
         self.packs(target.dtype, |p| extent(self.formed(Access::Packed, p)) <= narrowest)
     }
 
-    /// The packs that tests try: of up to 64 channels on either side.
+    /// The packs that tests try: up to 64 channels of x and of y.
     fn tested_packs(&self, dtype: DType) -> Vec<usize> {
         const MOST: usize = 64;
         let s = self.conv.spec;
         self.packs(dtype, |p| s.c.max(s.k) / s.groups * p <= MOST)
     }
 
-    /// The kernels that read the operands in large pieces, each with the groups that it computes as one.
+    /// The vector, packed and stem kernels, each with its packs.
     fn fast(&self, target: Target, packs: &[usize]) -> Vec<(&'static Variant, usize)> {
         let of = |v: &Variant| match v.access {
             Access::Vector if self.allows_vectors(target.dtype, 1) => vec![1],
@@ -214,7 +213,7 @@ impl Problem {
         self.entries(target).flat_map(|v| of(v).into_iter().map(move |p| (v, p))).collect()
     }
 
-    /// The scalar kernel that is best unsplit; any kernel where the table has none, and then operands must fit it.
+    /// The best scalar kernel without splits; if the table has none, a vector kernel, which the operands must fit.
     fn scalar(&self, target: Target) -> Option<&'static Variant> {
         let scalar = self.variants(target, Access::Scalar).min_by_key(|v| clocks(self, self.shape(), v, 1));
         scalar.or_else(|| self.variants(target, Access::Vector).next())
@@ -224,13 +223,13 @@ impl Problem {
         self.entries(target).filter(move |v| v.access == access)
     }
 
-    /// What the target runs. Of kernels that would take the same time its own family's come first and are chosen.
+    /// The target's kernels, its own family's first, so that they win ties.
     fn entries(&self, target: Target) -> impl Iterator<Item = &'static Variant> {
         table::on(self.table, target.arch).filter(move |v| v.dtype == target.dtype)
     }
 }
 
-/// Whether `plan` is for `problem` on `target`.
+/// True if `plan` is for `problem` on `target`.
 pub fn fits(plan: Plan, problem: &Problem, target: Target) -> bool {
     let known = |v: &Variant| problem.entries(target).any(|entry| entry == v);
     let allowed = |v: &Variant| match v.access {
@@ -245,15 +244,15 @@ pub fn fits(plan: Plan, problem: &Problem, target: Target) -> bool {
         && plan.splits <= most
 }
 
-/// Elements of the reduction in one stage.
+/// Elements of the reduction per stage.
 fn stage_depth(dtype: DType) -> usize {
     STAGE_ROW_BYTES / dtype.bytes()
 }
 
-/// Fewer stages than this a split are not worth their second kernel.
+/// The fewest stages per split that pay for the second kernel.
 const MIN_STAGES: usize = 4;
 const MAX_SPLITS: usize = 256;
-/// Floats of partial sums at most.
+/// The most partial sums, in floats.
 const MAX_PARTIAL: usize = 16 << 20;
 
 fn possible_splits(problem: &Problem, shape: Shape, dtype: DType) -> impl Iterator<Item = usize> {
@@ -263,9 +262,9 @@ fn possible_splits(problem: &Problem, shape: Shape, dtype: DType) -> impl Iterat
         .take_while(move |&s| s == 1 || (s <= most && stages / s >= MIN_STAGES && s * partial <= MAX_PARTIAL))
 }
 
-/// Multiply-adds a clock of a whole multiprocessor for this tile, as assumed until they are measured (A100, H200:
-/// 1,024 and more for mma.sync, 64 and 128 for f32). Narrow tiles wait for shared memory: they read an operand element
-/// for fewer products. Packed groups and the stem make some of their operands up from small pieces.
+/// Multiply-adds per clock and multiprocessor for this tile: assumed, not measured (A100, H200: 1,024 and more for
+/// mma.sync, 64 and 128 for f32). Narrow tiles wait for shared memory, because they use each loaded element in fewer
+/// products. Packed groups and the stem assemble operands from small pieces.
 fn rate(v: &Variant) -> u64 {
     let tile = v.tile;
     let whole = match tile.m.min(tile.n) {
@@ -282,8 +281,8 @@ fn rate(v: &Variant) -> u64 {
     }
 }
 
-/// Clocks that `v` with `splits` would take on a nominal chip of 128 multiprocessors. A rough model: only the order of
-/// its results matters. Nothing in it has been measured.
+/// Clocks of `v` with `splits` on a nominal chip of 128 multiprocessors. A rough model: only the order of its results
+/// matters, and nothing in it has been measured.
 pub fn clocks(problem: &Problem, shape: Shape, v: &Variant, splits: usize) -> u64 {
     const PROCESSORS: u64 = 128;
     const BLOCK_OVERHEAD: u64 = 1500; // fill the pipeline, write the tile
@@ -294,14 +293,14 @@ pub fn clocks(problem: &Problem, shape: Shape, v: &Variant, splits: usize) -> u6
     let blocks = shape.m.div_ceil(tile.m) * shape.n.div_ceil(tile.n) * shape.groups * shape.residues * splits;
     let depth = shape.depth.div_ceil(splits).next_multiple_of(stage_depth(v.dtype));
     let block = (tile.m * tile.n * depth) as u64 / rate(v) + BLOCK_OVERHEAD;
-    // Between whole waves, as if blocks never shared a multiprocessor, and none: less work wins where both fit at once.
+    // The mean of whole and fractional waves: if two plans need the same number of waves, the one with less work wins.
     let waves = (blocks as u64).div_ceil(PROCESSORS) * PROCESSORS + blocks as u64;
     let second = if splits > 1 { launches + (splits * partial * 8) as u64 / BYTES_PER_CLOCK } else { 0 };
     waves * block / (2 * PROCESSORS) + second
 }
 
-/// Whether `splits` leave few partial sums: beside what bwd_w reads of pixels, or so few that they stay in the L2
-/// cache.
+/// True if `splits` leave few partial sums: few relative to the pixels that bwd_w reads, or so few that they stay in the
+/// L2 cache.
 fn affordable(problem: &Problem, dtype: DType, splits: usize) -> bool {
     const SHARE: usize = 32;
     const CACHED: usize = 4 << 20;
@@ -310,13 +309,13 @@ fn affordable(problem: &Problem, dtype: DType, splits: usize) -> bool {
     splits == 1 || problem.product != Product::BwdW || partial <= CACHED.max(pixels / SHARE)
 }
 
-/// The plan for `problem`; `None` in f64, where there are no tiles.
+/// The plan for `problem`; `None` in f64, which has no tiles.
 pub fn choose(problem: &Problem, target: Target) -> Option<Plan> {
     choose_beside(problem, target, 1, |_, _| 0)
 }
 
-/// The same where `v`, with `pack` groups as one, takes `more(v, pack)` clocks for something else, and the reduction is
-/// split into `least` parts or more if that leaves few partial sums.
+/// As [`choose`], if `v` with `pack` takes `more(v, pack)` clocks for another product, and the reduction should have at
+/// least `least` splits, unless that leaves too many partial sums.
 pub fn choose_beside(
     problem: &Problem,
     target: Target,
@@ -343,7 +342,7 @@ pub fn choose_beside(
     })
 }
 
-/// Every tile that can compute `problem`, each unsplit and with the most splits that are allowed.
+/// A plan for every tile, without splits and with the most splits.
 pub fn plans(problem: &Problem, target: Target) -> Vec<Plan> {
     let Some(base) = problem.scalar(target) else { return Vec::new() };
     let slow = problem.variants(target, Access::Scalar).map(|v| (v, 1));
@@ -359,7 +358,7 @@ pub fn plans(problem: &Problem, target: Target) -> Vec<Plan> {
     all.flat_map(with_splits).collect()
 }
 
-/// Into how many slices of rows the bias gradient is cut.
+/// Splits of the rows of the bias gradient.
 pub fn bias_splits(pixels: usize) -> usize {
     const ROWS_PER_SPLIT: usize = 256;
     pixels.div_ceil(ROWS_PER_SPLIT).min(MAX_SPLITS)
@@ -443,12 +442,12 @@ mod tests {
         assert_eq!(packed(Fwd, [128, 128], 32, b), ("conv2d_fwd_bf16_128x16_packed", 4));
         assert_eq!(packed(BwdX, [128, 128], 32, b), ("conv2d_bwd_x_bf16_128x16_packed", 4));
         assert_eq!(packed(BwdW, [128, 128], 32, b), ("conv2d_bwd_w_bf16_16x64_packed", 4));
-        // Depthwise; eight channels a group, of which a tile could hold one group only; sixteen, which fill it.
+        // Depthwise; eight channels per group, two groups per tile; sixteen, which fill a tile.
         assert_eq!(packed(Fwd, [96, 96], 96, b), ("conv2d_fwd_bf16_128x16_packed", 16));
         assert_eq!(packed(Fwd, [96, 96], 96, DType::F32), ("conv2d_fwd_f32_128x16_packed", 16));
         assert_eq!(packed(Fwd, [256, 256], 32, b), ("conv2d_fwd_bf16_128x16_packed", 2));
         assert_eq!(packed(Fwd, [512, 512], 32, b), ("conv2d_fwd_bf16_128x16", 1));
-        // Three to five: eight groups are the fewest whose channels fill 16 bytes. Of five groups none do.
+        // Three to five channels: eight groups are the fewest that fill 16 bytes, and five groups cannot.
         assert_eq!(packed(Fwd, [24, 40], 8, b).1, 8);
         assert_eq!(packed(Fwd, [15, 25], 5, b), ("conv2d_fwd_bf16_128x16_scalar", 1));
     }
@@ -468,7 +467,7 @@ mod tests {
         assert_eq!((s.m, s.n, s.depth, s.residues), (2 * 4 * 4, 16, 2 * 2 * 32, 4));
     }
 
-    /// A table where one generation has a kernel of its own beside each general one, and one more tile.
+    /// A table where one family has two kernels of its own.
     #[test]
     fn a_family_takes_its_own_kernels_and_nobody_elses() {
         const OWN: [&str; 2] = ["conv2d_fwd_bf16_128x64_sm90", "conv2d_fwd_bf16_128x128_sm90"];

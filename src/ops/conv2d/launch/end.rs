@@ -1,11 +1,11 @@
-//! The end of a residual block and the convolution of it.
+//! The end of a residual block, and the convolution that loads it.
 
 use super::bind::Matrix;
 use super::choose::x_dims;
 use super::fused::params::EndParams;
 use super::loads::{forward, Reader};
 use super::passes::Run;
-use super::product::{address, Extras};
+use super::product::{address, stride, Extras};
 use crate::device::{Cost, Launch};
 use crate::ops::conv2d::{End, Fwd};
 use crate::ops::load::Load;
@@ -19,7 +19,7 @@ impl<'a> Run<'a> {
         let [rows, channels] = x_dims(conv);
         let plain = call.epilogue.is_plain() && conv.can_load_sum();
         let (Fwd { x, w, y, moments: Some(moments), end: Some(end), .. }, true) = (call, plain) else {
-            let reason = "see `Conv2d::can_load_sum`; its end and its moments are stored, without an epilogue";
+            let reason = "see `Conv2d::can_load_sum`; it stores the end and moments, without an epilogue";
             return Err(Error::unsupported(format!("{name} of {:?}", conv.spec()), reason));
         };
         let Load::Sum { own, other, others } = x.load else { unreachable!("the end of a block is a sum") };
@@ -43,7 +43,7 @@ impl<'a> Run<'a> {
             b_shift: address(others.shift),
             z: z.address(),
             signs: signs.address(),
-            b_stride: b.map_or(0, |b| b.stride()),
+            b_stride: stride(b),
             z_stride: z.stride(),
             signs_stride: signs.stride(),
             unused: 0,
@@ -54,8 +54,8 @@ impl<'a> Run<'a> {
         let mut views = Self::views(&bound, &reader.read, &tiles);
         views.extend([z, signs].map(|m| m.view.clone()));
         let kernel = &bound.formed().variant.kernel;
-        // SAFETY: the rows of the table END take EndParams; every matrix was checked to lie in its view and to take the
-        // accesses of the kernel, the moments of the tiles in the scratch memory.
+        // SAFETY: the rows of the table END take EndParams; every matrix was checked to lie in its view and to allow the
+        // kernel's accesses, the tiles' moments in the scratch memory.
         let first = unsafe { Launch::new(kernel, grid, &params, cost, views) };
         self.measured(first, &bound, &tiles, y, Some(moments))
     }

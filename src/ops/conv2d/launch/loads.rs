@@ -1,8 +1,8 @@
-//! How the fused kernels load and store: the operands of each load and mask, bound, and their part of the parameters.
+//! The loads and masks of the fused kernels: their operands, bound, and their parameters.
 
 use super::bind::{int, Matrix};
 use super::fused::params::{DataGradientParams, ForwardParams, WeightGradientParams, ACTIVATE, MASK, SCALED};
-use super::product::{address, flag, Bound};
+use super::product::{address, flag, stride, Bound};
 use crate::device::View;
 use crate::ops::load::{Affine, Load};
 use crate::ops::store::{sign_bytes, Mask, Normalised};
@@ -10,13 +10,13 @@ use crate::ops::Arg;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
-/// Binds what is read besides the operands of the product, and remembers it.
+/// Binds the operands besides the product's own, and collects them.
 #[derive(Default)]
 pub struct Reader<'a> {
     pub read: Vec<Matrix<'a>>,
 }
 
-/// Scale and shift of an activation that is loaded, and the flag of its ReLU.
+/// Scale, shift and the flag of the ReLU of an x loaded as an activation.
 #[derive(Clone, Copy, Default)]
 pub struct Activating<'a> {
     pub scale: Option<Matrix<'a>>,
@@ -24,7 +24,7 @@ pub struct Activating<'a> {
     flag: i32,
 }
 
-/// The operands of a correction; none where there is none.
+/// The operands of a correction, if any.
 #[derive(Default)]
 pub struct Correcting<'a> {
     y: Option<Matrix<'a>>,
@@ -33,7 +33,7 @@ pub struct Correcting<'a> {
     c: Option<Matrix<'a>>,
 }
 
-/// The operands of a mask.
+/// The operands of a mask, if any.
 #[derive(Default)]
 pub struct Masking<'a> {
     bits: Option<Matrix<'a>>,
@@ -46,14 +46,14 @@ pub struct Masking<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// A number a channel.
+    /// `[channels]`, f32.
     pub fn numbers(&mut self, what: &str, arg: &'a Arg, channels: usize) -> Result<Option<Matrix<'a>>> {
         let matrix = Matrix::dense(what, &arg.view, [1, channels], 4)?;
         self.read.push(matrix);
         Ok(Some(matrix))
     }
 
-    /// An activation of elements of `elem` bytes.
+    /// An activation with elements of `elem` bytes.
     pub fn pixels(&mut self, what: &str, arg: &'a Arg, dims: [usize; 2], elem: usize) -> Result<Option<Matrix<'a>>> {
         let matrix = Matrix::pixels(what, arg, dims, elem)?;
         self.read.push(matrix);
@@ -66,7 +66,7 @@ impl<'a> Reader<'a> {
         Ok(Activating { scale, shift, flag: 0 })
     }
 
-    /// How x is loaded.
+    /// The load of x.
     pub fn activating(&mut self, load: Load<&'a Arg>, channels: usize) -> Result<Activating<'a>> {
         match load {
             Load::AsIs => Ok(Activating::default()),
@@ -79,16 +79,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// How dy is loaded.
+    /// The load of dy.
     pub fn correcting(&mut self, load: Load<&'a Arg>, dims: [usize; 2], dtype: DType) -> Result<Correcting<'a>> {
         match load {
             Load::AsIs => Ok(Correcting::default()),
             Load::Corrected { y, a, b, c } => Ok(Correcting {
                 y: self.pixels("y", y, dims, dtype.bytes())?,
-                a: match a {
-                    Some(a) => self.numbers("a", a, dims[1])?,
-                    None => None,
-                },
+                a: a.map_or(Ok(None), |a| self.numbers("a", a, dims[1]))?,
                 b: self.numbers("b", b, dims[1])?,
                 c: self.numbers("c", c, dims[1])?,
             }),
@@ -98,7 +95,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What is done to dx.
+    /// The mask of dx.
     pub fn masking(&mut self, mask: Option<Mask<&'a Arg>>, dims: [usize; 2], dtype: DType) -> Result<Masking<'a>> {
         let ([rows, channels], elem) = (dims, dtype.bytes());
         let mut m = Masking::default();
@@ -127,21 +124,21 @@ impl<'a> Reader<'a> {
 }
 
 impl<'a> Activating<'a> {
-    /// Tells `bound` what is loaded with x.
+    /// Adds the operands that are loaded with x to `bound`.
     pub fn beside(&self, bound: &mut Bound<'a>) {
         bound.beside.x.extend([self.scale, self.shift].into_iter().flatten());
     }
 }
 
 impl<'a> Correcting<'a> {
-    /// Tells `bound` what is loaded with dy.
+    /// Adds the operands that are loaded with dy to `bound`.
     pub fn beside(&self, bound: &mut Bound<'a>) {
         bound.beside.y = [self.y, self.a, self.b, self.c].into_iter().flatten().collect();
     }
 }
 
 impl<'a> Masking<'a> {
-    /// Tells `bound` what is touched where dx is stored.
+    /// Adds the operands that are read as dx is stored to `bound`.
     pub fn beside(&self, bound: &mut Bound<'a>) {
         bound.beside.out.extend(self.y.into_iter().flatten());
     }
@@ -168,7 +165,6 @@ pub fn data_gradient(
     let mut gather = bound.gather_params()?;
     gather.flags |= masking.flags;
     (gather.scale, gather.shift) = (address(masking.scale), address(masking.shift));
-    let stride = |m: Option<Matrix<'_>>| m.map_or(0, |m| m.stride());
     let formed = bound.formed();
     let m_tiles = formed.tiles()[0];
     Ok(DataGradientParams {
@@ -208,7 +204,7 @@ pub fn weight_gradient(
         c: address(correcting.c),
         x_scale: address(activating.scale),
         x_shift: address(activating.shift),
-        y_stride: correcting.y.map_or(0, |y| y.stride()),
+        y_stride: stride(correcting.y),
         unused: 0,
     })
 }

@@ -1,5 +1,7 @@
 //! The passes with their operands bound.
 
+use bytemuck::Pod;
+
 use super::bind::Matrix;
 use super::choose::{x_dims, y_dims, Plan, Problem};
 use super::loads::{data_gradient, forward, weight_gradient, Reader};
@@ -10,26 +12,25 @@ use crate::ops::conv2d::{BwdW, BwdX, Fwd, Pass};
 use crate::ops::norm;
 use crate::ops::norm::merge::{self, BandRows, Bands};
 use crate::ops::store::{Moments, Sums};
-use crate::ops::{Arg, Io, Operator, Write};
-use crate::tensor::DType;
+use crate::ops::{Arg, Io, Operator};
 use crate::{Error, Result};
 
-/// One run of a pass: what all of them need.
+/// A pass with its plan and its scratch memory.
 pub struct Run<'a> {
     pub node: &'a Node,
     pub target: Target,
     pub problem: Problem,
     pub plan: Plan,
     scratch: Option<&'a View>,
-    /// The scratch memory behind partial sums.
+    /// The scratch memory after the partial sums.
     tiles: Option<View>,
 }
 
-/// What the tiles leave: for each number a tensor `[bands][channels]`.
+/// The numbers that the tiles leave: a tensor `[bands][channels]` for each.
 pub struct Tiles {
     pub views: Vec<View>,
     bands: Bands,
-    /// Rows of a band.
+    /// Rows per band.
     rows: usize,
 }
 
@@ -57,18 +58,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn dtype(&self) -> DType {
-        self.target.dtype
-    }
-
-    /// `problem` of two operands into a third, as `plan` says.
+    /// Binds two operands and the result of `problem`.
     pub fn bound(&self, problem: Problem, plan: Plan, args: [&'a Arg; 3], extras: Extras<'a>) -> Result<Bound<'a>> {
-        let [.., out] = args;
-        let accumulate = out.write == Write::Accumulate;
-        Bound::new(problem, plan, self.dtype(), args, Extras { accumulate, ..extras }, self.scratch)
+        let accumulate = args[2].adds();
+        Bound::new(problem, plan, self.target.dtype, args, Extras { accumulate, ..extras }, self.scratch)
     }
 
-    /// The cost of a launch that reads `read` besides its operands and leaves `left` bytes.
+    /// The cost of a launch that also reads `read`, and writes `left` bytes besides its result.
     pub fn cost(bound: &Bound<'_>, read: &[Matrix<'_>], left: usize) -> Cost {
         let more = Cost { bytes_read: read.iter().map(Matrix::bytes).sum(), bytes_written: left as u64, flops: 0 };
         bound.cost() + more
@@ -79,6 +75,29 @@ impl<'a> Run<'a> {
         bound.views().into_iter().chain(read).chain(tiles.views.first().cloned()).collect()
     }
 
+    /// The launch of the product.
+    ///
+    /// # Safety
+    /// The kernels of a plain pass take a `P`, those of any other pass an `F`.
+    unsafe fn product<P: Pod, F: Pod>(
+        &self,
+        bound: &Bound<'a>,
+        reader: &Reader<'a>,
+        tiles: &Tiles,
+        (plain, fused): (P, F),
+    ) -> Result<Launch> {
+        let (kernel, grid) = (&bound.formed().variant.kernel, bound.grid()?);
+        let cost = Self::cost(bound, &reader.read, tiles.bytes());
+        let views = Self::views(bound, &reader.read, tiles);
+        // SAFETY: the struct is the kernel's, as the caller promises. Every matrix was checked to lie in its view, the
+        // tiles' numbers in the scratch memory; the kernel stays inside the extents and strides of these.
+        Ok(match self.node.pass.is_plain() {
+            true => unsafe { Launch::new(kernel, grid, &plain, cost, views) },
+            // SAFETY: as above.
+            false => unsafe { Launch::new(kernel, grid, &fused, cost, views) },
+        })
+    }
+
     fn fwd(&self, call: Fwd<&'a Arg, &'a Arg>) -> Result<Vec<Launch>> {
         let Fwd { x, w, epilogue, y, moments, end: None } = call else {
             let reason = "the end of a block is stored where x is loaded as its sum";
@@ -86,28 +105,17 @@ impl<'a> Run<'a> {
         };
         let (conv, mut reader) = (&self.node.conv, Reader::default());
         let activating = reader.activating(x.load, conv.spec().c)?;
-        let extras = Extras::new(conv, self.dtype(), epilogue)?;
+        let extras = Extras::new(conv, self.target.dtype, epilogue)?;
         let mut bound = self.bound(self.problem, self.plan, [x.value, w, y], extras)?;
         activating.beside(&mut bound);
-        let (tiles, grid) = (self.tiles(&bound)?, bound.grid()?);
-        let (cost, views) =
-            (Self::cost(&bound, &reader.read, tiles.bytes()), Self::views(&bound, &reader.read, &tiles));
-        let kernel = &bound.formed().variant.kernel;
-        let first = if self.node.pass.is_plain() {
-            let params = bound.gather_params()?;
-            // SAFETY: the rows of the plain table take GatherParams; every matrix was checked to lie in its view, and
-            // the kernel stays inside the tensors that these extents and strides describe.
-            unsafe { Launch::new(kernel, grid, &params, cost, views) }
-        } else {
-            let params = forward(&bound, &activating, &tiles.views)?;
-            // SAFETY: the rows of the fused table take ForwardParams; every matrix was checked to lie in its view, the
-            // moments of the tiles in the scratch memory.
-            unsafe { Launch::new(kernel, grid, &params, cost, views) }
-        };
+        let tiles = self.tiles(&bound)?;
+        let params = (bound.gather_params()?, forward(&bound, &activating, &tiles.views)?);
+        // SAFETY: the rows of the plain table take GatherParams, the rows of the fused one ForwardParams.
+        let first = unsafe { self.product(&bound, &reader, &tiles, params)? };
         self.measured(first, &bound, &tiles, y, moments)
     }
 
-    /// `first` of a forward pass, and what adds up its splits and leaves the moments of y.
+    /// `first` of a forward pass, and the launches that add its splits and compute the moments of y.
     pub fn measured(
         &self,
         first: Launch,
@@ -132,57 +140,37 @@ impl<'a> Run<'a> {
     fn bwd_w(&self, call: BwdW<&'a Arg, &'a Arg>) -> Result<Vec<Launch>> {
         let BwdW { dy, x, dw } = call;
         let (conv, mut reader) = (&self.node.conv, Reader::default());
-        let correcting = reader.correcting(dy.load, y_dims(conv), self.dtype())?;
+        let correcting = reader.correcting(dy.load, y_dims(conv), self.target.dtype)?;
         let activating = reader.activating(x.load, conv.spec().c)?;
         let mut bound = self.bound(self.problem, self.plan, [dy.value, x.value, dw], Extras::default())?;
         correcting.beside(&mut bound);
         activating.beside(&mut bound);
-        let (tiles, grid) = (self.tiles(&bound)?, bound.grid()?);
-        let (cost, views) = (Self::cost(&bound, &reader.read, 0), Self::views(&bound, &reader.read, &tiles));
-        let kernel = &bound.formed().variant.kernel;
-        let first = if self.node.pass.is_plain() {
-            let params = bound.weight_params()?;
-            // SAFETY: the rows of the plain table take WeightParams; every matrix was checked to lie in its view.
-            unsafe { Launch::new(kernel, grid, &params, cost, views) }
-        } else {
-            let params = weight_gradient(&bound, &correcting, &activating)?;
-            // SAFETY: the rows of the fused table take WeightGradientParams; every matrix was checked to lie in its
-            // view.
-            unsafe { Launch::new(kernel, grid, &params, cost, views) }
-        };
+        let params = (bound.weight_params()?, weight_gradient(&bound, &correcting, &activating)?);
+        // SAFETY: the rows of the plain table take WeightParams, the rows of the fused one WeightGradientParams.
+        let first = unsafe { self.product(&bound, &reader, &self.tiles(&bound)?, params)? };
         Ok(std::iter::once(first).chain(bound.reduce(self.target.in_f32())?).collect())
     }
 
     fn bwd_x(&self, call: BwdX<&'a Arg, &'a Arg>) -> Result<Vec<Launch>> {
         let BwdX { dy, w, mask, dx, sums } = call;
         let (conv, mut reader) = (&self.node.conv, Reader::default());
-        let correcting = reader.correcting(dy.load, y_dims(conv), self.dtype())?;
-        let masking = reader.masking(mask, x_dims(conv), self.dtype())?;
+        let correcting = reader.correcting(dy.load, y_dims(conv), self.target.dtype)?;
+        let masking = reader.masking(mask, x_dims(conv), self.target.dtype)?;
         let mut bound = self.bound(self.problem, self.plan, [dy.value, w, dx], Extras::default())?;
         correcting.beside(&mut bound);
         masking.beside(&mut bound);
         bound.whole_out = sums.is_some();
-        let (tiles, grid) = (self.tiles(&bound)?, bound.grid()?);
-        let (cost, views) =
-            (Self::cost(&bound, &reader.read, tiles.bytes()), Self::views(&bound, &reader.read, &tiles));
-        let kernel = &bound.formed().variant.kernel;
-        let first = if self.node.pass.is_plain() {
-            let params = bound.gather_params()?;
-            // SAFETY: the rows of the plain table take GatherParams; every matrix was checked to lie in its view.
-            unsafe { Launch::new(kernel, grid, &params, cost, views) }
-        } else {
-            let params = data_gradient(&bound, &correcting, &masking, &tiles.views)?;
-            // SAFETY: the rows of the fused table take DataGradientParams; every matrix was checked to lie in its view,
-            // the sums of the tiles in the scratch memory.
-            unsafe { Launch::new(kernel, grid, &params, cost, views) }
-        };
+        let tiles = self.tiles(&bound)?;
+        let params = (bound.gather_params()?, data_gradient(&bound, &correcting, &masking, &tiles.views)?);
+        // SAFETY: the rows of the plain table take GatherParams, the rows of the fused one DataGradientParams.
+        let first = unsafe { self.product(&bound, &reader, &tiles, params)? };
         let mut launches = vec![first];
         launches.extend(bound.reduce(self.target)?);
         launches.extend(self.merge_sums(&tiles, sums)?);
         Ok(launches)
     }
 
-    /// The places of what the tiles of `bound` leave.
+    /// The places of the numbers that the tiles of `bound` leave.
     pub fn tiles(&self, bound: &Bound<'_>) -> Result<Tiles> {
         let rows = bound.formed().variant.tile.m;
         let (bands, count) = (bands(self.node, rows), left(self.node, self.plan));
@@ -195,13 +183,13 @@ impl<'a> Run<'a> {
         Ok(Tiles { views, bands, rows })
     }
 
-    /// The scratch memory behind what the tiles leave.
+    /// The scratch memory after the tiles' numbers.
     fn merge_scratch(&self, tiles: &Tiles) -> Result<Option<View>> {
         let used = tiles.bytes();
         self.tiles.as_ref().map(|view| view.part(used, view.bytes() - used)).transpose()
     }
 
-    /// The launches that merge the sums that the tiles leave.
+    /// The launches that merge the tiles' sums.
     pub fn merge_sums(&self, tiles: &Tiles, sums: Option<Sums<&Arg>>) -> Result<Vec<Launch>> {
         let Some(sums) = sums else { return Ok(Vec::new()) };
         let from: Vec<&View> = tiles.views.iter().collect();

@@ -1,4 +1,4 @@
-//! A product with its operands bound: parameters, grid and cost of its launches.
+//! A product with its operands bound: parameters, grid and cost.
 
 use super::bind::{int, Matrix};
 use super::choose::{gcd, x_dims, y_dims, Plan, Problem, Product, Shape};
@@ -12,7 +12,7 @@ use crate::ops::{touched, Arg};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
-/// The axes as fwd and bwd_w see them, or as bwd_x does.
+/// The axes for `product`.
 fn axes(conv: &Conv2d, product: Product) -> Result<[Axis; 2]> {
     let s = &conv.spec;
     let axis = |i: usize, x: usize, y: usize| {
@@ -39,7 +39,7 @@ fn axes(conv: &Conv2d, product: Product) -> Result<[Axis; 2]> {
     Ok([axis(0, s.h, conv.p)?, axis(1, s.w, conv.q)?])
 }
 
-/// A grid, if CUDA allows it.
+/// A grid; fails if CUDA does not allow it.
 pub fn grid(conv: &Conv2d, name: &str, [x, y, z]: [usize; 3]) -> Result<[u32; 3]> {
     if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
         let reason = format!("it needs {x} x {y} x {z} blocks, CUDA allows 2^31 - 1 x 65,535 x 65,535");
@@ -56,7 +56,7 @@ pub fn flag(bit: i32, on: bool) -> i32 {
     }
 }
 
-/// The epilogue's operands, in the units of the output; absent ones are null.
+/// The epilogue's operands, and the flag to accumulate.
 #[derive(Clone, Copy, Default)]
 pub struct Extras<'a> {
     pub scale: Option<Matrix<'a>>,
@@ -67,7 +67,7 @@ pub struct Extras<'a> {
 }
 
 impl<'a> Extras<'a> {
-    /// Those of `epilogue`.
+    /// Binds the operands of `epilogue`.
     pub fn new(conv: &Conv2d, dtype: DType, epilogue: Epilogue<&'a Arg>) -> Result<Self> {
         let numbers = |what, arg: &'a Arg| Matrix::dense(what, &arg.view, [1, conv.spec.k], 4);
         let residual = |arg| Matrix::pixels("residual", arg, y_dims(conv), dtype.bytes());
@@ -80,49 +80,55 @@ impl<'a> Extras<'a> {
         })
     }
 
-    /// Those that there are.
+    /// The operands present.
     pub fn matrices(&self) -> impl Iterator<Item = Matrix<'a>> {
         [self.scale, self.shift, self.residual].into_iter().flatten()
     }
 
-    /// Bytes that they make a kernel read which writes `out`.
+    /// Extra bytes read by a kernel that writes `out`.
     pub fn bytes(&self, out: &Matrix<'_>) -> u64 {
         self.matrices().map(|m| m.bytes()).sum::<u64>() + if self.accumulate { out.bytes() } else { 0 }
     }
 
-    /// Their bits of a kernel's flags.
+    /// The bits in a kernel's flags.
     pub fn flags(&self) -> i32 {
         flag(RELU, self.relu) | flag(ACCUMULATE, self.accumulate)
     }
 }
 
-/// Whether 16-byte accesses to the partial sums of rows of `columns` fit.
+/// True if 16-byte accesses to partial sums in rows of `columns` are possible.
 fn vector_partial(partial: Option<Matrix<'_>>, columns: usize) -> bool {
     columns.is_multiple_of(8) && partial.is_some_and(|p| p.takes_vectors(columns))
 }
 
+/// The address; null if there is no matrix.
 pub fn address(m: Option<Matrix<'_>>) -> u64 {
     m.map_or(0, |m| m.address())
 }
 
-/// A product, the operands that all of its kind have, and how it is computed.
+/// The stride; 0 if there is no matrix.
+pub fn stride(m: Option<Matrix<'_>>) -> i32 {
+    m.map_or(0, |m| m.stride())
+}
+
+/// A product with its plan and its operands.
 pub struct Bound<'a> {
     problem: Problem,
     plan: Plan,
-    /// The activation or gradient that is gathered, and the weights; in bwd_w dy and x.
+    /// The gathered activation or gradient, and the weights; in bwd_w dy and x.
     pub operands: [Matrix<'a>; 2],
     /// The result.
     pub out: Matrix<'a>,
-    /// Of the epilogue.
+    /// The epilogue's operands.
     pub extras: Extras<'a>,
     partial: Option<Matrix<'a>>,
-    /// Whether the epilogue visits results that no tap reaches, too.
+    /// True if the epilogue also visits results that no tap reaches.
     pub whole_out: bool,
-    /// What else is loaded with x, with y or its gradient, and touched by the epilogue: a column a channel.
+    /// Further operands, with one column per channel.
     pub beside: Beside<'a>,
 }
 
-/// See [`Bound::beside`].
+/// Operands loaded with x, loaded with y or dy, and read by the epilogue.
 #[derive(Default)]
 pub struct Beside<'a> {
     pub x: Vec<Matrix<'a>>,
@@ -130,22 +136,22 @@ pub struct Beside<'a> {
     pub out: Vec<Matrix<'a>>,
 }
 
-/// A kernel and the products that it forms.
+/// A kernel and the shape of its products.
 pub struct Formed {
     pub variant: &'static Variant,
     pub shape: Shape,
-    /// Channels of x and of y that are one group to the kernel.
+    /// Channels of x and of y in what the kernel takes for a group.
     x_c: usize,
     y_c: usize,
 }
 
 impl Formed {
-    /// Tiles of the result: rows (of the largest residue), columns.
+    /// Tiles along the rows (of the largest residue) and the columns of the result.
     pub fn tiles(&self) -> [usize; 2] {
         [self.shape.m.div_ceil(self.variant.tile.m), self.shape.n.div_ceil(self.variant.tile.n)]
     }
 
-    /// Blocks for each residue and split.
+    /// Blocks per residue and split.
     pub fn blocks(&self) -> usize {
         let [rows, columns] = self.tiles();
         rows.saturating_mul(self.shape.groups).saturating_mul(columns)
@@ -153,7 +159,7 @@ impl Formed {
 }
 
 impl<'a> Bound<'a> {
-    /// The operands and the result, and partial sums at the start of the scratch memory.
+    /// Binds the operands and the result, and the partial sums at the start of the scratch memory.
     pub fn new(
         problem: Problem,
         plan: Plan,
@@ -174,20 +180,19 @@ impl<'a> Bound<'a> {
                 Matrix::dense("dw", &out.view, w, 4)?,
             ),
         };
-        let partial = match scratch.filter(|_| plan.splits > 1) {
-            Some(view) => Some(Matrix::dense("scratch", view, [plan.splits * out.rows, out.cols], 4)?),
-            None => None,
-        };
+        let partial = scratch.filter(|_| plan.splits > 1);
+        let partial =
+            partial.map(|view| Matrix::dense("scratch", view, [plan.splits * out.rows, out.cols], 4)).transpose()?;
         Ok(Self { problem, plan, operands, out, extras, partial, whole_out: false, beside: Beside::default() })
     }
 
-    /// Channels of one group of x and of y.
+    /// Channels per group of x and of y.
     fn channels(&self) -> [usize; 2] {
         let s = &self.problem.conv.spec;
         [s.c / s.groups, s.k / s.groups]
     }
 
-    /// Whether the operands lie as kernels of `access` need them that take `pack` groups as one.
+    /// True if the operands fit kernels of `access` that compute `pack` groups as one.
     fn lie(&self, access: Access, pack: usize) -> bool {
         let ([cg, kg], [a, b]) = (self.channels(), self.operands);
         let takes = |m: &Matrix<'_>, beside: &[Matrix<'_>], channels: usize| {
@@ -207,17 +212,17 @@ impl<'a> Bound<'a> {
         }
     }
 
-    /// Whether the plan's first kernel runs.
+    /// True if the plan's vector kernel runs.
     pub fn is_fast(&self) -> bool {
         self.plan.vector.is_some_and(|v| self.lie(v.access, self.plan.pack))
     }
 
-    /// From now on the kernel that takes any operands.
+    /// Selects the kernel for any operands.
     pub fn slow(&mut self) {
         self.plan.vector = None;
     }
 
-    /// The kernel of the plan if the operands lie as it needs them, or the one for any, and how it forms the products.
+    /// The plan's vector kernel if the operands fit it, else the scalar one, and its products.
     pub fn formed(&self) -> Formed {
         let (variant, pack) = match self.plan.vector {
             Some(v) if self.lie(v.access, self.plan.pack) => (v, self.plan.pack),
@@ -228,7 +233,7 @@ impl<'a> Bound<'a> {
         Formed { variant, shape: self.problem.formed(variant.access, pack), x_c, y_c: kg * pack }
     }
 
-    /// Blocks of the launch.
+    /// The grid of the launch.
     pub fn grid(&self) -> Result<[u32; 3]> {
         let formed = self.formed();
         let blocks = [formed.blocks(), formed.shape.residues, self.plan.splits];
@@ -244,7 +249,7 @@ impl<'a> Bound<'a> {
             | flag(VECTOR_PARTIAL, vector_partial(self.partial, columns))
     }
 
-    /// Of fwd and bwd_x.
+    /// The parameters of fwd and bwd_x.
     pub fn gather_params(&self) -> Result<GatherParams> {
         let (spec, formed) = (&self.problem.conv.spec, self.formed());
         let Formed { x_c, y_c, .. } = formed;
@@ -266,7 +271,7 @@ impl<'a> Bound<'a> {
             out_c: int(out_c)?,
             in_stride: input.stride(),
             out_stride: self.out.stride(),
-            residual_stride: e.residual.map_or(0, |m| m.stride()),
+            residual_stride: stride(e.residual),
             groups: int(formed.shape.groups)?,
             n_tiles: int(formed.tiles()[1])?,
             splits: int(self.plan.splits)?,
@@ -276,7 +281,7 @@ impl<'a> Bound<'a> {
         })
     }
 
-    /// Of bwd_w.
+    /// The parameters of bwd_w.
     pub fn weight_params(&self) -> Result<WeightParams> {
         let (spec, formed, [dy, x]) = (&self.problem.conv.spec, self.formed(), self.operands);
         let [axis_h, axis_w] = axes(&self.problem.conv, self.problem.product)?;
@@ -300,14 +305,14 @@ impl<'a> Bound<'a> {
         })
     }
 
-    /// What the product needs: its operands once, as far as a tap reaches them, and the result or its partial sums
-    /// once.
+    /// The cost: the operands are read once, except pixels that no tap reaches, and the result or its partial sums are
+    /// written once.
     pub fn cost(&self) -> Cost {
         let read = self.reads().map(|(_, bytes)| bytes).iter().sum();
         self.result_cost() + Cost { bytes_read: read, ..Cost::default() }
     }
 
-    /// The operands, each with the bytes of it that are read.
+    /// The operands, each with the bytes read.
     pub fn reads(&self) -> [(Matrix<'a>, u64); 2] {
         let [first, second] = self.operands;
         let whole = |m: Matrix<'a>| (m, m.bytes());
@@ -325,7 +330,7 @@ impl<'a> Bound<'a> {
             Some(partial) => (0, partial.bytes()),
             None => (self.extras.bytes(&self.out), self.out.bytes()),
         };
-        // Of dx pixels that no tap reaches are left alone where the result is added.
+        // An accumulated dx keeps the pixels that no tap reaches.
         let is_added = self.problem.product == Product::BwdX && self.partial.is_none() && self.extras.accumulate;
         let unreached = if is_added && !self.whole_out { self.unreached(&self.out) } else { 0 };
         Cost {
@@ -345,13 +350,13 @@ impl<'a> Bound<'a> {
         x.bytes().saturating_sub(touched)
     }
 
-    /// The memory of the launch, kept alive by it.
+    /// The views that the launch keeps alive.
     pub fn views(&self) -> Vec<View> {
         let all = self.operands.into_iter().chain([self.out]).chain(self.partial).chain(self.extras.matrices());
         all.map(|m| m.view.clone()).collect()
     }
 
-    /// The launch that adds the splits into the result in `target.dtype`, where there are some.
+    /// The launch that adds the splits, if any, into the result in `target.dtype`.
     pub fn reduce(&self, target: Target) -> Result<Option<Launch>> {
         let Some(partial) = self.partial else { return Ok(None) };
         super::add_splits(&self.problem.conv, target, [partial, self.out], &self.extras, self.plan.splits).map(Some)

@@ -1,4 +1,4 @@
-//! The entry points of `kernels/conv2d/`, as the table of kernels has them.
+//! The entries of `kernels/conv2d/`, from the table of kernels.
 
 use super::params::{BiasParams, GatherParams, ReduceParams, WeightParams};
 use crate::device::table::{count, entry, kernels, rows, Row};
@@ -6,7 +6,7 @@ use crate::device::{Kernel, Target};
 use crate::tensor::DType;
 use crate::Result;
 
-/// The part of the result that a block computes, as in `tile.cuh`.
+/// The part of the result that a block computes, see `tile.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
     /// Rows: output pixels, or output channels in bwd_w.
@@ -15,13 +15,13 @@ pub struct Tile {
     pub n: usize,
 }
 
-/// Bytes of one row of an operand in a stage.
+/// Bytes of an operand's row in a stage.
 pub const STAGE_ROW_BYTES: usize = 64;
 const STAGES: usize = 4;
 
 impl Tile {
-    /// The stages, of which a second tensor for A takes one, or the finished tile in floats with eight more a row; then
-    /// the table of rows.
+    /// The larger of the stages (one fewer if operand A has two tensors) and the finished tile (floats, rows padded by 8);
+    /// plus the table of rows.
     pub const fn shared_bytes(self, stages: Stages) -> u32 {
         let (count, a) = if stages.paired { (STAGES - 1, 2 * self.m) } else { (STAGES, self.m) };
         let (pipeline, staged) = (count * (a + self.n) * STAGE_ROW_BYTES, self.m * (self.n + 8) * 4);
@@ -30,20 +30,20 @@ impl Tile {
     }
 }
 
-/// How a kernel reads its operands.
+/// The accesses of a kernel to its operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// 16 bytes at once: channels of a group, pixel strides and addresses are multiples of it.
+    /// 16 bytes: addresses, pixel strides and the channels of a group are multiples of it.
     Vector,
-    /// Several narrow groups as one, to whose pixels 16-byte accesses fit.
+    /// 16 bytes, to the pixels of several narrow groups that are computed as one.
     Packed,
-    /// An x of one group of at most [`STEM_C`] channels whose pixels are so many elements apart.
+    /// Pixels of an x of one group with at most [`STEM_C`] channels and a pixel stride of [`STEM_C`].
     Stem,
-    /// Element by element: anything.
+    /// Element by element, for any operands.
     Scalar,
 }
 
-/// Elements from pixel to pixel in the stem.
+/// The pixel stride of x in the stem.
 pub const STEM_C: usize = 4;
 
 /// A kernel of fwd, bwd_x or bwd_w.
@@ -67,17 +67,17 @@ impl AsRef<Kernel> for Variant {
     }
 }
 
-/// What a block keeps in shared memory besides the finished tile.
+/// The layout of a block's shared memory, besides the finished tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stages {
-    /// Two tensors for operand A: `Tile::Paired`.
+    /// True if operand A has two tensors (`Tile::Paired`).
     pub paired: bool,
-    /// 16 bytes for each row of the tile.
+    /// True if there are 16 bytes for each row of the tile.
     pub table: bool,
 }
 
 impl Variant {
-    /// The entry of `row`, with the `i`-th of its tiles.
+    /// The entry of `row`, with its `i`-th tile.
     pub(in crate::ops) const fn new<P: bytemuck::Pod>(row: &Row, params: &str, i: usize, shared_bytes: u32) -> Self {
         let kernel = Kernel::of::<P>(row, params, shared_bytes);
         Self { kernel, dtype: row.dtype, tile: tile(row, i), access: access(row) }
@@ -87,7 +87,7 @@ impl Variant {
 /// The `i`-th tile of `row`.
 pub(in crate::ops) const fn tile(row: &Row, i: usize) -> Tile {
     let [m, n, row_bytes, stages] = row.tiles[i];
-    assert!(row_bytes == STAGE_ROW_BYTES && stages == STAGES, "what `shared_bytes` and `choose` count with");
+    assert!(row_bytes == STAGE_ROW_BYTES && stages == STAGES, "as `shared_bytes` and `choose` assume");
     Tile { m, n }
 }
 
@@ -128,9 +128,9 @@ products! {
     BWD_W: WeightParams = "conv2d_bwd_w_*", Stages { paired: false, table: false };
 }
 
-/// Results that a block of the sum over splits computes, one a thread.
+/// Results per block of the sum over splits, one per thread.
 pub const REDUCE_THREADS: usize = 256;
-/// Channels that a block of the bias gradient sums.
+/// Channels per block of the bias gradient.
 pub const BIAS_COLS: usize = 32;
 
 kernels! {
@@ -148,7 +148,7 @@ pub fn bwd_bias(target: Target) -> Result<&'static Kernel> {
     entry(target, &BWD_BIAS)
 }
 
-/// The entries of products.
+/// The entries of the products.
 pub fn all() -> impl Iterator<Item = &'static Kernel> {
     FWD.iter().chain(&BWD_X).chain(&BWD_W).map(|variant| &variant.kernel)
 }

@@ -1,40 +1,28 @@
-//! Which kernels, on what grid.
+//! The launches: kernels, grids and parameters.
 
 use super::{BandRows, Bands};
 use crate::device::table::{kernels, only};
 use crate::device::{Cost, Launch, View};
+use crate::ops::params::{self, params};
 use crate::ops::strips::THREADS;
 use crate::{Error, Result};
 
-/// Channels of a block.
+/// Channels per block.
 const LANES: usize = 8;
 
-/// `MergeMoments` of kernels/norm/merge.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct MergeMoments {
-    band_mean: u64,
-    band_m2: u64,
-    mean: u64,
-    m2: u64,
-    rows: i64,
-    rows_per_band: i64,
-    bands: u32,
-    channels: u32,
-    bands_per_part: u32,
-    last: u32,
-}
+params! {
+    /// `MergeMoments` of kernels/norm/merge.cu.
+    struct MergeMoments {
+        band_mean: u64, band_m2: u64, mean: u64, m2: u64,
+        rows: i64, rows_per_band: i64,
+        bands: u32, channels: u32, bands_per_part: u32, last: u32,
+    }
 
-/// `MergeSums` of kernels/norm/merge.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct MergeSums {
-    from: [u64; 3],
-    to: [u64; 3],
-    bands: u32,
-    channels: u32,
-    bands_per_part: u32,
-    unused: u32,
+    /// `MergeSums` of kernels/norm/merge.cu.
+    struct MergeSums {
+        from: [u64; 3], to: [u64; 3],
+        bands: u32, channels: u32, bands_per_part: u32, unused: u32,
+    }
 }
 
 kernels! {
@@ -42,10 +30,10 @@ kernels! {
     SUMS: MergeSums = "norm_merge_sums_*", THREADS * 4;
 }
 
-/// The launches that turn mean and sum of squares about it (M2) of each band into `[mean, var]`, the variance biased.
+/// The launches that merge each band's mean and sum of squares about it (M2) into `[mean, var]`, the variance biased.
 ///
-/// `from` are `[bands][channels]` each; `scratch` has [`Bands::merge_bytes`]`(2)` bytes, where that is not 0. Fails
-/// where one of the views is too small, or `rows` are not those of so many bands.
+/// `from` are `[bands][channels]`; `scratch` has [`Bands::merge_bytes`]`(2)` bytes, or is `None` if that is 0. Fails if a
+/// view is too small, or `rows` does not make `bands.count` bands.
 pub fn moments(
     bands: Bands,
     rows: BandRows,
@@ -65,10 +53,9 @@ pub fn moments(
     Ok(vec![moments_step(bands, rows, each, from, between)?, moments_step(parts, merged, parts.count, between, to)?])
 }
 
-/// The launches that add up the bands of one to three tensors, `[bands][channels]` each in `from`, to a number a
-/// channel each in `to`.
+/// The launches that sum the bands of one to three tensors `from`, each `[bands][channels]`, into `to`, each `[channels]`.
 ///
-/// `scratch` has [`Bands::merge_bytes`] bytes, where that is not 0. Fails where one of the views is too small.
+/// `scratch` has [`Bands::merge_bytes`] bytes, or is `None` if that is 0. Fails if a view is too small.
 pub fn sums(bands: Bands, from: &[&View], to: &[&View], scratch: Option<&View>) -> Result<Vec<Launch>> {
     let Some((parts, each)) = bands.parts() else {
         return Ok(vec![sums_step(bands, bands.count, from, to)?]);
@@ -84,7 +71,7 @@ fn part_views(parts: Bands, tensors: usize, scratch: Option<&View>) -> Result<Ve
     (0..tensors).map(|i| scratch.part(i * parts.bytes(), parts.bytes())).collect()
 }
 
-/// One launch: bands become parts of `each`.
+/// One launch: merges `each` bands to a part.
 fn moments_step(bands: Bands, rows: BandRows, each: usize, from: [&View; 2], to: [&View; 2]) -> Result<Launch> {
     let parts = Bands { count: bands.count.div_ceil(each), ..bands };
     let [band_mean, band_m2] = from;
@@ -109,7 +96,7 @@ fn moments_step(bands: Bands, rows: BandRows, each: usize, from: [&View; 2], to:
         bytes_written: 2 * parts.bytes() as u64,
     };
     let views = [from, to].concat().into_iter().cloned().collect();
-    // SAFETY: the views hold two numbers for each band and for each part and channel, as has been checked.
+    // SAFETY: `check` found room for two numbers per channel and band, and per channel and part.
     Ok(unsafe { Launch::new(only(&MOMENTS), [blocks(parts)?, 1, 1], &params, cost, views) })
 }
 
@@ -137,8 +124,7 @@ fn sums_step(bands: Bands, each: usize, from: &[&View], to: &[&View]) -> Result<
         bytes_written: (tensors * parts.bytes()) as u64,
     };
     let views = [from, to].concat().into_iter().cloned().collect();
-    // SAFETY: for each tensor, a row of blocks, there is a view with a number for each band and for each part and
-    // channel, as has been checked.
+    // SAFETY: each tensor has a row of blocks; `check` found room for a number per channel and band, or part.
     Ok(unsafe { Launch::new(only(&SUMS), [blocks(parts)?, tensors as u32, 1], &params, cost, views) })
 }
 
@@ -154,8 +140,5 @@ fn blocks(parts: Bands) -> Result<u32> {
 }
 
 fn narrow(v: usize) -> Result<u32> {
-    match i32::try_from(v) {
-        Ok(v) => Ok(v as u32),
-        Err(_) => Err(Error::unsupported("norm_merge", format!("an extent of {v}, the most is 2^31 - 1"))),
-    }
+    params::narrow("norm_merge", v)
 }

@@ -1,7 +1,7 @@
-//! Partial results of a reduction over rows become results, in an order that depends on the shape only.
+//! Merges the partial results of a reduction over rows, in an order that depends only on the shape.
 //!
-//! A kernel that reduces rows leaves f32 numbers `[bands][channels]` in scratch memory; [`moments`] and [`sums`] are
-//! the launches that merge them: one where there are few bands, two where there are many.
+//! A kernel that reduces rows leaves f32 tensors `[bands][channels]` in scratch memory. [`moments`] and [`sums`] merge
+//! them in one launch if there are few bands, else in two.
 
 mod launch;
 
@@ -11,29 +11,29 @@ pub use launch::{moments, sums};
 use crate::device::View;
 use crate::{Error, Result};
 
-/// Bands that one launch merges: 16 to a thread. Beyond, a first launch merges [`PART`] bands to a part.
+/// The most bands of one launch: 16 per thread. With more, a first launch merges at least [`PART`] bands to a part.
 const ONE_LAUNCH: usize = 512;
-/// Bands of a part, at least: 8 to a thread.
+/// The fewest bands of a part: 8 per thread.
 const PART: usize = 256;
-/// Bands that a block takes at a time.
+/// Bands that a block reads at a time.
 const STEP: usize = 32;
 
-/// How many partial results there are.
+/// The number of partial results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bands {
-    /// For each channel.
+    /// Bands per channel.
     pub count: usize,
     /// Channels.
     pub channels: usize,
 }
 
 impl Bands {
-    /// Bytes of one tensor of them.
+    /// Bytes of one tensor.
     pub fn bytes(&self) -> usize {
         self.count * self.channels * size_of::<f32>()
     }
 
-    /// The parts of the first of two launches and the bands of each, or nothing where one launch is enough.
+    /// The parts that the first of two launches leaves, and the bands per part; `None` if one launch is enough.
     fn parts(&self) -> Option<(Self, usize)> {
         if self.count <= ONE_LAUNCH {
             return None;
@@ -42,23 +42,22 @@ impl Bands {
         Some((Self { count: self.count.div_ceil(each), ..*self }, each))
     }
 
-    /// Bytes of scratch memory that merging `tensors` tensors needs besides the bands, at an address that is a multiple
-    /// of 4. [`moments`] merges two.
+    /// Bytes of scratch memory, aligned to 4, for merging `tensors` tensors, without the bands. [`moments`] merges two.
     pub fn merge_bytes(&self, tensors: usize) -> usize {
         self.parts().map_or(0, |(parts, _)| tensors * parts.bytes())
     }
 }
 
-/// The rows that the bands are of.
+/// The rows of the bands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BandRows {
     /// All rows.
     pub rows: usize,
-    /// Rows of every band but the last, which has at least one.
+    /// Rows per band; the last may have fewer, but at least one.
     pub each: usize,
 }
 
-/// `tensors` tensors of partial results in the scratch memory, and what is left of it for merging them.
+/// The places of `tensors` tensors of partial results in the scratch memory, and the scratch memory for merging them.
 pub(super) fn band_views(bands: Bands, tensors: usize, scratch: Option<&View>) -> Result<(Vec<View>, View)> {
     let Some(scratch) = scratch else { return Err(Error::invalid("norm", "no scratch memory")) };
     let views = (0..tensors).map(|i| scratch.part(i * bands.bytes(), bands.bytes())).collect::<Result<_>>()?;

@@ -1,90 +1,42 @@
 //! The parameter structs of `kernels/conv2d/fused/params.cuh`; both sides assert their sizes.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::ops::conv2d::launch::params::{GatherParams, WeightParams};
+use crate::ops::params::params;
 
-/// The prologue ends with a ReLU.
+/// The load of x ends in a ReLU.
 pub const ACTIVATE: i32 = 16;
-/// dx is 0 where the ReLU was closed.
+/// dx is 0 where the ReLU's output was 0.
 pub const MASK: i32 = 32;
 /// dx is multiplied by the scale, after the sums.
 pub const SCALED: i32 = 64;
 
-/// Of fwd.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct ForwardParams {
-    pub gather: GatherParams,
-    pub in_scale: u64,
-    pub in_shift: u64,
-    pub mean: u64,
-    pub m2: u64,
-}
+params! {
+    /// For fwd.
+    pub struct ForwardParams { gather: GatherParams, in_scale: u64, in_shift: u64, mean: u64, m2: u64 }
 
-/// Of fwd with the end of a block.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct EndParams {
-    pub forward: ForwardParams,
-    pub b: u64,
-    pub b_scale: u64,
-    pub b_shift: u64,
-    pub z: u64,
-    pub signs: u64,
-    pub b_stride: i32,
-    pub z_stride: i32,
-    pub signs_stride: i32,
-    pub unused: i32,
-}
+    /// For fwd that loads the end of a block.
+    pub struct EndParams {
+        forward: ForwardParams,
+        b: u64, b_scale: u64, b_shift: u64, z: u64, signs: u64,
+        b_stride: i32, z_stride: i32, signs_stride: i32, unused: i32,
+    }
 
-/// Of bwd_x.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct DataGradientParams {
-    pub gather: GatherParams,
-    pub y: u64,
-    pub a: u64,
-    pub b: u64,
-    pub c: u64,
-    pub bits: u64,
-    pub y0: u64,
-    pub y1: u64,
-    pub mean0: u64,
-    pub mean1: u64,
-    pub sums: u64,
-    pub open: u64,
-    pub y_stride: i32,
-    pub bits_stride: i32,
-    pub y0_stride: i32,
-    pub y1_stride: i32,
-    pub m_tiles: i32,
-    pub bands: i32,
-}
+    /// For bwd_x.
+    pub struct DataGradientParams {
+        gather: GatherParams,
+        y: u64, a: u64, b: u64, c: u64, bits: u64, y0: u64, y1: u64, mean0: u64, mean1: u64, sums: u64, open: u64,
+        y_stride: i32, bits_stride: i32, y0_stride: i32, y1_stride: i32, m_tiles: i32, bands: i32,
+    }
 
-/// Of bwd_w.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct WeightGradientParams {
-    pub weight: WeightParams,
-    pub y: u64,
-    pub a: u64,
-    pub b: u64,
-    pub c: u64,
-    pub x_scale: u64,
-    pub x_shift: u64,
-    pub y_stride: i32,
-    pub unused: i32,
-}
+    /// For bwd_w.
+    pub struct WeightGradientParams {
+        weight: WeightParams,
+        y: u64, a: u64, b: u64, c: u64, x_scale: u64, x_shift: u64,
+        y_stride: i32, unused: i32,
+    }
 
-/// Of both gradients in one launch.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct GradientsParams {
-    pub x: DataGradientParams,
-    pub w: WeightGradientParams,
-    pub x_blocks: i32,
-    pub x_segment: i32,
-    pub x_residues: i32,
-    pub w_blocks: i32,
+    /// For both gradients in one launch.
+    pub struct GradientsParams {
+        x: DataGradientParams, w: WeightGradientParams, x_blocks: i32, x_segment: i32, x_residues: i32, w_blocks: i32,
+    }
 }

@@ -1,4 +1,4 @@
-//! The entry points of `kernels/conv2d/fused/`, as the table of kernels has them.
+//! The entries of `kernels/conv2d/fused/`, from the table of kernels.
 
 use super::params::{DataGradientParams, EndParams, ForwardParams, GradientsParams, WeightGradientParams};
 use crate::device::table::{count, rows};
@@ -7,8 +7,8 @@ use crate::ops::conv2d::launch::variants::{products, tile, variants, Stages, Var
 
 products! {
     FWD: ForwardParams = "conv2d_fused_fwd_*", Stages { paired: false, table: true };
-    /// The tiles of [`FWD`] in its order, so that a shape takes the same tile: bits do not depend on where a block
-    /// ends.
+    /// Has the tiles of [`FWD`] in the same order. A shape gets the same tile, so the bits do not depend on the launch
+    /// that computes a block's end.
     END: EndParams = "conv2d_fused_fwd_end_*", Stages { paired: true, table: true };
     BWD_X: DataGradientParams = "conv2d_fused_bwd_x_*", Stages { paired: true, table: true };
     BWD_W: WeightGradientParams = "conv2d_fused_bwd_w_*", Stages { paired: true, table: false };
@@ -16,7 +16,7 @@ products! {
 
 const BOTH: usize = count("conv2d_fused_bwd_*");
 
-/// The entries for both gradients with the tile of dx, and in the same order with that of dw.
+/// The entries for both gradients, with the tile of dx and, in the same order, with the tile of dw.
 pub static BOTH_X: [Variant; BOTH] = both(0);
 pub static BOTH_W: [Variant; BOTH] = both(1);
 
