@@ -1,4 +1,4 @@
-//! What a run does besides its ops: it draws gates, decides the loss scale and takes the optimizer's step.
+//! The launches of a run besides its ops: they draw gates, update the loss scale and take the optimizer's step.
 
 pub mod gate;
 pub mod loss_scale;
@@ -6,14 +6,10 @@ pub mod sgd;
 
 use crate::device::{conditions, Kernel};
 
-/// Every kernel of these.
+/// Every kernel that the launch code here uses.
 pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
-    let kinds = [gate::KERNELS, conditions::KERNELS, loss_scale::KERNELS, sgd::KERNELS]
-        .into_iter()
-        .flatten()
-        .copied()
-        .flatten();
-    kinds.map(|entry| &entry.kernel)
+    let kinds = [gate::KERNELS, conditions::KERNELS, loss_scale::KERNELS, sgd::KERNELS];
+    kinds.into_iter().flatten().copied().flatten().map(|entry| &entry.kernel)
 }
 
 #[cfg(test)]

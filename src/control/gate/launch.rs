@@ -3,33 +3,21 @@
 use super::{CONTROL_WORDS, PURPOSE, UNIT};
 use crate::device::table::{kernels, only};
 use crate::device::{Cost, Launch, View};
+use crate::ops::params::params;
+use crate::ops::strips::THREADS;
 
-const THREADS: u32 = 256;
-/// Blocks that clear one range at most; each goes over it with that stride.
+/// The most blocks that clear one range.
 const MOST_CHUNKS: usize = 64;
 
-/// `Draw` of kernels/control/gate/gate.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Draw {
-    control: u64,
-    thresholds: u64,
-    gates: u64,
-    closed: u64,
-    purpose: u64,
-    blocks: u32,
-    unused: u32,
-}
+params! {
+    /// `Draw` of kernels/control/gate/gate.cu.
+    struct Draw {
+        control: u64, thresholds: u64, gates: u64, closed: u64, purpose: u64,
+        blocks: u32, unused: u32,
+    }
 
-/// `Clear` of kernels/control/gate/gate.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Clear {
-    gates: u64,
-    ranges: u64,
-    grad: u64,
-    units: u32,
-    unused: u32,
+    /// `Clear` of kernels/control/gate/gate.cu.
+    struct Clear { gates: u64, ranges: u64, grad: u64, units: u32, unused: u32 }
 }
 
 kernels! {
@@ -37,31 +25,30 @@ kernels! {
     CLEAR: Clear = "gate_clear_*", 0;
 }
 
-/// What the gates of a program of L blocks are drawn from, and what they clear.
+/// The buffers of a program of L residual blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers<'a> {
-    /// [`CONTROL_WORDS`] words, which the draw updates.
+    /// [`CONTROL_WORDS`] words; the draw advances the step.
     pub control: &'a View,
-    /// L words, as [`super::thresholds`] has them.
+    /// L words, see [`super::thresholds`].
     pub thresholds: &'a View,
     /// L gates, f32: 1 is open, 0 closed.
     pub gates: &'a View,
-    /// Their inverses, for what runs only where a branch does not.
+    /// L inverse gates, f32.
     pub closed: &'a View,
-    /// The flat f32 gradients, and L pairs of words that say where each block's begin and end, in units of [`UNIT`]
-    /// elements; none where nothing is differentiated.
+    /// The flat f32 gradients, and L pairs of words: begin and end of each block's gradients in units of [`UNIT`]
+    /// elements. `None` without a backward pass.
     pub grad: Option<(&'a View, &'a View)>,
     /// L.
     pub blocks: usize,
-    /// The elements of the longest of the blocks' ranges.
+    /// Elements of the longest range.
     pub longest: usize,
 }
 
-/// The launches that begin a step: the draw, and where there are gradients the clearing.
+/// The launches that begin a step: they draw the gates and clear the gradients, if any, of the dropped blocks.
 ///
 /// # Panics
-/// If a buffer is too small for `blocks` blocks or not aligned to 4 bytes (gradients: 16), or there are none or more
-/// than 65,535 blocks.
+/// If a buffer is too small or not aligned to 4 bytes (gradients: 16), or `blocks` is not in 1..=65,535.
 pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
     let Buffers { control, thresholds, gates, closed, grad, blocks, longest } = *buffers;
     let fits = |view: &View, words: usize| view.bytes() >= 4 * words && view.address().is_multiple_of(4);
@@ -80,7 +67,7 @@ pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
     };
     let cost = Cost { flops: 0, bytes_read: words(CONTROL_WORDS + blocks), bytes_written: words(1 + 2 * blocks) };
     let views = [control, thresholds, gates, closed].map(View::clone).to_vec();
-    // SAFETY: the control, a threshold, a gate and its inverse for each block are in their views, as asserted above.
+    // SAFETY: the views hold the control and, for each block, a threshold, a gate and its inverse, as asserted above.
     let mut all = vec![unsafe { Launch::new(only(&DRAW), [1, 1, 1], &params, cost, views) }];
     if let Some((grad, ranges)) = grad {
         assert!(fits(ranges, 2 * blocks) && grad.address().is_multiple_of(16), "gates: a small buffer of ranges");
@@ -88,12 +75,12 @@ pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
         let units = (grad.bytes() / (4 * UNIT)).min(u32::MAX as usize) as u32;
         let [gates_at, ranges_at, grad_at] = [gates, ranges, grad].map(View::address);
         let params = Clear { gates: gates_at, ranges: ranges_at, grad: grad_at, units, unused: 0 };
-        // As with every launch that a gate can skip: the cost of a step in which all are open.
+        // As for every gated launch, the cost is that of open gates.
         let cost = Cost { flops: 0, bytes_read: words(blocks), bytes_written: 0 };
         let chunks = longest.div_ceil(UNIT * THREADS as usize).clamp(1, MOST_CHUNKS);
         let views = [gates, ranges, grad].map(View::clone).to_vec();
-        // SAFETY: a gate and a pair for each block are in their views, as asserted above, and nothing beyond `units` of
-        // `grad` is written.
+        // SAFETY: the views hold a gate and a range for each block, as asserted above, and the kernel writes no unit of
+        // `grad` from `units` on.
         all.push(unsafe { Launch::new(only(&CLEAR), [chunks as u32, blocks as u32, 1], &params, cost, views) });
     }
     all

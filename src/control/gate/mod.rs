@@ -5,9 +5,18 @@
 //! clear  grad[first_l .. end_l] = 0 where gates[l] = 0
 //! ```
 //!
-//! Both run once a step, before everything else. The numbers are those of Philox 4x32-10 under the key `seed` at the
-//! counter (block, step, purpose), so a gate depends on nothing but these, and the host draws the same. Seed and step
-//! lie in device memory, and the launch advances the step itself: a recorded step is replayed without the host.
+//! Both run once per step, before all else. `word` is Philox 4x32-10 with the key `seed` and the counter (block, step,
+//! purpose): a gate depends on nothing else, and the host can draw it too. Seed and step are in device memory, and the
+//! launch advances the step, so that a recorded step is replayed without the host.
+//!
+//! ```
+//! use residuum::control::gate;
+//!
+//! let thresholds = gate::thresholds(&[1.0, 0.0])?; // survival probabilities of two blocks
+//! assert_eq!(thresholds, [1 << 24, 0]);
+//! assert_eq!(gate::draw(&thresholds, 7, 0), [true, false]);
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod launch;
 
@@ -17,20 +26,20 @@ pub use launch::{launches, Buffers};
 use crate::tensor::philox::{fnv1a, Philox};
 use crate::{Error, Result};
 
-/// Random bits of a draw: as many as make the number 1.
+/// Random bits per draw: 2^24 is a probability of 1.
 const BITS: u32 = 24;
 
-/// What the sequence of the gates is for: it is no other's.
+/// Separates the gates' random numbers from all others.
 const PURPOSE: u64 = fnv1a("stochastic depth");
 
-/// The words of the control: whether gates are drawn (1) or stay as they are (0), the step, the seed's two halves.
+/// Words of the control: 1 to draw gates or 0 to keep them, the step, the two halves of the seed.
 pub const CONTROL_WORDS: usize = 4;
 
-/// Elements of the gradients in a unit of the ranges that are cleared: 16 bytes.
+/// Elements per unit of the cleared ranges: 16 bytes.
 pub const UNIT: usize = 4;
 
-/// The blocks' survival probabilities in units of 2^-24, in which the draw compares them: exact on every device. Fails
-/// where one is not in 0..=1.
+/// The blocks' survival probabilities in units of 2^-24, which every device compares exactly. Fails if one is not in
+/// 0..=1.
 pub fn thresholds(survival: &[f64]) -> Result<Vec<u32>> {
     let threshold = |(block, &p): (usize, &f64)| {
         let problem = || Error::invalid(format!("survival of block {block}"), format!("{p}, expected 0..=1"));
@@ -39,7 +48,7 @@ pub fn thresholds(survival: &[f64]) -> Result<Vec<u32>> {
     survival.iter().enumerate().map(threshold).collect()
 }
 
-/// The gates of a step, true where open: what the kernel draws.
+/// The gates of a step as the kernel draws them; true is open.
 pub fn draw(thresholds: &[u32], seed: u64, step: u32) -> Vec<bool> {
     let random = Philox::new(seed, PURPOSE);
     let open = |(block, &threshold): (usize, &u32)| {
@@ -67,7 +76,7 @@ mod tests {
         }
         assert_eq!((open[0], open[4]), (0, steps as usize), "never and always are exact");
         let n = f64::from(steps);
-        // Five deviations of a binomial.
+        // Five standard deviations of a binomial.
         let near = |found: usize, p: f64| (found as f64 / n - p).abs() < 5.0 * (p * (1.0 - p) / n).sqrt();
         assert!((1..4).all(|l| near(open[l], survival[l])), "{open:?}");
         assert!(near(both, 0.125), "blocks are independent: {both}");

@@ -1,37 +1,27 @@
-//! The two launches, and their grids.
+//! The launches: kernels, grids and parameters.
 
 use super::{INTERVAL, LEAST, STATE};
 use crate::device::table::{kernels, only};
 use crate::device::{Cost, Launch, View};
+use crate::ops::params::params;
 use crate::ops::strips::THREADS;
 
-/// Elements of a thread at a time.
+/// Elements per thread and pass.
 const PER_THREAD: usize = 4;
-/// Blocks that fill a large GPU; each leaves one flag.
+/// Blocks that fill a large GPU; each writes one flag.
 const MOST_BLOCKS: usize = 1024;
-/// Shared memory: a number for each thread.
+/// Bytes of shared memory: one number per thread.
 const SHARED: u32 = THREADS * 4;
 
-/// `LossScaleCheck` of kernels/control/loss_scale.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct LossScaleCheck {
-    grad: u64,
-    flags: u64,
-    len: i64,
-}
+params! {
+    /// `LossScaleCheck` of kernels/control/loss_scale.cu.
+    struct LossScaleCheck { grad: u64, flags: u64, len: i64 }
 
-/// `LossScaleDecide` of kernels/control/loss_scale.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct LossScaleDecide {
-    flags: u64,
-    loss: u64,
-    state: u64,
-    flag_count: u32,
-    interval: u32,
-    least: f32,
-    unused: u32,
+    /// `LossScaleDecide` of kernels/control/loss_scale.cu.
+    struct LossScaleDecide {
+        flags: u64, loss: u64, state: u64,
+        flag_count: u32, interval: u32, least: f32, unused: u32,
+    }
 }
 
 kernels! {
@@ -39,27 +29,27 @@ kernels! {
     DECIDE: LossScaleDecide = "loss_scale_decide_*", SHARED;
 }
 
-/// What the launches read and write.
+/// The buffers that the launches read and write.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers<'a> {
     /// The f32 gradients of all parameters.
     pub grad: &'a View,
-    /// [`flags`] numbers of 4 bytes, written and read in each run.
+    /// [`flags`] 4-byte flags, written and read in each run.
     pub flags: &'a View,
-    /// The f32 loss: where it is not finite the step is skipped. `None` lets the gradients alone decide.
+    /// `[1]`, f32: the loss. If it is not finite, the step is skipped. `None`: only the gradients decide.
     pub loss: Option<&'a View>,
-    /// [`STATE`] f32 numbers that live on between runs, as [`State::to_memory`](super::State::to_memory) lays them out.
+    /// [`STATE`] f32 numbers, see [`State::to_memory`](super::State::to_memory). They live on between runs.
     pub state: &'a View,
-    /// Gradients; a multiple of 4.
+    /// The number of gradients, a multiple of 4.
     pub len: usize,
 }
 
-/// The flags for `len` gradients: one a block.
+/// The number of flags for `len` gradients: one per block.
 pub fn flags(len: usize) -> usize {
     len.div_ceil(PER_THREAD * THREADS as usize).clamp(1, MOST_BLOCKS)
 }
 
-/// Looks for gradients that are not finite, then decides about the step; in this order, before the optimizer.
+/// Checks that the gradients are finite, then decides about the step. Both run before the optimizer, in this order.
 ///
 /// # Panics
 /// If a buffer is too small, `len` is 0 or no multiple of 4, or the gradients are not aligned to 16 bytes.
@@ -72,11 +62,10 @@ pub fn launches(buffers: &Buffers<'_>) -> [Launch; 2] {
     assert!(state.bytes() >= 4 * STATE, "loss scale: a state of less than {STATE} numbers");
     assert!(loss.is_none_or(|v| v.bytes() >= 4), "loss scale: a loss of less than 4 bytes");
     let params = LossScaleCheck { grad: grad.address(), flags: flags_view.address(), len: len as i64 };
-    let read = 4 * len as u64;
     let written = 4 * blocks as u64;
-    let cost = Cost { flops: 0, bytes_read: read, bytes_written: written };
+    let cost = Cost { flops: 0, bytes_read: 4 * len as u64, bytes_written: written };
     let views = vec![grad.clone(), flags_view.clone()];
-    // SAFETY: `len` aligned gradients and a flag for each block, as asserted above.
+    // SAFETY: the views hold `len` aligned gradients and a flag per block, as asserted above.
     let check = unsafe { Launch::new(only(&CHECK), [blocks as u32, 1, 1], &params, cost, views) };
 
     let params = LossScaleDecide {
@@ -92,7 +81,7 @@ pub fn launches(buffers: &Buffers<'_>) -> [Launch; 2] {
     let cost = Cost { flops: 0, bytes_read: written + bytes + 4 * u64::from(loss.is_some()), bytes_written: bytes };
     let mut views = vec![flags_view.clone(), state.clone()];
     views.extend(loss.cloned());
-    // SAFETY: the flags of all blocks, the whole state and the loss, if any, as asserted above.
+    // SAFETY: the views hold a flag per block, the state and the loss, if any, as asserted above.
     let decide = unsafe { Launch::new(only(&DECIDE), [1, 1, 1], &params, cost, views) };
     [check, decide]
 }

@@ -1,16 +1,24 @@
-//! The loss scale of f16 training: what gradients are multiplied by on their way, so that f16 holds them.
+//! The loss scale of f16 training: a factor of the gradients that keeps them representable in f16.
 //!
 //! The rule and its constants are those of `torch.amp.GradScaler`. After each backward pass:
 //!
 //! ```text
-//! a gradient or the loss is infinite or no number: the step is skipped, scale = max(scale / 2, 1), good = 0
-//! else:                                the step is taken,   good = good + 1;
-//!                                      good = 2,000: scale = 2 scale where that is finite, good = 0
+//! a gradient or the loss is infinite or NaN: the step is skipped, scale = max(scale / 2, 1), good = 0
+//! else: the step is taken, good = good + 1; at good = 2,000: scale = 2 scale if that is finite, good = 0
 //! ```
 //!
-//! All of it happens on the device, in memory that lives on between runs, so a captured step needs no host. The scale
-//! is a power of two: gradients that neither overflow nor underflow have the same bits under every scale. Unlike
-//! torch's it stays at or above 1, below which it could only lose what f16 holds.
+//! The state is in device memory and lives on between runs, so a recorded step is replayed without the host. The scale
+//! is a power of two: the bits of gradients that neither overflow nor underflow do not depend on it. Unlike torch's it
+//! is at least 1, because a smaller one could only lose gradients that f16 holds.
+//!
+//! ```
+//! use residuum::control::loss_scale::{LossScale, State};
+//!
+//! let state = State::new(LossScale { scale: 8.0, good_steps: 1_999 }, false);
+//! assert_eq!(state.decide(true).next, LossScale { scale: 16.0, good_steps: 0 });
+//! let skipped = state.decide(false);
+//! assert!(skipped.skip && skipped.next == LossScale { scale: 4.0, good_steps: 0 });
+//! ```
 
 mod launch;
 
@@ -28,19 +36,19 @@ pub const INTERVAL: u32 = 2_000;
 /// The least scale.
 pub const LEAST: f64 = 1.0;
 
-/// The elements of the state in device memory.
+/// Elements of the state in device memory.
 pub const STATE: usize = 6;
-/// The place of the scale in it; `kernels/control/loss_scale.cu` names the others.
+/// The index of the scale in the state; `kernels/control/loss_scale.cu` has the others.
 pub(crate) const SCALE: usize = 0;
-/// The place of the number that is 1 until a step has been taken.
+/// The index of the number that is 1 until a step has been taken.
 pub(crate) const FRESH: usize = 2;
 
-/// The loss scale between two steps: what a resumed run goes on from.
+/// The loss scale between two steps, as checkpoints keep it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScale {
-    /// What the next step's gradients are multiplied by: a power of two, at least 1.
+    /// The factor of the next step's gradients: a power of two, at least 1.
     pub scale: f64,
-    /// Good steps in a row since it last moved, below [`INTERVAL`].
+    /// Good steps since the scale last changed, below [`INTERVAL`].
     pub good_steps: u32,
 }
 
@@ -51,8 +59,7 @@ impl Default for LossScale {
 }
 
 impl LossScale {
-    /// Fails where this cannot be the scale of any run: a scale that is no power of two in 1..=2^127, or [`INTERVAL`]
-    /// good steps and more.
+    /// Fails if no run can have this scale: it is no power of two in 1..=2^127, or has [`INTERVAL`] or more good steps.
     pub fn check(&self) -> Result<()> {
         let power = self.scale.to_bits() & ((1 << 52) - 1) == 0;
         if !(power && (LEAST..=2f64.powi(127)).contains(&self.scale)) {
@@ -67,42 +74,42 @@ impl LossScale {
     }
 }
 
-/// The whole state: the scale, and what was decided about the last run's step.
+/// The state: the scale, and the decision about the last run's step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct State {
     /// The scale of the next run.
     pub next: LossScale,
-    /// Whether no step has been taken yet: the velocities hold nothing.
+    /// True until a step has been taken: the velocities hold nothing.
     pub fresh: bool,
-    /// What the last run's gradients were multiplied by.
+    /// The scale of the last run's gradients.
     pub used: f64,
-    /// Whether the last run's step was skipped.
+    /// True if the last run's step was skipped.
     pub skip: bool,
-    /// Whether the last run's step was the first.
+    /// True if the last run's step was the first.
     pub first: bool,
 }
 
 impl State {
-    /// Before the first run.
+    /// The state before the first run.
     pub fn new(next: LossScale, fresh: bool) -> Self {
         Self { next, fresh, used: next.scale, skip: false, first: fresh }
     }
 
-    /// As it lies in memory: [`STATE`] numbers.
+    /// Reads the [`STATE`] numbers in `memory`.
     pub fn from_memory<T: Real>(memory: &[T]) -> Self {
         let [scale, good, fresh, used, skip, first] = std::array::from_fn(|i| memory[i].to_f64());
         let next = LossScale { scale, good_steps: good as u32 };
         Self { next, fresh: fresh != 0.0, used, skip: skip != 0.0, first: first != 0.0 }
     }
 
-    /// The numbers that lie in memory.
+    /// The numbers for device memory.
     pub fn to_memory(self) -> [f64; STATE] {
         let flag = |on: bool| f64::from(u8::from(on));
         let LossScale { scale, good_steps } = self.next;
         [scale, f64::from(good_steps), flag(self.fresh), self.used, flag(self.skip), flag(self.first)]
     }
 
-    /// After a run whose loss and gradients are all finite, or not.
+    /// The state after a run; `finite` is true if the loss and all gradients are finite.
     pub fn decide(self, finite: bool) -> Self {
         let LossScale { scale, good_steps } = self.next;
         let decided = Self { used: scale, skip: !finite, first: self.fresh, ..self };
@@ -119,10 +126,10 @@ impl State {
     }
 }
 
-/// Whether every gradient is a finite number.
+/// True if every gradient is finite.
 pub fn is_finite<T: Real>(grad: &[T]) -> bool {
     use rayon::prelude::*;
-    /// Elements that one thread looks at at a time.
+    /// Elements per task.
     const RUN: usize = 1 << 15;
     threads::ensure();
     grad.par_chunks(RUN).all(|run| run.iter().all(|g| g.to_f64().is_finite()))

@@ -1,41 +1,30 @@
-//! Which kernel, on what grid.
+//! The launch: kernel, grid and parameters.
 
 use super::Sgd;
 use crate::control::loss_scale::STATE;
 use crate::device::table::{entry, kernels};
 use crate::device::{Cost, Launch, Target, View};
+use crate::ops::params::params;
 use crate::ops::strips::THREADS;
 use crate::tensor::DType;
 
-/// Elements of a thread.
+/// Elements per thread.
 const PER_THREAD: usize = 4;
 
-/// `SgdStep` of kernels/control/sgd.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct SgdStep {
-    param: u64,
-    grad: u64,
-    velocity: u64,
-    copy: u64,
-    control: u64,
-    loss_scale: u64,
-    loss: u64,
-    len: i64,
-    decay_end: i64,
-    momentum: f32,
-    keep: f32,
-    decay: f32,
-    scale: f32,
-    nesterov: u32,
-    plain: u32,
+params! {
+    /// `SgdStep` of kernels/control/sgd.cu.
+    struct SgdStep {
+        param: u64, grad: u64, velocity: u64, copy: u64, control: u64, loss_scale: u64, loss: u64,
+        len: i64, decay_end: i64,
+        momentum: f32, keep: f32, decay: f32, scale: f32, nesterov: u32, plain: u32,
+    }
 }
 
 kernels! {
     STEP: SgdStep = "sgd_step_*", 0;
 }
 
-/// The flat tensors of a program, one element for each parameter element.
+/// The flat tensors of a program, with one element per parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers<'a> {
     /// The f32 masters.
@@ -44,28 +33,28 @@ pub struct Buffers<'a> {
     pub grad: &'a View,
     /// The f32 velocities.
     pub velocity: &'a View,
-    /// The working copy in a 16-bit storage type, where the program has one.
+    /// The working copy in f16 or bf16, if the program has one.
     pub copy: Option<&'a View>,
-    /// `[learning rate, 1 at the first step else 0]`, f32, read by the kernel.
+    /// `[2]`, f32: the learning rate, and 1 at the first step, else 0.
     pub control: &'a View,
-    /// The state of [`loss_scale`](crate::control::loss_scale), where the program has one: it decides whether the step
-    /// is skipped, whether it is the first in place of `control`, and what else the gradients are divided by.
+    /// The state of [`loss_scale`](crate::control::loss_scale), if the program has one: it can skip the step, marks the
+    /// first step in place of `control`, and is another divisor of the gradients.
     pub loss_scale: Option<&'a View>,
-    /// The f32 loss: where it is not finite the step is skipped. `None` takes every step.
+    /// `[1]`, f32: the loss. If it is not finite, the step is skipped. `None` takes every step.
     pub loss: Option<&'a View>,
-    /// What the gradients were multiplied by besides.
+    /// The fixed factor of the gradients.
     pub grad_scale: f64,
-    /// Elements; a multiple of 4.
+    /// The number of elements, a multiple of 4.
     pub len: usize,
-    /// The elements below this index decay.
+    /// Elements below this index decay.
     pub decay_end: usize,
 }
 
-/// The one launch of a step.
+/// The launch of a step.
 ///
 /// # Panics
-/// If a buffer has no room for `len` elements or for the state, `len` is 0 or no multiple of 4, a buffer is not aligned
-/// to 16 bytes, or there is a working copy in a program whose type is not f16 or bf16.
+/// If a buffer is too small or not aligned to 16 bytes, `len` is 0 or no multiple of 4, or there is a working copy and
+/// the dtype is neither f16 nor bf16.
 pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
     let Buffers { param, grad, velocity, copy, control, loss_scale, loss, grad_scale, len, decay_end } = *buffers;
     assert!(len > 0 && len.is_multiple_of(PER_THREAD), "sgd: {len} elements, expected a multiple of 4");
@@ -88,7 +77,7 @@ pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
         loss_scale: loss_scale.map_or(0, View::address),
         loss: loss.map_or(0, View::address),
         len: len as i64,
-        // 0 times an infinite parameter is no number.
+        // 0 times an infinite parameter would be NaN.
         decay_end: if spec.weight_decay > 0.0 { decay_end as i64 } else { 0 },
         momentum: spec.momentum as f32,
         keep: (1.0 - spec.dampening) as f32,
@@ -103,7 +92,7 @@ pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
     let mut views = vec![param.clone(), grad.clone(), velocity.clone(), control.clone()];
     views.extend([copy, loss_scale, loss].into_iter().flatten().cloned());
     let blocks = len.div_ceil(PER_THREAD * THREADS as usize);
-    // SAFETY: every buffer holds `len` elements, aligned, the control two, the loss one and the loss scale its state,
-    // as asserted above; the working copy, the loss and the loss scale may be null.
+    // SAFETY: the views hold `len` aligned elements each, two of the control, the loss and the loss scale's state, as
+    // asserted above; the working copy, the loss and the loss scale may be null.
     unsafe { Launch::new(kernel, [blocks as u32, 1, 1], &params, cost, views) }
 }

@@ -1,6 +1,6 @@
-//! Stochastic gradient descent with momentum, over all parameters of a program in one launch.
+//! Stochastic gradient descent with momentum, for all parameters of a program in one launch.
 //!
-//! All parameters lie in one flat f32 tensor, those that decay first. Torch's convention:
+//! The parameters are one flat f32 tensor; the decaying ones come first. In torch's convention:
 //!
 //! ```text
 //! g = grad / grad_scale + decay * param            decay only below `decay_end`
@@ -8,9 +8,18 @@
 //! param -= lr (nesterov ? g + momentum v : v)
 //! ```
 //!
-//! What has no weight is not read: the velocity without momentum, whatever the dampening, and the parameter without
-//! decay.
-//! `grad_scale` is what the gradients were multiplied by; a program takes it from its graph's loss.
+//! A term of weight 0 is not read: the velocity without momentum, whatever the dampening, and for g the parameter
+//! without decay. `grad_scale` is the factor of the gradients; a program takes it from its graph's loss.
+//!
+//! ```
+//! use residuum::control::sgd::{step, Sgd, Spec, StepState};
+//!
+//! let sgd = Sgd::new(Spec { momentum: 0.5, dampening: 0.0, nesterov: false, weight_decay: 0.0 })?;
+//! let (mut param, mut velocity) = ([1.0f64], [4.0]);
+//! step(&sgd, StepState { lr: 0.25, grad_scale: 1.0, first: false }, 0, &mut param, &[2.0], &mut velocity);
+//! assert_eq!((param, velocity), ([0.0], [4.0])); // v = 0.5 * 4 + 2, param -= 0.25 v
+//! # Ok::<(), residuum::Error>(())
+//! ```
 
 mod launch;
 mod reference;
@@ -24,13 +33,13 @@ use crate::{Error, Result};
 /// The constants of the optimizer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spec {
-    /// The share of the velocity that is kept.
+    /// Momentum, in 0..=1.
     pub momentum: f64,
-    /// The share of the new gradient that is left out of the velocity; without momentum it changes nothing.
+    /// Dampening of the gradient in the velocity, in 0..=1; has no effect without momentum.
     pub dampening: f64,
-    /// Whether the step looks ahead along the velocity.
+    /// True for Nesterov momentum.
     pub nesterov: bool,
-    /// The pull of decaying parameters towards 0.
+    /// Weight decay (L2), at least 0.
     pub weight_decay: f64,
 }
 
@@ -41,8 +50,8 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// Checks `spec`: momentum and dampening in 0..=1, decay not negative, Nesterov only with momentum and without
-    /// dampening.
+    /// Fails if momentum or dampening is not in 0..=1, weight decay is negative or not finite, or Nesterov is used without
+    /// momentum or with dampening.
     pub fn new(spec: Spec) -> Result<Self> {
         let unit = 0.0..=1.0;
         for (what, value) in [("momentum", spec.momentum), ("dampening", spec.dampening)] {
@@ -59,7 +68,7 @@ impl Sgd {
         Ok(Self { spec })
     }
 
-    /// Whether a step reads the velocities of the one before: only then is there anything to keep between runs.
+    /// True if a step reads the velocities of the last one, so that they must be kept between runs.
     pub fn has_velocity(&self) -> bool {
         self.spec.momentum != 0.0
     }

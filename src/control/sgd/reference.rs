@@ -5,21 +5,21 @@ use crate::device::cpu::vectorized;
 use crate::ops::parallel::{in_lanes, split};
 use crate::tensor::Real;
 
-/// The elements of a parallel run.
+/// Elements per task.
 const RUN: usize = 1 << 15;
 
-/// What changes from step to step.
+/// The inputs that change from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepState {
     /// The learning rate.
     pub lr: f64,
-    /// What the gradients were multiplied by, positive and finite.
+    /// The factor of the gradients, positive and finite.
     pub grad_scale: f64,
-    /// Whether this is the first step: the velocity is not read.
+    /// True at the first step: the velocity is not read.
     pub first: bool,
 }
 
-/// One step on the host: updates `param` and `velocity`. The elements below `decay_end` decay.
+/// One step on the host: updates `param` and `velocity`. Elements below `decay_end` decay.
 pub fn step<T: Real>(sgd: &Sgd, state: StepState, decay_end: usize, param: &mut [T], grad: &[T], velocity: &mut [T]) {
     let decay_end = decay_end.min(param.len());
     let (decaying, free) = param.split_at_mut(decay_end);
