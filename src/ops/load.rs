@@ -41,8 +41,8 @@ pub enum Load<T = ()> {
         /// `[C]`.
         c: T,
     },
-    /// `max(x scale[c] + shift[c] + other other_scale[c] + other_shift[c], 0)`, scales and shifts optional: the end of a
-    /// residual block, formed by its reader.
+    /// `max(x scale[c] + shift[c] + other other_scale[c] + other_shift[c], 0)`, scales and shifts optional: the end of
+    /// a residual block, formed by its reader.
     Sum {
         /// Scale and shift of the operand itself.
         own: Option<Affine<T>>,

@@ -1,8 +1,8 @@
 //! Parallel loops of the CPU's ops, and fixed-order sums over the rows of a matrix: the per-channel reductions of NHWC
 //! tensors. Work is cut by shape only, so that the bits do not depend on the number of threads.
 //!
-//! The rows are cut into parts, which are summed separately and added in order. In a part several rows form one wide row
-//! of at least [`WIDTH`] elements, so that a loop over it uses whole vectors even if there are few channels.
+//! The rows are cut into parts, which are summed separately and added in order. In a part several rows form one wide
+//! row of at least [`WIDTH`] elements, so that a loop over it uses whole vectors even if there are few channels.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};

@@ -56,8 +56,8 @@ pub(super) fn pixels(
     (n * SECTOR * sectors(starts, c * element)) as u64
 }
 
-/// Bytes of the sectors touched by `count` rows of `bytes` bytes, the first at `address`, `pitch` bytes apart. Dense rows
-/// count only their own bytes.
+/// Bytes of the sectors touched by `count` rows of `bytes` bytes, the first at `address`, `pitch` bytes apart. Dense
+/// rows count only their own bytes.
 pub(super) fn rows(address: u64, count: usize, bytes: usize, pitch: usize) -> u64 {
     let first = address as usize % SECTOR;
     if pitch == bytes || [first, bytes, pitch].iter().all(|v| v.is_multiple_of(SECTOR)) {

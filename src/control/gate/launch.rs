@@ -1,4 +1,4 @@
-//! Which kernels, on what grid.
+//! The launches: kernels, grids and parameters.
 
 use super::{CONTROL_WORDS, PURPOSE, UNIT};
 use crate::device::table::{kernels, only};

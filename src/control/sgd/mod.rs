@@ -50,8 +50,8 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// Fails if momentum or dampening is not in 0..=1, weight decay is negative or not finite, or Nesterov is used without
-    /// momentum or with dampening.
+    /// Fails if momentum or dampening is not in 0..=1, weight decay is negative or not finite, or Nesterov is used
+    /// without momentum or with dampening.
     pub fn new(spec: Spec) -> Result<Self> {
         let unit = 0.0..=1.0;
         for (what, value) in [("momentum", spec.momentum), ("dampening", spec.dampening)] {

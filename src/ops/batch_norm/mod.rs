@@ -52,7 +52,7 @@ pub struct Spec {
     pub momentum: f64,
 }
 
-/// A batch norm whose spec has been checked.
+/// A batch norm with a checked [`Spec`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchNorm {
     spec: Spec,

@@ -87,8 +87,8 @@ fn fold<T: Real>(eps: f64, share: f64, call: Fold<&[T], &mut [T]>) {
     }
 }
 
-/// The mean of `m` elements, corrected by the mean of their differences from it: exact if all are equal. Infinite if one
-/// of them is.
+/// The mean of `m` elements, corrected by the mean of their differences from it: exact if all are equal. Infinite if
+/// one of them is.
 pub(in crate::ops) fn mean_of<I: Iterator<Item = f64>>(channel: impl Fn() -> I, m: f64) -> f64 {
     let mean = compensated(channel()) / m;
     let corrected = mean + compensated(channel().map(|v| v - mean)) / m;

@@ -34,7 +34,7 @@ pub struct Spec {
     pub channels: Vec<usize>,
 }
 
-/// A concatenation whose shapes have been checked.
+/// A concatenation with a checked [`Spec`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Concat {
     spec: Spec,

@@ -9,9 +9,9 @@
 //! ```
 //!
 //! The forward pass first transposes the weights to have output channels innermost: packing them for each product costs
-//! more. A 1x1 convolution of stride 1 without padding needs no rows: it reads x and writes dx directly. The work is cut
-//! into lanes, which run in parallel, and a lane into chunks, whose rows stay in the L2 cache. The cuts depend only on
-//! the shapes, so the bits do not depend on the number of threads.
+//! more. A 1x1 convolution of stride 1 without padding needs no rows: it reads x and writes dx directly. The work is
+//! cut into lanes, which run in parallel, and a lane into chunks, whose rows stay in the L2 cache. The cuts depend only
+//! on the shapes, so the bits do not depend on the number of threads.
 
 use std::ops::Range;
 
@@ -283,8 +283,8 @@ impl Plan {
         (&w[channels.start * self.row..channels.end * self.row], matrix)
     }
 
-    /// Elements of the transposed weights, which the forward products read much faster; 0 if there are too few pixels to
-    /// pay for transposing.
+    /// Elements of the transposed weights, which the forward products read much faster; 0 if there are too few pixels
+    /// to pay for transposing.
     fn transposed(&self) -> usize {
         if self.pixels < LANE_PIXELS {
             0
@@ -343,8 +343,8 @@ impl Plan {
         }
     }
 
-    /// Calls `f` for the runs of an output pixel's row, in order, with the place in the row and the start in x; `None` in
-    /// the padding.
+    /// Calls `f` for the runs of an output pixel's row, in order, with the place in the row and the start in x; `None`
+    /// in the padding.
     #[inline(always)]
     fn taps(&self, pixel: usize, g: usize, mut f: impl FnMut(Range<usize>, Option<usize>)) {
         let Spec { h, w, c, kernel: [r, s], stride, padding, dilation, groups, .. } = self.spec;

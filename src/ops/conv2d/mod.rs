@@ -90,7 +90,7 @@ impl Spec {
     }
 }
 
-/// A convolution whose shapes have been checked.
+/// A convolution with a checked [`Spec`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conv2d {
     spec: Spec,
@@ -99,8 +99,8 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Fails if an extent, a stride or a dilation is 0, the groups do not divide the channels, the kernel is larger than
-    /// the padded input, or an image, the weights or all pixels are 2^31 elements or more.
+    /// Fails if an extent, a stride or a dilation is 0, the groups do not divide the channels, the kernel is larger
+    /// than the padded input, or an image, the weights or all pixels are 2^31 elements or more.
     pub fn new(spec: Spec) -> Result<Self> {
         let Spec { n, h, w, c, k, kernel: [r, s], stride, padding, dilation, groups } = spec;
         let bad = |problem: String| Err(Error::invalid("conv2d", problem));
@@ -165,9 +165,9 @@ impl Conv2d {
         Self { spec, ..*self }
     }
 
-    /// True if a forward pass can load x as the end of a residual block ([`Load::Sum`](super::load::Load)): each element
-    /// is loaded by the tiles of one row, 8 channels at a time. The kernel must be 1x1 with stride 1, no padding, one
-    /// group and a multiple of 8 channels.
+    /// True if a forward pass can load x as the end of a residual block ([`Load::Sum`](super::load::Load)): each
+    /// element is loaded by the tiles of one row, 8 channels at a time. The kernel must be 1x1 with stride 1, no
+    /// padding, one group and a multiple of 8 channels.
     pub fn can_load_sum(&self) -> bool {
         let s = self.spec;
         s.kernel == [1, 1] && s.stride == [1, 1] && s.padding == [0, 0] && s.groups == 1 && s.c.is_multiple_of(8)

@@ -281,7 +281,7 @@ impl Operator for Node {
 
 impl Node {
     /// Every plan for this pass: each tile, with and without a split of the reduction (masked gradients are not split).
-    /// For tests and benchmarks; [`Operator::launches`] chooses a plan by shape. Empty in f64 and for [`Pass::BwdBias`].
+    /// For tests and benchmarks; [`Operator::launches`] chooses a plan. Empty in f64 and for [`Pass::BwdBias`].
     pub fn plans(&self, target: Target) -> Vec<Plan> {
         launch::plans(self, target)
     }
@@ -291,7 +291,7 @@ impl Node {
         launch::scratch_bytes(self, target, Some(plan))
     }
 
-    /// [`Operator::launches`] with a plan from [`Node::plans`] for `target`. Fails if `plan` is for another pass or dtype.
+    /// [`Operator::launches`] with a plan from [`Node::plans`]. Fails if it is for another pass or dtype.
     pub fn launches_with(&self, target: Target, io: &Io<'_>, plan: Plan) -> Result<Vec<Launch>> {
         launch::launches(self, target, io, Some(plan))
     }

@@ -10,10 +10,10 @@
 //! never counts: torch's `argmax` takes the NaN for the largest, so that a network of NaNs would be right on all images
 //! of class 0.
 //!
-//! Non-finite logits are treated as in torch. A logit of minus infinity is a class of probability 0: its gradient is the
-//! target's part alone. It adds nothing to the loss if its target is 0 (0 times infinity is 0 here), else the loss is
-//! infinite. Loss and gradient of an image are NaN if a logit is NaN or plus infinity, if all are minus infinity, or if
-//! the label is no class.
+//! Non-finite logits are treated as in torch. A logit of minus infinity is a class of probability 0: its gradient is
+//! the target's part alone. It adds nothing to the loss if its target is 0 (0 times infinity is 0 here), else the loss
+//! is infinite. Loss and gradient of an image are NaN if a logit is NaN or plus infinity, if all are minus infinity, or
+//! if the label is no class.
 //!
 //! ```
 //! use residuum::ops::cross_entropy::{CrossEntropy, Fwd, Spec};
@@ -52,7 +52,7 @@ pub struct Spec {
     pub grad_scale: f64,
 }
 
-/// A loss whose spec has been checked.
+/// A loss with a checked [`Spec`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CrossEntropy {
     spec: Spec,

@@ -21,7 +21,7 @@ pub struct Spec {
     pub k: usize,
 }
 
-/// A linear layer whose shapes have been checked.
+/// A linear layer with a checked [`Spec`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Linear {
     conv: conv2d::Conv2d,

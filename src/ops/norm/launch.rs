@@ -104,8 +104,8 @@ fn launch_gradient(node: &Node, form: Gradient, target: Target, io: &Io<'_>) -> 
     };
     let cost = bound.cost(target.dtype, &node.inputs(), node.flops(), &sums);
     let kernel = entry(target, GRADIENT[bound.form()])?;
-    // SAFETY: `strips` covers dz, g, y and the bits; the views hold these, the mask's other operands (`Io::check`) and the
-    // bands' sums; operands that the form does not read are null.
+    // SAFETY: `strips` covers dz, g, y and the bits; the views hold these, the mask's other operands (`Io::check`) and
+    // the bands' sums; operands that the form does not read are null.
     let first = unsafe { Launch::new(kernel, sums.strips.grid()?, &params, cost, bound.views(io.inputs, &sums)) };
     let mut launches = vec![first];
     launches.extend(bound.merge(&sums)?);

@@ -1,6 +1,6 @@
-//! Batch norm in training, in pieces that need no passes over memory of their own: the producer of y leaves its moments,
-//! the readers of the activation apply scale and shift as they load, the producer of the gradient leaves two sums per
-//! channel, and the readers of the gradient correct it as they load. [`batch_norm`](super::batch_norm) is the whole op.
+//! Batch norm ([`batch_norm`](super::batch_norm)) in training, in pieces without passes over memory of their own: the
+//! producer of y leaves its moments, the readers of the activation apply scale and shift as they load, the producer of
+//! the gradient leaves two sums per channel, and the readers of the gradient correct it as they load.
 //!
 //! ```text
 //! moments       mean = sum y / m,  var = sum (y - mean)^2 / m,  m = N*H*W

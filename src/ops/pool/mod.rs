@@ -12,8 +12,8 @@
 //! A single window may be larger than the padded image, as in torch; it is clipped. Adaptive windows run from
 //! `floor(i H / P)` to `ceil((i + 1) H / P)`.
 //!
-//! A batch norm and a ReLU before the pooling may be fused ([`norm`](super::norm)): applied as x is loaded, and undone
-//! before dx is stored.
+//! A batch norm and a ReLU before the pooling may be fused ([`norm`](super::norm)): applied as x is loaded, and dx is
+//! masked before it is stored.
 //!
 //! ```
 //! use residuum::ops::pool::{Bwd, Kind, Pool, Spec, Window};
@@ -83,7 +83,7 @@ pub struct Spec {
     pub kind: Kind,
 }
 
-/// A pooling whose shapes have been checked.
+/// A pooling with a checked [`Spec`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pool {
     spec: Spec,
@@ -92,9 +92,9 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Fails if an extent is 0, the padding is more than half the kernel (rounded down), no window fits, or a maximum is
-    /// over more than 256 pixels inside the image. torch allows such windows. Here the index of a maximum is a byte, a
-    /// quarter of the traffic of a 32-bit index; the networks of [`models`](crate::models) need at most 9 pixels.
+    /// Fails if an extent is 0, the padding is more than half the kernel (rounded down), no window fits, or a maximum
+    /// is over more than 256 pixels inside the image. torch allows such windows. Here the index of a maximum is a byte,
+    /// a quarter of the traffic of a 32-bit index; the networks of [`models`](crate::models) need at most 9 pixels.
     pub fn new(spec: Spec) -> Result<Self> {
         let bad = |problem: String| Err(Error::invalid("pool", problem));
         let [_, h, w, _] = spec.x;

@@ -1,5 +1,5 @@
-//! The rectifier: `y = max(x, 0)`; backward `dx = 0` where `y <= 0`, else `dy`. A NaN stays a NaN, and dy passes where y
-//! is NaN, as in torch. The op is elementwise: tensors have any shape.
+//! The rectifier: `y = max(x, 0)`; backward `dx = 0` where `y <= 0`, else `dy`. A NaN stays a NaN, and dy passes where
+//! y is NaN, as in torch. The op is elementwise: tensors have any shape.
 //!
 //! ```
 //! use residuum::ops::relu::{Fwd, Node, Pass};

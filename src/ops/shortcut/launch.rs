@@ -73,7 +73,7 @@ fn ends<'a>(node: &Node, io: &Io<'a>) -> (&'a Arg, &'a Arg) {
     }
 }
 
-/// fwd reads only the kept pixels of x, bwd only the channels of dy that lead to dx. An overwritten dx is written in full.
+/// fwd reads only the kept pixels of x, bwd only the channels of dy from x. An overwritten dx is written in full.
 fn cost(node: &Node, dtype: DType, io: &Io<'_>) -> Cost {
     let Spec { x: [n, h, w, c], stride, .. } = node.shortcut.spec;
     let mut cost = io.cost(node, dtype);

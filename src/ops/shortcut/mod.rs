@@ -38,7 +38,7 @@ pub struct Spec {
     pub lead: usize,
 }
 
-/// A shortcut whose shapes have been checked.
+/// A shortcut with a checked [`Spec`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shortcut {
     spec: Spec,

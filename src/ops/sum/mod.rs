@@ -9,8 +9,8 @@
 //! arXiv:1603.09382): in training by the gate; at inference `share` is its survival probability. Operands are loaded as
 //! they are or through a batch norm. Kernels add in f32 and round only the sum to the storage type.
 //!
-//! `signs` is one bit per element, 0 where the stored y is 0 or less (1 for a NaN): the backward pass needs no more. Bit
-//! `c % 8` of byte `c / 8` of a pixel is channel c; the bits past the last channel are 0.
+//! `signs` is one bit per element, 0 where the stored y is 0 or less (1 for a NaN): the backward pass needs no more.
+//! Bit `c % 8` of byte `c / 8` of a pixel is channel c; the bits past the last channel are 0.
 //!
 //! ```
 //! use residuum::ops::sum::{Fwd, Node};

@@ -45,8 +45,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The entry for operands that allow 16-byte accesses (in the stem: an x with a pixel stride of 4), if there is one,
-    /// else the entry for any operands.
+    /// The entry for operands that allow 16-byte accesses (in the stem: an x with a pixel stride of 4), if there is
+    /// one, else the entry for any operands.
     pub fn kernel(&self) -> &'static str {
         self.vector.unwrap_or(self.scalar).kernel.name
     }
@@ -176,8 +176,8 @@ impl Problem {
         product && self.raw && s.groups == 1 && s.c <= STEM_C && !self.allows_vectors(dtype, 1)
     }
 
-    /// Every possible pack: the smallest that fills 16-byte accesses, and any larger one that `channels` allows. A pack of
-    /// p costs p times the needed products, less those that a tile would have wasted anyway.
+    /// Every possible pack: the smallest that fills 16-byte accesses, and any larger one that `channels` allows. A pack
+    /// of p costs p times the needed products, less those that a tile would have wasted anyway.
     fn packs(&self, dtype: DType, channels: impl Fn(usize) -> bool) -> Vec<usize> {
         let groups = self.conv.spec.groups;
         let possible = |&p: &usize| groups.is_multiple_of(p) && self.allows_vectors(dtype, p);
@@ -299,8 +299,8 @@ pub fn clocks(problem: &Problem, shape: Shape, v: &Variant, splits: usize) -> u6
     waves * block / (2 * PROCESSORS) + second
 }
 
-/// True if `splits` leave few partial sums: few relative to the pixels that bwd_w reads, or so few that they stay in the
-/// L2 cache.
+/// True if `splits` leave few partial sums: few relative to the pixels that bwd_w reads, or so few that they stay in
+/// the L2 cache.
 fn affordable(problem: &Problem, dtype: DType, splits: usize) -> bool {
     const SHARE: usize = 32;
     const CACHED: usize = 4 << 20;

@@ -54,8 +54,8 @@ impl<'a> Run<'a> {
         let mut views = Self::views(&bound, &reader.read, &tiles);
         views.extend([z, signs].map(|m| m.view.clone()));
         let kernel = &bound.formed().variant.kernel;
-        // SAFETY: the rows of the table END take EndParams; every matrix was checked to lie in its view and to allow the
-        // kernel's accesses, the tiles' moments in the scratch memory.
+        // SAFETY: the rows of the table END take EndParams; every matrix was checked to lie in its view and to allow
+        // the kernel's accesses, the tiles' moments in the scratch memory.
         let first = unsafe { Launch::new(kernel, grid, &params, cost, views) };
         self.measured(first, &bound, &tiles, y, Some(moments))
     }

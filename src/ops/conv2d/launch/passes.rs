@@ -89,9 +89,9 @@ impl<'a> Run<'a> {
         let (kernel, grid) = (&bound.formed().variant.kernel, bound.grid()?);
         let cost = Self::cost(bound, &reader.read, tiles.bytes());
         let views = Self::views(bound, &reader.read, tiles);
-        // SAFETY: the struct is the kernel's, as the caller promises. Every matrix was checked to lie in its view, the
-        // tiles' numbers in the scratch memory; the kernel stays inside the extents and strides of these.
         Ok(match self.node.pass.is_plain() {
+            // SAFETY: the struct is the kernel's, as the caller promises. Every matrix was checked to lie in its view,
+            // the tiles' numbers in the scratch memory; the kernel stays inside their extents and strides.
             true => unsafe { Launch::new(kernel, grid, &plain, cost, views) },
             // SAFETY: as above.
             false => unsafe { Launch::new(kernel, grid, &fused, cost, views) },

@@ -140,7 +140,7 @@ pub struct Beside<'a> {
 pub struct Formed {
     pub variant: &'static Variant,
     pub shape: Shape,
-    /// Channels of x and of y in what the kernel takes for a group.
+    /// Channels of x and of y in a group as the kernel computes it.
     x_c: usize,
     y_c: usize,
 }

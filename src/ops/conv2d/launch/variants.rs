@@ -20,8 +20,8 @@ pub const STAGE_ROW_BYTES: usize = 64;
 const STAGES: usize = 4;
 
 impl Tile {
-    /// The larger of the stages (one fewer if operand A has two tensors) and the finished tile (floats, rows padded by 8);
-    /// plus the table of rows.
+    /// The larger of the stages (one fewer if operand A has two tensors) and the finished tile (floats, rows padded by
+    /// 8); plus the table of rows.
     pub const fn shared_bytes(self, stages: Stages) -> u32 {
         let (count, a) = if stages.paired { (STAGES - 1, 2 * self.m) } else { (STAGES, self.m) };
         let (pipeline, staged) = (count * (a + self.n) * STAGE_ROW_BYTES, self.m * (self.n + 8) * 4);

@@ -32,8 +32,8 @@ kernels! {
 
 /// The launches that merge each band's mean and sum of squares about it (M2) into `[mean, var]`, the variance biased.
 ///
-/// `from` are `[bands][channels]`; `scratch` has [`Bands::merge_bytes`]`(2)` bytes, or is `None` if that is 0. Fails if a
-/// view is too small, or `rows` does not make `bands.count` bands.
+/// `from` are `[bands][channels]`; `scratch` has [`Bands::merge_bytes`]`(2)` bytes, or is `None` if that is 0. Fails if
+/// a view is too small, or `rows` does not make `bands.count` bands.
 pub fn moments(
     bands: Bands,
     rows: BandRows,
@@ -53,7 +53,7 @@ pub fn moments(
     Ok(vec![moments_step(bands, rows, each, from, between)?, moments_step(parts, merged, parts.count, between, to)?])
 }
 
-/// The launches that sum the bands of one to three tensors `from`, each `[bands][channels]`, into `to`, each `[channels]`.
+/// The launches that sum the bands of one to three tensors `from`, `[bands][channels]`, into `to`, `[channels]`.
 ///
 /// `scratch` has [`Bands::merge_bytes`] bytes, or is `None` if that is 0. Fails if a view is too small.
 pub fn sums(bands: Bands, from: &[&View], to: &[&View], scratch: Option<&View>) -> Result<Vec<Launch>> {
