@@ -51,7 +51,7 @@ pub fn png(title: &str, history: &[Metrics]) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-/// Scales the picture down by `FINE`: each pixel is the mean of those that it covers.
+/// Scales the picture down by `FINE`: each pixel is the mean of the pixels that it covers.
 fn reduced(pixels: &[u8], width: usize) -> Vec<u8> {
     let (fine, row) = (FINE as usize, width * 3);
     let mut out = Vec::with_capacity(pixels.len() / (fine * fine));

@@ -30,7 +30,7 @@ pub struct Folder {
     lock: Arc<File>,
 }
 
-/// What to clean up if the process ends without dropping its folder.
+/// The cleanup of a folder, for a process that ends without dropping it.
 #[derive(Debug)]
 struct Held {
     path: PathBuf,
@@ -100,7 +100,7 @@ impl Folder {
         Err(Failure::Work(format!("{RUNS}: no free name for a run's folder")))
     }
 
-    /// Claims the last folder that [`Folder::fresh`] created for `settings`, whatever is in it.
+    /// Claims the last folder that [`Folder::fresh`] created for `settings`, regardless of its content.
     pub fn latest(settings: &Settings) -> Result<Self, Failure> {
         Self::claim(numbered(settings, newest(settings).unwrap_or(1)))
     }
@@ -116,7 +116,7 @@ impl Folder {
             }
         }
         let lock = lock?;
-        // Removes what killed runs were writing; a failure does no harm.
+        // Removes temporary files of killed runs; a failure does no harm.
         let _ = sweep(&path);
         Ok(Self { path, lock })
     }
@@ -236,7 +236,7 @@ pub fn release() {
 impl Held {
     /// Removes the file of the lock, which is still locked, and the created folders that are empty.
     fn release(self) {
-        // A failed removal does no harm: the file does not lock anything out by itself.
+        // A failed removal does no harm: the file alone locks nobody out.
         let path = self.path.join(LOCK);
         // If the folder was moved, another run's lock may be here.
         if self.lock.is_some_and(|lock| is_at(&lock, &path)) {

@@ -16,10 +16,10 @@ use crate::train::at_least_one;
 
 /// Shows every kernel launch of a training step or of inference: operations, bytes and least time
 ///
-/// Compiles the network without running it: nothing is computed and little memory is taken. Bytes are those of global
-/// memory, each counted once per launch; a multiply-add counts as two operations. With stochastic depth the figures are
-/// those of a step that drops no block. The least time is that of the bytes at the GPU's bandwidth or of the operations
-/// at its peak, whichever is longer (the roofline).
+/// Compiles the network without running it, in little memory. Bytes are global memory traffic, each byte counted once
+/// per launch; a multiply-add counts as two operations. With stochastic depth the figures describe a step that drops no
+/// block. The least time is the bytes over the GPU's bandwidth or the operations over its peak, whichever is longer
+/// (the roofline).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   residuum plan resnet50 --dtype bf16
@@ -48,7 +48,7 @@ pub struct Args {
     /// Height and width of the images [default: the network's]
     #[arg(long, value_name = "HxW", value_parser = size)]
     size: Option<[usize; 2]>,
-    /// The GPU whose roofline is taken [default: H200, or the first of --gpus]
+    /// The GPU whose roofline is used [default: H200, or the first of --gpus]
     #[arg(long, value_name = "NAME")]
     gpu: Option<String>,
     /// More GPUs to choose from
@@ -215,17 +215,17 @@ impl Planned {
 
     fn totals(&self) -> String {
         let images = self.batch as f64;
-        let each = |total: f64, unit: &str| format!("{total:.2} {unit}, {:.2} {unit} an image", total / images);
+        let each = |total: f64, unit: &str| format!("{total:.2} {unit}, {:.2} {unit} per image", total / images);
         let saved = megabytes(self.saved_activation_bytes as u64);
         let mut lines = vec![
             format!("launches           {}", grouped(self.launches.len() as u64)),
             format!("operations         {}", each(self.cost.flops as f64 / 1e9, "GFLOP")),
             format!("bytes              {}", each(megabytes(self.cost.bytes()), "MB")),
-            format!("time at least      {:.2} us, {:.0} images a second", self.seconds * 1e6, images / self.seconds),
+            format!("time at least      {:.2} us, {:.0} images/s", self.seconds * 1e6, images / self.seconds),
             format!("arena              {:.2} MB", megabytes(self.arena_bytes as u64)),
             format!("saved activations  {}", each(saved, "MB")),
         ];
-        // The other figures are those of a step that drops no block.
+        // The other figures describe a step that drops no block.
         let expected = self.expected_bytes.map(|bytes| format!("bytes on average   {}", each(bytes / 1e6, "MB")));
         lines.splice(3..3, expected);
         lines.join("\n")

@@ -17,7 +17,7 @@ use crate::signals::clean_up_when_interrupted;
 /// The input file holds `input` (NCHW) and `labels` (int64, one for each image). The output file gets `loss`,
 /// `logits`, `grad.PARAMETER` for every parameter and `running.BUFFER` for every running statistic after the pass, in
 /// torch's names and shapes; f64 tensors with `--dtype f64`. The loss is the mean cross-entropy. With `--stochastic` it
-/// also gets `gates` (int64, one for each residual block): 1 where the block was kept.
+/// also gets `gates` (int64, one for each residual block): 1 for a kept block.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   residuum step --model resnet20_cifar --weights w.safetensors --input x.safetensors \\

@@ -33,7 +33,7 @@ impl Batch {
     }
 }
 
-/// Cuts a [`Dataset`] into batches, the same for any number of threads. See the [module](super) for an example.
+/// Cuts a [`Dataset`] into batches, which do not depend on threads. See the [module](super) for an example.
 #[derive(Clone, Debug)]
 pub struct Loader<'a> {
     data: &'a Dataset,

@@ -1,4 +1,4 @@
-//! What a device that runs kernels must do.
+//! The interface of devices that run kernels.
 
 use std::fmt;
 use std::sync::Arc;
@@ -45,8 +45,7 @@ pub unsafe trait Backend: fmt::Debug + Send + Sync {
     /// Puts one launch on the device's queue.
     fn launch(&self, launch: &Launch) -> Result<()>;
 
-    /// Prepares `launches` for a faster replay, if the device has one. Runs nothing. See
-    /// [`Recording`](super::Recording).
+    /// Prepares `launches` for a faster replay, if the device has one, without running them.
     fn record(&self, launches: &Arc<[Launch]>) -> Result<Option<Box<dyn Replay>>> {
         let _ = launches;
         Ok(None)
@@ -76,7 +75,8 @@ pub unsafe trait Backend: fmt::Debug + Send + Sync {
     }
 }
 
-/// Launches that a backend has prepared to repeat, as a CUDA graph. Owns the launches and so their memory.
+/// Launches prepared for replay, such as a CUDA graph; see [`Recording`](super::Recording). It owns the launches and so
+/// their memory.
 pub trait Replay: fmt::Debug + Send + Sync {
     /// Puts all launches on the device's queue, in order.
     fn replay(&self) -> Result<()>;

@@ -13,7 +13,7 @@ pub(super) fn open(arch: Arch) -> Arc<dyn Backend> {
     Arc::new(Blueprint { arch, id: DeviceId::unique() })
 }
 
-/// Takes launches to be looked at and runs none.
+/// A backend for programs that are compiled but not run.
 #[derive(Debug)]
 struct Blueprint {
     arch: Arch,
@@ -50,7 +50,7 @@ unsafe impl Backend for Blueprint {
 /// The first address of every memory: aligned as a GPU's, and not null.
 const ADDRESS: u64 = 1 << 20;
 
-/// A range of addresses with nothing behind them.
+/// A range of addresses without memory.
 #[derive(Debug)]
 struct Reserved {
     bytes: usize,
@@ -71,7 +71,7 @@ unsafe impl Memory for Reserved {
         self.bytes
     }
 
-    /// Does nothing: compiling a program sets its first state.
+    /// Does nothing: a program writes its initial state when it is compiled.
     fn write(&self, _offset: usize, _src: &[u8]) -> Result<()> {
         Ok(())
     }

@@ -1,7 +1,6 @@
-//! The launch that tells the conditional nodes of a CUDA graph which gates are open.
+//! The launch that sets the conditions of a CUDA graph's conditional nodes from the gates.
 //!
-//! Conditional nodes are the device's business, so the launch is made here and not by an op. Its kernel is one of
-//! `control::gate`'s.
+//! Only `cuda` has such nodes, so the device makes the launch, not an op. Its kernel is in `kernels/control/gate/`.
 
 use super::launch::{Cost, Launch};
 use super::memory::View;

@@ -1,4 +1,4 @@
-//! What this machine and this build have and lack, and how to get it: `residuum doctor`.
+//! An inventory of this machine and this build, with a remedy for each missing part: `residuum doctor`.
 //!
 //! ```
 //! for finding in residuum::device::doctor::report() {
@@ -10,7 +10,7 @@ use std::fmt;
 
 use super::{cpu, Device};
 
-/// The outcome of a search.
+/// The outcome of a search. See the [module](self) for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// It is there.
@@ -19,7 +19,7 @@ pub enum State {
     Missing,
 }
 
-/// One thing that [`report`] looks for, and the outcome.
+/// One part that [`report`] looks for, and the outcome. See the [module](self) for an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Its name: `driver`, `device`, `kernels`, `simulator`, ...
@@ -28,7 +28,7 @@ pub struct Finding {
     pub state: State,
     /// The details, in one line.
     pub text: String,
-    /// How to get it if it is missing.
+    /// The way to get it, if it is missing.
     pub remedy: Option<String>,
 }
 

@@ -8,7 +8,7 @@
 //! println!("{} fatbins by nvcc {}", FATBINS.len(), TOOLKIT.unwrap_or("(none at build time)"));
 //! ```
 
-/// The resources of one entry point on one target, as ptxas reports them.
+/// The resources of one entry point on one target, as ptxas reports them; `USAGE` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// The entry point.
@@ -25,7 +25,7 @@ pub struct Usage {
     pub spill_bytes: u32,
 }
 
-/// An image, aligned as the driver wants it.
+/// An image, aligned as the driver requires.
 #[repr(C, align(64))]
 #[allow(dead_code)] // a build without nvcc has none
 struct Aligned<const N: usize>([u8; N]);

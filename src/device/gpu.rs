@@ -20,20 +20,20 @@ pub struct Gpu {
     pub name: String,
     /// The generation whose kernels it runs.
     pub arch: Arch,
-    /// Memory bandwidth, in bytes a second.
+    /// Memory bandwidth, in bytes per second.
     pub bytes_per_second: f64,
-    /// f32 operations a second without tensor cores, as this library's kernels compute.
+    /// f32 operations per second without tensor cores, as this library's kernels compute.
     pub f32_flops_per_second: f64,
-    /// f16 operations a second on tensor cores, summed in f32.
+    /// f16 operations per second on tensor cores, summed in f32.
     pub f16_flops_per_second: f64,
-    /// bf16 operations a second on tensor cores, summed in f32.
+    /// bf16 operations per second on tensor cores, summed in f32.
     pub bf16_flops_per_second: f64,
     /// The source of the figures.
     pub source: String,
 }
 
 impl Gpu {
-    /// The GPUs that the library knows, the default first. Make a value for any other.
+    /// The GPUs that the library knows, the default first. For any other, construct a value.
     pub fn known() -> Vec<Self> {
         let row =
             |name: &str, arch, bytes_per_second, f32_flops_per_second, half_flops_per_second, source: &str| Self {
@@ -59,7 +59,7 @@ impl Gpu {
         ]
     }
 
-    /// The least seconds for `cost` in a program of `dtype`: the time for its bytes or for its operations, if longer.
+    /// The least seconds for `cost` in a program of `dtype`: the longer of the times for its bytes and its operations.
     pub fn seconds(&self, cost: Cost, dtype: DType) -> f64 {
         let flops_per_second = match dtype {
             DType::F16 => self.f16_flops_per_second,

@@ -1,4 +1,4 @@
-//! A kernel with its parameters, and what it costs.
+//! A kernel launch with its parameters and its cost.
 
 use super::memory::{DeviceId, View};
 use super::Kernel;
@@ -50,13 +50,13 @@ impl std::iter::Sum for Cost {
 
 /// One kernel launch with its parameters bound: a grid of blocks of `kernel.threads` threads.
 ///
-/// What [`new`](Self::new) is promised holds for every value: `params` is the kernel's struct, and its pointers are
+/// The promises made to [`new`](Self::new) hold for every value: `params` is the kernel's struct, and its pointers are
 /// null or lie in `views`, which the launch keeps alive. `gate` holds an aligned f32.
 ///
 /// ```
 /// use residuum::device::{Arch, Cost, Device, Kernel, Launch, View};
 ///
-/// /// What the kernel takes; `kernels/` declares the struct again, and both sides assert its size.
+/// /// The kernel's parameters; `kernels/` declares the struct again, and both sides assert its size.
 /// #[repr(C)]
 /// #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 /// struct Params {
@@ -91,11 +91,10 @@ impl Launch {
     /// * `P` is the kernel's parameter struct.
     /// * A pointer in `params` is null, if the kernel allows that, or points into one of `views`, which covers all that
     ///   the kernel reads and writes through it for these parameters and this grid.
-    /// * Of an element that the kernel writes, no other thread of the launch reads or writes a byte, through any
-    ///   pointer, unless the kernel orders the two. So two views may overlap if the kernel only reads them; if they are
+    /// * If the kernel writes an element, no other thread of the launch accesses a byte of it through any pointer,
+    ///   unless the kernel orders the two accesses. So two views may overlap if the kernel only reads them; if they are
     ///   slices of channels that share no element; or if each thread reads an element before it writes that element (an
-    ///   in-place op, an output that accumulates). Launches on one queue run one after the other and may share
-    ///   anything.
+    ///   in-place op, an output that accumulates). Launches on one queue run in order and may share anything.
     ///
     /// # Panics
     /// If the size of `P` is not the kernel's, or the grid is empty or beyond CUDA's limits (2^31 - 1, 65,535, 65,535).
@@ -153,7 +152,7 @@ impl Launch {
         &bytemuck::cast_slice(&self.params)[..self.kernel.params_bytes]
     }
 
-    /// What it computes and moves.
+    /// Its operations and bytes.
     pub fn cost(&self) -> Cost {
         self.cost
     }

@@ -15,7 +15,7 @@ pub(super) fn check_range(what: &str, offset: usize, bytes: usize, of: usize) ->
     }
 }
 
-/// Tells one device of this process from the others, and so whose memory a launch uses.
+/// Identifies a device within this process, and so the owner of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeviceId(u64);
 

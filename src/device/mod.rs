@@ -1,4 +1,4 @@
-//! Devices: where a graph runs.
+//! Devices, which run graphs.
 //!
 //! A [`Device`] is the CPU, or a [`Backend`] that runs the library's kernels. All backends take the same [`Launch`]es,
 //! and nothing outside this folder names cudarc or the simulator.
@@ -6,14 +6,13 @@
 //! | to get | call |
 //! |---|---|
 //! | the best of this machine | [`Device::best`] |
-//! | a device by a user's word: `auto`, `cpu`, `cuda`, `cuda:1`, `sim` | [`Device::parse`] |
+//! | a device by name: `auto`, `cpu`, `cuda`, `cuda:1`, `sim` | [`Device::parse`] |
 //! | the CPU | [`Device::cpu`] |
 //! | a GPU | [`Device::cuda`]; on another library's stream [`Device::cuda_on_stream`] |
 //! | the simulator of the kernels, for tests | [`Device::sim`] |
 //! | a device to plan for, which runs nothing | [`Device::blueprint`] |
 //!
-//! [`doctor::report`] says which of them this machine has. `docs/SWITCHES.md` lists the environment variables that
-//! change how a device behaves.
+//! [`doctor::report`] lists the devices of this machine, `docs/SWITCHES.md` the environment variables that affect them.
 //!
 //! To launch a kernel by hand: [allocate](Backend::allocate) [`Memory`], take [`View`]s of it, bind them in a
 //! [`Launch`], and give it to [`Backend::launch`], or repeat it with a [`Recording`].
@@ -51,8 +50,8 @@ pub use self::recording::Recording;
 pub use self::select::Device;
 use crate::tensor::DType;
 
-/// A generation of GPUs, for which kernels are chosen: all that a generation needs besides its kernels and its row of
-/// `build/arch.rs` is here.
+/// A GPU generation, for which kernels are chosen; [`Device::blueprint`] takes one. A new generation needs a variant
+/// here, a row of `build/arch.rs` and its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Arch {
     /// Compute capability 8.0 and later: `mma.sync`, `cp.async`.
@@ -65,7 +64,7 @@ impl Arch {
     /// Every generation.
     pub const ALL: [Self; 2] = [Self::Sm80, Self::Sm90];
 
-    /// The names of all, for messages: `sm_80 or sm_90`.
+    /// All names, for messages: `sm_80 or sm_90`.
     pub fn known() -> String {
         Self::ALL.map(|arch| arch.to_string()).join(" or ")
     }
@@ -93,7 +92,7 @@ impl FromStr for Arch {
     }
 }
 
-/// For whom an op chooses its kernels.
+/// The generation and dtype for which an op chooses its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     /// The generation of the device.
@@ -109,18 +108,18 @@ impl Target {
     }
 }
 
-/// An entry point of the embedded kernels: `<op>_<pass>_<dtype>[_<tile>][_<form>][_sm<NN>]`.
+/// An entry point of the embedded kernels: `<op>_<pass>_<dtype>[_<tile>][_<form>][_sm<NN>]`. [`Launch`] has an example.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     /// The name of the entry.
     pub name: &'static str,
-    /// Bytes of its one parameter struct; asserted equal on the device's side by a test.
+    /// Bytes of its parameter struct; a test compares them with the compiled kernel's.
     pub params_bytes: usize,
     /// Threads in a block.
     pub threads: u32,
     /// Bytes of dynamic shared memory.
     pub shared_bytes: u32,
-    /// The only generation of GPUs that runs it; `None` for a kernel that all run.
+    /// The only GPU generation that runs it; `None` if all do.
     pub family: Option<Arch>,
 }
 

@@ -27,8 +27,8 @@ pub struct Recording {
 impl Recording {
     /// Records `launches` without running them.
     ///
-    /// No launch may write a gate after the first gated launch: a device may read all gates there, and then not start
-    /// the launches behind closed ones.
+    /// No launch may write a gate after the first gated launch: a device may read all gates at that point and skip the
+    /// launches behind closed ones.
     pub fn new(backend: Arc<dyn Backend>, launches: Vec<Launch>) -> Result<Self> {
         let launches = launches.into();
         let replay = backend.record(&launches)?;

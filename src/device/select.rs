@@ -1,4 +1,4 @@
-//! What a device is, and every way to get one.
+//! The device type and every way to get a device.
 
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
-//! The simulator: the kernels of `kernels/`, compiled by the host's C++ compiler and run on fibers under an adversary.
+//! The simulator: the kernels of `kernels/`, compiled by the host's C++ compiler and run on fibers by an adversarial
+//! scheduler.
 //!
-//! It tests kernels and launch code on any machine; it is no back end for real work. `docs/notes/simulator.md` says
-//! what it checks. It needs the feature `sim`.
+//! It tests kernels and launch code on any machine and is not meant for real work. `docs/notes/simulator.md` lists its
+//! checks. It needs the feature `sim`.
 
 #[cfg(feature = "sim")]
 mod backend;

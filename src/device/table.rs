@@ -1,17 +1,17 @@
 //! The table of kernels: a row for every `KERNEL` line of `kernels/**/*.cu`, as `build/table.rs` reads it.
 //!
 //! An op names its kinds of entries in [`kernels!`]; names, dtypes, tiles, threads and the family of GPUs come from the
-//! rows. That the op's struct is the kernel's, by name and by size, is checked when this crate is compiled.
+//! rows. At compile time the op's struct must have the name and the size of the kernel's.
 
 use super::{Arch, Kernel, Target};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
-/// What a `KERNEL` line says.
+/// The content of a `KERNEL` line.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub name: &'static str,
-    /// The name with `*` for the dtype, without tiles and what follows them: `conv2d_fwd_*`, `pool_avg_fwd_*_tree`.
+    /// The name with `*` for the dtype, cut off before any tile: `conv2d_fwd_*`, `pool_avg_fwd_*_tree`.
     pub kind: &'static str,
     pub dtype: DType,
     /// For products, of each tile: rows and columns, the bytes of a row in a stage, and its stages.
@@ -120,7 +120,7 @@ pub(crate) fn entry(target: Target, entries: &'static [Entry]) -> Result<&'stati
     }
 }
 
-/// The entry of a kind that has one.
+/// The only entry of a kind.
 pub(crate) const fn only(entries: &'static [Entry; 1]) -> &'static Kernel {
     assert!(entries[0].kernel.family.is_none(), "an entry for every device");
     &entries[0].kernel

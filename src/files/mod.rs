@@ -33,9 +33,9 @@ const MOST_LINKS: usize = 40;
 /// Writes a file atomically: to a temporary file beside it, which is synced and then renamed. If `content` or the
 /// system fails, an existing file is untouched, and the temporary file is removed.
 ///
-/// Any number of threads and processes may write one file at once: each has its own temporary file, and the result is
-/// the whole of one of them. An existing file's permissions are kept, and its owner if the system allows it. Symbolic
-/// links are followed; pipes and devices are written directly.
+/// Any number of threads and processes may write one file at once: each has its own temporary file, and one of these
+/// becomes the result. An existing file's permissions are kept, and its owner if the system allows it. Symbolic links
+/// are followed; pipes and devices are written directly.
 pub fn write_atomically(path: impl AsRef<Path>, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
     match fs::metadata(path) {

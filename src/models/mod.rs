@@ -1,6 +1,6 @@
 //! Networks by name: a table of models, and a file for each family.
 //!
-//! Each family has a grammar of names: [`find`] accepts every name of [`all`] and others of the same form, such as
+//! Each family has a grammar of names: [`find`] accepts every name of [`all`] and others of its form, such as
 //! `resnet26_cifar`, `resnext50_16x4d` or `densenet_bc40_k24_cifar`. Parameters have torchvision's names and layouts.
 //!
 //! ```
@@ -274,7 +274,7 @@ impl Model {
     fn extent_of(&self, state: &StateDict, layer: &str, axis: usize) -> Result<usize> {
         let name = format!("{layer}.weight");
         let tensor = state.get(&name).ok_or_else(|| {
-            // It may have a prefix that not all names have.
+            // A prefix may be missing from some names.
             let longer = state.keys().find(|other| other.strip_suffix(&name).is_some_and(|p| p.ends_with('.')));
             let other = longer.and_then(|longer| {
                 let prefix = &longer[..longer.len() - name.len()];

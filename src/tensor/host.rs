@@ -1,4 +1,4 @@
-//! Tensors on the host in torch's layout: what files hold and the public API takes and returns.
+//! Tensors on the host in torch's layout, as files and the public API use them.
 
 use std::collections::BTreeMap;
 
@@ -82,7 +82,7 @@ impl HostTensor {
         Self::new(shape.into(), HostData::F64(data))
     }
 
-    /// An integer tensor. Panics unless `data` holds `shape.len()` elements.
+    /// An integer tensor in torch's layout. Panics unless `data` holds `shape.len()` elements.
     pub fn i64(shape: impl Into<Shape>, data: Vec<i64>) -> Self {
         Self::new(shape.into(), HostData::I64(data))
     }

@@ -217,17 +217,17 @@ impl TensorType {
         Self { shape: shape.into(), elem: Elem::Real }
     }
 
-    /// Statistics, per-channel parameters and other f32 values.
+    /// Statistics, per-channel parameters (`[C]`) and other f32 values.
     pub fn stat(shape: impl Into<Shape>) -> Self {
         Self { shape: shape.into(), elem: Elem::Stat }
     }
 
-    /// Labels.
+    /// Labels, `[N]`.
     pub fn index(shape: impl Into<Shape>) -> Self {
         Self { shape: shape.into(), elem: Elem::Index }
     }
 
-    /// Positions inside a pooling window.
+    /// Positions inside a pooling window, NHWC.
     pub fn byte(shape: impl Into<Shape>) -> Self {
         Self { shape: shape.into(), elem: Elem::Byte }
     }

@@ -63,8 +63,8 @@ impl Default for Settings {
     }
 }
 
-/// The loss scale of a single pass in `dtype`: 256 in f16, whose least number is 6e-8, else 1. A run in f16 has a
-/// dynamic one, see [`loss_scale`](crate::control::loss_scale).
+/// The loss scale of a single pass in `dtype`: 256 in f16, whose smallest positive number is 6e-8, else 1. A run in f16
+/// has a dynamic one, see [`loss_scale`](crate::control::loss_scale).
 pub fn grad_scale(dtype: DType) -> f64 {
     if dtype == DType::F16 {
         256.0

@@ -7,7 +7,7 @@ use crate::tensor::Real;
 
 /// The longest sum that the `gemm` crate gets at once. It splits longer ones by the sizes of the caches.
 const DEPTH: usize = 512;
-/// The largest product whose elements the crate sums one by one if both operands are contiguous along the sum.
+/// The largest product that the crate computes as separate dot products if both operands are contiguous along the sum.
 const SMALL: usize = 256;
 
 /// `c = a b`, or `c += a b` with `accumulate`, on the calling thread, by the `gemm` crate if it works (see
@@ -64,8 +64,7 @@ pub fn has_fast_products() -> bool {
     crate_works()
 }
 
-/// True if the crate would sum each element of this product by itself, in an order that depends on the width of
-/// vectors.
+/// True if the crate would compute each element as a separate dot product, whose order depends on the vector width.
 fn has_long_rows(c: Matrix, a: Matrix, b: Matrix) -> bool {
     let alone = c.rows.saturating_mul(c.cols) <= SMALL || (a.cols > 2 && (c.rows == 1 || c.cols == 1));
     a.cols > 0 && a.col_stride == 1 && b.row_stride == 1 && alone

@@ -1,5 +1,5 @@
-//! Matrix products without the `gemm` crate, and the test that decides for them: on some processors the crate panics or
-//! never returns. `docs/notes/cpu.md` says which and why.
+//! Matrix products without the `gemm` crate, for processors on which the crate panics or never returns; see
+//! `docs/notes/cpu.md`.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -77,7 +77,7 @@ struct Cache {
     shared: usize,
 }
 
-/// The crate's assumption about a level that the system does not describe.
+/// The crate's assumption for a level that the system does not describe.
 const DEFAULT: [Cache; 3] = {
     const fn level(level: usize, bytes: usize) -> Cache {
         Cache { level, bytes, ways: 8, line: 64, shared: 1 }
@@ -114,8 +114,8 @@ fn can_use_caches(folder: &Path, tile: Tile) -> bool {
     })
 }
 
-/// True if the crate's arithmetic puts at least one tile of `element`-byte elements in each cache. If not, it divides
-/// by 0 or never ends.
+/// True if the crate's arithmetic fits at least one tile of `element`-byte elements in each cache. If not, the crate
+/// divides by 0 or never ends.
 fn fits([l1, l2, l3]: [&Cache; 3], Tile { column, columns }: Tile, element: usize) -> bool {
     let fit = || {
         let [ways1, ways2, ways3] = [l1, l2, l3].map(|c| c.ways.max(2));

@@ -12,7 +12,7 @@ use super::template::Template;
 use crate::device::{conditions, View};
 use crate::{Error, Result};
 
-/// The call that errors name.
+/// The call, as errors name it.
 pub(super) const MAKING: &str = "making a graph with conditional nodes";
 
 /// The graph of `launches`, one after the other. Fails if this driver and device have no such nodes.

@@ -113,7 +113,7 @@ impl Context {
         self.primary.bind_to_thread().map_err(|e| self.faults.error("entering the context", e))
     }
 
-    /// Runs `call` with the context current. Errors name it `what`.
+    /// Runs `call` with the context current. Errors name the call `what`.
     pub fn call<T>(&self, what: &str, call: impl FnOnce() -> Result<T, DriverError>) -> Result<T> {
         self.enter()?;
         call().map_err(|e| self.faults.error(what, e))
@@ -146,7 +146,7 @@ impl Context {
         Ok(function)
     }
 
-    /// Loads the module of `kernel`, unless it is loaded, finds the function and allows it its shared memory.
+    /// Loads the module of `kernel`, unless it is loaded, finds the function and raises its limit of shared memory.
     fn load(&self, kernel: &'static Kernel) -> Result<Function> {
         let entries = self.images.entries;
         let Ok(place) = entries.binary_search_by_key(&kernel.name, |(name, _)| name) else {
@@ -160,7 +160,7 @@ impl Context {
         if modules[image].is_none() {
             let (name, bytes) = self.images.fatbins[image];
             let what = format!("loading the kernels of {name}");
-            // SAFETY: `Images` says that `bytes` is a fatbin or nothing like one; they are static.
+            // SAFETY: by `Images`, `bytes` is a fatbin or does not begin like one; they are static.
             let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) };
             modules[image] = Some(Module(module.map_err(|e| self.faults.error(&what, e))?));
         }
@@ -239,7 +239,7 @@ impl Loaded<'_> {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // Errors have nowhere to go. The driver frees with the process what cannot be freed safely here.
+        // Errors have nowhere to go. Objects that cannot be freed safely here end with the process.
         if self.primary.bind_to_thread().is_err() {
             return;
         }

@@ -1,4 +1,4 @@
-//! The CUDA driver library: whether it is there and new enough. cudarc panics if not, so this module looks first.
+//! The CUDA driver library. cudarc panics if it is missing or too old, so this module checks first.
 
 use std::sync::OnceLock;
 
@@ -50,7 +50,7 @@ pub(crate) struct GpuInfo {
 }
 
 impl Driver {
-    /// The driver, or what is wrong and what to do about it. Later calls return the first call's answer.
+    /// The driver, or the problem and its remedy. Later calls return the first call's answer.
     pub fn find() -> Result<Self, String> {
         static FOUND: OnceLock<Result<Driver, String>> = OnceLock::new();
         FOUND.get_or_init(load).clone()

@@ -43,15 +43,15 @@ const KNOWN: &[(u32, &str, &str)] = &[
     (223, "CUDA_ERROR_JIT_COMPILATION_DISABLED", "compiling PTX is switched off"),
     (226, "CUDA_ERROR_CONTAINED", "an error was contained on the device; its work is lost"),
     (304, "CUDA_ERROR_OPERATING_SYSTEM", "a call of the operating system failed"),
-    (500, "CUDA_ERROR_NOT_FOUND", "there is nothing of that name"),
-    (700, "CUDA_ERROR_ILLEGAL_ADDRESS", "a kernel used memory that is not there"),
-    (701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "a launch asks for more than the device has"),
+    (500, "CUDA_ERROR_NOT_FOUND", "a named symbol was not found"),
+    (700, "CUDA_ERROR_ILLEGAL_ADDRESS", "a kernel accessed an invalid address"),
+    (701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "a launch needs more resources than the device has"),
     (702, "CUDA_ERROR_LAUNCH_TIMEOUT", "a kernel ran for too long"),
     (709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "the context was destroyed"),
     (714, "CUDA_ERROR_HARDWARE_STACK_ERROR", "a kernel's stack was corrupted"),
     (715, "CUDA_ERROR_ILLEGAL_INSTRUCTION", "a kernel met an illegal instruction"),
-    (716, "CUDA_ERROR_MISALIGNED_ADDRESS", "a kernel used an address that is not aligned"),
-    (717, "CUDA_ERROR_INVALID_ADDRESS_SPACE", "a kernel used an address of another space"),
+    (716, "CUDA_ERROR_MISALIGNED_ADDRESS", "a kernel accessed a misaligned address"),
+    (717, "CUDA_ERROR_INVALID_ADDRESS_SPACE", "a kernel accessed an address in the wrong address space"),
     (718, "CUDA_ERROR_INVALID_PC", "a kernel's program counter left its program"),
     (719, "CUDA_ERROR_LAUNCH_FAILED", "a kernel failed"),
     (800, "CUDA_ERROR_NOT_PERMITTED", "the call is not permitted"),
@@ -60,8 +60,8 @@ const KNOWN: &[(u32, &str, &str)] = &[
     (
         803,
         "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
-        "the driver in the kernel and libcuda are of different releases; restart the machine, or in a container take \
-         the compatibility library out of LD_LIBRARY_PATH",
+        "the kernel driver and libcuda are of different releases; restart the machine, or in a container take the \
+         compatibility library out of LD_LIBRARY_PATH",
     ),
     (
         804,
@@ -69,7 +69,7 @@ const KNOWN: &[(u32, &str, &str)] = &[
         "the compatibility library was loaded, and this GPU does not support it; take it out of LD_LIBRARY_PATH",
     ),
     (805, "CUDA_ERROR_MPS_CONNECTION_FAILED", "the MPS server does not answer"),
-    (999, "CUDA_ERROR_UNKNOWN", "the driver tells no more; `dmesg` may, and a restart of the machine often helps"),
+    (999, "CUDA_ERROR_UNKNOWN", "the driver gives no details; see `dmesg`, or restart the machine"),
 ];
 
 /// Keeps the functions of `library` for [`describe`].
@@ -104,7 +104,7 @@ pub(super) fn describe_number(number: u32) -> String {
         (Some(name), Some(text)) => format!("{name} ({number}): {text}"),
         (Some(name), None) => format!("{name} ({number})"),
         (None, text) => {
-            let unknown = "an error that neither this driver nor this library knows; `cuda.h` of a newer CUDA may";
+            let unknown = "unknown to this driver and this library; see `cuda.h` of a newer CUDA";
             format!("CUDA error {number}: {}", text.unwrap_or_else(|| unknown.into()))
         }
     }

@@ -1,4 +1,4 @@
-//! Marks on a stream, to wait for and to measure time by.
+//! Events on a stream, for ordering and timing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,8 +54,7 @@ impl Event {
     pub fn since(&self, start: &Self) -> Result<Duration> {
         let mut milliseconds = 0.0f32;
         self.context.call("reading the time of an event", || {
-            // SAFETY: this type keeps both handles alive; the call writes one float, and fails for what it cannot
-            // measure.
+            // SAFETY: this type keeps both handles alive; the call writes one float, or fails.
             unsafe { (self.context.elapsed)(&mut milliseconds, start.event, self.event) }.result()
         })?;
         Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))

@@ -35,7 +35,7 @@ unsafe impl Send for Executable {}
 
 impl CudaGraph {
     /// A graph of `launches`, at least one; runs nothing. Conditional nodes skip the launches behind a closed gate. If
-    /// they fail for any reason, the launches return by themselves.
+    /// such nodes fail for any reason, these launches start and return at once.
     pub fn new(context: &Arc<Context>, launches: &Arc<[Launch]>) -> Result<Self> {
         // Loading is not allowed while a stream captures.
         let loaded = launches.iter().map(|launch| context.loaded(launch)).collect::<Result<Vec<Loaded>>>()?;
@@ -106,7 +106,7 @@ impl Drop for Executable {
             return;
         }
         if self.template.is_some() {
-            // A replay under way may need the template: no document says that it does not.
+            // A replay under way may need the template: no document rules that out.
             let _ = self.context.synchronize("ending a graph");
         }
         // SAFETY: destroyed here alone, before its template; a replay under way ends first. Errors have nowhere to go.

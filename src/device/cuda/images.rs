@@ -1,14 +1,14 @@
-//! The kernels of a build, and which of them a GPU and its driver run.
+//! The kernels of a build, and the choice among them for a GPU and its driver.
 
 use super::driver::{Driver, GpuInfo};
 use crate::device::{embedded, Arch};
 
-/// The kernels to load: those of `embedded`, or a test's.
+/// The kernels to load, from `embedded` or a test.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Images {
     /// Every entry point and its place in `fatbins`, sorted by name.
     pub entries: &'static [(&'static str, usize)],
-    /// Names and contents: what nvcc made, or bytes that do not begin like a fatbin, which the driver refuses.
+    /// Names and contents: fatbins, or bytes that do not begin like a fatbin, which the driver refuses.
     pub fatbins: &'static [(&'static str, &'static [u8])],
     pub targets: &'static [&'static str],
     /// The release of nvcc that made them.
@@ -22,9 +22,9 @@ pub(super) enum Code {
     Ptx,
 }
 
-/// The generation whose kernels a GPU runs, and as what: the newest of machine code, else of PTX; `None` where no
+/// The generation whose kernels a GPU runs, and their form: the newest machine code, else the newest PTX; `None` if no
 /// target fits. Machine code runs on its own major version from its minor version on, `sm_NNa` on NN alone, PTX on
-/// everything from its version on.
+/// every version from its own on.
 pub(super) fn arch_of((major, minor): (i32, i32), targets: &[&str]) -> Option<(Arch, Code)> {
     let capability = major * 10 + minor;
     let fit = |target: &&str| -> Option<(Arch, Code)> {
@@ -59,7 +59,7 @@ pub(super) fn with_remedy(reason: String, no_kernels: bool) -> String {
 }
 
 impl Images {
-    /// For messages: what made the kernels, and what `gpu` and `driver` need.
+    /// For messages: the origin of the kernels, and the versions of `gpu` and `driver`.
     pub fn describe(&self, gpu: &GpuInfo, driver: &Driver) -> String {
         format!(
             "the kernels were made by nvcc {} for {}, the device has compute capability {}.{} and a driver for CUDA {}",

@@ -25,7 +25,7 @@ pub(super) struct CudaMemory {
 impl CudaMemory {
     pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
         context.enter()?;
-        // An address of no bytes must still be one that no other buffer has.
+        // An empty buffer must have an address of its own too.
         let asked = bytes.max(1);
         let address = match allocate(context, asked) {
             Err(error) if error.0 as u32 == OUT_OF_MEMORY => {
@@ -83,7 +83,7 @@ fn allocate(context: &Context, bytes: usize) -> Result<u64, DriverError> {
     }
 }
 
-/// Returns memory that the driver keeps for later to the device, if it can.
+/// Returns the driver's cached memory to the device, if it can.
 fn trim(context: &Context) {
     if context.primary.has_async_alloc() {
         // SAFETY: the context keeps the device alive, and with it the pool.

@@ -33,7 +33,7 @@ impl Staging {
     /// Copies `src` to the device address `dst` on `stream`; does not wait for it.
     ///
     /// # Safety
-    /// The context of `stream` is current, and the `src.len()` bytes from `dst` on are memory of it.
+    /// The context of `stream` is current and owns the `src.len()` bytes from `dst` on.
     pub unsafe fn write(&mut self, dst: u64, src: &[u8], stream: &CudaStream) -> Result<(), DriverError> {
         let mut at = dst;
         for piece in src.chunks(PIECE) {
@@ -55,7 +55,7 @@ impl Staging {
     /// Copies from the device address `src` to `dst` on `stream`, and waits for it.
     ///
     /// # Safety
-    /// The context of `stream` is current, and the `dst.len()` bytes from `src` on are memory of it.
+    /// The context of `stream` is current and owns the `dst.len()` bytes from `src` on.
     pub unsafe fn read(&mut self, dst: &mut [u8], src: u64, stream: &CudaStream) -> Result<(), DriverError> {
         let mut at = src;
         for piece in dst.chunks_mut(PIECE) {
@@ -81,7 +81,7 @@ impl Staging {
         // SAFETY: the buffer owns the event, and the stream's type keeps the stream alive.
         let marked = unsafe { result::event::record(self.buffers[place].idle, stream.cu_stream()) };
         if marked.is_err() {
-            // A copy uses it, and nothing will tell when it ends: leaked, as it has no `Drop`.
+            // A copy uses it, and its end cannot be observed: leaked, as it has no `Drop`.
             self.buffers.swap_remove(place);
         }
         marked

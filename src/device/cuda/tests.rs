@@ -1,7 +1,7 @@
-//! The CUDA device without a driver, and on a pretended one, `tests/mock_driver/cuda.c`.
+//! The CUDA device without a driver, and on a mock, `tests/mock_driver/cuda.c`.
 //!
 //! A process loads the driver once, so every case runs in a process of its own: this test binary again, with the
-//! pretended driver first on the library path.
+//! mock driver first on the library path.
 
 mod failures;
 mod gates;
@@ -68,7 +68,7 @@ fn launch(kernel: &'static Kernel, view: &View, value: u32) -> Launch {
     unsafe { Launch::new(kernel, [2, 3, 4], &params, Cost::default(), vec![view.clone()]) }
 }
 
-/// Symbols of the pretended driver.
+/// Symbols of the mock driver.
 struct Mock(libloading::Library);
 
 impl Mock {
@@ -161,7 +161,7 @@ fn without_a_driver_every_entry_answers() {
 }
 
 #[test]
-fn every_case_on_the_pretended_driver() {
+fn every_case_on_the_mock_driver() {
     if std::env::var_os(CASE).is_some() {
         return;
     }
@@ -198,7 +198,7 @@ fn run_child(folder: &Path, case: &str, settings: &[(&str, &str)]) {
     );
 }
 
-/// Builds the pretended driver, once for each `flags`; `None` if there is no C compiler.
+/// Builds the mock driver, once for each `flags`; `None` if there is no C compiler.
 fn build_mock(flags: &[&str]) -> Option<PathBuf> {
     static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| tempfile::tempdir().expect("a folder")).path().join(flags.concat());
@@ -209,7 +209,7 @@ fn build_mock(flags: &[&str]) -> Option<PathBuf> {
     let source = Path::new(&root).join("tests/mock_driver/cuda.c");
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     if !cfg!(target_os = "linux") || !source.is_file() || Command::new(&compiler).arg("--version").output().is_err() {
-        eprintln!("tests on the pretended CUDA driver skipped: they need Linux, their source and a C compiler");
+        eprintln!("tests on the mock CUDA driver skipped: they need Linux, their source and a C compiler");
         return None;
     }
     std::fs::create_dir_all(&folder).expect("a folder");

@@ -10,10 +10,10 @@ use crate::device::memory::check_range;
 use crate::device::{Arch, Backend, DeviceId, Launch, Memory, View};
 use crate::{Error, Result};
 
-/// The start of the simulator's text when it has no memory.
+/// The prefix of the simulator's out-of-memory errors.
 const NO_MEMORY: &str = "out of memory: ";
 
-/// A simulated device. Launches run at once, one after the other.
+/// A simulated device. A launch runs synchronously.
 struct Sim {
     handle: Arc<Handle>,
     options: SimOptions,
@@ -22,14 +22,14 @@ struct Sim {
 /// The simulator's own object: `raw` is from `residuum_sim_new`, and alive until this is dropped.
 struct Handle {
     raw: *mut c_void,
-    /// Held during a copy or a launch, so that they happen one after the other.
+    /// Serialises copies and launches.
     queue: Mutex<()>,
     id: DeviceId,
 }
 
 // SAFETY: `ffi` lets any thread use a device.
 unsafe impl Send for Handle {}
-// SAFETY: `ffi` lets threads allocate and release at once; launches and copies hold `queue`.
+// SAFETY: `ffi` lets threads allocate and release concurrently; launches and copies hold `queue`.
 unsafe impl Sync for Handle {}
 
 impl Drop for Handle {
@@ -117,7 +117,7 @@ unsafe impl Backend for Sim {
         let _queue = self.handle.queue.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: a `Handle`'s device is alive, the name ends with a zero and `grid` has three numbers. By `Launch`'s
         // contract the parameters are the kernel's and point into its views, memory of this device by the check above;
-        // `gate` is null or holds an f32. `launch` keeps all of it alive.
+        // `gate` is null or holds an f32. `launch` keeps the memory alive.
         let text = unsafe {
             ffi::residuum_sim_launch(
                 self.handle.raw,
@@ -168,8 +168,8 @@ impl fmt::Debug for SimMemory {
 }
 
 impl SimMemory {
-    /// Calls `copy` with the first of `bytes` bytes from `offset` on, which no launch or other copy uses meanwhile;
-    /// fails if they leave the buffer.
+    /// Calls `copy` with the address of `bytes` bytes at `offset`, which no launch or other copy uses meanwhile; fails
+    /// if they leave the buffer.
     fn with(&self, offset: usize, bytes: usize, copy: impl FnOnce(*mut u8)) -> Result<()> {
         check_range("memory", offset, bytes, self.bytes)?;
         let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! The C functions of `kernels/sim/api.cpp`, and what each asks of its caller.
+//! The C functions of `kernels/sim/api.cpp` and their preconditions.
 
 use std::ffi::{c_char, c_void, CStr};
 
@@ -17,8 +17,8 @@ pub(super) struct Options {
 }
 
 // A device is alive from `residuum_sim_new` to `residuum_sim_free` and may be used from any thread: allocations and
-// releases at once, launches and accesses to its memory one at a time. Strings end with a zero, and a place to write is
-// valid.
+// releases concurrently, launches and accesses to its memory one at a time. Strings end with a zero, and output
+// pointers are valid.
 extern "C" {
     /// Copies the options. If it returns null, `problem` is a text.
     pub(super) fn residuum_sim_new(options: *const Options, problem: *mut *mut c_char) -> *mut c_void;
@@ -39,7 +39,7 @@ extern "C" {
         grid: *const u32,
         shared_bytes: u32,
     ) -> *mut c_char;
-    /// Frees a text that another function gave, once.
+    /// Frees a text that another function returned, once.
     pub(super) fn residuum_sim_free_text(text: *mut c_char);
     /// The file is a shared object of the kernels' wrappers. Returns null or a text.
     pub(super) fn residuum_sim_load_counted(path: *const c_char) -> *mut c_char;

@@ -1,4 +1,4 @@
-//! How a simulated device behaves.
+//! Options of a simulated device.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ pub enum Schedule {
     /// Several blocks at once, the warp of the highest priority. Priorities change at barriers and at random moments,
     /// more often with a larger `depth`. 2 and 3 find most ordering bugs.
     Priority {
-        /// The number of orderings that must go wrong together for a bug to show.
+        /// The number of ordering constraints that together trigger a bug.
         depth: u32,
     },
 }
@@ -36,7 +36,7 @@ impl Schedule {
         [Self::InOrder, Self::Reverse, Self::Random, Self::Priority { depth: 2 }, Self::Priority { depth: 3 }];
 }
 
-/// When an asynchronous copy happens: between its issue and the wait that ends it.
+/// The time of an asynchronous copy, between its issue and the wait that ends it.
 ///
 /// ```
 /// assert_eq!("late".parse::<residuum::device::sim::Copies>()?, residuum::device::sim::Copies::Late);
@@ -52,7 +52,7 @@ pub enum Copies {
     Random,
 }
 
-/// How tensor cores add.
+/// The arithmetic of tensor cores.
 ///
 /// ```
 /// use residuum::device::sim::{Arithmetic, SimOptions};
@@ -69,11 +69,11 @@ pub enum Arithmetic {
     Exact,
 }
 
-/// How a simulated device behaves.
+/// The behaviour of a simulated device.
 ///
-/// The default is the fastest: threads in order, exact sums. Its copies are late, which costs nothing and finds lax
-/// waits. Tests run the other schedules too. To replay a failure, the variables of `docs/SWITCHES.md` override every
-/// device's options.
+/// The default is the fastest: threads in order, exact sums. Its copies are late, which costs nothing and exposes
+/// missing waits. Tests run the other schedules too. To replay a failure, the variables of `docs/SWITCHES.md` override
+/// every device's options.
 ///
 /// ```
 /// use residuum::device::sim::{Schedule, SimOptions};
@@ -91,14 +91,14 @@ pub struct SimOptions {
     pub arch: Arch,
     /// The order of threads.
     pub schedule: Schedule,
-    /// When asynchronous copies happen.
+    /// The time of asynchronous copies.
     pub copies: Copies,
-    /// How tensor cores add.
+    /// The arithmetic of tensor cores.
     pub arithmetic: Arithmetic,
     /// The alignment of buffers in bytes, 16 to 4096. At 16 a buffer ends at a guard page, so an access one element too
-    /// far faults. At 256 up to 255 bytes lie between, and there only writes are noticed.
+    /// far faults. At 256 a gap of up to 255 bytes may come before the guard page, in which only writes are detected.
     pub alignment: usize,
-    /// True to put the results of approximate instructions up to two units in the last place off.
+    /// True to perturb the results of approximate instructions by up to two units in the last place.
     pub approximate: bool,
     /// True to count the bytes that launches touch, for `probe::traffic`, on kernels from `probe::load_counted`.
     pub traffic: bool,
@@ -122,7 +122,7 @@ impl Default for SimOptions {
 }
 
 impl SimOptions {
-    /// These options with the environment's in their place.
+    /// These options, overridden by the environment.
     pub(super) fn overridden(mut self) -> Result<Self> {
         if let Ok(text) = std::env::var("RESIDUUM_SIM_SCHEDULE") {
             self.schedule = text.parse()?;

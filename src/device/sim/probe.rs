@@ -1,4 +1,4 @@
-//! Single parts of the simulator, for its tests.
+//! Parts of the simulator, exposed for its tests.
 
 use std::ffi::{CStr, CString};
 use std::path::Path;

@@ -31,7 +31,7 @@ use crate::{Error, Result};
 /// The string metadata of a file.
 pub type Metadata = BTreeMap<String, String>;
 
-/// The bytes from the start of a file by which it is recognised.
+/// The length of the head by which a file is recognised.
 const HEAD: u64 = 1 << 16;
 
 /// Reads the tensors of a safetensors file. F16 and BF16 are widened to f32, integers to i64. Names of torchvision's
@@ -89,7 +89,7 @@ fn parse(bytes: &[u8]) -> Result<(StateDict, Metadata), String> {
     let (_, head) = SafeTensors::read_metadata(bytes).map_err(|e| header::describe(bytes, &e))?;
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| header::describe(bytes, &e))?;
     let mut state = StateDict::new();
-    // By name, so that of two faults the same one is always reported.
+    // Sorted by name, so that the first of several faults is reported.
     let views: BTreeMap<&str, _> = tensors.iter().collect();
     for (name, view) in views {
         let data = elements(view.dtype(), view.data()).map_err(|problem| format!("tensor `{name}`: {problem}"))?;

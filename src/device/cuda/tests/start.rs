@@ -49,7 +49,7 @@ fn wordless() {
 
 fn unknown_number() {
     let text = refused();
-    assert!(text.contains("does not start: CUDA error 4711: an error that neither this driver nor"), "{text}");
+    assert!(text.contains("does not start: CUDA error 4711: unknown to this driver and this library"), "{text}");
 }
 
 fn old_gpu() {
