@@ -110,6 +110,11 @@ impl Error {
         Self::Invalid { what: line(what.into()), problem: line(problem.into()) }
     }
 
+    /// Fails with an [`Error::Invalid`] unless `holds`.
+    pub(crate) fn check(holds: bool, what: impl Into<String>, problem: impl FnOnce() -> String) -> Result<()> {
+        holds.then_some(()).ok_or_else(|| Self::invalid(what, problem()))
+    }
+
     /// An [`Error::OutOfMemory`].
     pub fn out_of_memory(what: impl Into<String>, bytes: usize) -> Self {
         Self::OutOfMemory { what: what.into(), bytes: Some(bytes) }

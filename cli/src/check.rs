@@ -92,10 +92,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         print(line)?;
     }
     print(&format!("{} passed, {} failed", cases.len() - failures.len(), failures.len()))?;
-    if failures.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::Work(format!("{} of {} checks failed", failures.len(), cases.len())))
+    match failures.len() {
+        0 => Ok(()),
+        failed => Err(Failure::Work(format!("{failed} of {} checks failed", cases.len()))),
     }
 }
 
@@ -178,17 +177,15 @@ fn integers(ty: &TensorType, input: u64, magnitude: i64) -> Vec<f64> {
     (0..ty.shape.len() as u64).map(|i| ((mix(i) % span) as i64 - magnitude) as f64).collect()
 }
 
+/// The operands of an op that writes `y`.
+fn bound<'a, T>(inputs: &'a [Vec<T>], y: &'a mut [T], scratch: &'a mut [T]) -> HostIo<'a, T> {
+    let inputs = inputs.iter().map(|v| HostRef::Real(v.as_slice())).collect();
+    HostIo { inputs, outputs: vec![HostMut::Real(y)], writes: vec![Write::Overwrite], scratch }
+}
+
 fn reference(node: &Node, inputs: &[Vec<f64>], result: &TensorType) -> Vec<f64> {
     let mut y = vec![f64::NAN; result.shape.len()];
-    HostOp::<f64>::reference(
-        node,
-        &mut HostIo {
-            inputs: inputs.iter().map(|v| HostRef::Real(v.as_slice())).collect(),
-            outputs: vec![HostMut::Real(&mut y)],
-            writes: vec![Write::Overwrite],
-            scratch: &mut [],
-        },
-    );
+    HostOp::<f64>::reference(node, &mut bound(inputs, &mut y, &mut []));
     y
 }
 
@@ -197,15 +194,7 @@ fn host(node: &Node, inputs: &[Vec<f64>], result: &TensorType, stored: DType) ->
     let inputs: Vec<Vec<f32>> = inputs.iter().map(|v| v.iter().map(|&a| a as f32).collect()).collect();
     let mut y = vec![f32::NAN; result.shape.len()];
     let mut scratch = vec![0.0; HostOp::<f32>::host_scratch(node)];
-    HostOp::<f32>::host(
-        node,
-        &mut HostIo {
-            inputs: inputs.iter().map(|v| HostRef::Real(v.as_slice())).collect(),
-            outputs: vec![HostMut::Real(&mut y)],
-            writes: vec![Write::Overwrite],
-            scratch: &mut scratch,
-        },
-    );
+    HostOp::<f32>::host(node, &mut bound(&inputs, &mut y, &mut scratch));
     y.into_iter().map(|v| stored.round(f64::from(v))).collect()
 }
 

@@ -31,7 +31,7 @@ use crate::train::at_least_one;
 A file of GPUs is a JSON array of objects such as
   {\"name\": \"RTX 4090\", \"arch\": \"sm_80\", \"bytes_per_second\": 1.008e12,
    \"flops_per_second\": {\"f32\": 82.6e12, \"f16\": 165.2e12, \"bf16\": 165.2e12}, \"source\": \"data sheet\"}
-arch says whose kernels run, as --arch does. In the text MB is 10^6 bytes.")]
+arch selects the kernels, as --arch does. In the text MB is 10^6 bytes.")]
 pub struct Args {
     /// The network; see `residuum models`
     #[arg(value_name = "MODEL", value_parser = crate::models::parse)]

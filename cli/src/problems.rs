@@ -6,24 +6,10 @@ use residuum::ops::conv2d::Spec;
 const BATCH: usize = 2;
 
 /// The required columns, in any order; a table may have others.
+#[rustfmt::skip]
 const COLUMNS: [&str; 17] = [
-    "name",
-    "groups",
-    "ic",
-    "oc",
-    "ih",
-    "iw",
-    "oh",
-    "ow",
-    "kh",
-    "kw",
-    "stride_h",
-    "stride_w",
-    "pad_h",
-    "pad_w",
-    "dilation_h",
-    "dilation_w",
-    "macs_per_image",
+    "name", "groups", "ic", "oc", "ih", "iw", "oh", "ow", "kh", "kw", "stride_h", "stride_w", "pad_h", "pad_w",
+    "dilation_h", "dilation_w", "macs_per_image",
 ];
 
 /// A row of the table.

@@ -25,7 +25,7 @@ use crate::signals::clean_up_when_interrupted;
   residuum step --model resnet18 --weights w.safetensors --input x.safetensors \\
       --output g.safetensors --device sim
 
-The same in PyTorch:
+The equivalent in PyTorch:
   model.train(); logits = model(input); loss = cross_entropy(logits, labels); loss.backward()")]
 pub struct Args {
     #[command(flatten)]

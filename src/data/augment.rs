@@ -20,7 +20,7 @@ pub struct Augment {
     pub flip: bool,
 }
 
-/// The transform of one image in one epoch, drawn by [`Augment::draw`].
+/// The transform of one image in one epoch, drawn by [`Augment::draw`]. See [`Augment`] for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
     /// The first row of the crop, counted from the first row of the unpadded image.

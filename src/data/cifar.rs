@@ -60,20 +60,14 @@ impl Kind {
         Normalize { white: 255.0, mean: unit(mean), deviation: unit(deviation) }
     }
 
-    /// The training files and the test file, each with its number of images.
-    fn files(self) -> [&'static [(&'static str, usize)]; 2] {
+    /// The training files and the test file, and the number of images in each.
+    fn files(self) -> [(Vec<String>, usize); 2] {
         match self {
             Self::Cifar10 => [
-                &[
-                    ("data_batch_1.bin", 10_000),
-                    ("data_batch_2.bin", 10_000),
-                    ("data_batch_3.bin", 10_000),
-                    ("data_batch_4.bin", 10_000),
-                    ("data_batch_5.bin", 10_000),
-                ],
-                &[("test_batch.bin", 10_000)],
+                ((1..=5).map(|i| format!("data_batch_{i}.bin")).collect(), 10_000),
+                (vec!["test_batch.bin".into()], 10_000),
             ],
-            Self::Cifar100 => [&[("train.bin", 50_000)], &[("test.bin", 10_000)]],
+            Self::Cifar100 => [(vec!["train.bin".into()], 50_000), (vec!["test.bin".into()], 10_000)],
         }
     }
 
@@ -120,14 +114,14 @@ impl Kind {
 /// it.
 pub fn read(folder: &Path, kind: Kind) -> Result<Splits> {
     let files = kind.files();
-    let names = |name: &str| vec![name.to_string(), format!("{name}.gz")];
-    let all: Vec<_> = files.iter().copied().flatten().map(|(name, _)| names(name)).collect();
+    let names = |name: &String| vec![name.clone(), format!("{name}.gz")];
+    let all: Vec<_> = files.iter().flat_map(|(files, _)| files).map(names).collect();
     let folders = &[kind.folder()];
     let layout = Layout { files: &all, folders, beside: folders, others: kind.others(), origin: ORIGIN };
     let folder = layout.locate(folder)?;
-    let [train, test] = files.map(|files| {
+    let [train, test] = files.map(|(files, count)| {
         let (mut images, mut labels) = (Vec::new(), Vec::new());
-        for &(name, count) in files {
+        for name in &files {
             let path = layout.file(&folder, &names(name))?;
             let content = bytes::read(&path)?;
             append(&content, kind, count, &mut images, &mut labels).map_err(|e| Error::file(path, e))?;

@@ -87,26 +87,22 @@ impl Dataset {
         shape: [usize; 3],
         normalize: Normalize,
     ) -> Result<Self> {
-        let pixels = shape.iter().product::<usize>();
-        if pixels == 0 || images.len() != labels.len() * pixels {
-            let problem = format!("{} pixels for {} images of shape {shape:?}", images.len(), labels.len());
-            return Err(Error::invalid("data set", problem));
+        let invalid = |problem: String| Err(Error::invalid("data set", problem));
+        let (pixels, count, c) = (shape.iter().product::<usize>(), labels.len(), shape[0]);
+        if pixels == 0 || images.len() != count * pixels {
+            return invalid(format!("{} pixels for {count} images of shape {shape:?}", images.len()));
         }
-        if u32::try_from(labels.len()).is_err() {
-            return Err(Error::invalid("data set", format!("{} images, expected fewer than 2^32", labels.len())));
+        if u32::try_from(count).is_err() {
+            return invalid(format!("{count} images, expected fewer than 2^32"));
         }
         if let Some(i) = labels.iter().position(|&l| l < 0 || l as usize >= classes) {
-            let problem = format!("label {} of image {i}, expected 0..{classes}", labels[i]);
-            return Err(Error::invalid("data set", problem));
+            return invalid(format!("label {} of image {i}, expected 0..{classes}", labels[i]));
         }
         let Normalize { white, mean, deviation } = &normalize;
         let usable = |v: &f32| v.is_finite() && *v > 0.0;
-        if mean.len() != shape[0] || deviation.len() != shape[0] || !deviation.iter().chain([white]).all(usable) {
-            let problem = format!(
-                "{normalize:?}, expected one mean and one positive deviation for each of {} channels",
-                shape[0]
-            );
-            return Err(Error::invalid("data set", problem));
+        if mean.len() != c || deviation.len() != c || !deviation.iter().chain([white]).all(usable) {
+            let expected = format!("one mean and one positive deviation for each of {c} channels");
+            return invalid(format!("{normalize:?}, expected {expected}"));
         }
         Ok(Self { images, labels, classes, shape, normalize })
     }

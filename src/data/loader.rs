@@ -46,18 +46,17 @@ pub struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// Shuffled and augmented batches of `batch` images. Fails if `batch` is 0 or more than the images.
     pub fn train(data: &'a Dataset, batch: usize, augment: Augment, seed: u64) -> Result<Self> {
-        if batch == 0 || batch > data.len() {
-            let problem = format!("{batch}, expected 1..={} (the number of training images)", data.len());
-            return Err(Error::invalid("batch", problem));
-        }
+        let most = data.len();
+        Error::check((1..=most).contains(&batch), "batch", || {
+            format!("{batch}, expected 1..={most} (the number of training images)")
+        })?;
         Ok(Self { data, batch, augment, seed, tables: tables(data) })
     }
 
     /// Batches of `batch` images in their own order, without augmentation. Fails if `batch` is 0 or there is no image.
     pub fn test(data: &'a Dataset, batch: usize) -> Result<Self> {
-        if batch == 0 || data.is_empty() {
-            return Err(Error::invalid("batch", format!("{batch} of {} images, expected at least 1", data.len())));
-        }
+        let problem = || format!("{batch} of {} images, expected at least 1", data.len());
+        Error::check(batch > 0 && !data.is_empty(), "batch", problem)?;
         Ok(Self { data, batch, augment: Augment::default(), seed: 0, tables: tables(data) })
     }
 

@@ -64,15 +64,13 @@ impl FromStr for Source {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text.split_once(':') {
+        let expected = "expected digits, cifar10:DIR, cifar100:DIR or mnist:DIR";
+        match text.split_once(':').filter(|(_, folder)| !folder.is_empty()) {
             None if text == "digits" => Ok(Self::Digits),
-            Some(("cifar10", folder)) if !folder.is_empty() => Ok(Self::Cifar(cifar::Kind::Cifar10, expand(folder))),
-            Some(("cifar100", folder)) if !folder.is_empty() => Ok(Self::Cifar(cifar::Kind::Cifar100, expand(folder))),
-            Some(("mnist", folder)) if !folder.is_empty() => Ok(Self::Mnist(expand(folder))),
-            _ => Err(Error::invalid(
-                "data",
-                format!("`{text}`, expected digits, cifar10:DIR, cifar100:DIR or mnist:DIR"),
-            )),
+            Some(("cifar10", folder)) => Ok(Self::Cifar(cifar::Kind::Cifar10, expand(folder))),
+            Some(("cifar100", folder)) => Ok(Self::Cifar(cifar::Kind::Cifar100, expand(folder))),
+            Some(("mnist", folder)) => Ok(Self::Mnist(expand(folder))),
+            _ => Err(Error::invalid("data", format!("`{text}`, {expected}"))),
         }
     }
 }

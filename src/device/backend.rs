@@ -75,8 +75,8 @@ pub unsafe trait Backend: fmt::Debug + Send + Sync {
     }
 }
 
-/// Launches prepared for replay, such as a CUDA graph; see [`Recording`](super::Recording). It owns the launches and so
-/// their memory.
+/// Launches prepared for replay, such as a CUDA graph. It owns the launches and so their memory.
+/// [`Recording`](super::Recording) has an example.
 pub trait Replay: fmt::Debug + Send + Sync {
     /// Puts all launches on the device's queue, in order.
     fn replay(&self) -> Result<()>;

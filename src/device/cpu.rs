@@ -6,7 +6,7 @@ mod matrix;
 mod product;
 mod vectorized;
 
-pub use self::arena::{Arena, HostMut, HostRef, Slot};
+pub use self::arena::{Arena, Elements, HostMut, HostRef, Slot};
 pub use self::gemm::{gemm, has_fast_products};
 pub use self::matrix::Matrix;
 pub use self::vectorized::vectorized;

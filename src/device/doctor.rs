@@ -150,11 +150,7 @@ fn simulator() -> Finding {
     if cfg!(feature = "sim") {
         Finding::good("simulator", "runs the kernels on the CPU, to test them")
     } else {
-        Finding::missing(
-            "simulator",
-            "this build leaves it out",
-            "build with the feature `sim`; it needs a C++ compiler",
-        )
+        Finding::missing("simulator", "this build leaves it out", "build with the feature `sim` and a C++ compiler")
     }
 }
 

@@ -3,12 +3,13 @@
 //! Another CUDA framework can load a fatbin with `cuModuleLoadData` and launch its entries by name.
 //!
 //! ```
-//! use residuum::device::embedded::{FATBINS, TOOLKIT};
+//! use residuum::device::embedded::{FATBINS, TOOLKIT, USAGE};
 //!
 //! println!("{} fatbins by nvcc {}", FATBINS.len(), TOOLKIT.unwrap_or("(none at build time)"));
+//! println!("at most {:?} registers", USAGE.iter().map(|usage| usage.registers).max());
 //! ```
 
-/// The resources of one entry point on one target, as ptxas reports them; `USAGE` lists them.
+/// The resources of one entry point on one target, as ptxas reports them. See the [module](self) for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// The entry point.
@@ -21,7 +22,7 @@ pub struct Usage {
     pub barriers: u32,
     /// Bytes of a thread's stack.
     pub stack_bytes: u32,
-    /// Bytes of registers spilled to memory; the build fails if it is not 0.
+    /// Bytes of registers spilled to memory.
     pub spill_bytes: u32,
 }
 

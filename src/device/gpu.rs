@@ -35,25 +35,17 @@ pub struct Gpu {
 impl Gpu {
     /// The GPUs that the library knows, the default first. For any other, construct a value.
     pub fn known() -> Vec<Self> {
-        let row =
-            |name: &str, arch, bytes_per_second, f32_flops_per_second, half_flops_per_second, source: &str| Self {
-                name: name.into(),
-                arch,
-                bytes_per_second,
-                f32_flops_per_second,
-                f16_flops_per_second: half_flops_per_second,
-                bf16_flops_per_second: half_flops_per_second,
-                source: source.into(),
-            };
+        let row = |name: &str, arch, bytes_per_second, f32_flops_per_second, half, source: &str| Self {
+            name: name.into(),
+            arch,
+            bytes_per_second,
+            f32_flops_per_second,
+            f16_flops_per_second: half,
+            bf16_flops_per_second: half,
+            source: source.into(),
+        };
         vec![
-            row(
-                "H200",
-                Arch::Sm90,
-                4.3e12,
-                67e12,
-                790e12,
-                "measured (f16 taken as bf16); f32 from NVIDIA's data sheet",
-            ),
+            row("H200", Arch::Sm90, 4.3e12, 67e12, 790e12, "measured (f16 as bf16); f32 from NVIDIA's data sheet"),
             row("H100", Arch::Sm90, 3.35e12, 67e12, 989e12, "NVIDIA's data sheet of the SXM5 module, dense"),
             row("A100", Arch::Sm80, 2.039e12, 19.5e12, 312e12, "NVIDIA's data sheet of the 80 GB SXM4 module, dense"),
         ]

@@ -87,7 +87,7 @@ impl Format {
         }
     }
 
-    /// How to get at the data of a file of this format; `None` if the format is no container, archive or placeholder.
+    /// The way to the data of a file of this format; `None` if the format is no container, archive or placeholder.
     pub fn unpack(self) -> Option<&'static str> {
         Some(match self {
             Self::Gzip => "unpack it with gunzip, or with tar if it is a .tar.gz",

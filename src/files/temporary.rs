@@ -144,7 +144,7 @@ fn is_temporary(name: &str) -> bool {
     })
 }
 
-/// Removes the temporary files of killed processes from `folder`, and returns how many. Other files, links, and
+/// Removes the temporary files of killed processes from `folder`, and returns their number. Other files, links, and
 /// temporary files that are being written stay. On a file system without locks, call it only if nothing else writes to
 /// the folder: it would remove a temporary file in use, and its writer would fail.
 pub fn sweep(folder: impl AsRef<Path>) -> Result<usize> {
@@ -191,18 +191,10 @@ mod tests {
     fn names_are_told_from_others() {
         assert!((0..100).all(|_| is_temporary(&name())));
         assert_eq!((0..100).map(|_| name()).collect::<BTreeSet<_>>().len(), 100);
-        for other in [
-            ".residuum-12-0123456789abcde.tmp",
-            ".residuum-12-0123456789abcdef0.tmp",
-            ".residuum-12-0123456789abcdeF.tmp",
-            ".residuum--0123456789abcdef.tmp",
-            ".residuum-1x-0123456789abcdef.tmp",
-            ".residuum-12-0123456789abcdef.tmp~",
-            "residuum-12-0123456789abcdef.tmp",
-            ".residuum-0123456789abcdef.tmp",
-            ".out.tmp",
-        ] {
-            assert!(!is_temporary(other), "{other}");
-        }
+        let others = ".residuum-12-0123456789abcde.tmp .residuum-12-0123456789abcdef0.tmp .out.tmp \
+                      .residuum-12-0123456789abcdeF.tmp .residuum--0123456789abcdef.tmp .residuum-0123456789abcdef.tmp \
+                      .residuum-1x-0123456789abcdef.tmp .residuum-12-0123456789abcdef.tmp~ \
+                      residuum-12-0123456789abcdef.tmp";
+        others.split(' ').for_each(|other| assert!(!is_temporary(other), "{other}"));
     }
 }

@@ -4,7 +4,7 @@
 
 use super::blocks::{average_to, conv, max_pool};
 use super::init::Scheme;
-use super::Architecture;
+use super::{Architecture, Traits, IMAGENET};
 use crate::graph::{Builder, ConvOptions, ValueId};
 use crate::Result;
 
@@ -37,24 +37,9 @@ pub(super) fn parse(name: &str) -> Option<Spec> {
 }
 
 impl Architecture for Spec {
-    fn input(&self) -> [usize; 3] {
-        [3, 224, 224]
-    }
-
-    fn classes(&self) -> usize {
-        1000
-    }
-
-    fn stem(&self) -> &'static str {
-        "features.0"
-    }
-
-    fn head(&self) -> &'static str {
-        "classifier.6"
-    }
-
-    fn scheme(&self) -> Scheme {
-        Scheme::TORCH
+    fn traits(&self) -> Traits {
+        let (stem, head) = ("features.0", "classifier.6");
+        Traits { data: IMAGENET, stem, head, scheme: Scheme::TORCH, stochastic: false }
     }
 
     fn layers(&self, b: &mut Builder, mut x: ValueId, classes: usize) -> Result<ValueId> {

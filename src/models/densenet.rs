@@ -14,7 +14,7 @@
 
 use super::blocks::{average_to, conv, max_pool, norm_relu, number};
 use super::init::Scheme;
-use super::Architecture;
+use super::{Architecture, Traits, CIFAR, IMAGENET};
 use crate::graph::{Builder, ValueId};
 use crate::ops::pool::{Kind, Window};
 use crate::Result;
@@ -87,30 +87,9 @@ fn cifar(body: &str) -> Option<Spec> {
 }
 
 impl Architecture for Spec {
-    fn input(&self) -> [usize; 3] {
-        match self.stem {
-            Stem::ImageNet => [3, 224, 224],
-            Stem::Cifar => [3, 32, 32],
-        }
-    }
-
-    fn classes(&self) -> usize {
-        match self.stem {
-            Stem::ImageNet => 1000,
-            Stem::Cifar => 10,
-        }
-    }
-
-    fn stem(&self) -> &'static str {
-        "features.conv0"
-    }
-
-    fn head(&self) -> &'static str {
-        "classifier"
-    }
-
-    fn scheme(&self) -> Scheme {
-        Scheme::DENSE
+    fn traits(&self) -> Traits {
+        let data = if self.stem == Stem::ImageNet { IMAGENET } else { CIFAR };
+        Traits { data, stem: "features.conv0", head: "classifier", scheme: Scheme::DENSE, stochastic: false }
     }
 
     fn layers(&self, b: &mut Builder, x: ValueId, classes: usize) -> Result<ValueId> {

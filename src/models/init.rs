@@ -4,7 +4,7 @@ use crate::graph::{Graph, Parameter, ParameterKind};
 use crate::tensor::philox::Philox;
 use crate::tensor::{HostTensor, Shape, StateDict};
 
-/// The distribution of a tensor's elements, with fan_in = in / groups R S and fan_out = out R S; see [`Scheme`].
+/// The distribution of a tensor's elements, with fan_in = in / groups R S and fan_out = out R S; for a [`Scheme`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fill {
     /// 0.
@@ -19,8 +19,8 @@ pub enum Fill {
     Uniform,
 }
 
-/// The distributions of a network's tensors, for [`initialise`]. Batch norms start as the identity: gamma 1, beta 0,
-/// running mean 0 and variance 1.
+/// The distributions of a network's tensors. Batch norms start as the identity: gamma 1, beta 0, running mean 0 and
+/// variance 1. See the [crate](crate) for an example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scheme {
     /// Weights of convolutions.

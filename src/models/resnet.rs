@@ -20,7 +20,7 @@
 
 use super::blocks::{average_pool, average_to, conv, max_pool, norm_relu, number, EPS};
 use super::init::Scheme;
-use super::Architecture;
+use super::{Architecture, Traits, CIFAR, IMAGENET};
 use crate::graph::{Builder, ConvOptions, ValueId};
 use crate::Result;
 
@@ -201,15 +201,8 @@ fn cifar(body: &str, suffix: &str) -> Option<Spec> {
         let n = depth.checked_sub(2)? / per_unit;
         (n > 0 && n * per_unit + 2 == depth).then(|| vec![n; 3])
     };
-    let spec = |planes, block, stages, shortcut, order| Spec {
-        stem: Stem::Cifar,
-        planes,
-        block,
-        stages,
-        shortcut,
-        order,
-        survival: None,
-    };
+    let (stem, survival) = (Stem::Cifar, None);
+    let spec = |planes, block, stages, shortcut, order| Spec { stem, planes, block, stages, shortcut, order, survival };
     match (kind, form) {
         ("plain", "") if suffix.is_empty() => Some(spec(16, Block::Basic, units(6)?, Shortcut::None, Order::Original)),
         ("resnet", "") => {
@@ -254,34 +247,10 @@ fn variant(suffix: &str, default: Shortcut) -> Option<(Shortcut, Order)> {
 }
 
 impl Architecture for Spec {
-    fn input(&self) -> [usize; 3] {
-        match self.stem {
-            Stem::ImageNet => [3, 224, 224],
-            Stem::Cifar | Stem::CifarBare => [3, 32, 32],
-        }
-    }
-
-    fn classes(&self) -> usize {
-        match self.stem {
-            Stem::ImageNet => 1000,
-            Stem::Cifar | Stem::CifarBare => 10,
-        }
-    }
-
-    fn stem(&self) -> &'static str {
-        "conv1"
-    }
-
-    fn head(&self) -> &'static str {
-        "fc"
-    }
-
-    fn scheme(&self) -> Scheme {
-        Scheme::RESIDUAL
-    }
-
-    fn is_stochastic(&self) -> bool {
-        self.survival.is_some()
+    fn traits(&self) -> Traits {
+        let data = if self.stem == Stem::ImageNet { IMAGENET } else { CIFAR };
+        let stochastic = self.survival.is_some();
+        Traits { data, stem: "conv1", head: "fc", scheme: Scheme::RESIDUAL, stochastic }
     }
 
     fn layers(&self, b: &mut Builder, x: ValueId, classes: usize) -> Result<ValueId> {

@@ -46,7 +46,7 @@ pub trait Real:
     fn exp(self) -> Self;
     /// The natural logarithm.
     fn ln(self) -> Self;
-    /// True if a ReLU with output `self` passes the gradient: unless it is 0 or less. A NaN passes it, as in torch.
+    /// True if a ReLU with output `self` passes the gradient: if it is above 0 or, as in torch, NaN.
     fn is_open(self) -> bool {
         !matches!(self.partial_cmp(&Self::ZERO), Some(Ordering::Less | Ordering::Equal))
     }

@@ -79,10 +79,8 @@ impl Evaluator {
     /// Loss and accuracy on all of `data`, summed in f64 from the logits. Fails if `data` does not have the network's
     /// classes.
     pub fn run(&mut self, data: &Dataset) -> Result<Evaluation> {
-        if data.classes() != self.classes {
-            let problem = format!("{} in the network, {} in the data", self.classes, data.classes());
-            return Err(Error::invalid("classes", problem));
-        }
+        let (found, expected) = (data.classes(), self.classes);
+        Error::check(found == expected, "classes", || format!("{expected} in the network, {found} in the data"))?;
         let (mut loss, mut correct, mut non_finite) = (0.0, 0, 0);
         self.non_finite = None;
         for batch in Loader::test(data, self.batch)?.in_order() {

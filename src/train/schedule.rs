@@ -88,20 +88,15 @@ impl Schedule {
     /// `curve` after a linear warm-up of `warmup` epochs, which may be a fraction. Fails on invalid numbers, and for
     /// one-cycle with a warm-up: it has its own.
     pub fn new(curve: Curve, warmup: f64) -> Result<Self> {
-        let fail = |problem: String| Err(Error::invalid("schedule", problem));
-        if !(warmup >= 0.0 && warmup.is_finite()) {
-            return fail(format!("a warm-up of {warmup} epochs, expected 0 or more"));
-        }
-        if curve == Curve::OneCycle && warmup > 0.0 {
-            return fail("onecycle with a warm-up, expected none: it has its own".into());
-        }
+        let check = |holds: bool, problem: String| Error::check(holds, "schedule", || problem);
+        check(warmup >= 0.0 && warmup.is_finite(), format!("a warm-up of {warmup} epochs, expected 0 or more"))?;
+        let one_warmup = curve != Curve::OneCycle || warmup == 0.0;
+        check(one_warmup, "onecycle with a warm-up, expected none: it has its own".into())?;
         if let Curve::Steps { factor, epochs } = &curve {
-            if !(*factor > 0.0 && *factor < 1.0) {
-                return fail(format!("steps by a factor of {factor}, expected a number between 0 and 1"));
-            }
-            if epochs.is_empty() || epochs[0] == 0 || epochs.windows(2).any(|pair| pair[0] >= pair[1]) {
-                return fail(format!("steps at epochs {epochs:?}, expected at least one, ascending, from 1 on"));
-            }
+            let fraction = *factor > 0.0 && *factor < 1.0;
+            check(fraction, format!("steps by a factor of {factor}, expected a number between 0 and 1"))?;
+            let ascend = epochs.first().is_some_and(|&first| first > 0) && epochs.is_sorted_by(|a, b| a < b);
+            check(ascend, format!("steps at epochs {epochs:?}, expected at least one, ascending, from 1 on"))?;
         }
         Ok(Self { curve, warmup })
     }
@@ -118,11 +113,9 @@ impl Schedule {
 
     /// Fails unless the warm-up is shorter than a run of `epochs`.
     pub fn check(&self, epochs: u32) -> Result<()> {
-        if epochs > 0 && self.warmup >= f64::from(epochs) {
-            let problem = format!("a warm-up of {} epochs in a run of {epochs}, expected fewer", self.warmup);
-            return Err(Error::invalid("schedule", problem));
-        }
-        Ok(())
+        Error::check(epochs == 0 || self.warmup < f64::from(epochs), "schedule", || {
+            format!("a warm-up of {} epochs in a run of {epochs}, expected fewer", self.warmup)
+        })
     }
 
     /// The learning rate of `step`, counted from 0 over the whole run.
@@ -230,22 +223,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_in_one_line() {
-        for text in [
-            "",
-            "linear",
-            "steps",
-            "steps:0.1",
-            "steps:@3",
-            "steps:0.1@",
-            "steps:0.1@3,2",
-            "steps:0.1@0",
-            "steps:1.5@3",
-            "steps:NaN@3",
-            "cosine+",
-            "cosine+warmup:-1",
-            "cosine+warmup:inf",
-            "onecycle+warmup:1",
-        ] {
+        let nonsense = " linear steps steps:0.1 steps:@3 steps:0.1@ steps:0.1@3,2 steps:0.1@0 steps:1.5@3 steps:NaN@3 \
+                        cosine+ cosine+warmup:-1 cosine+warmup:inf onecycle+warmup:1";
+        for text in nonsense.split(' ') {
             let error = text.parse::<Schedule>().unwrap_err().to_string();
             assert!(error.starts_with("schedule: ") && error.contains("expected"), "{text}: {error}");
         }

@@ -66,10 +66,9 @@ impl Default for Settings {
 /// The loss scale of a single pass in `dtype`: 256 in f16, whose smallest positive number is 6e-8, else 1. A run in f16
 /// has a dynamic one, see [`loss_scale`](crate::control::loss_scale).
 pub fn grad_scale(dtype: DType) -> f64 {
-    if dtype == DType::F16 {
-        256.0
-    } else {
-        1.0
+    match dtype {
+        DType::F16 => 256.0,
+        _ => 1.0,
     }
 }
 
@@ -87,25 +86,14 @@ impl Settings {
     /// Fails on invalid settings: no epoch, a batch size of 0, a learning rate that is not positive and finite, a
     /// warm-up longer than the run.
     pub fn check(&self) -> Result<()> {
-        if self.epochs == 0 {
-            return Err(Error::invalid("epochs", "0, expected at least 1"));
-        }
-        if self.batch == 0 {
-            return Err(Error::invalid("batch", "0, expected at least 1"));
-        }
-        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
-            let problem = format!("{}, expected a number above 0", self.learning_rate);
-            return Err(Error::invalid("learning rate", problem));
-        }
-        if !(0.0..1.0).contains(&self.smoothing) {
-            return Err(Error::invalid("smoothing", format!("{}, expected at least 0, less than 1", self.smoothing)));
-        }
-        if self.augment.pad > PAD {
-            return Err(Error::invalid(
-                "augmentation",
-                format!("shifts of {} pixels, expected at most {PAD}", self.augment.pad),
-            ));
-        }
+        let Self { learning_rate: rate, smoothing, augment: Augment { pad, .. }, .. } = self;
+        Error::check(self.epochs > 0, "epochs", || "0, expected at least 1".into())?;
+        Error::check(self.batch > 0, "batch", || "0, expected at least 1".into())?;
+        let positive = *rate > 0.0 && rate.is_finite();
+        Error::check(positive, "learning rate", || format!("{rate}, expected a number above 0"))?;
+        let fraction = (0.0..1.0).contains(smoothing);
+        Error::check(fraction, "smoothing", || format!("{smoothing}, expected at least 0, less than 1"))?;
+        Error::check(*pad <= PAD, "augmentation", || format!("shifts of {pad} pixels, expected at most {PAD}"))?;
         self.schedule.check(self.epochs)?;
         self.optimizer().map(|_| ())
     }

@@ -11,9 +11,9 @@ use super::settings::Settings;
 use crate::control::loss_scale;
 use crate::data::{Batch, Dataset, Loader, Splits};
 use crate::device::Device;
-use crate::graph::{Graph, Interpreter, Mode, Program};
+use crate::graph::{Graph, Mode, Program};
 use crate::models::{self, BuildOptions, Model};
-use crate::tensor::{DType, HostTensor, Real, StateDict};
+use crate::tensor::{HostTensor, StateDict};
 use crate::{Error, Result};
 
 /// Callbacks of a run. An error ends the run, which returns it.
@@ -80,14 +80,10 @@ impl<'a> Trainer<'a> {
     /// have its shape and classes.
     pub fn resume(checkpoint: &Checkpoint, splits: &'a Splits, device: &Device) -> Result<Self> {
         let Checkpoint { settings, classes, input, step, sums, .. } = checkpoint;
-        let (found, expected) = (splits.train.classes(), *classes);
-        if found != expected || splits.train.shape() != *input {
-            let problem = format!(
-                "{found} classes, shape {:?}; the checkpoint is of {expected} classes, shape {input:?}",
-                splits.train.shape()
-            );
-            return Err(Error::invalid("data", problem));
-        }
+        let (found, shape) = (splits.train.classes(), splits.train.shape());
+        Error::check(found == *classes && shape == *input, "data", || {
+            format!("{found} classes, shape {shape:?}; the checkpoint is of {classes} classes, shape {input:?}")
+        })?;
         let (mut trainer, _) = Self::prepare(settings.clone(), splits, device)?;
         trainer.program.load(&checkpoint.state)?;
         trainer.program.load_velocity(&checkpoint.velocity)?;
@@ -96,13 +92,11 @@ impl<'a> Trainer<'a> {
         }
         let steps = trainer.length.steps;
         let epochs = checkpoint.epoch as usize;
-        if sums.steps > steps || epochs * steps + sums.steps != *step || *step > trainer.length.total() {
-            let problem = format!(
-                "{step} ({} after {epochs} epochs), inconsistent with a run of {} epochs of {steps} steps",
-                sums.steps, settings.epochs
-            );
-            return Err(Error::invalid("step of the checkpoint", problem));
-        }
+        let consistent = sums.steps <= steps && epochs * steps + sums.steps == *step && *step <= trainer.length.total();
+        Error::check(consistent, "step of the checkpoint", || {
+            let run = format!("a run of {} epochs of {steps} steps", settings.epochs);
+            format!("{step} ({} after {epochs} epochs), inconsistent with {run}", sums.steps)
+        })?;
         (trainer.step, trainer.sums) = (*step, *sums);
         trainer.draw_gates_from(*step)?;
         Ok(trainer)
@@ -110,18 +104,16 @@ impl<'a> Trainer<'a> {
 
     /// Draws the gates of stochastic depth on the device from `step` on.
     fn draw_gates_from(&mut self, step: usize) -> Result<()> {
-        let step =
-            u32::try_from(step).map_err(|_| Error::invalid("step", format!("{step}, expected less than 2^32")))?;
-        self.program.draw_gates(self.settings.seed, step)
+        Error::check(u32::try_from(step).is_ok(), "step", || format!("{step}, expected less than 2^32"))?;
+        self.program.draw_gates(self.settings.seed, step as u32)
     }
 
     /// The compiled run, and its initial weights.
     fn prepare(settings: Settings, splits: &'a Splits, device: &Device) -> Result<(Self, StateDict)> {
         settings.check()?;
         let train = &splits.train;
-        if splits.test.classes() != train.classes() || splits.test.shape() != train.shape() {
-            return Err(Error::invalid("data", "the test images are not of the training images' shape and classes"));
-        }
+        let alike = splits.test.classes() == train.classes() && splits.test.shape() == train.shape();
+        Error::check(alike, "data", || "the test images are not of the training images' shape and classes".into())?;
         let model = models::find(&settings.model)?;
         let loader = Loader::train(train, settings.batch, settings.augment, settings.seed)?;
         let mut graph = Self::graph(&model, &settings, train)?;
@@ -131,11 +123,9 @@ impl<'a> Trainer<'a> {
         let program = Program::compile(&graph, device, settings.dtype, Some(settings.optimizer()?))?;
         let evaluator = Evaluator::new(&model, train.shape(), train.classes(), settings.batch, device, settings.dtype)?;
         let length = Length { epochs: settings.epochs, steps: loader.steps() };
-        let sums = Sums::default();
-        Ok((
-            Self { settings, splits, model, loader, length, parameter_count, program, evaluator, step: 0, sums },
-            state,
-        ))
+        let (step, sums) = (0, Sums::default());
+        let run = Self { settings, splits, model, loader, length, parameter_count, program, evaluator, step, sums };
+        Ok((run, state))
     }
 
     /// The training graph, with its loss.
@@ -217,39 +207,22 @@ impl<'a> Trainer<'a> {
     /// The first layer whose output is not finite in the last step, which took `batch` and had a non-finite loss. It is
     /// found on the CPU from the weights, which such a step does not change; `None` if all outputs are finite there.
     fn lost_in_step(&self, batch: &Batch) -> Result<Option<String>> {
-        fn run<T: Real>(
-            graph: &Graph,
-            state: &StateDict,
-            batch: &Batch,
-            trainer: &Trainer<'_>,
-        ) -> Result<Option<String>> {
-            let mut interpreter = Interpreter::<T>::new(graph, trainer.settings.dtype);
-            interpreter.load(state)?;
-            interpreter.set_input("input", &batch.input)?;
-            interpreter.set_labels(&batch.labels)?;
-            interpreter.set_gates(&trainer.program.gates()?)?;
-            interpreter.run_fast();
-            Ok(interpreter.first_non_finite())
-        }
         let graph = Self::graph(&self.model, &self.settings, &self.splits.train)?;
         let mut state = self.program.state()?;
         // The step changed the running statistics, which training does not read.
         for buffer in graph.buffers() {
             state.insert(buffer.name.clone(), HostTensor::f32(buffer.shape.clone(), vec![0.0; buffer.shape.len()]));
         }
-        match self.settings.dtype {
-            DType::F64 => run::<f64>(&graph, &state, batch, self),
-            _ => run::<f32>(&graph, &state, batch, self),
-        }
+        let inputs = (&batch.input, Some((&*batch.labels, &*self.program.gates()?)));
+        models::first_non_finite(&graph, &state, self.settings.dtype, inputs)
     }
 
     /// The error of a network `state` whose tensor `name` is not finite.
     fn diverged(&self, what: String, name: &str, state: &StateDict) -> Error {
         let image = Loader::test(&self.splits.test, 1).ok().and_then(|loader| loader.in_order().next());
-        let layer = image.and_then(|image| {
-            // The error is told without the layer where none can be found.
-            self.model.first_non_finite(state, &image.input, self.settings.dtype).ok().flatten()
-        });
+        // A failed search leaves the layer out of the error.
+        let find = |image: Batch| self.model.first_non_finite(state, &image.input, self.settings.dtype).ok().flatten();
+        let layer = image.and_then(find);
         let layer = layer.or_else(|| name.rsplit_once('.').map(|(layer, _)| layer.into()));
         Error::Diverged { what, step: self.step, learning_rate: self.last_rate(), layer }
     }
@@ -305,7 +278,7 @@ impl<'a> Trainer<'a> {
             self.step += 1;
             if !loss.is_finite() {
                 let what = format!("the loss became {loss}");
-                // The error is told without the layer where none can be found.
+                // A failed search leaves the layer out of the error.
                 let layer = self.lost_in_step(&batch).ok().flatten();
                 return Err(Error::Diverged { what, step: self.step, learning_rate: rate, layer });
             }
@@ -345,13 +318,11 @@ impl<'a> Trainer<'a> {
 
     /// Fails if gradients are not finite even at the least loss scale: every step would be skipped.
     fn check_loss_scale(&self) -> Result<()> {
-        match self.program.loss_scale()? {
-            Some(loss_scale::LossScale { scale: loss_scale::LEAST, good_steps: 0 }) => {
-                let problem = format!("at its minimum by step {}, and gradients are not finite", self.step);
-                Err(Error::invalid("loss scale", format!("{problem}; try a lower learning rate or bf16")))
-            }
-            _ => Ok(()),
-        }
+        let stuck = Some(loss_scale::LossScale { scale: loss_scale::LEAST, good_steps: 0 });
+        Error::check(self.program.loss_scale()? != stuck, "loss scale", || {
+            let problem = format!("at its minimum by step {}, and gradients are not finite", self.step);
+            format!("{problem}; try a lower learning rate or bf16")
+        })
     }
 
     fn rate(&self, step: usize) -> f64 {

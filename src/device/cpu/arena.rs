@@ -6,27 +6,22 @@ use std::ptr::NonNull;
 use crate::tensor::{memory, Elem, Real};
 use crate::{Error, Result};
 
-/// A tensor on the host, to read.
+/// A tensor on the host, by its kind of element.
 #[derive(Clone, Copy, Debug)]
-pub enum HostRef<'a, T> {
+pub enum Elements<R, I, B> {
     /// [`Elem::Real`] and [`Elem::Stat`].
-    Real(&'a [T]),
+    Real(R),
     /// Labels.
-    Index(&'a [i32]),
+    Index(I),
     /// Window positions.
-    Byte(&'a [u8]),
+    Byte(B),
 }
 
+/// A tensor on the host, to read.
+pub type HostRef<'a, T> = Elements<&'a [T], &'a [i32], &'a [u8]>;
+
 /// A tensor on the host, to write.
-#[derive(Debug)]
-pub enum HostMut<'a, T> {
-    /// [`Elem::Real`] and [`Elem::Stat`].
-    Real(&'a mut [T]),
-    /// Labels.
-    Index(&'a mut [i32]),
-    /// Window positions.
-    Byte(&'a mut [u8]),
-}
+pub type HostMut<'a, T> = Elements<&'a mut [T], &'a mut [i32], &'a mut [u8]>;
 
 impl<'a, T> HostRef<'a, T> {
     /// The numbers; panics if it holds other elements.
@@ -155,10 +150,7 @@ impl Arena {
         for (i, a) in writes.iter().enumerate() {
             for b in writes[i + 1..].iter().chain(reads) {
                 let before = |a: &Slot, b: &Slot| a.offset.saturating_add(a.bytes::<T>()) <= b.offset;
-                assert!(
-                    before(a, b) || before(b, a) || a.len == 0 || b.len == 0,
-                    "{a:?} is written and overlaps {b:?}"
-                );
+                assert!(before(a, b) || before(b, a) || a.len == 0 || b.len == 0, "{a:?} is written, overlaps {b:?}");
             }
         }
         let starts: Vec<*mut u8> = writes.iter().map(|slot| self.locate::<T>(slot)).collect();

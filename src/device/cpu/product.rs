@@ -1,7 +1,7 @@
 //! Matrix products without the `gemm` crate, for processors on which the crate panics or never returns; see
 //! `docs/notes/cpu.md`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::matrix::Matrix;
@@ -169,10 +169,9 @@ fn caches(folder: &Path) -> std::io::Result<Vec<Cache>> {
 }
 
 /// The folders in `folder` whose names begin with `name`.
-fn folders(folder: &Path, name: &str) -> std::io::Result<Vec<std::path::PathBuf>> {
-    let begins = |path: &std::path::PathBuf| {
-        path.is_dir() && path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(name))
-    };
+fn folders(folder: &Path, name: &str) -> std::io::Result<Vec<PathBuf>> {
+    let begins =
+        |path: &PathBuf| path.is_dir() && path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(name));
     let all = std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
     Ok(all.collect::<std::io::Result<Vec<_>>>()?.into_iter().filter(begins).collect())
 }
@@ -258,11 +257,7 @@ mod tests {
             ("AVX2 without FMA", vec!["avx2"], true),
             ("FMA without AVX2: Piledriver", vec!["fma", "bmi1", "lzcnt", "popcnt", "sse4.2"], false),
             ("all of AVX2", v3.clone(), true),
-            (
-                "AVX-512 without its byte and word part: Knights Landing",
-                [&v3[..], &["avx512f", "avx512cd"]].concat(),
-                false,
-            ),
+            ("AVX-512 without BW: Knights Landing", [&v3[..], &["avx512f", "avx512cd"]].concat(), false),
             ("AVX-512 without FMA", v4.iter().copied().filter(|&f| f != "fma").collect(), false),
             ("all of AVX-512", v4, true),
         ] {
@@ -309,10 +304,7 @@ mod tests {
             ("3", "Unified", "6M", "12", "0-7"),
         ];
         assert!(can_use_caches(described(&desktop).path(), NARROW), "128 KiB for each thread");
-        assert!(
-            !can_use_caches(described(&desktop).path(), WIDE),
-            "too little for AVX-512, which such processors lack"
-        );
+        assert!(!can_use_caches(described(&desktop).path(), WIDE), "too little for AVX-512, which it lacks");
         for (what, more) in [
             ("a fourth level", ("4", "Unified", "128M", "16", "0-7")),
             ("a hundredth level", ("100", "Data", "1K", "1", "0")),
@@ -355,20 +347,15 @@ mod tests {
                 |i: usize, j: usize| (0..depth).map(|k| a[i * (depth + 2) + k] * b[j * depth + k]).sum::<f64>();
             for accumulate in [false, true] {
                 for transposed in [false, true] {
-                    let cm = if transposed {
-                        Matrix::rows(cols, rows, rows + 1).transposed()
-                    } else {
-                        Matrix::rows(rows, cols, cols + 1)
+                    let cm = match transposed {
+                        true => Matrix::rows(cols, rows, rows + 1).transposed(),
+                        false => Matrix::rows(rows, cols, cols + 1),
                     };
-                    let mut c = vec![2.0; (rows + 1) * (cols + 1)];
+                    let (mut c, old) = (vec![2.0; (rows + 1) * (cols + 1)], if accumulate { 2.0 } else { 0.0 });
                     product((&mut c, cm), (&a, am), (&b, bm), accumulate);
                     for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {
                         let found = c[i * cm.row_stride + j * cm.col_stride];
-                        assert_eq!(
-                            found,
-                            expected(i, j) + if accumulate { 2.0 } else { 0.0 },
-                            "{rows}x{cols}x{depth} at {i}, {j}"
-                        );
+                        assert_eq!(found, old + expected(i, j), "{rows}x{cols}x{depth} at {i}, {j}");
                     }
                 }
             }

@@ -197,13 +197,11 @@ impl Context {
             result::function::get_function_attribute(function, Func::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)
         };
         let threads = threads.map_err(failed)?;
-        if i64::from(kernel.shared_bytes) > i64::from(shared) || i64::from(kernel.threads) > i64::from(threads) {
+        let Kernel { name, threads: wanted, shared_bytes: bytes, .. } = kernel;
+        if i64::from(*bytes) > i64::from(shared) || i64::from(*wanted) > i64::from(threads) {
             return Err(Error::unsupported(
-                format!(
-                    "{} with {} threads and {} bytes of shared memory",
-                    kernel.name, kernel.threads, kernel.shared_bytes
-                ),
-                format!("{} allows it {threads} threads and {shared} bytes in a block", self.gpu.name),
+                format!("{name} with {wanted} threads and {bytes} bytes of shared memory"),
+                format!("{} allows {threads} threads and {shared} bytes in a block", self.gpu.name),
             ));
         }
         Ok(())
@@ -274,10 +272,8 @@ fn find(ordinal: usize, images: &Images) -> Result<(Driver, GpuInfo, Arch)> {
     })?;
     if let Some(nvcc) = images.toolkit.filter(|nvcc| oldest_driver(nvcc, code) > driver.version) {
         let remedy = "install a newer driver, or an older toolkit and build again";
-        let (gpu, version) = (&gpu.name, driver.version_text());
-        return Err(missing(format!(
-            "the driver is for CUDA {version} and cannot load what nvcc {nvcc} made for {gpu}: {remedy}"
-        )));
+        let problem = format!("cannot load kernels that nvcc {nvcc} made for {}", gpu.name);
+        return Err(missing(format!("the driver is for CUDA {} and {problem}: {remedy}", driver.version_text())));
     }
     Ok((driver, gpu, arch))
 }
@@ -290,9 +286,6 @@ unsafe fn check_stream(stream: sys::CUstream, context: &CudaContext) -> Result<(
     let mut owner = std::ptr::null_mut();
     // SAFETY: by the contract the stream is valid; the call writes one handle.
     unsafe { sys::cuStreamGetCtx(stream, &mut owner) }.result()?;
-    if owner == context.cu_ctx() {
-        Ok(())
-    } else {
-        Err(DriverError(sys::cudaError_enum::CUDA_ERROR_INVALID_CONTEXT))
-    }
+    let owned = (owner == context.cu_ctx()).then_some(());
+    owned.ok_or(DriverError(sys::cudaError_enum::CUDA_ERROR_INVALID_CONTEXT))
 }

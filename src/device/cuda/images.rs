@@ -61,14 +61,10 @@ pub(super) fn with_remedy(reason: String, no_kernels: bool) -> String {
 impl Images {
     /// For messages: the origin of the kernels, and the versions of `gpu` and `driver`.
     pub fn describe(&self, gpu: &GpuInfo, driver: &Driver) -> String {
-        format!(
-            "the kernels were made by nvcc {} for {}, the device has compute capability {}.{} and a driver for CUDA {}",
-            self.toolkit.unwrap_or("of an unknown release"),
-            self.targets.join(", "),
-            gpu.capability.0,
-            gpu.capability.1,
-            driver.version_text()
-        )
+        let (nvcc, targets) = (self.toolkit.unwrap_or("of an unknown release"), self.targets.join(", "));
+        let ((major, minor), cuda) = (gpu.capability, driver.version_text());
+        let device = format!("the device has compute capability {major}.{minor} and a driver for CUDA {cuda}");
+        format!("the kernels were made by nvcc {nvcc} for {targets}, {device}")
     }
 }
 

@@ -191,11 +191,8 @@ fn run_child(folder: &Path, case: &str, settings: &[(&str, &str)]) {
         .output()
         .expect("the test binary runs");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(
-        output.status.success() && text.contains(&format!("case {case} done")),
-        "{case}: {}\n{text}",
-        output.status
-    );
+    let status = output.status;
+    assert!(status.success() && text.contains(&format!("case {case} done")), "{case}: {status}\n{text}");
 }
 
 /// Builds the mock driver, once for each `flags`; `None` if there is no C compiler.

@@ -66,35 +66,20 @@ pub fn wrong_length(head: &[u8], len: u64) -> Option<String> {
 pub fn duplicate(bytes: &[u8]) -> Option<String> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
-    serde_json::from_slice::<Names>(header).ok()?.0
+    serde_json::from_slice::<Names<false>>(header).ok()?.0
 }
 
-/// The header object: the first duplicate in it.
-struct Names(Option<String>);
+/// The first duplicate key of the header or, with `INNER`, of its metadata.
+struct Names<const INNER: bool>(Option<String>);
 
-impl<'de> Deserialize<'de> for Names {
+impl<'de, const INNER: bool> Deserialize<'de> for Names<INNER> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(NamesVisitor { inner: false }).map(Self)
+        deserializer.deserialize_any(Self(None))
     }
 }
 
-/// The metadata object: the first duplicate in it.
-struct Strings(Option<String>);
-
-impl<'de> Deserialize<'de> for Strings {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NamesVisitor { inner: true }).map(Self)
-    }
-}
-
-/// Finds the first duplicate key.
-struct NamesVisitor {
-    /// True for the metadata object, false for the header.
-    inner: bool,
-}
-
-impl<'de> Visitor<'de> for NamesVisitor {
-    type Value = Option<String>;
+impl<'de, const INNER: bool> Visitor<'de> for Names<INNER> {
+    type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
@@ -103,25 +88,20 @@ impl<'de> Visitor<'de> for NamesVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut seen, mut twice) = (BTreeSet::new(), None);
         while let Some(key) = map.next_key::<String>()? {
-            let within = match self.inner || key != METADATA {
+            let within = match INNER || key != METADATA {
                 true => map.next_value::<IgnoredAny>().map(|_| None)?,
-                false => map.next_value::<Strings>()?.0,
+                false => map.next_value::<Names<true>>()?.0,
             };
-            twice = twice.or(within);
-            if twice.is_none() && seen.contains(&key) {
-                twice = Some(match self.inner {
-                    true => format!("metadata `{key}`"),
-                    false => format!("tensor `{key}`"),
-                });
-            }
+            let kind = if INNER { "metadata" } else { "tensor" };
+            twice = twice.or(within).or_else(|| seen.contains(&key).then(|| format!("{kind} `{key}`")));
             seen.insert(key);
         }
-        Ok(twice)
+        Ok(Self(twice))
     }
 
     /// `null`: no metadata.
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(self)
     }
 }
 

@@ -28,7 +28,7 @@ use crate::graph::{Graph, StateReport};
 use crate::tensor::{HostData, HostTensor, StateDict};
 use crate::{Error, Result};
 
-/// The string metadata of a file.
+/// The string metadata of a file. See the [module](self) for an example.
 pub type Metadata = BTreeMap<String, String>;
 
 /// The length of the head by which a file is recognised.

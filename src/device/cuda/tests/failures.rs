@@ -123,6 +123,6 @@ fn any_failure() {
         }
     }
     mock.set("mock_fail_at", -1);
-    assert!(survived < calls / 2, "most failures are told; the rest are in destructors");
+    assert!(survived < calls / 2, "most failures are reported; the rest are in destructors");
     scenario().expect("the device works again");
 }

@@ -57,7 +57,7 @@ const WITHOUT: &str = "1 2 3 4 5 6 7 8 9 10";
 
 const PATTERNS: [[bool; 2]; 4] = [[true, true], [false, true], [true, false], [false, false]];
 
-/// Two gates and the plan's launches, each of which fills a word of its own with its number.
+/// Two gates and the plan's launches, each of which fills its own word with its number.
 struct Scene {
     device: Arc<dyn Backend>,
     gates: View,
@@ -166,7 +166,7 @@ fn without_kernel() {
     falls_back(Images { entries: entries.leak(), ..IMAGES }, "unknown embedded kernel `gate_conditions_f32`");
 }
 
-/// Without conditional nodes, because of `reason`, the launches return by themselves.
+/// Without conditional nodes, because of `reason`, gated launches start and return at once.
 fn falls_back(images: Images, reason: &str) {
     let context = context(images);
     let (said, mock) = (skips(&context), Mock::new());

@@ -28,9 +28,8 @@ fn order() {
         memory.write(0, &bytes).expect("a copy");
         bytes.fill(0xFF);
         if round % 3 == 0 {
-            device
-                .launch(&launch(&FILL, &View::new(memory.clone(), 1024, 1024).expect("a view"), 9))
-                .expect("a launch");
+            let part = View::new(memory.clone(), 1024, 1024).expect("a view");
+            device.launch(&launch(&FILL, &part, 9)).expect("a launch");
             let got = view.read().expect("a copy");
             assert!(got[..1024].iter().chain(&got[2048..]).all(|&b| b == round));
             assert!(got[1024..2048].chunks(4).all(|word| word == 9u32.to_le_bytes()));
@@ -119,8 +118,8 @@ fn side() {
         side.join().expect("an order");
         recordings[place].replay().expect("a replay");
         side.release(place).expect("a mark");
-        // The next batches for this place come while its run may not have begun. They use up the staging buffers, and
-        // the second stream must go on.
+        // The next batches for this place come while its run may not have begun. They use up the staging buffers, but
+        // the second stream must not stop.
         (0..9).for_each(|other| fill(place, 100 + other));
         assert!(output(&memory, place, 64).iter().all(|&b| b == step), "step {step} read its own input");
     }

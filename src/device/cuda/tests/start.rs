@@ -31,20 +31,16 @@ fn does_not_start() {
 
 fn stub() {
     let text = refused();
-    assert!(
-        text.contains("does not start: CUDA_ERROR_STUB_LIBRARY (34): ") && text.contains("LD_LIBRARY_PATH"),
-        "{text}"
-    );
+    let [name, remedy] = ["does not start: CUDA_ERROR_STUB_LIBRARY (34): ", "LD_LIBRARY_PATH"];
+    assert!(text.contains(name) && text.contains(remedy), "{text}");
     let report: Vec<String> = crate::device::doctor::report().iter().map(ToString::to_string).collect();
     assert!(report.iter().any(|line| line.contains("CUDA_ERROR_STUB_LIBRARY (34)")), "{report:?}");
 }
 
 fn wordless() {
     let text = refused();
-    assert!(
-        text.contains("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803): ") && text.contains("different releases"),
-        "{text}"
-    );
+    let [name, meaning] = ["CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803): ", "different releases"];
+    assert!(text.contains(name) && text.contains(meaning), "{text}");
 }
 
 fn unknown_number() {
@@ -53,20 +49,14 @@ fn unknown_number() {
 }
 
 fn old_gpu() {
-    assert!(
-        refused().contains("compute capability 7.5, the kernels are for sm_80, sm_90a, compute_80"),
-        "{}",
-        refused()
-    );
+    let text = refused();
+    assert!(text.contains("compute capability 7.5, the kernels are for sm_80, sm_90a, compute_80"), "{text}");
 }
 
 fn newer_kernels() {
     crate::device::doctor::report();
-    assert!(
-        refused().contains("cannot load what nvcc 12.2.140 made for Mock 0: install a newer driver"),
-        "{}",
-        refused()
-    );
+    let text = refused();
+    assert!(text.contains("cannot load kernels that nvcc 12.2.140 made for Mock 0: install a newer driver"), "{text}");
 }
 
 /// On a driver that is too old.
