@@ -13,7 +13,7 @@ use super::{cpu, Device};
 /// The outcome of a search. See the [module](self) for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It is there.
+    /// It was found and works.
     Good,
     /// It is missing or does not work. The rest of the library runs without it.
     Missing,

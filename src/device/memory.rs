@@ -40,7 +40,7 @@ impl DeviceId {
 /// * [`address`](Self::address), [`bytes`](Self::bytes) and [`device`](Self::device) never change.
 /// * Until the value is dropped, the `bytes()` bytes from `address()` on belong to it alone, in memory that kernels of
 ///   `device()` may read and write. (A device that runs nothing may name any address.)
-/// * [`write`](Self::write), [`zero`](Self::zero) and [`read`](Self::read) refuse a range that leaves the memory.
+/// * [`write`](Self::write), [`zero`](Self::zero) and [`read`](Self::read) refuse a range that exceeds the memory.
 ///
 /// A wrapper that forwards each call to memory that it owns keeps these promises. Safe code cannot make up memory, nor
 /// have kernels write to an address of its choice:
@@ -98,8 +98,7 @@ pub unsafe trait Memory: fmt::Debug + Send + Sync {
     }
 }
 
-/// Copies to one memory beside the device's own queue, to two places in turn: one is filled while launches read the
-/// other.
+/// A second queue for copies to one memory, to two places in turn: one is filled while launches read the other.
 ///
 /// A copy to a place runs after the work that was on the device's queue at the place's last [release](Self::release).
 /// Work queued after a [join](Self::join) runs after all copies before the join. No other order is promised.
@@ -150,7 +149,7 @@ pub struct View {
 }
 
 impl View {
-    /// The `bytes` bytes from `offset` on; fails if they leave the memory.
+    /// The `bytes` bytes from `offset` on; fails if they exceed the memory.
     pub fn new(memory: Arc<dyn Memory>, offset: usize, bytes: usize) -> Result<Self> {
         check_range("view", offset, bytes, memory.bytes())?;
         Ok(Self { memory, offset, bytes })
@@ -172,7 +171,7 @@ impl View {
         Self::whole(Arc::new(Foreign { address, bytes }))
     }
 
-    /// The `bytes` bytes from byte `offset` of this view on; fails if they leave it.
+    /// The `bytes` bytes from byte `offset` of this view on; fails if they exceed it.
     pub fn part(&self, offset: usize, bytes: usize) -> Result<Self> {
         check_range("part of a view", offset, bytes, self.bytes)?;
         Self::new(self.memory.clone(), self.offset + offset, bytes)

@@ -14,7 +14,7 @@ pub(crate) struct Row {
     /// The name with `*` for the dtype, cut off before any tile: `conv2d_fwd_*`, `pool_avg_fwd_*_tree`.
     pub kind: &'static str,
     pub dtype: DType,
-    /// For products, of each tile: rows and columns, the bytes of a row in a stage, and its stages.
+    /// The tiles of a product: rows, columns, bytes of a row in a stage, stages.
     pub tiles: &'static [[usize; 4]],
     /// `vector`, `packed`, `stem` or `scalar`, for products.
     pub access: &'static str,

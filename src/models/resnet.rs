@@ -139,8 +139,7 @@ pub(super) fn parse(name: &str) -> Option<Spec> {
 
 /// The network called `name`, without stochastic depth.
 fn parse_network(name: &str) -> Option<Spec> {
-    if let Some(at) = name.find("_cifar") {
-        let (body, suffix) = (&name[..at], &name[at + "_cifar".len()..]);
+    if let Some((body, suffix)) = name.split_once("_cifar") {
         return cifar(body, suffix);
     }
     let (kind, depth, suffix) = split_depth(name)?;

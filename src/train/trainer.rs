@@ -263,7 +263,7 @@ impl<'a> Trainer<'a> {
 
     /// Takes a step on each of `batches`; returns their time without the observer's.
     ///
-    /// While the device runs a step, the next batch is made, rounded and copied beside the one in use.
+    /// While the device runs a step, the next batch is made, rounded and copied to the other place of the inputs.
     fn steps(&mut self, batches: &mut dyn FnMut() -> Option<Batch>, observer: &mut dyn Observer) -> Result<Duration> {
         let mut time = Duration::ZERO;
         let mut start = Instant::now();

@@ -63,7 +63,7 @@ impl<T> HostMut<'_, T> {
     }
 }
 
-/// Where a tensor lies in an [`Arena`].
+/// The place of a tensor in an [`Arena`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// The first byte; a multiple of the element's size.
@@ -118,7 +118,7 @@ impl Arena {
     /// The tensor in `slot`, to read.
     ///
     /// # Panics
-    /// If it is not aligned or leaves the arena.
+    /// If it is not aligned or exceeds the arena.
     pub fn read<T: Real>(&self, slot: &Slot) -> HostRef<'_, T> {
         let p = self.locate::<T>(slot);
         // SAFETY: `locate` checked that the elements lie in the arena and are aligned; the arena's bytes are
@@ -135,7 +135,7 @@ impl Arena {
     /// The tensor in `slot`, to write.
     ///
     /// # Panics
-    /// If it is not aligned or leaves the arena.
+    /// If it is not aligned or exceeds the arena.
     pub fn write<T: Real>(&mut self, slot: &Slot) -> HostMut<'_, T> {
         let p = self.locate::<T>(slot);
         // SAFETY: `locate` checked bounds and alignment; the slice borrows the arena exclusively.
@@ -145,7 +145,7 @@ impl Arena {
     /// The tensors of one step of a program: `reads` to read, `writes` to write.
     ///
     /// # Panics
-    /// If one is not aligned or leaves the arena, or one of `writes` overlaps any other.
+    /// If one is not aligned or exceeds the arena, or one of `writes` overlaps any other.
     pub fn slices<T: Real>(&mut self, reads: &[Slot], writes: &[Slot]) -> (Vec<HostRef<'_, T>>, Vec<HostMut<'_, T>>) {
         for (i, a) in writes.iter().enumerate() {
             for b in writes[i + 1..].iter().chain(reads) {
@@ -163,7 +163,7 @@ impl Arena {
     /// The first byte of `slot`, whose elements are aligned and lie in the arena: panics if not.
     fn locate<T: Real>(&self, slot: &Slot) -> *mut u8 {
         let end = slot.offset.checked_add(slot.bytes::<T>());
-        assert!(end.is_some_and(|end| end <= self.bytes), "{slot:?} leaves an arena of {} bytes", self.bytes);
+        assert!(end.is_some_and(|end| end <= self.bytes), "{slot:?} exceeds an arena of {} bytes", self.bytes);
         // SAFETY: the offset is at most the arena's bytes, as asserted; `bytes` checked the alignment.
         unsafe { self.start.as_ptr().add(slot.offset) }
     }

@@ -46,7 +46,7 @@ pub(super) struct Function(sys::CUfunction);
 
 // SAFETY: the driver lets any thread use a function.
 unsafe impl Send for Function {}
-// SAFETY: as above, also several threads at once.
+// SAFETY: as above, also concurrently.
 unsafe impl Sync for Function {}
 
 #[derive(Debug)]

@@ -18,7 +18,7 @@ pub(super) struct Event {
 
 // SAFETY: the driver lets any thread use an event.
 unsafe impl Send for Event {}
-// SAFETY: as above, also several threads at once.
+// SAFETY: as above, also concurrently.
 unsafe impl Sync for Event {}
 
 impl Event {

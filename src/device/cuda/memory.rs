@@ -64,7 +64,7 @@ impl CudaMemory {
         self.context.call("copying to the device", || unsafe { staging.write(to, src, stream) })
     }
 
-    /// The address of `len` bytes at `offset`; fails if they leave the memory. `what` names the use in the error.
+    /// The address of `len` bytes at `offset`; fails if they exceed the memory. `what` names the use in the error.
     pub fn range(&self, what: &str, offset: usize, len: usize) -> Result<u64> {
         check_range(what, offset, len, self.bytes)?;
         Ok(self.address + offset as u64)

@@ -48,13 +48,13 @@ impl Side {
 impl SideQueue for Side {
     fn write(&self, place: usize, offset: usize, src: &[u8]) -> Result<()> {
         let released = self.released(place)?;
-        self.call("copying to the device beside its launches", |_| released.hold_back(&self.stream))?;
+        self.call("copying to the device during its launches", |_| released.hold_back(&self.stream))?;
         // Dropping `self` makes the device's stream wait for this one, before the memory is dropped.
         self.memory.copy_in(offset, src, &self.stream)
     }
 
     fn join(&self) -> Result<()> {
-        self.call("waiting for copies beside the launches", |context| {
+        self.call("waiting for copies during launches", |context| {
             self.filled.record(&self.stream)?;
             self.filled.hold_back(&context.stream)
         })

@@ -169,7 +169,7 @@ impl fmt::Debug for SimMemory {
 
 impl SimMemory {
     /// Calls `copy` with the address of `bytes` bytes at `offset`, which no launch or other copy uses meanwhile; fails
-    /// if they leave the buffer.
+    /// if they exceed the buffer.
     fn with(&self, offset: usize, bytes: usize, copy: impl FnOnce(*mut u8)) -> Result<()> {
         check_range("memory", offset, bytes, self.bytes)?;
         let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);
