@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_a_file_holds_its_error_is_one_short_line() {
+    fn errors_are_one_short_line() {
         let name = format!("a\nb\u{1b}[2J{}", "\u{e9}".repeat(100_000));
         for error in [Error::invalid(format!("tensor `{name}`"), "missing"), Error::file("w", format!("`{name}`"))] {
             let text = error.to_string();

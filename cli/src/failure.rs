@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_leaves_the_terminal_as_it_is() {
+    fn a_line_has_no_control_characters() {
         assert_eq!(plain("a\nb \u{1b}[2J\r\u{e9}"), "a b \\u{1b}[2J\\r\u{e9}");
     }
 

@@ -362,7 +362,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metrics_that_are_no_file_are_refused() {
+    fn metrics_that_are_not_a_file_are_refused() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = Folder::claim(temporary.path().join("a")).unwrap();
         fs::create_dir(folder.metrics()).unwrap();
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_one_runs_and_what_is_empty_goes_away() {
+    fn one_run_owns_a_folder_and_empty_folders_are_removed() {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("a/b");
         let folder = Folder::claim(path.clone()).unwrap();

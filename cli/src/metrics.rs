@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_and_back() {
+    fn a_line_round_trips() {
         let text = line(&metrics(3));
         assert!(text.starts_with("{\"epoch\":3,\"train_loss\":0.30000000000000004,"), "{text}");
         assert_eq!(parse(&text), Some(metrics(3)));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn later_epochs_and_torn_lines_go() {
+    fn later_epochs_and_torn_lines_are_dropped() {
         let lines =
             |epochs: std::ops::RangeInclusive<u32>| epochs.map(|e| line(&metrics(e)) + "\n").collect::<String>();
         let whole = lines(1..=3);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_and_what_is_good_stays() {
+    fn missing_lines_are_reported_and_good_lines_kept() {
         let l = |epoch| line(&metrics(epoch)) + "\n";
         let damaged = format!("{}garbage\n{}{}", l(1), l(3), l(4));
         let problem = "missing epoch 2, unreadable line 2";

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_table_of_problems_is_refused() {
+    fn invalid_tables_are_refused() {
         for (text, expected) in [
             (String::new(), "empty, expected a tab-separated table whose first line names the columns name groups"),
             (" \n\r\n".into(), "empty, expected"),

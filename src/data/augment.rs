@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_asked_nothing_done() {
+    fn the_default_augmentation_is_the_identity() {
         for index in 0..50 {
             assert_eq!(Augment::default().draw(3, 1, index), Draw::IDENTITY);
         }

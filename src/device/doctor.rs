@@ -157,7 +157,7 @@ fn simulator() -> Finding {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_report_names_every_topic_and_a_remedy_for_what_is_missing() {
+    fn the_report_names_every_topic_and_a_remedy_for_each_missing_part() {
         let findings = super::report();
         for topic in ["library", "cpu", "simulator", "auto"] {
             assert!(findings.iter().any(|f| f.topic == topic), "{topic} in {findings:?}");

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_pool_is_used_as_it_is() {
+    fn a_users_pool_is_used_unchanged() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("three threads");
         let found = pool.install(|| {
             ensure();

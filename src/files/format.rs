@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_told_by_their_first_bytes() {
+    fn formats_are_recognised_by_their_first_bytes() {
         let tar = [&[b'x'; 257][..], b"ustar\0"].concat();
         let zip = |name: &str| [b"PK\x03\x04\x14\0", [0; 24].as_slice(), name.as_bytes(), &[0; 99]].concat();
         for (bytes, format) in [

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_told_from_others() {
+    fn names_of_temporary_files_are_recognised() {
         assert!((0..100).all(|_| is_temporary(&name())));
         assert_eq!((0..100).map(|_| name()).collect::<BTreeSet<_>>().len(), 100);
         let others = ".residuum-12-0123456789abcde.tmp .residuum-12-0123456789abcdef0.tmp .out.tmp \

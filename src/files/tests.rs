@@ -19,7 +19,7 @@ fn text(content: &'static str) -> impl FnOnce(&mut dyn Write) -> io::Result<()> 
 }
 
 #[test]
-fn whoever_writes_a_file_at_once_with_others_leaves_one_of_them_whole() {
+fn concurrent_writers_leave_one_complete_file() {
     const LEN: usize = 300_000;
     let folder = folder();
     let path = folder.path().join("out");
@@ -143,7 +143,7 @@ fn the_longest_names_are_written() {
 }
 
 #[test]
-fn what_fails_leaves_the_old_file_and_nothing_else() {
+fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     let folder = folder();
     let path = folder.path().join("out");
     write_atomically(&path, text("old")).unwrap();
@@ -175,7 +175,7 @@ fn what_fails_leaves_the_old_file_and_nothing_else() {
 }
 
 #[test]
-fn a_sweep_removes_what_killed_processes_left_and_nothing_else() {
+fn a_sweep_removes_only_the_files_of_killed_processes() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
     let others = ["checkpoint.safetensors", ".residuum-12.tmp", ".hidden", ".residuum-x-0123456789abcdef.tmp"];

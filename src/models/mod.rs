@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_of_all_names_is_taken_off_and_no_other() {
+    fn only_a_prefix_of_all_names_is_removed() {
         let model = find("resnet8_cifar").unwrap();
         let graph = model.build(Mode::Infer, 1, [3, 8, 8], 10, BuildOptions::default()).unwrap();
         let state = model.initialise(&graph, 1);
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn long_names_are_no_work() {
+    fn long_names_get_no_suggestions() {
         let error = find(&"resnet50\n".repeat(100_000)).unwrap_err().to_string();
         assert!(error.len() < 2000 && !error.contains('\n'), "{} bytes", error.len());
     }

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_no_address_space_holds_is_refused() {
+    fn sizes_beyond_the_address_space_are_refused() {
         for len in [usize::MAX, usize::MAX / 8, isize::MAX as usize / 4 + 1] {
             let bytes = len.saturating_mul(8);
             let error = filled("a tensor", 0.0f64, len).expect_err("no such memory");

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loss_is_the_formulas_also_far_out() {
+    fn the_loss_follows_its_formula_for_large_logits() {
         let row = [1.0, 2.0, 0.5];
         let expected = (1f64.exp() + 2f64.exp() + 0.5f64.exp()).ln() - 2.0;
         assert!((cross_entropy(&row, 1) - expected).abs() < 1e-15);
@@ -139,7 +139,7 @@ mod tests {
 
     /// As in torch: a logit of minus infinity has probability 0, and an undefined loss is NaN.
     #[test]
-    fn the_loss_of_what_is_not_finite_is_torchs() {
+    fn non_finite_logits_have_torchs_loss() {
         let infinity = f64::INFINITY;
         assert!((cross_entropy(&[1.0, -infinity, 2.0], 0) - 1.313_261_687_518).abs() < 1e-9);
         assert_eq!(cross_entropy(&[1.0, -infinity, -infinity], 0), 0.0);

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn text_and_back() {
+    fn schedules_round_trip_through_text() {
         for text in ["constant", "cosine", "onecycle", "steps:0.1@81,122", "steps:0.2@60+warmup:5", "cosine+warmup:0.5"]
         {
             assert_eq!(text.parse::<Schedule>().unwrap().to_string(), text);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_in_one_line() {
+    fn invalid_schedules_are_refused_in_one_line() {
         let nonsense = " linear steps steps:0.1 steps:@3 steps:0.1@ steps:0.1@3,2 steps:0.1@0 steps:1.5@3 steps:NaN@3 \
                         cosine+ cosine+warmup:-1 cosine+warmup:inf onecycle+warmup:1";
         for text in nonsense.split(' ') {

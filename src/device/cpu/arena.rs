@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn an_arena_refuses_what_would_alias() {
+    fn an_arena_refuses_aliasing_slices() {
         let mut arena = Arena::new(256).expect("memory");
         let (a, b) = (slot(0, 4, Elem::Real), slot(12, 4, Elem::Real));
         assert!(panics(|| drop(arena.slices::<f32>(&[a], &[b]))), "read and written");

@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn caches_that_the_crate_cannot_use_are_noticed() {
+    fn caches_that_the_crate_cannot_use_are_detected() {
         let usual = [
             ("1", "Data", "48K", "12", "0"),
             ("1", "Instruction", "32K", "8", "0"),

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_and_has_the_same_bytes() {
+    fn a_file_is_read_back_and_written_again_with_equal_bytes() {
         let (folder, (state, metadata)) = (folder(), sample());
         let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
         write(&one, &state, &metadata).unwrap();
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_not_whole_are_refused_in_one_line() {
+    fn truncated_files_are_refused_in_one_line() {
         let whole = crafted("F32", "[3]", &[0; 12]);
         assert_eq!(refusal(&[]), "an empty file, not a safetensors file: download or write it again");
         assert_eq!(refusal(&[9, 0, 0]), "3 bytes, too short for a safetensors file");
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn other_formats_are_named_with_the_way_out() {
+    fn other_formats_are_named_with_a_remedy() {
         let zip = |name: &str| [b"PK\x03\x04\x14\0\0\0", [0; 22].as_slice(), name.as_bytes(), &[0; 99]].concat();
         for (bytes, parts) in [
             (
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_there_twice_is_refused() {
+    fn duplicate_names_are_refused() {
         let tensor = |offsets: &str| format!("{{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":{offsets}}}");
         let (first, second) = (tensor("[0,4]"), tensor("[4,8]"));
         for (header, expected) in [
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn old_densenet_names_are_brought_to_todays() {
+    fn old_densenet_names_are_modernised() {
         for (old, new) in [
             ("features.denseblock1.denselayer12.norm.1.weight", "features.denseblock1.denselayer12.norm1.weight"),
             ("features.denseblock4.denselayer1.conv.2.weight", "features.denseblock4.denselayer1.conv2.weight"),

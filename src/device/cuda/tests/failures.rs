@@ -3,9 +3,9 @@
 use super::*;
 
 pub(super) const CASES: &[Case] = &[
-    ("a_fault_is_told_for_ever", &[], fault),
+    ("a_fault_is_reported_by_every_later_call", &[], fault),
     ("a_synchronous_device_names_the_launch", &[("RESIDUUM_SYNC", "1")], synchronous),
-    ("memory_that_runs_out_is_no_end", &[], out_of_memory),
+    ("running_out_of_memory_is_no_fault", &[], out_of_memory),
     ("limits_are_checked_before_the_launch", &[], limits),
     ("a_failure_of_any_call_is_an_error", &[], any_failure),
 ];

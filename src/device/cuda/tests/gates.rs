@@ -4,22 +4,22 @@ use super::*;
 
 /// Settings under which a driver has no conditional nodes.
 const OLD: &[(&str, &str)] = &[("MOCK_VERSION", "12030")];
-const UNWANTED: &[(&str, &str)] = &[("RESIDUUM_CONDITIONAL", "0")];
+const DISABLED: &[(&str, &str)] = &[("RESIDUUM_CONDITIONAL", "0")];
 
 pub(super) const CASES: &[Case] = &[
     ("a_gate_is_read_when_its_launch_runs", &[], gate),
     ("a_gate_is_read_when_its_launch_runs_on_an_old_driver", OLD, gate),
     ("each_run_behind_a_gate_is_the_body_of_a_node", &[], nodes),
     ("many_conditions_are_set_in_turn", &[], many),
-    ("a_thousand_replays_skip_and_take_nothing", &[], thousand_replays),
-    ("a_thousand_replays_return_and_take_nothing", OLD, thousand_replays),
+    ("a_thousand_replays_skip_and_allocate_nothing", &[], thousand_replays),
+    ("a_thousand_replays_return_and_allocate_nothing", OLD, thousand_replays),
     ("launches_return_on_an_old_driver", OLD, || {
         falls_back(IMAGES, "the driver is for CUDA 12.3, they came with 12.4")
     }),
-    ("launches_return_where_nodes_are_unwanted", UNWANTED, || falls_back(IMAGES, "RESIDUUM_CONDITIONAL is 0")),
+    ("launches_return_when_nodes_are_disabled", DISABLED, || falls_back(IMAGES, "RESIDUUM_CONDITIONAL is 0")),
     ("launches_return_without_the_kernel", &[], without_kernel),
     ("a_call_that_fails_costs_the_nodes_at_most", &[], node_failures),
-    ("a_call_that_fails_in_a_capture_leaves_nothing", UNWANTED, capture_failures),
+    ("a_call_that_fails_in_a_capture_leaves_nothing", DISABLED, capture_failures),
 ];
 
 /// On a driver without the functions.

@@ -5,12 +5,12 @@ use super::*;
 pub(super) const CASES: &[Case] = &[
     ("copies_and_launches_keep_their_order", &[], order),
     ("copies_and_launches_keep_their_order_without_pools", &[("MOCK_POOLS", "0")], order),
-    ("long_copies_go_in_pieces", &[], pieces),
+    ("long_copies_are_split", &[], pieces),
     ("a_recording_owns_its_memory", &[], recording),
-    ("copies_beside_a_run_touch_no_place_in_use", &[], side),
-    ("a_thousand_replays_take_nothing", &[], thousand_replays),
-    ("a_thousand_replays_take_nothing_without_pools", &[("MOCK_POOLS", "0")], thousand_replays),
-    ("time_is_the_devices", &[], time),
+    ("copies_during_a_run_touch_no_place_in_use", &[], side),
+    ("a_thousand_replays_allocate_nothing", &[], thousand_replays),
+    ("a_thousand_replays_allocate_nothing_without_pools", &[("MOCK_POOLS", "0")], thousand_replays),
+    ("time_is_measured_on_the_device", &[], time),
     ("a_foreign_stream_is_used_and_kept", &[], foreign_stream),
     ("memory_of_another_device_is_refused", &[], other_device),
 ];

@@ -6,7 +6,7 @@ pub(super) const CASES: &[Case] = &[
     ("no_gpu", &[("MOCK_DEVICES", "0")], no_gpu),
     ("a_driver_that_does_not_start", &[("MOCK_INIT", "34")], does_not_start),
     ("a_stub_of_the_driver", &[("MOCK_INIT", "34"), ("MOCK_TEXTS", "34")], stub),
-    ("an_error_without_words", &[("MOCK_INIT", "803"), ("MOCK_TEXTS", "0")], wordless),
+    ("an_error_without_text", &[("MOCK_INIT", "803"), ("MOCK_TEXTS", "0")], no_text),
     ("an_error_of_a_later_driver", &[("MOCK_INIT", "4711"), ("MOCK_TEXTS", "1")], unknown_number),
     ("an_old_gpu", &[("MOCK_CAPABILITY", "75")], old_gpu),
     ("machine_code_of_a_newer_major_release", &[("MOCK_VERSION", "11080")], newer_kernels),
@@ -37,7 +37,7 @@ fn stub() {
     assert!(report.iter().any(|line| line.contains("CUDA_ERROR_STUB_LIBRARY (34)")), "{report:?}");
 }
 
-fn wordless() {
+fn no_text() {
     let text = refused();
     let [name, meaning] = ["CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803): ", "different releases"];
     assert!(text.contains(name) && text.contains(meaning), "{text}");
