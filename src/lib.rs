@@ -5,7 +5,7 @@
 //! simulator of the kernels that needs no GPU. **Nothing has run on a GPU yet**: the kernels are compiled for GPUs and
 //! checked on the simulator.
 //!
-//! There are three ways in.
+//! There are three entry points: a whole network, a custom graph, and a single op.
 //!
 //! # A whole network
 //!
@@ -34,11 +34,11 @@
 //! # Ok::<(), residuum::Error>(())
 //! ```
 //!
-//! # A graph of one's own
+//! # A custom graph
 //!
 //! [`Builder`](graph::Builder) makes a graph, [`Graph::differentiate`](graph::Graph::differentiate) appends its
-//! backward pass, [`Program::compile`](graph::Program::compile) fuses it and binds it to a device. A graph's shapes are
-//! NHWC; the tensors that go in and come out have torch's layouts: images NCHW, weights OIHW.
+//! backward pass, [`Program::compile`](graph::Program::compile) fuses it and binds it to a device. Shapes in a graph are
+//! NHWC; the caller's tensors are in torch's layouts: images NCHW, weights OIHW.
 //!
 //! ```
 //! use residuum::device::Device;
@@ -75,11 +75,11 @@
 //! # Ok::<(), residuum::Error>(())
 //! ```
 //!
-//! # One op
+//! # A single op
 //!
-//! An [`Operator`](ops::Operator) gives the launches of its kernels on the caller's memory and stream:
-//! `examples/04_one_kernel.rs` shows it on a GPU or the simulator. On the CPU an op runs by itself, too, in the
-//! library's layouts (NHWC, weights KRSC):
+//! An [`Operator`](ops::Operator) returns its kernel launches on the caller's memory and stream:
+//! `examples/04_one_kernel.rs` runs them on a GPU or the simulator. An op also runs alone on the CPU, in the library's
+//! layouts (NHWC, weights KRSC):
 //!
 //! ```
 //! use residuum::ops::linear::{Linear, Spec};
@@ -100,9 +100,8 @@
 //!
 //! # Modules
 //!
-//! Each uses only those before it: [`files`], [`tensor`], [`device`] (with the debug switches), [`ops`], [`control`],
-//! [`graph`],
-//! [`models`], [`data`], [`train`].
+//! Each uses only earlier ones: [`files`], [`tensor`], [`device`] (with the debug switches), [`ops`], [`control`],
+//! [`graph`], [`models`], [`data`], [`train`].
 
 pub mod control;
 pub mod data;
@@ -120,7 +119,7 @@ pub use cudarc;
 pub use error::{Error, Result};
 pub use half;
 
-/// Every kernel that launch code uses.
+/// Every kernel that launch code can use.
 #[doc(hidden)]
 pub fn kernels() -> impl Iterator<Item = &'static device::Kernel> {
     ops::kernels().chain(control::kernels())

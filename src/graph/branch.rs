@@ -1,9 +1,8 @@
 //! Stochastic depth: residual branches that a run may skip, forward and backward.
 //!
-//! The nodes of a branch carry its gate, their gradients' nodes too. Where it is closed a run skips them all: their
-//! values are not computed, and nothing reads them. What stands outside sees a branch only through [`Op::Sum`], which
-//! leaves a closed one out, and what a branch adds to a gradient outside comes after what is
-//! there without it.
+//! The nodes of a branch carry its gate, and so do the nodes of their gradients. A run skips them all if the gate is
+//! closed; nothing reads their values then. Outside, only [`Op::Sum`] reads a branch, and leaves a closed one out; the
+//! gradient that a branch contributes to a value outside is added last.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,7 +11,7 @@ use crate::ops::{sum, Behind, Call, Op, Write};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
-/// The output of a residual branch that may be dropped; [`Builder::join`] makes a block of it.
+/// The output of a residual branch that may be dropped. [`Builder::branch`] has an example.
 #[derive(Debug)]
 pub struct Branch {
     value: ValueId,
@@ -20,19 +19,19 @@ pub struct Branch {
     gate: Option<ValueId>,
 }
 
-/// When a launch does something, in a network with residual blocks whose branches may be dropped.
+/// The condition under which a launch runs, by the index of a residual block. [`Builder::branch`] has an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Runs {
     /// In every run.
     Always,
-    /// Where the branch of that block is kept.
+    /// If the block's branch is kept.
     With(usize),
-    /// Where the branch of that block is dropped.
+    /// If the block's branch is dropped.
     Without(usize),
 }
 
 impl Runs {
-    /// Its probability, where `survival` has those of the blocks' branches.
+    /// The probability of the condition, given each block's survival probability ([`Graph::survival`]).
     pub fn probability(&self, survival: &[f64]) -> f64 {
         match *self {
             Self::Always => 1.0,
@@ -43,8 +42,21 @@ impl Runs {
 }
 
 impl Builder {
-    /// The layers of a residual branch that is kept with the probability `survival`, for a mini-batch as a whole: one
-    /// gate decides. Fails where `survival` is not in 0..=1 and inside of another branch.
+    /// A residual branch of `layers`, kept with probability `survival` for a mini-batch as a whole. Fails if `survival`
+    /// is not in 0..=1, inside another branch, and as `layers` does.
+    ///
+    /// ```
+    /// use residuum::graph::{Builder, ConvOptions, Mode, Runs};
+    ///
+    /// let mut b = Builder::new(Mode::Train);
+    /// let x = b.input("input", [4, 8, 8, 16]);
+    /// let branch = b.branch(0.8, |b| b.conv2d("conv", x, ConvOptions { k: 16, ..Default::default() }))?;
+    /// let y = b.join(branch, x)?;
+    /// assert_eq!(b.shape(y), [4, 8, 8, 16]);
+    /// let graph = b.finish();
+    /// assert_eq!(Runs::With(0).probability(&graph.survival()), 0.8);
+    /// # Ok::<(), residuum::Error>(())
+    /// ```
     pub fn branch(&mut self, survival: f64, layers: impl FnOnce(&mut Self) -> Result<ValueId>) -> Result<Branch> {
         if !(0.0..=1.0).contains(&survival) {
             return Err(Error::invalid("survival of a branch", format!("{survival}, expected 0..=1")));
@@ -62,13 +74,10 @@ impl Builder {
         Ok(Branch { value: value?, survival, gate })
     }
 
-    /// The end of a block: in training `shortcut` and, where it is kept, the branch; at inference `shortcut` and the
-    /// branch times its survival probability. Fails where their shapes differ.
+    /// The end of a block, of any shape. In training `shortcut` plus the branch if it is kept; at inference `shortcut`
+    /// plus the branch times its survival probability. Fails if their shapes differ.
     pub fn join(&mut self, branch: Branch, shortcut: ValueId) -> Result<ValueId> {
-        let (shape, other) = (self.graph.ty(shortcut).shape.clone(), self.graph.ty(branch.value).shape.clone());
-        if shape != other {
-            return Err(Error::Shape { what: "join".into(), expected: shape, found: other });
-        }
+        let shape = self.common_shape("join", shortcut, branch.value)?;
         let share = if branch.gate.is_some() { 1.0 } else { branch.survival };
         let call = sum::Fwd { a: shortcut.into(), b: branch.value.into(), gate: branch.gate, y: None, signs: None };
         let op = Op::Sum(sum::Node { form: call.form(), share, ..sum::Node::of(shape) });
@@ -76,26 +85,26 @@ impl Builder {
     }
 }
 
-/// Gates of which every one has to be open.
+/// Gates that must all be open.
 type Gates = BTreeSet<ValueId>;
 
 impl Node {
-    /// The gate of the op itself behind which is what `is_behind` says.
+    /// The op's own gate, its last input, if `is_behind` says so of the operands behind it.
     fn own_gate(&self, is_behind: impl Fn(&Behind) -> bool) -> Option<ValueId> {
         self.inputs.last().copied().filter(|_| is_behind(&self.op.operator().behind_gate()))
     }
 
-    /// The gate without which the node does not read its input `j`, outside of a branch.
+    /// The gate that decides whether the node reads input `j`: the op's own, else the branch's.
     pub(super) fn reads_under(&self, j: usize) -> Option<ValueId> {
         self.own_gate(|behind| behind.inputs.contains(&j)).or(self.gate)
     }
 
-    /// The gates without any of which the node does not read its input `j`.
+    /// The gates that must be open for the node to read input `j`.
     fn reads_behind(&self, j: usize) -> Gates {
         self.gate.into_iter().chain(self.own_gate(|behind| behind.inputs.contains(&j))).collect()
     }
 
-    /// The gates without any of which the node leaves nothing in its output `j`.
+    /// The gates that must be open for the node to store a meaningful output `j`.
     fn leaves_behind(&self, j: usize) -> Gates {
         self.gate.into_iter().chain(self.own_gate(|behind| behind.outputs.contains(&j))).collect()
     }
@@ -107,20 +116,17 @@ impl Graph {
         self.blocks.iter().map(|b| b.survival).collect()
     }
 
-    /// The gates, those of all blocks or none.
+    /// The gates of all blocks; none at inference.
     pub(super) fn gates(&self) -> Vec<ValueId> {
         self.blocks.iter().filter_map(|b| b.gate).collect()
     }
 
-    /// When a node with this gate runs.
+    /// The condition under which a node with this gate runs.
     pub(super) fn runs(&self, gate: Option<ValueId>) -> Runs {
-        let Some((gate, Origin::Gate(block))) = gate.map(|gate| (gate, self.values[gate.index()].origin)) else {
-            return Runs::Always;
-        };
-        if self.blocks[block].gate == Some(gate) {
-            Runs::With(block)
-        } else {
-            Runs::Without(block)
+        match gate.map(|gate| self.values[gate.index()].origin) {
+            Some(Origin::Gate(block)) if self.blocks[block].gate == gate => Runs::With(block),
+            Some(Origin::Gate(block)) => Runs::Without(block),
+            _ => Runs::Always,
         }
     }
 
@@ -135,14 +141,12 @@ impl Graph {
         closed
     }
 
-    /// The gates without any of which a value is not computed. A node and one behind the inverse gate that leave the
-    /// same value compute it always; what comes later changes a value that is there.
+    /// For every value the gates that must be open for it to be computed. If two nodes store a value, one behind a gate
+    /// and one behind its inverse, it is always computed.
     fn computed_behind(&self) -> Vec<Gates> {
         let mut all: Vec<Option<Gates>> = vec![None; self.values.len()];
         for node in &self.nodes {
-            let written =
-                node.outputs.iter().zip(&node.writes).enumerate().filter(|&(_, (_, &w))| w == Write::Overwrite);
-            for (j, (v, _)) in written {
+            for (j, v) in node.written(Write::Overwrite) {
                 let behind = node.leaves_behind(j);
                 match &mut all[v.index()] {
                     Some(first) => self.merge_inverses(first, &behind),
@@ -153,7 +157,7 @@ impl Graph {
         all.into_iter().map(Option::unwrap_or_default).collect()
     }
 
-    /// Takes a gate out of `first` where `second` is `first` with the inverse one.
+    /// Removes a gate from `first` if `second` differs only by having the inverse instead.
     fn merge_inverses(&self, first: &mut Gates, second: &Gates) {
         let (here, there): (Vec<_>, Vec<_>) = (first.difference(second).collect(), second.difference(first).collect());
         if let ([&a], [&b]) = (&here[..], &there[..]) {
@@ -167,14 +171,12 @@ impl Graph {
     pub(super) fn writer_gates(&self) -> Vec<Option<ValueId>> {
         let mut gates = vec![None; self.values.len()];
         for node in &self.nodes {
-            let written = node.outputs.iter().zip(&node.writes).filter(|&(_, &w)| w == Write::Overwrite);
-            written.for_each(|(v, _)| gates[v.index()] = node.gate);
+            node.written(Write::Overwrite).for_each(|(_, v)| gates[v.index()] = node.gate);
         }
         gates
     }
 
-    /// For each block the parameters of its branch: those whose gradients a run leaves out where the gate is closed.
-    /// They follow one another.
+    /// For each block the parameters whose gradients a run does not compute if the gate is closed. They are adjacent.
     pub(super) fn branch_parameters(&self) -> Vec<std::ops::Range<usize>> {
         let writers = self.writer_gates();
         let mut ranges: HashMap<ValueId, std::ops::Range<usize>> = HashMap::new();
@@ -185,8 +187,7 @@ impl Graph {
         self.gates().into_iter().map(|gate| ranges.remove(&gate).unwrap_or(0..0)).collect()
     }
 
-    /// Fails where something could read a value of a branch that was skipped: what the builder, the differentiation and
-    /// every fusion must not bring about.
+    /// Fails if a run could read a value of a skipped branch: a bug of the builder, the differentiation or a fusion.
     pub(super) fn check_gates(&self) -> Result<()> {
         let behind = self.computed_behind();
         let computed = |v: ValueId| self.values[v.index()].origin == Origin::Node;
@@ -197,18 +198,16 @@ impl Graph {
                     return Err(Error::invalid(name, format!("it reads input {j} of a branch that may be dropped")));
                 }
             }
-            let added =
-                node.outputs.iter().zip(&node.writes).enumerate().filter(|&(_, (_, &w))| w == Write::Accumulate);
-            for (j, (&v, _)) in added {
-                if !behind[v.index()].is_subset(&node.leaves_behind(j)) {
-                    return Err(Error::invalid(name, "it adds to a value of a branch that may be dropped"));
-                }
+            if node.written(Write::Accumulate).any(|(j, v)| !behind[v.index()].is_subset(&node.leaves_behind(j))) {
+                return Err(Error::invalid(name, "it adds to a value of a branch that may be dropped"));
             }
         }
-        let named = self.outputs.iter().find(|(_, v)| computed(*v) && !behind[v.index()].is_empty());
-        named.map_or(Ok(()), |(name, _)| {
-            Err(Error::invalid(format!("output `{name}`"), "it is inside of a branch that may be dropped"))
-        })
+        match self.outputs.iter().find(|(_, v)| computed(*v) && !behind[v.index()].is_empty()) {
+            Some((name, _)) => {
+                Err(Error::invalid(format!("output `{name}`"), "it is inside a branch that may be dropped"))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -222,7 +221,7 @@ mod tests {
     use crate::ops::pool::{Kind, Window};
     use crate::ops::store::Mask;
 
-    /// Two blocks that may be dropped, as kernels run them.
+    /// Two blocks that may be dropped, fused for kernels.
     fn fused() -> Graph {
         let build = |b: &mut Builder| -> Result<()> {
             let mut x = b.input("input", [2, 6, 6, 8]);
@@ -250,7 +249,7 @@ mod tests {
         fuse(&graph, Runner::Kernels).graph
     }
 
-    /// `fused` with the first node changed for which `change` does something.
+    /// `fused` with `change` applied to the first node for which it returns true.
     fn changed(change: impl Fn(&mut Node) -> bool) -> Graph {
         let mut graph = fused();
         assert!(graph.nodes.iter_mut().any(change), "a node of that kind");

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::state::check_shape;
 use super::{Buffer, Graph, Mode, Origin, Parameter, ParameterKind, ValueId};
 use crate::ops::conv2d::Fwd;
 use crate::ops::store::Epilogue;
@@ -9,7 +10,7 @@ use crate::ops::{batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, 
 use crate::tensor::{Shape, TensorType};
 use crate::{Error, Result};
 
-/// The options of a convolution; its input gives the other extents. See [`Builder`] for an example.
+/// The options of a convolution; its input gives the other extents. [`Builder`] has an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvOptions {
     /// Output channels.
@@ -20,11 +21,11 @@ pub struct ConvOptions {
     pub stride: [usize; 2],
     /// Zero padding: rows above and below, columns left and right.
     pub padding: [usize; 2],
-    /// Distance between kernel taps.
+    /// Vertical and horizontal distance between kernel taps, in pixels.
     pub dilation: [usize; 2],
     /// Groups.
     pub groups: usize,
-    /// Adds a bias.
+    /// True adds a bias.
     pub bias: bool,
 }
 
@@ -35,13 +36,13 @@ impl Default for ConvOptions {
     }
 }
 
-/// The options of a loss. See [`Builder`] for an example.
+/// The options of a loss. [`Builder`] has an example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossOptions {
     /// Label smoothing, in 0..1.
     pub smoothing: f64,
-    /// Loss scale: the factor of all gradients inside the graph, so that f16 holds them. The optimizer of a program,
-    /// [`Program::gradients`](super::Program::gradients) and the interpreter divide by it.
+    /// The fixed loss scale: all gradients inside the graph are multiplied by it, so that f16 can hold them. A
+    /// program's optimizer, [`Program::gradients`](super::Program::gradients) and the interpreter divide by it.
     pub grad_scale: f64,
 }
 
@@ -53,7 +54,7 @@ impl Default for LossOptions {
 }
 
 /// Builds a [`Graph`] layer by layer. Shapes are NHWC. Parameters have torch's names (layer `conv1` has `conv1.weight`)
-/// and, in state dicts, torch's layouts.
+/// and, in state dicts, torch's layouts. A layer fails on invalid options and on a name in use.
 ///
 /// ```
 /// use residuum::graph::{Builder, ConvOptions, LossOptions, Mode};
@@ -107,8 +108,7 @@ impl Builder {
         Self { graph, gate: None, names: HashSet::new() }
     }
 
-    /// An input of images, `[N, H, W, C]`. [`Program::set_input`](super::Program::set_input) sets it from a tensor in
-    /// NCHW.
+    /// An input of images, `[N,H,W,C]`. [`Program::set_input`](super::Program::set_input) sets it from an NCHW tensor.
     pub fn input(&mut self, name: &str, nhwc: [usize; 4]) -> ValueId {
         self.add_input(name, TensorType::real(nhwc))
     }
@@ -116,7 +116,7 @@ impl Builder {
     /// The shape of a value: N, H, W, C. A feature vector has H = W = 1.
     ///
     /// # Panics
-    /// If the value is neither.
+    /// If the value holds neither images nor feature vectors.
     pub fn shape(&self, value: ValueId) -> [usize; 4] {
         match self.graph.ty(value).shape.nhwc() {
             Some(nhwc) => nhwc,
@@ -125,19 +125,15 @@ impl Builder {
     }
 
     /// A convolution from `[N,H,W,C]` to `[N,P,Q,K]` with the parameters `{name}.weight` (OIHW in state dicts) and, if
-    /// it has a bias, `{name}.bias`.
+    /// `options` has a bias, `{name}.bias`.
     pub fn conv2d(&mut self, name: &str, x: ValueId, options: ConvOptions) -> Result<ValueId> {
         let [n, h, w, c] = self.shape(x);
         let ConvOptions { k, kernel, stride, padding, dilation, groups, bias } = options;
-        let conv = conv2d::Conv2d::new(conv2d::Spec { n, h, w, c, k, kernel, stride, padding, dilation, groups })
-            .map_err(|e| within(name, e))?;
+        let spec = conv2d::Spec { n, h, w, c, k, kernel, stride, padding, dilation, groups };
+        let conv = within(name, conv2d::Conv2d::new(spec))?;
         let [k, r, s, cg] = conv.w_shape();
-        let weight = self.parameter(
-            format!("{name}.weight"),
-            [k, cg, r, s].into(),
-            ParameterKind::ConvWeight,
-            TensorType::real([k, r, s, cg]),
-        )?;
+        let (shape, ty) = ([k, cg, r, s].into(), TensorType::real([k, r, s, cg]));
+        let weight = self.parameter(format!("{name}.weight"), shape, ParameterKind::ConvWeight, ty)?;
         let shift = match bias {
             true => Some(self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)?),
             false => None,
@@ -148,12 +144,11 @@ impl Builder {
         Ok(self.graph.add(op, call, self.gate).y)
     }
 
-    /// A batch norm (momentum 0.1) with the parameters `{name}.weight`, `{name}.bias` and the buffers
-    /// `{name}.running_mean`, `{name}.running_var`.
+    /// A batch norm (momentum 0.1) over the channels of `[N,H,W,C]`, with the parameters `{name}.weight`, `{name}.bias`
+    /// and the buffers `{name}.running_mean`, `{name}.running_var`.
     pub fn batch_norm(&mut self, name: &str, x: ValueId, eps: f64) -> Result<ValueId> {
         let shape = self.shape(x);
-        let bn = batch_norm::BatchNorm::new(batch_norm::Spec { x: shape, eps, momentum: 0.1 })
-            .map_err(|e| within(name, e))?;
+        let bn = within(name, batch_norm::BatchNorm::new(batch_norm::Spec { x: shape, eps, momentum: 0.1 }))?;
         let c = shape[3];
         let gamma = self.per_channel(format!("{name}.weight"), c, ParameterKind::BatchNormWeight)?;
         let beta = self.per_channel(format!("{name}.bias"), c, ParameterKind::BatchNormBias)?;
@@ -161,7 +156,7 @@ impl Builder {
         let running_var = self.buffer(format!("{name}.running_var"), c)?;
         Ok(match self.graph.mode {
             Mode::Train => {
-                let node = bn.train(false).map_err(|e| within(name, e))?;
+                let node = within(name, bn.train(false))?;
                 let (running_mean, running_var) = (Some(running_mean), Some(running_var));
                 let (y, mean, invstd) = (None, None, None);
                 let call = batch_norm::Train { x, gamma, beta, y, mean, invstd, running_mean, running_var };
@@ -174,23 +169,27 @@ impl Builder {
         })
     }
 
-    /// `max(x, 0)`.
+    /// `max(x, 0)`, for x of any shape.
     pub fn relu(&mut self, x: ValueId) -> Result<ValueId> {
         let shape = self.graph.ty(x).shape.clone();
         let op = Op::Relu(relu::Node { shape, pass: relu::Pass::Fwd });
         Ok(self.graph.add(op, relu::Fwd { x, y: None }, self.gate).y)
     }
 
-    /// `a + b`. Fails if their shapes differ.
+    /// `a + b`, of any shape. Fails if their shapes differ.
     pub fn add(&mut self, a: ValueId, b: ValueId) -> Result<ValueId> {
-        let (shape, other) = (self.graph.ty(a).shape.clone(), self.graph.ty(b).shape.clone());
-        if shape != other {
-            return Err(Error::Shape { what: "add".into(), expected: shape, found: other });
-        }
+        self.common_shape("add", a, b)?;
         Ok(self.graph.add_sum(a, b, None, self.gate))
     }
 
-    /// Concatenates `parts` along the channels. Fails if there is none, or if N, H or W differ.
+    /// The shape of `a`. Fails if `b` has another.
+    pub(super) fn common_shape(&self, what: &str, a: ValueId, b: ValueId) -> Result<Shape> {
+        let shape = self.graph.ty(a).shape.clone();
+        check_shape(what.into(), shape.clone(), &self.graph.ty(b).shape)?;
+        Ok(shape)
+    }
+
+    /// Concatenates `parts`, each `[N,H,W,C]`, along the channels. Fails if there is none, or if N, H or W differ.
     pub fn concat(&mut self, parts: &[ValueId]) -> Result<ValueId> {
         let shapes: Vec<_> = parts.iter().map(|&part| self.shape(part)).collect();
         let pixels = shapes.first().map_or([0; 3], |&[n, h, w, _]| [n, h, w]);
@@ -214,7 +213,7 @@ impl Builder {
     }
 
     /// The parameter-free shortcut (option A), `[N,H,W,C]` to `[N,P,Q,k]`: every `stride`-th pixel, with `lead` zero
-    /// channels before the input's and zeros after them up to `k`.
+    /// channels before the input's channels and zeros after them up to `k`.
     pub fn shortcut(&mut self, x: ValueId, k: usize, stride: usize, lead: usize) -> Result<ValueId> {
         let shortcut = shortcut::Shortcut::new(shortcut::Spec { x: self.shape(x), k, stride, lead })?;
         Ok(self.graph.add(Op::Shortcut(shortcut.fwd()), shortcut::Fwd { x, y: None }, self.gate).y)
@@ -225,20 +224,16 @@ impl Builder {
     pub fn linear(&mut self, name: &str, x: ValueId, k: usize) -> Result<ValueId> {
         let x_shape = self.shape(x);
         let [_, h, w, c] = x_shape;
-        let linear = linear::Linear::new(linear::Spec { x: x_shape, k }).map_err(|e| within(name, e))?;
-        let weight = self.parameter(
-            format!("{name}.weight"),
-            [k, c * h * w].into(),
-            ParameterKind::LinearWeight,
-            TensorType::real(linear.w_shape()),
-        )?;
+        let linear = within(name, linear::Linear::new(linear::Spec { x: x_shape, k }))?;
+        let (shape, ty) = ([k, c * h * w].into(), TensorType::real(linear.w_shape()));
+        let weight = self.parameter(format!("{name}.weight"), shape, ParameterKind::LinearWeight, ty)?;
         let bias = self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)?;
         let call = linear::Fwd { x, w: weight, bias: Some(bias), y: None };
         Ok(self.graph.add(Op::Linear(linear.fwd(true)), call, self.gate).y)
     }
 
-    /// The softmax cross-entropy of `logits`, `[N,classes]`, against labels. Adds the input `labels`, `[N]`, and the
-    /// outputs `loss` and `correct`. Fails if the graph has a loss already, and on invalid options.
+    /// The softmax cross-entropy of `logits`, `[N,classes]`. Adds the input `labels`, `[N]`, and the outputs `loss`, the
+    /// batch mean in nats, and `correct`, a number of images, both `[1]`. Fails if there is a loss already.
     pub fn loss(&mut self, logits: ValueId, options: LossOptions) -> Result<ValueId> {
         if self.graph.loss.is_some() {
             return Err(Error::invalid("loss", "the graph has one already"));
@@ -260,7 +255,7 @@ impl Builder {
         Ok(loss)
     }
 
-    /// Names a value, so that it can be read after a run, in torch's layout.
+    /// Makes a value an output called `name`, which can be read after a run in torch's layout (NCHW).
     pub fn output(&mut self, name: &str, value: ValueId) {
         self.graph.outputs.push((name.into(), value));
     }
@@ -302,10 +297,10 @@ impl Builder {
     }
 }
 
-/// Puts the layer's name before an error.
-fn within(layer: &str, error: Error) -> Error {
-    match error {
+/// Prefixes an error with the layer's name.
+fn within<T>(layer: &str, result: Result<T>) -> Result<T> {
+    result.map_err(|error| match error {
         Error::Invalid { what, problem } => Error::Invalid { what: format!("{layer}: {what}"), problem },
         other => other,
-    }
+    })
 }

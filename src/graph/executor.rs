@@ -1,10 +1,10 @@
-//! What runs a planned program: the host or kernels.
+//! The interface to a planned program, on the host or on a device with kernels.
 
 use std::fmt;
 
 use super::Runs;
 use crate::device::cpu::Slot;
-use crate::device::{Cost, Launch};
+use crate::device::Cost;
 use crate::tensor::HostData;
 use crate::Result;
 
@@ -13,37 +13,31 @@ use crate::Result;
 pub struct Step {
     /// The kernel's name.
     pub kernel: &'static str,
-    /// The name of the op that it computes, wholly or in part.
+    /// The name of the op that the launch computes, wholly or in part.
     pub op: &'static str,
-    /// The op's extents in short.
+    /// A summary of the op's extents, as `n256 56x56 c64`.
     pub shape: String,
     /// Blocks in x, y and z.
     pub grid: [u32; 3],
-    /// Its operations and bytes.
+    /// Operations and bytes.
     pub cost: Cost,
-    /// The condition under which it runs.
+    /// The condition under which the launch runs.
     pub runs: Runs,
 }
 
-impl Step {
-    pub(super) fn new(op: &'static str, shape: String, launch: &Launch, runs: Runs) -> Self {
-        Self { kernel: launch.kernel().name, op, shape, grid: launch.grid(), cost: launch.cost(), runs }
-    }
-}
-
-/// The arena of a program and the launches on it.
+/// The arena of a program and its ops or launches.
 pub(super) trait Executor: fmt::Debug + Send {
     /// Sets a value from data in the library's layout (NHWC, KRSC).
     fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()>;
     /// Reads a value in the library's layout (NHWC, KRSC).
     fn read(&self, slot: &Slot) -> Result<HostData>;
-    /// Sets an input of the next run from data in NHWC; the previous run may still be active.
+    /// Sets an input of the next run from NHWC data, possibly while the previous run is active.
     fn feed(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
         self.write(slot, data)
     }
-    /// Runs the ops that depend on parameters and buffers only.
+    /// Runs the ops that depend only on parameters and buffers.
     fn prepare(&mut self) -> Result<()>;
-    /// Runs the other ops, then the optimizer.
+    /// Runs the other ops and the optimizer.
     fn run(&mut self) -> Result<()>;
     /// The launches of `run`, in order.
     fn steps(&self) -> &[Step] {

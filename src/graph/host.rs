@@ -13,7 +13,7 @@ use crate::ops::{HostIo, HostMut, HostRef, Op, Write};
 use crate::tensor::{memory, DType, Elem, HostData, Real};
 use crate::{Error, Result};
 
-/// One op with its places in the arena.
+/// An op and the places of its operands.
 #[derive(Debug)]
 struct Step {
     op: Op,
@@ -24,7 +24,28 @@ struct Step {
     gate: Option<Slot>,
 }
 
-/// The steps of a program on the CPU, in `T`, with what is stored rounded to `dtype`.
+impl Step {
+    fn run<T: Real>(&self, arena: &mut Arena, dtype: DType) {
+        if self.gate.is_some_and(|gate| arena.read::<T>(&gate).real()[0] == T::ZERO) {
+            return;
+        }
+        let writes: Vec<Slot> = self.writes.iter().copied().chain([self.scratch]).collect();
+        let (inputs, mut outputs) = arena.slices::<T>(&self.reads, &writes);
+        let Some(mut scratch) = outputs.pop() else { unreachable!("scratch is always there") };
+        let mut io = HostIo { inputs, outputs, writes: self.modes.clone(), scratch: scratch.real() };
+        self.op.host::<T>().host(&mut io);
+        if matches!(dtype, DType::F32 | DType::F64) {
+            return;
+        }
+        for (slot, output) in self.writes.iter().zip(&mut io.outputs) {
+            if slot.elem == Elem::Real {
+                output.real().iter_mut().for_each(|v| *v = dtype.round(*v));
+            }
+        }
+    }
+}
+
+/// A program on the CPU. It computes in `T` and rounds stored values to `dtype`.
 #[derive(Debug)]
 pub(super) struct HostProgram<T> {
     arena: Arena,
@@ -39,17 +60,9 @@ pub(super) struct HostProgram<T> {
     marker: std::marker::PhantomData<T>,
 }
 
-/// Bytes of scratch memory that each node needs.
-pub(super) fn scratch_bytes<T: Real>(fused: &Fused) -> Vec<usize> {
-    fused.graph.nodes.iter().map(|n| n.op.host::<T>().host_scratch().saturating_mul(size_of::<T>())).collect()
-}
-
 impl<T: Real> HostProgram<T> {
     pub fn new(fused: &Fused, plan: &Plan, dtype: DType, optimizer: Option<sgd::Sgd>) -> Result<Self> {
-        let place = |v: &super::ValueId| match plan.slots[v.index()] {
-            Some(slot) => slot,
-            None => unreachable!("every value that an op touches has a place"),
-        };
+        let place = |&v: &super::ValueId| plan.slot(v);
         let steps = fused.graph.nodes.iter().zip(&plan.scratch).map(|(node, scratch)| Step {
             op: node.op.clone(),
             reads: node.inputs.iter().map(place).collect(),
@@ -76,46 +89,24 @@ impl<T: Real> HostProgram<T> {
         })
     }
 
-    /// Runs the steps on a thread of rayon's pool: what an op starts there needs no other thread to wake first.
+    /// Runs the steps on a thread of rayon's pool, where an op starts its tasks without waking another thread first.
     fn run_steps(&mut self, which: std::ops::Range<usize>) {
         threads::ensure();
-        rayon::scope(|_| self.run_steps_here(which));
+        rayon::scope(|_| self.steps[which].iter().for_each(|step| step.run::<T>(&mut self.arena, self.dtype)));
     }
 
-    fn run_steps_here(&mut self, which: std::ops::Range<usize>) {
-        let rounds = !matches!(self.dtype, DType::F32 | DType::F64);
-        for step in &self.steps[which] {
-            if step.gate.is_some_and(|gate| self.arena.read::<T>(&gate).real()[0] == T::ZERO) {
-                continue;
-            }
-            let mut writes = step.writes.clone();
-            writes.push(step.scratch);
-            let (inputs, mut outputs) = self.arena.slices::<T>(&step.reads, &writes);
-            let Some(mut scratch) = outputs.pop() else { unreachable!("scratch is always there") };
-            let mut io = HostIo { inputs, outputs, writes: step.modes.clone(), scratch: scratch.real() };
-            step.op.host::<T>().host(&mut io);
-            if rounds {
-                for (slot, output) in step.writes.iter().zip(&mut io.outputs) {
-                    if slot.elem == Elem::Real {
-                        output.real().iter_mut().for_each(|v| *v = self.dtype.round(*v));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Draws the gates where they are to be drawn, and clears the gradients of the branches that are dropped.
+    /// Draws the gates unless the caller has set them, and clears the gradients of dropped branches.
     fn draw(&mut self) {
         let GateSlots { values, thresholds, control, pairs, .. } = &self.gates;
         if values.len == 0 {
             return;
         }
         let (reads, mut writes) = self.arena.slices::<T>(&[*thresholds], &[*values, *control]);
-        let [gates, control] = &mut writes[..] else { unreachable!("two tensors were asked for") };
+        let ([thresholds], [gates, control]) = (&reads[..], &mut writes[..]) else { unreachable!("as asked for") };
         let gates = gates.real();
         if let HostMut::Index([1, step, low, high]) = control {
             let seed = u64::from(*low as u32) | u64::from(*high as u32) << 32;
-            let open = gate::draw(bytemuck::cast_slice(reads[0].index()), seed, *step as u32);
+            let open = gate::draw(bytemuck::cast_slice(thresholds.index()), seed, *step as u32);
             gates.iter_mut().zip(open).for_each(|(gate, open)| *gate = if open { T::ONE } else { T::ZERO });
             *step = step.wrapping_add(1);
         }
@@ -126,7 +117,7 @@ impl<T: Real> HostProgram<T> {
         }
     }
 
-    /// What the step is, after moving the loss scale where there is one; `None` where the step is skipped.
+    /// Updates the dynamic loss scale, if there is one, and returns the optimizer's next step; `None` to skip it.
     fn decide(&mut self) -> Option<StepState> {
         let control = self.arena.read::<T>(&self.flat.control);
         let [lr, first] = [0, 1].map(|i| control.real()[i].to_f64());
@@ -136,9 +127,9 @@ impl<T: Real> HostProgram<T> {
             return finite.then_some(step);
         }
         let (reads, mut writes) = self.arena.slices::<T>(&[self.flat.grad], &[self.flat.loss_scale]);
-        let [memory] = &mut writes[..] else { unreachable!("one tensor was asked for") };
+        let ([grad], [memory]) = (&reads[..], &mut writes[..]) else { unreachable!("as asked for") };
         let memory = memory.real();
-        let state = State::from_memory(memory).decide(finite && loss_scale::is_finite(reads[0].real()));
+        let state = State::from_memory(memory).decide(finite && loss_scale::is_finite(grad.real()));
         memory.iter_mut().zip(state.to_memory()).for_each(|(place, v)| *place = T::from_f64(v));
         (!state.skip).then_some(StepState { grad_scale: step.grad_scale * state.used, first: state.first, ..step })
     }
@@ -148,9 +139,9 @@ impl<T: Real> HostProgram<T> {
         let Flat { param, grad, velocity, copy, .. } = self.flat;
         let Some(state) = self.decide() else { return };
         let (reads, mut writes) = self.arena.slices::<T>(&[grad], &[param, velocity, copy]);
-        let [param, velocity, copy] = &mut writes[..] else { unreachable!("three tensors were asked for") };
+        let ([grad], [param, velocity, copy]) = (&reads[..], &mut writes[..]) else { unreachable!("as asked for") };
         let param = param.real();
-        sgd::step(&optimizer, state, param.len(), param, reads[0].real(), velocity.real());
+        sgd::step(&optimizer, state, param.len(), param, grad.real(), velocity.real());
         for (rounded, &master) in copy.real().iter_mut().zip(param.iter()) {
             *rounded = self.dtype.round(master);
         }
@@ -196,7 +187,7 @@ impl<T: Real> Executor for HostProgram<T> {
     }
 }
 
-/// Writes each element of `data` to its place.
+/// Writes the elements of `data` to `to`, converted by `element`.
 fn copy<U>(data: &HostData, to: &mut [U], element: impl Fn(f64) -> U) {
     let mut places = to.iter_mut();
     data.each(|v| {

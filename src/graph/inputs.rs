@@ -1,7 +1,7 @@
-//! Inputs in two places, so that the next batch can be written while a step still reads its own.
+//! Double-buffered inputs: the next batch is written while a step still reads its own.
 //!
-//! A recorded step has fixed addresses, so there are two recordings, one for each set of places, replayed in turn. The
-//! other way, a copy at the start of the step, would cost a pass over the batch in every step.
+//! A recorded step has fixed addresses, so there are two recordings, one for each set of places, replayed in turn. A
+//! copy at the start of each step would cost a pass over the batch.
 
 use std::sync::Arc;
 
@@ -10,20 +10,20 @@ use crate::device::{Memory, SideQueue};
 use crate::tensor::memory;
 use crate::Result;
 
-/// The two places of each input of a program, and whose turn it is.
+/// The two places of each input of a program, and the turn.
 #[derive(Debug)]
 pub(super) struct Inputs {
     places: Vec<[Slot; 2]>,
-    /// Those that were set since the last run, in the places that it did not read.
+    /// True for an input that was set since the last run, in the place that the run did not read.
     fresh: Vec<bool>,
     turn: usize,
-    /// The queue for copies beside the running step, where the device has one.
+    /// The queue for copies concurrent with the running step, if the device has one.
     side: Option<Box<dyn SideQueue>>,
     memory: Arc<dyn Memory>,
 }
 
 impl Inputs {
-    /// `places` in `memory`; none in a program whose inputs have one place each.
+    /// `places` is empty if inputs have one place each.
     pub fn new(places: &[[Slot; 2]], memory: &Arc<dyn Memory>) -> Result<Self> {
         let side = if places.is_empty() { None } else { memory.clone().side_queue()? };
         let fresh = vec![false; places.len()];
@@ -35,7 +35,7 @@ impl Inputs {
         self.places.iter().position(|[first, _]| first == slot)
     }
 
-    /// Where the last run read input `i`.
+    /// The place from which the last run read input `i`.
     pub fn read_place(&self, i: usize) -> Slot {
         self.places[i][self.turn]
     }
@@ -54,7 +54,7 @@ impl Inputs {
 
     /// The turn of the run that starts now. `bytes` gives the size of a slot.
     ///
-    /// What was not set anew moves over to the places of the others, by way of the host: a trainer sets everything.
+    /// Inputs that were not set are copied to their other places through the host; trainers set every input.
     pub fn take_turn(&mut self, bytes: impl Fn(&Slot) -> usize) -> Result<usize> {
         if !self.fresh.contains(&true) {
             return Ok(self.turn);
@@ -73,7 +73,7 @@ impl Inputs {
         Ok(new)
     }
 
-    /// Notes that the run of this turn is on the device's queue.
+    /// Records that the run of this turn is on the device's queue.
     pub fn started(&self) -> Result<()> {
         self.side.as_ref().map_or(Ok(()), |side| side.release(self.turn))
     }

@@ -1,12 +1,12 @@
-//! The reference executor: runs the graph as built, op by op in plain loops.
+//! The reference executor: runs the graph as built, op by op, in plain loops.
 
-use super::state::{counter, to_library, to_torch, torch_shape};
-use super::{Graph, Mode, Node, Origin, StateReport, ValueId};
+use super::state::{counter, find, to_library, to_torch, torch_shape};
+use super::{Graph, Mode, Node, Origin, Parameter, StateReport, ValueId};
 use crate::ops::{HostIo, HostMut, HostRef, Write};
-use crate::tensor::{memory, DType, Elem, HostData, HostTensor, Real, StateDict, TensorType};
+use crate::tensor::{memory, DType, Elem, HostData, HostTensor, Real, Shape, StateDict, TensorType};
 use crate::{Error, Result};
 
-/// A value's content on the host.
+/// The elements of a value.
 #[derive(Clone, Debug)]
 enum Content<T> {
     Real(Vec<T>),
@@ -14,8 +14,8 @@ enum Content<T> {
     Byte(Vec<u8>),
 }
 
-/// Runs a graph in `T` without fusion or memory plan, and rounds stored values to a storage type: an independent check
-/// of a [`Program`](super::Program). It holds all values at once, and panics or ends the process if memory runs out.
+/// Runs a graph in `T` without fusion or memory plan and rounds stored values to a storage type: an independent check
+/// of a [`Program`](super::Program). It holds all values at once, and panics or aborts the process if memory runs out.
 ///
 /// ```
 /// use residuum::device::Device;
@@ -52,14 +52,14 @@ pub struct Interpreter<'g, T: Real> {
 }
 
 impl<'g, T: Real> Interpreter<'g, T> {
-    /// Prepares to run `graph`; values of kind [`Elem::Real`] are rounded to `storage`.
+    /// Prepares to run `graph`. Stored values of kind [`Elem::Real`] are rounded to `storage`.
     pub fn new(graph: &'g Graph, storage: DType) -> Self {
         let mut contents: Vec<_> = graph.values.iter().map(|v| empty(&v.ty)).collect();
         graph.gates().into_iter().for_each(|gate| contents[gate.index()] = Content::Real(vec![T::ONE]));
         Self { graph, storage, contents, steps: 0 }
     }
 
-    /// Sets the gates of stochastic depth: true keeps a block's branch, the default. Fails unless there is one for each
+    /// Sets the gates of stochastic depth: true, the default, keeps a block's branch. Fails unless there is one for each
     /// droppable block of a training graph.
     pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
         let gates = self.graph.gates();
@@ -73,61 +73,45 @@ impl<'g, T: Real> Interpreter<'g, T> {
     /// Sets all parameters and buffers, in torch's layout (OIHW, `[out, in]`). Fails as [`Graph::check_state`] does.
     pub fn load(&mut self, state: &StateDict) -> Result<StateReport> {
         let report = self.graph.check_state(state)?;
-        let parameters = self.graph.parameters.iter().map(|p| (&p.name, p.value));
-        for (name, value) in parameters.chain(self.graph.buffers.iter().map(|b| (&b.name, b.value))) {
+        for (name, _, value) in self.graph.tensors() {
             self.fill(value, &to_library(&state[name], self.graph.ty(value))?);
         }
         self.steps = counter(state);
         Ok(report)
     }
 
-    /// Sets an input from a tensor in torch's layout (NCHW).
+    /// Sets an input from a tensor in torch's layout (NCHW). Fails if there is no such input or the shape differs.
     pub fn set_input(&mut self, name: &str, tensor: &HostTensor) -> Result<()> {
-        let value = find(&self.graph.inputs, "input", name)?;
-        let ty = self.graph.ty(value);
-        if ty.elem != Elem::Real {
-            return Err(Error::invalid(format!("input `{name}`"), "it takes labels, which set_labels sets"));
-        }
-        let expected = torch_shape(ty);
-        if tensor.shape != expected {
-            return Err(Error::Shape { what: format!("input `{name}`"), expected, found: tensor.shape.clone() });
-        }
-        self.fill(value, &to_library(tensor, ty)?);
+        let (value, data) = self.graph.check_input(name, tensor)?;
+        self.fill(value, &data);
         Ok(())
     }
 
-    /// Sets the input `labels`, one for each image.
+    /// Sets the input `labels`. Fails unless there is one for each image.
     pub fn set_labels(&mut self, labels: &[i32]) -> Result<()> {
-        let value = find(&self.graph.inputs, "input", "labels")?;
-        let (expected, found) = (self.graph.ty(value).shape.clone(), [labels.len()].into());
-        if expected != found {
-            return Err(Error::Shape { what: "labels".into(), expected, found });
-        }
+        let value = self.graph.check_labels(labels)?;
         self.contents[value.index()] = Content::Index(labels.to_vec());
         Ok(())
     }
 
-    /// Runs every op once, except those of dropped branches. Values that were never loaded or set are NaN.
+    /// Runs every op once, except in dropped branches. Values that were never loaded or set are NaN.
     pub fn run(&mut self) {
         self.run_by(Way::Reference);
     }
 
-    /// Like [`run`](Self::run), with the fast paths of the CPU.
+    /// As [`run`](Self::run), with the fast paths of the CPU.
     pub(crate) fn run_fast(&mut self) {
         self.run_by(Way::Host);
     }
 
     fn run_by(&mut self, way: Way) {
         for node in &self.graph.nodes {
-            if node.gate.is_some_and(|gate| self.is_closed(gate)) {
+            if self.is_skipped(node) {
                 self.forget(node);
                 continue;
             }
-            let mut written: Vec<Content<T>> = node
-                .outputs
-                .iter()
-                .map(|v| std::mem::replace(&mut self.contents[v.index()], Content::Byte(Vec::new())))
-                .collect();
+            let mut take = |v: &ValueId| std::mem::replace(&mut self.contents[v.index()], Content::Byte(Vec::new()));
+            let mut written: Vec<Content<T>> = node.outputs.iter().map(&mut take).collect();
             let op = node.op.host::<T>();
             let mut scratch = vec![T::ZERO; if way == Way::Host { op.host_scratch() } else { 0 }];
             let mut io = HostIo {
@@ -149,17 +133,20 @@ impl<'g, T: Real> Interpreter<'g, T> {
     }
 
     /// The first layer in execution order whose output in the last run is not finite; `None` if all are finite. An op
-    /// without parameters is named with the layer before it.
+    /// without parameters is named after the layer before it.
     pub fn first_non_finite(&self) -> Option<String> {
         let mut last = None;
-        let ran = |node: &&Node| !node.gate.is_some_and(|gate| self.is_closed(gate));
-        for node in self.graph.nodes.iter().filter(ran) {
+        for node in self.graph.nodes.iter().filter(|node| !self.is_skipped(node)) {
             let own = node.inputs.iter().find_map(|v| match self.graph.values[v.index()].origin {
                 Origin::Parameter(i) => self.graph.parameters[i].name.rsplit_once('.').map(|(layer, _)| layer),
                 _ => None,
             });
             last = own.or(last);
-            if node.outputs.iter().any(|v| !self.contents[v.index()].is_finite()) {
+            let is_bad = |v: &ValueId| match &self.contents[v.index()] {
+                Content::Real(v) => v.iter().any(|a| !a.to_f64().is_finite()),
+                Content::Index(_) | Content::Byte(_) => false,
+            };
+            if node.outputs.iter().any(is_bad) {
                 let op = node.op.operator().name();
                 return Some(match (own, last) {
                     (Some(layer), _) => layer.into(),
@@ -171,47 +158,46 @@ impl<'g, T: Real> Interpreter<'g, T> {
         None
     }
 
-    /// An output in torch's layout (NCHW).
+    /// An output of the last run in torch's layout (NCHW). Fails if there is no such output.
     pub fn output(&self, name: &str) -> Result<HostTensor> {
         let value = find(&self.graph.outputs, "output", name)?;
         let ty = self.graph.ty(value);
         to_torch(self.data(value), ty, &torch_shape(ty))
     }
 
-    /// The gradients of the loss by parameter name, in torch's layout (OIHW, `[out, in]`). Zero in dropped branches;
-    /// empty if the graph has not been differentiated.
+    /// The gradients of the loss by parameter name, in torch's layout (OIHW, `[out, in]`), divided by the loss scale.
+    /// Zero in dropped branches; empty if the graph has not been differentiated.
     pub fn gradients(&self) -> StateDict {
         let scale = T::from_f64(self.graph.grad_scale);
         let writers = self.graph.writer_gates();
-        let with_grad = self.graph.parameters.iter().filter_map(|p| Some((p, p.grad?)));
-        with_grad
-            .map(|(p, grad)| {
-                let Content::Real(v) = &self.contents[grad.index()] else { panic!("gradients are numbers") };
-                let dropped = writers[grad.index()].is_some_and(|gate| self.is_closed(gate));
-                let unscaled: Vec<T> = v.iter().map(|&g| if dropped { T::ZERO } else { g / scale }).collect();
-                (p.name.clone(), held(to_torch(held(host_data(&unscaled)), self.graph.ty(grad), &p.shape)))
-            })
-            .collect()
+        let gradient = |p: &Parameter| {
+            let grad = p.grad?;
+            let dropped = writers[grad.index()].is_some_and(|gate| self.is_closed(gate));
+            let unscaled = |&g: &T| if dropped { T::ZERO } else { g / scale };
+            let data: Vec<T> = self.contents[grad.index()].as_ref().real().iter().map(unscaled).collect();
+            Some((p.name.clone(), held(to_torch(held(host_data(&data)), self.graph.ty(grad), &p.shape))))
+        };
+        self.graph.parameters.iter().filter_map(gradient).collect()
     }
 
     /// Parameters and buffers by name, in torch's layout (OIHW, `[out, in]`).
     pub fn state(&self) -> StateDict {
-        let parameters = self.graph.parameters.iter().map(|p| (&p.name, &p.shape, p.value));
-        let buffers = self.graph.buffers.iter().map(|b| (&b.name, &b.shape, b.value));
-        let mut state: StateDict = parameters
-            .chain(buffers)
-            .map(|(name, shape, v)| (name.clone(), held(to_torch(self.data(v), self.graph.ty(v), shape))))
-            .collect();
-        let counters = self.graph.counters().into_iter();
-        state.extend(counters.map(|name| (name, HostTensor::i64([], vec![self.steps]))));
-        state
+        let tensor = |(name, shape, v): (&str, &Shape, ValueId)| {
+            (name.to_string(), held(to_torch(self.data(v), self.graph.ty(v), shape)))
+        };
+        let counters = self.graph.counters().map(|name| (name, HostTensor::i64([], vec![self.steps])));
+        self.graph.tensors().map(tensor).chain(counters).collect()
     }
 
     fn is_closed(&self, gate: ValueId) -> bool {
         self.contents[gate.index()].as_ref().real()[0] == T::ZERO
     }
 
-    /// Poisons a skipped node's outputs so that a stray read shows. Values that it updates in place are kept.
+    fn is_skipped(&self, node: &Node) -> bool {
+        node.gate.is_some_and(|gate| self.is_closed(gate))
+    }
+
+    /// Poisons a skipped node's outputs so that a stray read shows. Buffers that it updates in place are kept.
     fn forget(&mut self, node: &Node) {
         let updates = node.op.operator().updates();
         for (_, v) in node.outputs.iter().enumerate().filter(|(i, _)| !updates.contains(i)) {
@@ -226,11 +212,10 @@ impl<'g, T: Real> Interpreter<'g, T> {
     }
 
     fn round(&mut self, value: ValueId) {
-        if self.graph.ty(value).elem == Elem::Real {
-            if let Content::Real(v) = &mut self.contents[value.index()] {
-                let storage = self.storage;
-                v.iter_mut().for_each(|a| *a = storage.round(*a));
-            }
+        let (elem, storage) = (self.graph.ty(value).elem, self.storage);
+        match &mut self.contents[value.index()] {
+            Content::Real(v) if elem == Elem::Real => v.iter_mut().for_each(|a| *a = storage.round(*a)),
+            _ => {}
         }
     }
 
@@ -243,7 +228,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
     }
 }
 
-/// The reference of an op, or its fast path.
+/// How to run an op: by its reference or its fast path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Reference,
@@ -251,13 +236,6 @@ enum Way {
 }
 
 impl<T: Real> Content<T> {
-    fn is_finite(&self) -> bool {
-        match self {
-            Self::Real(v) => v.iter().all(|a| a.to_f64().is_finite()),
-            Self::Index(_) | Self::Byte(_) => true,
-        }
-    }
-
     fn as_ref(&self) -> HostRef<'_, T> {
         match self {
             Self::Real(v) => HostRef::Real(v),
@@ -275,7 +253,7 @@ impl<T: Real> Content<T> {
     }
 }
 
-/// A poisoned tensor of `ty`, so that a read before a write shows.
+/// A poisoned tensor, so that a read before a write shows.
 fn empty<T: Real>(ty: &TensorType) -> Content<T> {
     let len = ty.shape.len();
     match ty.elem {
@@ -293,16 +271,7 @@ pub(super) fn check_gate_count(given: usize, blocks: usize) -> Result<()> {
     Ok(())
 }
 
-/// The value called `name`.
-pub(super) fn find(named: &[(String, ValueId)], kind: &'static str, name: &str) -> Result<ValueId> {
-    named.iter().find(|(n, _)| n == name).map(|&(_, v)| v).ok_or_else(|| Error::Unknown {
-        kind,
-        name: name.into(),
-        nearest: named.iter().map(|(n, _)| n.clone()).collect(),
-    })
-}
-
-/// `v` as f32 or f64 data, as `T` is.
+/// A copy of `v`, in f32 or f64 as `T`.
 pub(super) fn host_data<T: Real>(v: &[T]) -> Result<HostData> {
     let what = "a copy of a tensor";
     Ok(if size_of::<T>() == 8 {
@@ -312,7 +281,7 @@ pub(super) fn host_data<T: Real>(v: &[T]) -> Result<HostData> {
     })
 }
 
-/// Unwraps an allocation. Unlike programs, the reference executor does not return errors when memory runs out.
+/// Unwraps an allocation: unlike programs, the interpreter panics if memory runs out.
 fn held<T>(made: Result<T>) -> T {
     made.unwrap_or_else(|error| panic!("{error}"))
 }

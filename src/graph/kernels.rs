@@ -1,4 +1,4 @@
-//! A planned program on a device that runs kernels.
+//! A planned program on a device with kernels.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::ops::{Arg, Io, Write};
 use crate::tensor::{memory, DType, Elem, HostData};
 use crate::{Error, Result};
 
-/// The launches of a program, all bound to one arena on the device.
+/// The recorded launches of a program and the arena to which they are bound.
 #[derive(Debug)]
 pub(super) struct KernelProgram {
     backend: Arc<dyn Backend>,
@@ -23,14 +23,9 @@ pub(super) struct KernelProgram {
     prepare: Recording,
     /// One recording, or one for each turn of the inputs.
     steps: Vec<Recording>,
-    /// What each of them launches.
+    /// The launches of each recording.
     launched: Vec<Step>,
     inputs: Inputs,
-}
-
-/// Bytes of scratch memory that each node needs.
-pub(super) fn scratch_bytes(fused: &Fused, target: Target) -> Vec<usize> {
-    fused.graph.nodes.iter().map(|n| n.op.operator().scratch_bytes(target)).collect()
 }
 
 impl KernelProgram {
@@ -38,35 +33,31 @@ impl KernelProgram {
         backend: &Arc<dyn Backend>,
         fused: &Fused,
         plan: &Plan,
-        dtype: DType,
+        target: Target,
         optimizer: Option<sgd::Sgd>,
     ) -> Result<Self> {
-        let target = Target { arch: backend.arch(), dtype };
         let arena = backend.allocate(plan.arena_bytes)?;
-        let binder = |turn| Binder { fused, plan, dtype, arena: &arena, turn };
+        let binder = |turn| Binder { fused, plan, target, arena: &arena, turn };
         let record = |launches| Recording::new(backend.clone(), launches);
-        let mut prepare = Vec::new();
-        for i in 0..fused.prepare {
-            prepare.extend(binder(0).bind(i, target)?);
-        }
-        let prepare = record(prepare)?;
+        let prepare: Result<Vec<_>> = (0..fused.prepare).map(|i| binder(0).bind(i)).collect();
+        let prepare = record(prepare?.into_iter().flatten().collect())?;
         let (mut steps, mut launched) = (Vec::new(), Vec::new());
         for turn in 0..if plan.inputs.is_empty() { 1 } else { 2 } {
             let launches;
-            (launched, launches) = binder(turn).step(optimizer.as_ref(), target)?.into_iter().unzip();
+            (launched, launches) = binder(turn).step(optimizer.as_ref())?.into_iter().unzip();
             steps.push(record(launches)?);
         }
-        // Everything that lives on between runs starts as zeros.
+        // All persistent state starts as zeros.
         arena.zero(0, plan.state_bytes)?;
         let inputs = Inputs::new(&plan.inputs, &arena)?;
-        Ok(Self { backend: backend.clone(), arena, dtype, prepare, steps, launched, inputs })
+        Ok(Self { backend: backend.clone(), arena, dtype: target.dtype, prepare, steps, launched, inputs })
     }
 
     fn bytes(&self, slot: &Slot) -> usize {
         slot.len * slot.elem.bytes(self.dtype)
     }
 
-    /// `data` as it lies in `slot`.
+    /// The bytes of `data` in `slot`. Fails if the sizes differ.
     fn encode(&self, slot: &Slot, data: &HostData) -> Result<Vec<u8>> {
         let bytes = encode(slot.elem, self.dtype, data)?;
         if bytes.len() != self.bytes(slot) {
@@ -76,49 +67,52 @@ impl KernelProgram {
     }
 }
 
-/// Binds ops to places in the arena.
+/// Binds ops to their places in the arena.
 struct Binder<'a> {
     fused: &'a Fused,
     plan: &'a Plan,
-    dtype: DType,
+    target: Target,
     arena: &'a Arc<dyn Memory>,
-    /// Which of the two places of inputs is read.
+    /// Which of the two places of each input is read.
     turn: usize,
 }
 
 impl Binder<'_> {
-    /// The launches of a run and what each is: the gates, all nodes behind those that run once, and the optimizer.
-    fn step(&self, optimizer: Option<&sgd::Sgd>, target: Target) -> Result<Vec<(Step, Launch)>> {
+    /// The launches of a run: the gates, all nodes except those that run once per load, and the optimizer.
+    fn step(&self, optimizer: Option<&sgd::Sgd>) -> Result<Vec<(Step, Launch)>> {
         let mut step = Vec::new();
         let mut add = |op, shape: &str, runs, launches: Vec<Launch>| {
-            step.extend(launches.into_iter().map(|launch| (Step::new(op, shape.into(), &launch, runs), launch)));
+            step.extend(launches.into_iter().map(|launch| {
+                let (kernel, grid, cost) = (launch.kernel().name, launch.grid(), launch.cost());
+                (Step { kernel, op, shape: shape.into(), grid, cost, runs }, launch)
+            }));
         };
         add("gate", "", Runs::Always, self.gates()?);
         for (i, node) in self.fused.graph.nodes.iter().enumerate().skip(self.fused.prepare) {
             let op = node.op.operator();
-            add(op.name(), &op.summary(), self.fused.graph.runs(node.gate), self.bind(i, target)?);
+            add(op.name(), &op.summary(), self.fused.graph.runs(node.gate), self.bind(i)?);
         }
         if let Some(optimizer) = optimizer {
             let shape = self.plan.flat.len.to_string();
             add("loss_scale", &shape, Runs::Always, self.decision()?);
-            add("sgd_step", &shape, Runs::Always, vec![self.optimizer(optimizer, target)?]);
+            add("sgd_step", &shape, Runs::Always, vec![self.optimizer(optimizer)?]);
         }
         Ok(step)
     }
 
-    fn bind(&self, i: usize, target: Target) -> Result<Vec<Launch>> {
+    fn bind(&self, i: usize) -> Result<Vec<Launch>> {
         let node = &self.fused.graph.nodes[i];
         let inputs: Result<Vec<Arg>> = node.inputs.iter().map(|&v| self.arg(v, Write::Overwrite)).collect();
         let outputs: Result<Vec<Arg>> = node.outputs.iter().zip(&node.writes).map(|(&v, &w)| self.arg(v, w)).collect();
         let scratch = self.plan.scratch[i].map(|s| self.view(&s)).transpose()?;
         let io = Io { inputs: &inputs?, outputs: &outputs?, scratch: scratch.as_ref() };
-        let launches = node.op.operator().launches(target, &io)?;
+        let launches = node.op.operator().launches(self.target, &io)?;
         let Some(gate) = node.gate else { return Ok(launches) };
         let gate = self.arg(gate, Write::Overwrite)?.view;
         Ok(launches.into_iter().map(|launch| launch.gated(gate.clone())).collect())
     }
 
-    /// What begins a run of a graph with blocks whose branches may be dropped.
+    /// The launches that begin a run with stochastic depth.
     fn gates(&self) -> Result<Vec<Launch>> {
         let GateSlots { values, closed, thresholds, control, ranges, pairs } = &self.plan.gates;
         if values.len == 0 {
@@ -138,10 +132,7 @@ impl Binder<'_> {
     }
 
     fn arg(&self, value: ValueId, write: Write) -> Result<Arg> {
-        let Some(slot) = self.plan.slots[value.index()] else {
-            unreachable!("every value that an op touches has a place")
-        };
-        let root = self.fused.root(value);
+        let (slot, root) = (self.plan.slot(value), self.fused.root(value));
         let shape = &self.fused.graph.ty(value).shape;
         let channels = |v: ValueId| self.fused.graph.ty(v).shape.dims().last().copied().unwrap_or(1);
         let pixel_stride = channels(root);
@@ -150,7 +141,7 @@ impl Binder<'_> {
         Ok(Arg { view: self.view(&Slot { offset: self.offset(slot, root), len, ..slot })?, pixel_stride, write })
     }
 
-    /// Where `slot`, a value in the memory of `root`, begins in this turn.
+    /// Where `slot`, a value that lies in `root`, begins in this turn.
     fn offset(&self, slot: Slot, root: ValueId) -> usize {
         let Some(whole) = self.plan.slots[root.index()] else { return slot.offset };
         let places = self.plan.inputs.iter().find(|[first, _]| *first == whole);
@@ -158,10 +149,10 @@ impl Binder<'_> {
     }
 
     fn view(&self, slot: &Slot) -> Result<View> {
-        View::new(self.arena.clone(), slot.offset, slot.len * slot.elem.bytes(self.dtype))
+        View::new(self.arena.clone(), slot.offset, slot.len * slot.elem.bytes(self.target.dtype))
     }
 
-    /// What decides about the loss scale, where there is one.
+    /// The launches that update the dynamic loss scale, if there is one.
     fn decision(&self) -> Result<Vec<Launch>> {
         let Flat { len, grad, loss_scale, flags, .. } = &self.plan.flat;
         if loss_scale.len == 0 {
@@ -172,13 +163,12 @@ impl Binder<'_> {
         Ok(loss_scale::launches(&loss_scale::Buffers { grad, flags, loss: loss.as_ref(), state, len: *len }).into())
     }
 
-    /// The loss, where the graph has one.
     fn loss(&self) -> Result<Option<View>> {
         let slot = self.fused.graph.loss.and_then(|loss| self.plan.slots[loss.index()]);
         slot.map(|slot| self.view(&slot)).transpose()
     }
 
-    fn optimizer(&self, sgd: &sgd::Sgd, target: Target) -> Result<Launch> {
+    fn optimizer(&self, sgd: &sgd::Sgd) -> Result<Launch> {
         let Flat { len, param, grad, velocity, copy, control, loss_scale, .. } = &self.plan.flat;
         let present = |slot: &Slot| (slot.len > 0).then(|| self.view(slot)).transpose();
         let (copy, loss_scale, loss) = (present(copy)?, present(loss_scale)?, self.loss()?);
@@ -194,7 +184,7 @@ impl Binder<'_> {
             len: *len,
             decay_end: *len,
         };
-        Ok(sgd::launch(sgd, target, &buffers))
+        Ok(sgd::launch(sgd, self.target, &buffers))
     }
 }
 
@@ -236,7 +226,7 @@ impl Executor for KernelProgram {
     }
 }
 
-/// `data` as the device stores it.
+/// Converts `data` to the device's bytes.
 fn encode(elem: Elem, dtype: DType, data: &HostData) -> Result<Vec<u8>> {
     fn bytes<const N: usize>(data: &HostData, element: impl Fn(f64) -> [u8; N]) -> Result<Vec<u8>> {
         let mut bytes = memory::room("a tensor as the device stores it", data.len() * N)?;
@@ -252,19 +242,16 @@ fn encode(elem: Elem, dtype: DType, data: &HostData) -> Result<Vec<u8>> {
     }
 }
 
-/// What the device stores as `bytes`.
+/// Converts the device's `bytes` to host data.
 fn decode(elem: Elem, dtype: DType, bytes: &[u8]) -> Result<HostData> {
-    let what = "a copy of a tensor";
-    let halves = |value: fn(u16) -> f32| {
-        let halves = bytes.chunks_exact(2).map(|b| value(u16::from_le_bytes([b[0], b[1]])));
-        Ok(HostData::F32(memory::collect(what, halves)?))
-    };
-    let words = bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
-    match (elem, dtype) {
-        (Elem::Real, DType::F16) => halves(|b| half::f16::from_bits(b).to_f32()),
-        (Elem::Real, DType::BF16) => halves(|b| half::bf16::from_bits(b).to_f32()),
-        (Elem::Real | Elem::Stat, _) => Ok(HostData::F32(memory::collect(what, words.map(f32::from_le_bytes))?)),
-        (Elem::Index, _) => Ok(HostData::I64(memory::collect(what, words.map(|b| i64::from(i32::from_le_bytes(b))))?)),
-        (Elem::Byte, _) => Ok(HostData::I64(memory::collect(what, bytes.iter().map(|&b| i64::from(b)))?)),
+    fn elements<const N: usize, T>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
+        memory::collect("a copy of a tensor", bytes.as_chunks().0.iter().map(|&b| element(b)))
     }
+    Ok(match (elem, dtype) {
+        (Elem::Real, DType::F16) => HostData::F32(elements(bytes, |b| half::f16::from_le_bytes(b).to_f32())?),
+        (Elem::Real, DType::BF16) => HostData::F32(elements(bytes, |b| half::bf16::from_le_bytes(b).to_f32())?),
+        (Elem::Real | Elem::Stat, _) => HostData::F32(elements(bytes, f32::from_le_bytes)?),
+        (Elem::Index, _) => HostData::I64(elements(bytes, |b| i64::from(i32::from_le_bytes(b)))?),
+        (Elem::Byte, _) => HostData::I64(elements(bytes, |[b]| i64::from(b))?),
+    })
 }

@@ -1,16 +1,14 @@
-//! A dynamic loss scale in a training program: f16 programs with an optimizer have one, see
-//! [`crate::control::loss_scale`].
+//! The dynamic loss scale of f16 programs with an optimizer, see [`crate::control::loss_scale`].
 
 use super::{Graph, Node, Origin, Program};
 use crate::control::loss_scale::{LossScale, State, FRESH};
 use crate::device::cpu::Slot;
-use crate::ops::cross_entropy;
-use crate::ops::{Call, Op};
+use crate::ops::{cross_entropy, Call, Op};
 use crate::tensor::{Elem, HostData, HostTensor, TensorType};
 use crate::{Error, Result};
 
 impl Graph {
-    /// The same graph with the gradient of every loss multiplied by a scale in device memory.
+    /// A copy of the graph in which the loss gradient is multiplied by a scale in device memory.
     pub(super) fn with_loss_scale(&self) -> Self {
         let mut graph = self.clone();
         let scale = graph.add_value(TensorType::stat([1]), Origin::LossScale);
@@ -28,14 +26,13 @@ impl Graph {
 }
 
 impl Program {
-    /// The loss scale of the next run; `None` in a program without a dynamic one: all but f16 programs with an
-    /// optimizer.
+    /// The dynamic loss scale of the next run; `None` unless this is an f16 program with an optimizer.
     pub fn loss_scale(&self) -> Result<Option<LossScale>> {
         Ok(self.loss_scale_state()?.map(|state| state.next))
     }
 
-    /// Sets the loss scale of the next run, as [`loss_scale`](Self::loss_scale) gave it. Fails on what no run can have,
-    /// and in a program without one.
+    /// Sets the loss scale of the next run, as returned by [`loss_scale`](Self::loss_scale). Fails if it is invalid, and
+    /// in a program without one.
     pub fn load_loss_scale(&mut self, loss_scale: LossScale) -> Result<()> {
         loss_scale.check()?;
         match self.loss_scale_state()? {
@@ -44,7 +41,7 @@ impl Program {
         }
     }
 
-    /// What lies in device memory.
+    /// The loss scale's state in device memory.
     pub(super) fn loss_scale_state(&self) -> Result<Option<State>> {
         let slot = self.plan.flat.loss_scale;
         if slot.len == 0 {
@@ -58,7 +55,7 @@ impl Program {
         self.executor.write(&self.plan.flat.loss_scale, &HostData::F64(state.to_memory().to_vec()))
     }
 
-    /// Notes whether the velocities hold nothing yet, where the device and not the host keeps that.
+    /// Sets the device's flag for the optimizer's first step, if there is a dynamic loss scale.
     pub(super) fn write_fresh(&mut self, fresh: bool) -> Result<()> {
         let Slot { offset, len, .. } = self.plan.flat.loss_scale;
         if len == 0 {

@@ -1,68 +1,74 @@
 //! The memory plan: a fixed place in one arena for every value of a fused graph.
 //!
-//! The arena starts with what lives on between runs (parameters, gradients, velocities, buffers); behind it, values
-//! whose lifetimes do not meet share their bytes. A slice of another value's channels lies inside that one. In a
-//! training program that kernels run every input has two places.
+//! The arena starts with the state that persists between runs (parameters, gradients, velocities, buffers). In the rest
+//! values with disjoint lifetimes share bytes. A slice lies inside its root. On devices with kernels every input of a
+//! training program has two places.
+
+use std::collections::BTreeSet;
 
 use super::fuse::Fused;
 use super::pack::{pack, Lifetime};
-use super::saved::saved_activation_bytes;
-use super::storage::Storage;
 use super::{Graph, Origin, ValueId};
 use crate::control::{gate, loss_scale};
 use crate::device::cpu::Slot;
-use crate::tensor::{Elem, TensorType};
+use crate::tensor::{DType, Elem, TensorType};
 use crate::{Error, Result};
 
-/// Every value and every flat tensor starts at a multiple of so many bytes.
-pub(super) const ALIGN: usize = 256;
+/// The alignment of values and flat tensors, in bytes.
+const ALIGN: usize = 256;
 
-/// Every parameter starts at a multiple of so many elements of the flat tensors.
+/// The alignment of parameters in the flat tensors, in elements.
 const PARAMETER_ALIGN: usize = 64;
 
-/// What a program holds in memory.
+/// The memory of a program. The [module](super) has an example.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Bytes of the arena: all memory that a program has on its device.
+    /// Bytes of the arena, which is all device memory of the program.
     pub arena_bytes: usize,
-    /// Of these, the bytes that live on between runs: parameters, gradients, velocities, buffers.
+    /// Bytes of the arena that persist between runs: parameters, gradients, velocities, buffers.
     pub state_bytes: usize,
-    /// Bytes of the activations, inputs among them, that are kept from before the loss for the backward pass; 0 where
-    /// there is none.
+    /// Bytes of inputs and activations that the forward pass keeps for the backward pass; 0 if there is none.
     pub saved_activation_bytes: usize,
     pub(super) slots: Vec<Option<Slot>>,
-    /// One slot of scratch memory for each node that needs any.
+    /// The scratch memory of each node that needs any.
     pub(super) scratch: Vec<Option<Slot>>,
     pub(super) flat: Flat,
     pub(super) gates: GateSlots,
-    /// The two places of each input, the first one also in `slots`, of the root where the input is a slice; empty where
-    /// they have one each.
+    /// The two places of each input, or of its root if it is a slice; the first is also in `slots`. Empty if inputs
+    /// have one place.
     pub(super) inputs: Vec<[Slot; 2]>,
 }
 
-/// What stochastic depth holds, for L blocks whose branches may be dropped; of zero length where there are none.
+impl Plan {
+    /// The place of a value that an op reads or writes.
+    pub(super) fn slot(&self, v: ValueId) -> Slot {
+        self.slots[v.index()].unwrap_or_else(|| unreachable!("every operand has a place"))
+    }
+}
+
+/// The memory of stochastic depth, for L droppable blocks. Slots of zero length are absent.
 #[derive(Clone, Debug)]
 pub(super) struct GateSlots {
     /// L gates: 1 is open, 0 closed.
     pub values: Slot,
-    /// L inverses of them, where kernels run.
+    /// The L inverse gates, on devices with kernels.
     pub closed: Slot,
     /// L words: the survival probabilities.
     pub thresholds: Slot,
     /// The words that the draw reads and updates.
     pub control: Slot,
-    /// L pairs of words: where each branch's gradients begin and end in the flat tensor, in units of 4 elements.
+    /// `pairs` in device memory, as words.
     pub ranges: Slot,
-    /// Those pairs.
+    /// Where each branch's gradients begin and end in the flat tensor, in units of [`gate::UNIT`] elements.
     pub pairs: Vec<[usize; 2]>,
 }
 
 /// The flat tensors over all parameters. Slots of zero length are absent.
 #[derive(Clone, Debug)]
 pub(super) struct Flat {
-    /// Elements, padding between parameters counted.
+    /// Elements, including the padding between parameters.
     pub len: usize,
-    /// The first byte of each parameter in the tensors of masters, gradients and velocities.
+    /// The first byte of each parameter in the flat tensors of masters, gradients and velocities.
     pub starts: Vec<usize>,
     pub param: Slot,
     pub grad: Slot,
@@ -73,8 +79,49 @@ pub(super) struct Flat {
     /// The state of [`loss_scale`], and the flags of its launches.
     pub loss_scale: Slot,
     pub flags: Slot,
-    /// Bytes of an element of all these but the working copy and the flags.
+    /// Bytes per element, except in the working copy and the flags.
     pub stat_bytes: usize,
+}
+
+/// How a device stores elements.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Storage {
+    pub dtype: DType,
+    /// Bytes of [`Elem::Real`] and of [`Elem::Stat`].
+    pub real: usize,
+    pub stat: usize,
+    /// True if the device runs kernels.
+    pub kernels: bool,
+}
+
+impl Storage {
+    /// On devices with kernels: Real in `dtype`, Stat in f32.
+    pub fn kernels(dtype: DType) -> Self {
+        Self { dtype, real: dtype.bytes(), stat: 4, kernels: true }
+    }
+
+    /// On the host: all numbers take `bytes` bytes; Real is rounded to `dtype`.
+    pub fn host(dtype: DType, bytes: usize) -> Self {
+        Self { dtype, real: bytes, stat: bytes, kernels: false }
+    }
+
+    pub fn bytes(&self, elem: Elem) -> usize {
+        match elem {
+            Elem::Real => self.real,
+            Elem::Stat => self.stat,
+            Elem::Index | Elem::Byte => elem.bytes(self.dtype),
+        }
+    }
+
+    /// Bytes of all elements of `ty`.
+    pub fn value_bytes(&self, ty: &TensorType) -> usize {
+        ty.shape.len() * self.bytes(ty.elem)
+    }
+
+    /// True if weights have a working copy besides the masters.
+    pub fn has_working_copy(&self) -> bool {
+        matches!(self.dtype, DType::F16 | DType::BF16)
+    }
 }
 
 /// A range of bytes that is in use while the nodes of its lifetime run.
@@ -87,11 +134,11 @@ struct Block {
 enum Target {
     Value(ValueId),
     Scratch(usize),
-    /// The second place of that input.
+    /// The second place of an input.
     Input(usize),
 }
 
-/// Plans the arena. `scratch_bytes` holds what each node needs. Fails where no address space has room for it.
+/// Plans the arena. `scratch_bytes` has an entry for each node. Fails if the arena exceeds the address space.
 pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], optimizer: bool) -> Result<Plan> {
     let graph = &fused.graph;
     check_size(graph, storage, scratch_bytes)?;
@@ -110,10 +157,7 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
         let offset = state_bytes + offset;
         arena_bytes = arena_bytes.max(offset + block.lifetime.bytes);
         match block.target {
-            Target::Value(v) => {
-                let ty = graph.ty(v);
-                slots[v.index()] = Some(Slot { offset, len: ty.shape.len(), elem: ty.elem });
-            }
+            Target::Value(v) => slots[v.index()] = Some(slot(offset, graph.ty(v))),
             Target::Input(i) => second[i].offset = offset,
             Target::Scratch(i) => scratch[i] = Some(Slot { offset, len: scratch_bytes[i], elem: Elem::Byte }),
         }
@@ -126,14 +170,29 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
     Ok(Plan { arena_bytes, state_bytes, saved_activation_bytes, slots, scratch, flat, gates, inputs })
 }
 
-/// Fails where the bytes of all values and all scratch memory together, parameters counted once for each flat tensor
-/// and inputs for each place, could not be added up: behind this no sum overflows.
+/// Bytes of the inputs and activations, written up to the loss, that an op after the loss reads.
+fn saved_activation_bytes(fused: &Fused, storage: Storage) -> usize {
+    let graph = &fused.graph;
+    let Some(loss) = graph.loss_node() else { return 0 };
+    let (forward, backward) = graph.nodes.split_at(loss + 1);
+    let written: BTreeSet<ValueId> = forward.iter().flat_map(|n| &n.outputs).map(|&v| fused.root(v)).collect();
+    let is_activation = |v: ValueId| match graph.values[v.index()].origin {
+        Origin::Input => true,
+        Origin::Node => written.contains(&v),
+        Origin::Parameter(_) | Origin::Buffer(_) | Origin::Gate(_) | Origin::LossScale => false,
+    };
+    let read: BTreeSet<ValueId> = backward.iter().flat_map(|n| &n.inputs).map(|&v| fused.root(v)).collect();
+    read.into_iter().filter(|&v| is_activation(v)).map(|v| storage.value_bytes(graph.ty(v))).sum()
+}
+
+/// Fails if all values and scratch memory together, parameters counted once per flat tensor and inputs once per place,
+/// exceed the address space: later sums cannot overflow.
 fn check_size(graph: &Graph, storage: Storage, scratch_bytes: &[usize]) -> Result<()> {
     let aligned = |bytes: u128| bytes.next_multiple_of(ALIGN as u128);
     let value = |v: &super::Value| {
         let len = v.ty.shape.dims().iter().fold(1u128, |len, &d| len.saturating_mul(d as u128));
         let bytes = len.saturating_mul(storage.bytes(v.ty.elem) as u128).min(u128::from(u64::MAX));
-        // In the flat tensors f32 beside 16 bits, gradients, velocities and padding; an input has two places.
+        // Parameters: master, working copy, gradient, velocity, each padded. Inputs: two places.
         aligned(bytes) * if v.origin == Origin::Node { 1 } else { 8 }
     };
     let values: u128 = graph.values.iter().map(value).sum();
@@ -145,7 +204,7 @@ fn check_size(graph: &Graph, storage: Storage, scratch_bytes: &[usize]) -> Resul
     Ok(())
 }
 
-/// Takes `len` elements at the end of the arena.
+/// Appends `len` elements to the arena.
 fn take(end: &mut usize, storage: Storage, len: usize, elem: Elem) -> Slot {
     let slot = Slot { offset: *end, len, elem };
     *end += (len * storage.bytes(elem)).next_multiple_of(ALIGN);
@@ -153,7 +212,11 @@ fn take(end: &mut usize, storage: Storage, len: usize, elem: Elem) -> Slot {
 }
 
 fn place_flat(graph: &Graph, storage: Storage, optimizer: bool, end: &mut usize) -> Flat {
-    let len = graph.parameters.iter().map(|p| p.shape.len().next_multiple_of(PARAMETER_ALIGN)).sum();
+    let (mut len, mut starts) = (0, Vec::with_capacity(graph.parameters.len()));
+    for parameter in &graph.parameters {
+        starts.push(len * storage.stat);
+        len += parameter.shape.len().next_multiple_of(PARAMETER_ALIGN);
+    }
     let differentiated = graph.parameters.iter().any(|p| p.grad.is_some());
     let mut flat = |on: bool, elem| take(end, storage, if on { len } else { 0 }, elem);
     let (param, grad) = (flat(true, Elem::Stat), flat(differentiated, Elem::Stat));
@@ -163,26 +226,18 @@ fn place_flat(graph: &Graph, storage: Storage, optimizer: bool, end: &mut usize)
     let loss_scale = take(end, storage, if scaled { loss_scale::STATE } else { 0 }, Elem::Stat);
     let flags = if scaled && storage.kernels { loss_scale::flags(len) } else { 0 };
     let flags = take(end, storage, flags, Elem::Index);
-    let starts = graph.parameters.iter().scan(0, |at, p| {
-        let start = *at * storage.stat;
-        *at += p.shape.len().next_multiple_of(PARAMETER_ALIGN);
-        Some(start)
-    });
-    let (starts, stat_bytes) = (starts.collect(), storage.stat);
-    Flat { len, starts, param, grad, velocity, copy, control, loss_scale, flags, stat_bytes }
+    Flat { len, starts, param, grad, velocity, copy, control, loss_scale, flags, stat_bytes: storage.stat }
 }
 
 /// Places parameters, their gradients and buffers.
 fn place_state(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option<Slot>], end: &mut usize) {
-    let mut at = 0;
-    for parameter in &graph.parameters {
-        let ty = graph.ty(parameter.value);
+    for (parameter, start) in graph.parameters.iter().zip(&flat.starts) {
+        let (ty, at) = (graph.ty(parameter.value), start / storage.stat);
         let whole = if ty.elem == Elem::Real && storage.has_working_copy() { flat.copy } else { flat.param };
         slots[parameter.value.index()] = Some(part(whole, at, ty, storage));
         if let Some(grad) = parameter.grad {
             slots[grad.index()] = Some(part(flat.grad, at, graph.ty(grad), storage));
         }
-        at += parameter.shape.len().next_multiple_of(PARAMETER_ALIGN);
     }
     if let Some(scale) = graph.loss_scale {
         slots[scale.index()] = Some(part(flat.loss_scale, loss_scale::SCALE, graph.ty(scale), storage));
@@ -193,17 +248,17 @@ fn place_state(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option
     }
 }
 
-/// Places the gates side by side, and what they are drawn from.
+/// Places the gates side by side, and the inputs of their draw.
 fn place_gates(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option<Slot>], end: &mut usize) -> GateSlots {
     let gates = graph.gates();
     let blocks = gates.len();
-    let mut words = |per_block: usize, more: usize, elem| take(end, storage, blocks * per_block + more, elem);
-    let values = words(1, 0, Elem::Stat);
-    let closed = words(usize::from(storage.kernels), 0, Elem::Stat);
-    let thresholds = words(1, 0, Elem::Index);
-    let control = words(0, if blocks > 0 { gate::CONTROL_WORDS } else { 0 }, Elem::Index);
+    let mut place = |len, elem| take(end, storage, len, elem);
+    let values = place(blocks, Elem::Stat);
+    let closed = place(if storage.kernels { blocks } else { 0 }, Elem::Stat);
+    let thresholds = place(blocks, Elem::Index);
+    let control = place(if blocks > 0 { gate::CONTROL_WORDS } else { 0 }, Elem::Index);
     let differentiated = flat.grad.len > 0;
-    let ranges = words(if differentiated { 2 } else { 0 }, 0, Elem::Index);
+    let ranges = place(if differentiated { 2 * blocks } else { 0 }, Elem::Index);
     for (i, gate) in gates.into_iter().enumerate() {
         slots[gate.index()] = Some(part(values, i, graph.ty(gate), storage));
         if let Some(inverse) = graph.blocks[i].closed {
@@ -216,47 +271,42 @@ fn place_gates(graph: &Graph, storage: Storage, flat: &Flat, slots: &mut [Option
     GateSlots { values, closed, thresholds, control, ranges, pairs }
 }
 
-/// The part of a flat tensor that holds `ty` from element `at` on.
-fn part(whole: Slot, at: usize, ty: &TensorType, storage: Storage) -> Slot {
-    Slot { offset: whole.offset + at * storage.bytes(whole.elem), len: ty.shape.len(), elem: ty.elem }
+/// The slot of a tensor of type `ty` that begins at byte `offset`.
+fn slot(offset: usize, ty: &TensorType) -> Slot {
+    Slot { offset, len: ty.shape.len(), elem: ty.elem }
 }
 
-/// Places the slices of other values' channels, each at its first element.
+/// The slot of a tensor of type `ty` that begins at element `at` of `whole`.
+fn part(whole: Slot, at: usize, ty: &TensorType, storage: Storage) -> Slot {
+    slot(whole.offset + at * storage.bytes(whole.elem), ty)
+}
+
+/// Places the slices, each at its first element in its root.
 fn place_views(fused: &Fused, storage: Storage, slots: &mut [Option<Slot>]) {
     for (i, view) in fused.views.iter().enumerate() {
         let Some((view, root)) = view.and_then(|view| Some((view, slots[view.root.index()]?))) else { continue };
-        let ty = &fused.graph.values[i].ty;
-        let offset = root.offset + view.channel * storage.bytes(ty.elem);
-        slots[i] = Some(Slot { offset, len: ty.shape.len(), elem: ty.elem });
+        slots[i] = Some(part(root, view.channel, &fused.graph.values[i].ty, storage));
     }
 }
 
-/// The bytes and lifetime of every value without a slot and of all scratch memory.
+/// The bytes and lifetime of every value without a slot and of each node's scratch memory.
 fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_bytes: &[usize]) -> Vec<Block> {
     let graph = &fused.graph;
     let end = graph.nodes.len();
-    let mut span: Vec<Option<(usize, usize)>> = vec![None; graph.values.len()];
-    let mut touch = |v: ValueId, i: usize| {
-        let v = fused.root(v);
-        let s = span[v.index()].get_or_insert((i, i));
-        *s = (s.0.min(i), s.1.max(i));
+    let mut spans: Vec<Option<(usize, usize)>> = vec![None; graph.values.len()];
+    let mut touch = |v: ValueId, from: usize, to: usize| {
+        let span = spans[fused.root(v).index()].get_or_insert((from, to));
+        *span = (span.0.min(from), span.1.max(to));
     };
     for (i, node) in graph.nodes.iter().enumerate() {
-        for &v in node.inputs.iter().chain(&node.outputs) {
-            touch(v, i);
-            let persists = i < fused.prepare || graph.values[v.index()].origin == Origin::Input;
-            if persists {
-                touch(v, 0);
-                touch(v, end);
-            }
-        }
+        let (from, to) = if i < fused.prepare { (0, end) } else { (i, i) };
+        node.inputs.iter().chain(&node.outputs).for_each(|&v| touch(v, from, to));
     }
-    graph.outputs.iter().for_each(|&(_, v)| touch(v, end));
-    graph.inputs.iter().for_each(|&(_, v)| (0..=end).step_by(end.max(1)).for_each(|i| touch(v, i)));
-    let values = span.iter().enumerate().filter(|&(i, _)| slots[i].is_none()).filter_map(|(i, s)| {
-        let (first, last) = (*s)?;
-        let ty = &graph.values[i].ty;
-        let bytes = (ty.shape.len() * storage.bytes(ty.elem)).next_multiple_of(ALIGN);
+    graph.outputs.iter().for_each(|&(_, v)| touch(v, end, end));
+    graph.inputs.iter().for_each(|&(_, v)| touch(v, 0, end));
+    let values = spans.iter().enumerate().filter(|&(i, _)| slots[i].is_none()).filter_map(|(i, span)| {
+        let (first, last) = (*span)?;
+        let bytes = storage.value_bytes(&graph.values[i].ty).next_multiple_of(ALIGN);
         Some(Block { lifetime: Lifetime { bytes, first, last }, target: Target::Value(ValueId(i as u32)) })
     });
     let scratch = scratch_bytes.iter().enumerate().filter(|&(_, &b)| b > 0).map(|(i, &b)| Block {
@@ -266,18 +316,16 @@ fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_by
     values.chain(scratch).collect()
 }
 
-/// A second block for each input, in use as long as the first; returns their slots, yet without offsets.
+/// Appends a second block for each input, with the lifetime of the first. Returns their slots, whose offsets are open.
 fn second_inputs(fused: &Fused, blocks: &mut Vec<Block>) -> Vec<Slot> {
-    let of = |v: ValueId| move |b: &&Block| matches!(b.target, Target::Value(w) if w == v);
-    let mut slots = Vec::with_capacity(fused.graph.inputs.len());
-    for (i, &(_, v)) in fused.graph.inputs.iter().enumerate() {
+    let second = |(i, &(_, v)): (usize, &(String, ValueId))| {
         let root = fused.root(v);
-        let Some(&Block { lifetime, .. }) = blocks.iter().find(of(root)) else {
+        let is_first = |b: &&Block| matches!(b.target, Target::Value(w) if w == root);
+        let Some(&Block { lifetime, .. }) = blocks.iter().find(is_first) else {
             unreachable!("every input has a block");
         };
         blocks.push(Block { lifetime, target: Target::Input(i) });
-        let ty = fused.graph.ty(root);
-        slots.push(Slot { offset: 0, len: ty.shape.len(), elem: ty.elem });
-    }
-    slots
+        slot(0, fused.graph.ty(root))
+    };
+    fused.graph.inputs.iter().enumerate().map(second).collect()
 }

@@ -1,13 +1,13 @@
 //! Graphs of ops: build, differentiate, compile, run.
 //!
 //! A [`Builder`] makes a [`Graph`] of forward ops; [`Graph::differentiate`] appends the backward ops. A [`Program`] is
-//! the fused graph on a device, with every value at a fixed place in one arena. The [`Interpreter`] runs the graph as
+//! the fused graph on a device, with every value at a fixed offset in one arena. The [`Interpreter`] runs the graph as
 //! built, op by op in plain loops, to check programs.
 //!
-//! **Layouts.** Shapes in a graph are NHWC, and KRSC for weights. Tensors that go in and come out (inputs, outputs,
-//! state dicts, gradients) have torch's NCHW, OIHW and `[out, in]`.
+//! **Layouts.** Shapes inside a graph are NHWC, and KRSC for weights. The caller's tensors (inputs, outputs, state
+//! dicts, gradients) are in torch's NCHW, OIHW and `[out, in]`.
 //!
-//! A program of a network:
+//! Inference:
 //!
 //! ```
 //! use residuum::device::Device;
@@ -58,9 +58,7 @@ mod loss_scale;
 mod memory;
 mod pack;
 mod program;
-mod saved;
 mod state;
-mod storage;
 
 pub use branch::{Branch, Runs};
 pub use build::{Builder, ConvOptions, LossOptions};
@@ -70,19 +68,20 @@ pub use memory::Plan;
 pub use program::Program;
 pub use state::StateReport;
 
-use crate::ops::{conv2d, linear, sum, Call, Op, Write};
+use crate::ops::conv2d::{self, Conv2d};
+use crate::ops::{linear, sum, Call, Op, Write};
 use crate::tensor::{Shape, TensorType};
 
-/// The purpose of a graph: it decides the pass of batch norms.
+/// The purpose of a graph, which decides how batch norms normalise. [`Graph`] has an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// Batch statistics, running statistics updated.
+    /// By batch statistics, which update the running statistics.
     Train,
-    /// Running statistics.
+    /// By running statistics.
     Infer,
 }
 
-/// A value of a graph, as [`Builder`] returns it.
+/// The handle of a value of a graph, returned by [`Builder`], which has an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ValueId(u32);
 
@@ -92,24 +91,22 @@ impl ValueId {
     }
 }
 
-/// The origin of a value.
+/// Where a value comes from. Numbers are indices into the graph's parameters, buffers and blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Set by the caller before a run.
+    /// The caller sets it before a run.
     Input,
-    /// A parameter of that index.
     Parameter(usize),
-    /// A buffer of that index, which ops update in place.
+    /// Ops update it in place.
     Buffer(usize),
     /// The dynamic loss scale.
     LossScale,
-    /// The gate of that index, or its inverse: drawn at the start of a run, or set by the caller before it.
+    /// A block's gate or its inverse: drawn at the start of a run, or set by the caller before it.
     Gate(usize),
     /// An op's output.
     Node,
 }
 
-/// A value: its type and where it comes from.
 #[derive(Clone, Debug)]
 pub(crate) struct Value {
     pub ty: TensorType,
@@ -122,13 +119,13 @@ pub(crate) struct Node {
     pub op: Op,
     pub inputs: Vec<ValueId>,
     pub outputs: Vec<ValueId>,
-    /// How each output is written; only fusion uses other ways than overwrite.
+    /// How each output is written; only fusion makes nodes that accumulate.
     pub writes: Vec<Write>,
-    /// The gate: if it holds 0, a run skips the node.
+    /// If this gate holds 0, a run skips the node.
     pub gate: Option<ValueId>,
 }
 
-/// An output of a node: the value, and how it is written.
+/// An output of a node and how it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stored {
     pub value: ValueId,
@@ -142,26 +139,45 @@ impl From<ValueId> for Stored {
 }
 
 impl Node {
-    /// The node of `op`, whose operands are `call`, in the branch of `gate`.
+    /// The node of `op` with the operands of `call`, in the branch of `gate`.
     pub fn new(op: Op, call: impl Call<ValueId, Stored>, gate: Option<ValueId>) -> Self {
         let (inputs, stored) = call.into_lists();
         let (outputs, writes) = stored.into_iter().map(|s| (s.value, s.write)).unzip();
         Self { op, inputs, outputs, writes, gate }
     }
 
-    /// The operands by name; `form` is that of the node's op.
+    /// The node of a pass of `conv`, in the branch of `gate`.
+    pub fn conv2d(conv: Conv2d, pass: conv2d::Pass<ValueId, Stored>, gate: Option<ValueId>) -> Self {
+        Self::new(Op::Conv2d(conv2d::Node { conv, pass: pass.form() }), pass, gate)
+    }
+
+    /// The convolution and its operands if the node is a forward pass.
+    pub fn as_conv_fwd(&self) -> Option<(Conv2d, conv2d::Fwd<ValueId, Stored>)> {
+        match self.op {
+            Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(form) }) => Some((conv, self.bind(form))),
+            _ => None,
+        }
+    }
+
+    /// The operands by name; `form` is the form of the node's op.
     pub fn bind<C: Call<(), ()>>(&self, form: C) -> C::Of<ValueId, Stored> {
         let stored = self.outputs.iter().zip(&self.writes).map(|(&value, &write)| Stored { value, write });
         form.with(self.inputs.iter().copied(), stored)
     }
 
-    /// How `value` is written; `None` where this node does not store it.
+    /// How `value` is written; `None` if the node does not store it.
     pub fn write(&self, value: ValueId) -> Option<Write> {
         self.outputs.iter().position(|&v| v == value).map(|at| self.writes[at])
     }
+
+    /// The outputs that are written by `write`, with their positions.
+    fn written(&self, write: Write) -> impl Iterator<Item = (usize, ValueId)> + '_ {
+        let outputs = self.outputs.iter().zip(&self.writes).enumerate();
+        outputs.filter(move |&(_, (_, &w))| w == write).map(|(j, (&v, _))| (j, v))
+    }
 }
 
-/// The kind of a parameter, which decides its initialisation. [`Graph`] has an example of parameters.
+/// The kind of a [`Parameter`], which decides its initialisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ParameterKind {
     /// A convolution's weight, OIHW in torch.
@@ -176,25 +192,25 @@ pub enum ParameterKind {
     BatchNormBias,
 }
 
-/// A trained tensor of a [`Graph`].
+/// A trained tensor of a [`Graph`], which has an example.
 #[derive(Clone, Debug)]
 pub struct Parameter {
-    /// Its name in torch's state dict.
+    /// The name in torch's state dict.
     pub name: String,
-    /// Its shape in torch's layout: OIHW, `[out, in]` or `[channels]`.
+    /// The shape in torch's layout: OIHW, `[out, in]` or `[channels]`.
     pub shape: Shape,
-    /// Its kind.
+    /// The kind.
     pub kind: ParameterKind,
     pub(crate) value: ValueId,
     pub(crate) grad: Option<ValueId>,
 }
 
-/// Running statistics of a [`Graph`]: a tensor that ops update and the optimizer does not.
+/// The running mean or variance of a batch norm of a [`Graph`], which has an example.
 #[derive(Clone, Debug)]
 pub struct Buffer {
-    /// Its name in torch's state dict.
+    /// The name in torch's state dict.
     pub name: String,
-    /// Its shape: `[channels]`.
+    /// The shape: `[channels]`.
     pub shape: Shape,
     pub(crate) value: ValueId,
 }
@@ -204,13 +220,13 @@ pub struct Buffer {
 pub(crate) struct Block {
     /// The survival probability of the branch.
     pub survival: f64,
-    /// 1 keeps the branch, 0 drops it; absent at inference, which drops none.
+    /// 1 keeps the branch, 0 drops it; absent at inference.
     pub gate: Option<ValueId>,
-    /// The inverse of the gate, if fusion made nodes that run only without the branch.
+    /// The inverse gate, if fusion made nodes that run only without the branch.
     pub closed: Option<ValueId>,
 }
 
-/// A network as a list of ops in execution order. Shapes are NHWC, and KRSC for weights.
+/// A network as a list of ops in execution order.
 ///
 /// ```
 /// use residuum::graph::Mode;
@@ -251,12 +267,12 @@ impl Graph {
     }
 
     /// Enables recomputation on devices with kernels: the backward pass computes outputs of 1x1 convolutions again
-    /// instead of keeping them. Less memory, more work, the same numbers. No effect on the CPU.
+    /// instead of keeping them. Less memory, more work, identical results. No effect on the CPU.
     pub fn recompute(&mut self) {
         self.recompute = true;
     }
 
-    /// The parameters, in the order in which they were built. Their shapes are torch's.
+    /// The parameters, in the order in which they were built.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
@@ -266,12 +282,12 @@ impl Graph {
         &self.buffers
     }
 
-    /// The number of elements of all parameters.
+    /// The elements of all parameters together.
     pub fn parameter_count(&self) -> usize {
         self.parameters.iter().map(|p| p.shape.len()).sum()
     }
 
-    /// Multiply-adds of the forward convolutions and linear layers, for the whole batch.
+    /// Multiply-adds of all convolutions and linear layers of the forward pass, for the whole batch.
     pub fn macs(&self) -> u64 {
         self.nodes
             .iter()
@@ -283,9 +299,15 @@ impl Graph {
             .sum()
     }
 
-    /// The type of the input called `name`; its shape is NHWC.
+    /// The type of the input `name`. The shape of images is NHWC.
     pub fn input(&self, name: &str) -> Option<&TensorType> {
         self.inputs.iter().find(|(n, _)| n == name).map(|&(_, v)| self.ty(v))
+    }
+
+    /// The node that computes the loss: the last of the forward pass.
+    fn loss_node(&self) -> Option<usize> {
+        let loss = self.loss?;
+        self.nodes.iter().position(|n| n.outputs.contains(&loss))
     }
 
     pub(crate) fn ty(&self, value: ValueId) -> &TensorType {
@@ -298,50 +320,46 @@ impl Graph {
         id
     }
 
-    /// Appends `op` in the branch of `gate`; its outputs are new values.
-    pub(crate) fn add_node(&mut self, op: Op, inputs: Vec<ValueId>, gate: Option<ValueId>) -> Vec<ValueId> {
-        let operator = op.operator();
-        let wanted: Vec<_> = operator.inputs().iter().map(|t| t.shape.len()).collect();
-        let given: Vec<_> = inputs.iter().map(|&v| self.ty(v).shape.len()).collect();
-        assert_eq!(given, wanted, "elements of the inputs of {}", operator.name());
-        let outputs: Vec<_> = operator.outputs().into_iter().map(|ty| self.add_value(ty, Origin::Node)).collect();
-        let writes = vec![Write::Overwrite; outputs.len()];
-        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), writes, gate });
-        outputs
-    }
-
-    /// Appends `op` with the operands of `call` in the branch of `gate`: each output is a new value, or the buffer that
-    /// it updates.
-    pub(crate) fn add<C: Call<ValueId, Option<ValueId>>>(
+    /// Appends `op` in the branch of `gate`. Each output is a new value, or the buffer that it updates.
+    pub(crate) fn add<C: Call<ValueId, Option<ValueId>> + Clone>(
         &mut self,
         op: Op,
         call: C,
         gate: Option<ValueId>,
     ) -> C::Of<ValueId, ValueId> {
-        let operands = op.operator().operands();
-        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-        let mut types = operands.writes.into_iter().map(|(_, written)| written.ty);
-        let call = call.map(
-            |_, v| {
-                inputs.push(v);
-                v
-            },
-            |name, buffer| {
-                let Some(ty) = types.next() else { panic!("the op has no output `{name}`") };
-                let v = buffer.unwrap_or_else(|| self.add_value(ty, Origin::Node));
-                outputs.push(v);
-                v
-            },
-        );
-        let elements = |v: &ValueId| self.ty(*v).shape.len();
-        let wanted: Vec<_> = operands.reads.iter().map(|(_, read)| read.ty.shape.len()).collect();
-        assert_eq!(inputs.iter().map(elements).collect::<Vec<_>>(), wanted, "inputs of {}", op.operator().name());
-        let writes = vec![Write::Overwrite; outputs.len()];
-        self.nodes.push(Node { op, inputs, outputs, writes, gate });
-        call
+        let (inputs, buffers) = call.clone().into_lists();
+        let outputs = self.add_node(op, inputs.clone(), buffers, gate);
+        call.with(inputs, outputs)
     }
 
-    /// Appends `a + b` in the branch of `gate`, or a alone where `open` is closed.
+    /// As [`add`](Self::add), with the operands in order; outputs beyond the end of `buffers` are new values.
+    fn add_node(
+        &mut self,
+        op: Op,
+        inputs: Vec<ValueId>,
+        buffers: Vec<Option<ValueId>>,
+        gate: Option<ValueId>,
+    ) -> Vec<ValueId> {
+        let operator = op.operator();
+        let wanted: Vec<_> = operator.inputs().iter().map(|t| t.shape.len()).collect();
+        let given: Vec<_> = inputs.iter().map(|&v| self.ty(v).shape.len()).collect();
+        assert_eq!(given, wanted, "elements of the inputs of {}", operator.name());
+        let buffers = buffers.into_iter().chain(std::iter::repeat(None));
+        let outputs = operator.outputs().into_iter().zip(buffers);
+        let outputs: Vec<_> =
+            outputs.map(|(ty, buffer)| buffer.unwrap_or_else(|| self.add_value(ty, Origin::Node))).collect();
+        let writes = vec![Write::Overwrite; outputs.len()];
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), writes, gate });
+        outputs
+    }
+
+    /// Removes the nodes that are marked in `gone`.
+    fn remove(&mut self, gone: Vec<bool>) {
+        let mut gone = gone.into_iter();
+        self.nodes.retain(|_| gone.next() != Some(true));
+    }
+
+    /// Appends `a + b` in the branch of `gate`; where the gate `open` is closed, the sum is a.
     pub(crate) fn add_sum(&mut self, a: ValueId, b: ValueId, open: Option<ValueId>, gate: Option<ValueId>) -> ValueId {
         let call = sum::Fwd { a: a.into(), b: b.into(), gate: open, y: None, signs: None };
         let op = Op::Sum(sum::Node { form: call.form(), ..sum::Node::of(self.ty(a).shape.clone()) });

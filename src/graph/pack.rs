@@ -1,14 +1,14 @@
-//! Places for blocks of memory that are in use for a while: largest first, each at the lowest place that is free during
-//! its whole lifetime.
+//! Packs blocks of memory by their lifetimes: largest first, each at the lowest offset that is free during its whole
+//! lifetime.
 //!
-//! A tree over time finds what is taken: its leaves are the moments, and each of its nodes knows which places are taken
-//! at some moment of its span, and which are taken by blocks that last all of it. A lifetime is the union of O(log n)
-//! spans, so a block looks at O(log n) sets of places. Places side by side are kept as one, which leaves few in a set
-//! where few sizes occur, as in deep networks: time and memory then grow with n log n, at worst with n^2.
+//! A segment tree over time finds the free offsets. Its leaves are moments; each node has the ranges in use at some
+//! moment of its span, and those in use during all of it. A lifetime is the union of O(log n) spans, so a block looks
+//! at O(log n) sets of ranges. Adjacent ranges are merged, which leaves few in a set if there are few sizes, as in deep
+//! networks: time and memory then grow with n log n, at worst with n^2.
 
 use std::collections::BTreeMap;
 
-/// Bytes that are in use from moment `first` to moment `last`.
+/// A number of bytes that are in use from moment `first` to moment `last`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lifetime {
     pub bytes: usize,
@@ -16,7 +16,7 @@ pub(super) struct Lifetime {
     pub last: usize,
 }
 
-/// An offset for each block such that blocks in use at the same moment do not overlap.
+/// The offset of each block: blocks in use at the same moment do not overlap.
 pub(super) fn pack(blocks: &[Lifetime]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..blocks.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), blocks[i].first, i));
@@ -28,26 +28,26 @@ pub(super) fn pack(blocks: &[Lifetime]) -> Vec<usize> {
     offsets
 }
 
-/// Places that do not touch: where each begins, and its end.
-type Places = BTreeMap<usize, usize>;
+/// Ranges of bytes that do not touch: the end of each by its start.
+type Ranges = BTreeMap<usize, usize>;
 
-/// What is taken, by time.
+/// The segment tree of the ranges in use.
 struct Taken {
     leaves: usize,
-    /// For each node what is taken at some moment of its span.
-    sometimes: Vec<Places>,
-    /// For each node what is taken by blocks whose lifetime it is a part of.
-    always: Vec<Places>,
+    /// For each node the ranges in use at some moment of its span.
+    sometimes: Vec<Ranges>,
+    /// For each node the ranges in use during its whole span.
+    always: Vec<Ranges>,
 }
 
 impl Taken {
     fn new(moments: usize) -> Self {
         let leaves = moments.next_power_of_two();
-        let none = || vec![Places::new(); 2 * leaves];
+        let none = || vec![Ranges::new(); 2 * leaves];
         Self { leaves, sometimes: none(), always: none() }
     }
 
-    /// The nodes whose spans, side by side, are the moments of `block`.
+    /// The nodes whose spans together are the lifetime of `block`.
     fn spans(&self, block: &Lifetime) -> Vec<usize> {
         let (mut first, mut end) = (block.first + self.leaves, block.last + 1 + self.leaves);
         let mut spans = Vec::new();
@@ -65,7 +65,7 @@ impl Taken {
         spans
     }
 
-    /// The nodes above `nodes`, each once.
+    /// The ancestors of `nodes`, each once.
     fn above(nodes: &[usize]) -> Vec<usize> {
         let mut above: Vec<usize> = nodes
             .iter()
@@ -76,22 +76,19 @@ impl Taken {
         above
     }
 
-    /// Takes the lowest place for `block` that is free during its lifetime.
+    /// Puts `block` at the lowest offset that is free during its lifetime.
     fn place(&mut self, block: &Lifetime) -> usize {
         if block.bytes == 0 {
             return 0;
         }
         let spans = self.spans(block);
         let above = Self::above(&spans);
-        let in_the_way: Vec<&Places> = spans
-            .iter()
-            .map(|&node| &self.sometimes[node])
-            .chain(above.iter().map(|&node| &self.always[node]))
-            .filter(|places| !places.is_empty())
-            .collect();
+        let sometimes = spans.iter().map(|&node| &self.sometimes[node]);
+        let always = above.iter().map(|&node| &self.always[node]);
+        let in_use: Vec<&Ranges> = sometimes.chain(always).filter(|ranges| !ranges.is_empty()).collect();
         let mut offset = 0;
-        // A place that `block` would meet at `offset` it would meet at every offset up to that place's end.
-        while let Some(end) = in_the_way.iter().find_map(|places| met(places, offset, block.bytes)) {
+        // A range that `block` overlaps at `offset` it overlaps at every offset up to the range's end.
+        while let Some(end) = in_use.iter().find_map(|ranges| overlapped(ranges, offset, block.bytes)) {
             offset = end;
         }
         let end = offset + block.bytes;
@@ -101,21 +98,18 @@ impl Taken {
     }
 }
 
-/// The end of the last of `places` that `bytes` bytes at `offset` meet.
-fn met(places: &Places, offset: usize, bytes: usize) -> Option<usize> {
-    places.range(..offset + bytes).next_back().map(|(_, &end)| end).filter(|&end| end > offset)
+/// The end of the last of `ranges` that overlaps `bytes` bytes at `offset`.
+fn overlapped(ranges: &Ranges, offset: usize, bytes: usize) -> Option<usize> {
+    ranges.range(..offset + bytes).next_back().map(|(_, &end)| end).filter(|&end| end > offset)
 }
 
-/// Adds a place, together with those that it touches.
-fn add(places: &mut Places, mut start: usize, mut end: usize) {
-    while let Some((&other, &other_end)) = places.range(..=end).next_back() {
-        if other_end < start {
-            break;
-        }
-        places.remove(&other);
+/// Adds a range, merged with the ranges that it touches.
+fn add(ranges: &mut Ranges, mut start: usize, mut end: usize) {
+    while let Some((&other, &other_end)) = ranges.range(..=end).next_back().filter(|(_, &end)| end >= start) {
+        ranges.remove(&other);
         (start, end) = (start.min(other), end.max(other_end));
     }
-    places.insert(start, end);
+    ranges.insert(start, end);
 }
 
 #[cfg(test)]
@@ -127,8 +121,8 @@ mod tests {
         spans.iter().map(|&(bytes, first, last)| Lifetime { bytes, first, last }).collect()
     }
 
-    /// The same by looking at every block that was placed before.
-    fn by_looking_at_all(blocks: &[Lifetime]) -> Vec<usize> {
+    /// `pack` in n^2: it looks at every block that was placed before.
+    fn naively_packed(blocks: &[Lifetime]) -> Vec<usize> {
         let mut order: Vec<usize> = (0..blocks.len()).collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), blocks[i].first, i));
         let mut offsets = vec![0; blocks.len()];
@@ -179,7 +173,7 @@ mod tests {
                 })
                 .collect();
             let blocks = blocks(&spans);
-            assert_eq!(pack(&blocks), by_looking_at_all(&blocks), "case {case}");
+            assert_eq!(pack(&blocks), naively_packed(&blocks), "case {case}");
         }
     }
 }

@@ -4,30 +4,29 @@ use std::collections::HashSet;
 
 use super::executor::{Executor, Step};
 use super::fuse::{fuse, Fused, Runner, View};
-use super::host::{self, HostProgram};
-use super::interpreter::{check_gate_count, find};
-use super::kernels::{self, KernelProgram};
-use super::memory::{plan, GateSlots, Plan};
-use super::state::{counter, pad_channels, to_library, to_torch, torch_shape};
-use super::storage::Storage;
-use super::{Graph, Mode, StateReport, ValueId};
+use super::host::HostProgram;
+use super::interpreter::check_gate_count;
+use super::kernels::KernelProgram;
+use super::memory::{plan, GateSlots, Plan, Storage};
+use super::state::{check_shape, counter, find, pad_channels, to_library, to_torch, torch_shape};
+use super::{Graph, Mode, Parameter, StateReport, ValueId};
 use crate::control::gate;
 use crate::control::loss_scale::{LossScale, State};
 use crate::control::sgd::Sgd;
 use crate::device::cpu::Slot;
 use crate::device::{Device, Target};
 use crate::ops::Op;
-use crate::tensor::{memory, DType, Elem, HostData, HostTensor, Shape, StateDict};
+use crate::tensor::{memory, DType, Elem, HostData, HostTensor, Real, StateDict};
 use crate::{Error, Result};
 
 /// A graph that is fused, has all its memory planned and is bound to a device. A run allocates no device memory.
 ///
-/// Tensors that go in and come out have torch's layouts: images NCHW, weights OIHW and `[out, in]`. The
-/// [module](super) has an example.
+/// All tensors of the interface are in torch's layouts: images NCHW, weights OIHW and `[out, in]`. The [module](super)
+/// has an example, the [crate documentation](crate) one of training.
 #[derive(Debug)]
 pub struct Program {
     graph: Graph,
-    /// The places of inputs that are padded to more channels.
+    /// For each value that is a slice, such as a padded input, where it lies.
     views: Vec<Option<View>>,
     pub(super) plan: Plan,
     pub(super) executor: Box<dyn Executor>,
@@ -40,19 +39,19 @@ pub struct Program {
     missing: Missing,
 }
 
-/// Calls that are still missing before device memory is meaningful.
+/// Calls that are still needed before device memory is meaningful.
 #[derive(Debug)]
 struct Missing {
-    /// A load of weights.
+    /// True before weights are loaded.
     weights: bool,
     /// Inputs that an op reads and that were never set.
     inputs: Vec<ValueId>,
-    /// A run.
+    /// True before the first run.
     run: bool,
 }
 
 impl Missing {
-    /// For a new program: all of them, or none on a blueprint, whose memory fails on reads itself.
+    /// Nothing is missing on a blueprint, whose memory itself fails on reads.
     fn new(graph: &Graph, views: &[Option<View>], device: &Device) -> Self {
         if device.kind() == "blueprint" {
             return Self { weights: false, inputs: Vec::new(), run: false };
@@ -80,7 +79,7 @@ impl Missing {
 
 impl Program {
     /// Fuses `graph`, plans its memory and binds it to `device`; activations and weights are stored in `dtype`. With an
-    /// optimizer every run ends with its step, which divides the gradients by the loss scale of the graph.
+    /// optimizer every run ends with an optimizer step, which divides the gradients by the graph's loss scale.
     ///
     /// In f16 a program with an optimizer has a dynamic loss scale besides the graph's fixed one, see
     /// [`loss_scale`](crate::control::loss_scale). On the CPU f16 and bf16 are computed in f32 and rounded after each
@@ -120,18 +119,16 @@ impl Program {
         Ok(program)
     }
 
-    /// Sets all parameters and buffers from torch's layout (OIHW, `[out, in]`); velocities are kept. Fails as
+    /// Sets all parameters and buffers, in torch's layout (OIHW, `[out, in]`); keeps the velocities. Fails as
     /// [`Graph::check_state`] does.
     pub fn load(&mut self, state: &StateDict) -> Result<StateReport> {
         let report = self.graph.check_state(state)?;
-        // A load that fails midway leaves a mixture, which must not be run.
+        // A load that fails midway leaves a mixture of old and new weights, which must not be run.
         self.missing.weights = true;
-        for i in 0..self.graph.parameters.len() {
-            let parameter = &self.graph.parameters[i];
-            let (value, data) = (parameter.value, to_library(&state[&parameter.name], self.graph.ty(parameter.value))?);
-            let slot = self.slot(value)?;
-            self.executor.write(&self.master(i)?, &data)?;
-            self.executor.write(&slot, &data)?;
+        for (i, p) in self.graph.parameters.iter().enumerate() {
+            let data = to_library(&state[&p.name], self.graph.ty(p.value))?;
+            self.executor.write(&self.part(&self.plan.flat.param, i), &data)?;
+            self.executor.write(&self.slot(p.value)?, &data)?;
         }
         for buffer in &self.graph.buffers {
             self.executor.write(&self.slot(buffer.value)?, &state[&buffer.name].data)?;
@@ -146,17 +143,12 @@ impl Program {
     /// before the first [`load`](Self::load).
     pub fn state(&self) -> Result<StateDict> {
         self.missing.weights("state")?;
-        let mut state = StateDict::new();
-        for (i, p) in self.graph.parameters.iter().enumerate() {
-            let data = self.executor.read(&self.master(i)?)?;
-            state.insert(p.name.clone(), to_torch(data, self.graph.ty(p.value), &p.shape)?);
-        }
+        let mut state = self.read_flat(&self.plan.flat.param)?;
         for buffer in &self.graph.buffers {
             let data = self.executor.read(&self.slot(buffer.value)?)?;
             state.insert(buffer.name.clone(), HostTensor { shape: buffer.shape.clone(), data });
         }
-        let counters = self.graph.counters().into_iter();
-        state.extend(counters.map(|name| (name, HostTensor::i64([], vec![self.batches]))));
+        state.extend(self.graph.counters().map(|name| (name, HostTensor::i64([], vec![self.batches]))));
         Ok(state)
     }
 
@@ -166,15 +158,11 @@ impl Program {
         if !self.optimizer.is_some_and(|sgd| sgd.has_velocity()) || self.is_fresh()? {
             return Ok(StateDict::new());
         }
-        let read = |(i, p): (usize, &super::Parameter)| -> Result<(String, HostTensor)> {
-            let data = self.executor.read(&self.part(&self.plan.flat.velocity, i)?)?;
-            Ok((p.name.clone(), to_torch(data, self.graph.ty(p.value), &p.shape)?))
-        };
-        self.graph.parameters.iter().enumerate().map(read).collect()
+        self.read_flat(&self.plan.flat.velocity)
     }
 
     /// Sets the optimizer's velocities, as returned by [`velocity`](Self::velocity); an empty dict resets them. Fails
-    /// if one is missing, surplus or of another shape.
+    /// without an optimizer, and if a velocity is missing, surplus or of another shape.
     pub fn load_velocity(&mut self, velocity: &StateDict) -> Result<()> {
         if self.optimizer.is_none() {
             return Err(Error::invalid("velocity", "the program has no optimizer"));
@@ -182,82 +170,60 @@ impl Program {
         if velocity.is_empty() {
             return self.write_first(true);
         }
-        // If a tensor is refused midway, the optimizer starts anew.
+        // If this fails midway, the optimizer starts anew.
         self.write_first(true)?;
         let parameters = &self.graph.parameters;
         let names: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
         if let Some(name) = velocity.keys().find(|&name| !names.contains(name.as_str())) {
             return Err(Error::invalid(format!("velocity `{name}`"), "not a parameter of this network"));
         }
-        for i in 0..parameters.len() {
-            let p = &self.graph.parameters[i];
+        for (i, p) in parameters.iter().enumerate() {
             let what = format!("velocity `{}`", p.name);
             let tensor = velocity.get(&p.name).ok_or_else(|| Error::invalid(&what, "missing"))?;
-            if tensor.shape != p.shape {
-                return Err(Error::Shape { what, expected: p.shape.clone(), found: tensor.shape.clone() });
-            }
+            check_shape(what, p.shape.clone(), &tensor.shape)?;
             let data = to_library(tensor, self.graph.ty(p.value))?;
-            let slot = self.part(&self.plan.flat.velocity, i)?;
-            self.executor.write(&slot, &data)?;
+            self.executor.write(&self.part(&self.plan.flat.velocity, i), &data)?;
         }
         self.write_first(false)
     }
 
     /// Sets an input of the next runs from a tensor in torch's layout (NCHW). A training program on a device with
-    /// kernels copies it while the current run is active.
+    /// kernels copies it while the current run is active. Fails if there is no such input or the shape differs.
     pub fn set_input(&mut self, name: &str, tensor: &HostTensor) -> Result<()> {
-        let value = find(&self.graph.inputs, "input", name)?;
-        let ty = self.graph.ty(value);
-        if ty.elem != Elem::Real {
-            return Err(Error::invalid(format!("input `{name}`"), "it takes labels, which set_labels sets"));
-        }
-        let expected = torch_shape(ty);
-        if tensor.shape != expected {
-            return Err(Error::Shape { what: format!("input `{name}`"), expected, found: tensor.shape.clone() });
-        }
-        let data = to_library(tensor, ty)?;
-        match self.views[value.index()] {
-            Some(View { root, .. }) => {
-                let channels = |v: ValueId| self.graph.ty(v).shape.dims().last().copied().unwrap_or(1);
-                let padded = pad_channels(&data, channels(value), channels(root))?;
-                let slot = self.slot(root)?;
-                self.executor.feed(&slot, &padded)?;
-            }
-            None => {
-                let slot = self.slot(value)?;
-                self.executor.feed(&slot, &data)?;
-            }
-        }
-        self.missing.inputs.retain(|&v| v != value);
-        Ok(())
+        let (value, data) = self.graph.check_input(name, tensor)?;
+        self.feed(value, data)
     }
 
     /// Sets the input `labels`, one for each image. Fails if one is negative or not a class of the network.
     pub fn set_labels(&mut self, labels: &[i32]) -> Result<()> {
-        let value = find(&self.graph.inputs, "input", "labels")?;
-        let (expected, found): (Shape, Shape) = (self.graph.ty(value).shape.clone(), [labels.len()].into());
-        if expected != found {
-            return Err(Error::Shape { what: "labels".into(), expected, found });
-        }
+        let value = self.graph.check_labels(labels)?;
         let classes = self.classes();
         if let Some(i) = labels.iter().position(|&l| l < 0 || l as usize >= classes) {
             return Err(Error::invalid("labels", format!("{} of image {i}, expected 0..{classes}", labels[i])));
         }
-        let data = HostData::I64(memory::collect("labels", labels.iter().map(|&l| i64::from(l)))?);
-        let slot = self.slot(value)?;
-        self.executor.feed(&slot, &data)?;
+        self.feed(value, HostData::I64(memory::collect("labels", labels.iter().map(|&l| i64::from(l)))?))
+    }
+
+    /// Sets an input, padded to the channels of the value in which it lies.
+    fn feed(&mut self, value: ValueId, mut data: HostData) -> Result<()> {
+        let root = self.views[value.index()].map_or(value, |view| view.root);
+        if root != value {
+            let [from, to] = [value, root].map(|v| self.graph.ty(v).shape.dims().last().copied().unwrap_or(1));
+            data = pad_channels(&data, from, to)?;
+        }
+        self.executor.feed(&self.slot(root)?, &data)?;
         self.missing.inputs.retain(|&v| v != value);
         Ok(())
     }
 
-    /// Sets the learning rate of the next runs. It lies in device memory.
+    /// Sets the learning rate of the next runs, which read it from device memory.
     pub fn set_learning_rate(&mut self, lr: f64) -> Result<()> {
         self.learning_rate = lr;
         self.write_control()
     }
 
     /// Makes every run draw the gates of stochastic depth from `seed`, the step and the block, as [`gate::draw`] does.
-    /// The next run's step is `step`; the device counts on. Without droppable blocks it does nothing.
+    /// The next run is step `step`; the device increments it. Does nothing without droppable blocks.
     pub fn draw_gates(&mut self, seed: u64, step: u32) -> Result<()> {
         self.write_words(self.plan.gates.control, &[1, step, seed as u32, (seed >> 32) as u32])
     }
@@ -283,7 +249,7 @@ impl Program {
     }
 
     /// Runs forward, backward if the graph was differentiated, and the optimizer if there is one. A step whose loss is
-    /// not finite does not change parameters and velocities; it does change running statistics.
+    /// not finite changes running statistics, but neither parameters nor velocities.
     ///
     /// Fails before the first [`load`](Self::load) of a graph with parameters or buffers, and if an input was never
     /// set.
@@ -303,7 +269,7 @@ impl Program {
         Ok(())
     }
 
-    /// True if the last run's loss was finite; else its step was skipped.
+    /// True if the last run's loss was finite; otherwise its step was skipped.
     fn is_loss_finite(&self) -> Result<bool> {
         let Some(loss) = self.graph.loss else { return Ok(true) };
         let loss = HostTensor { shape: [1].into(), data: self.executor.read(&self.slot(loss)?)? };
@@ -315,7 +281,8 @@ impl Program {
         self.executor.synchronize()
     }
 
-    /// An output of the last run in torch's layout (NCHW): f64 in an f64 program, else f32. Fails before the first run.
+    /// An output of the last run in torch's layout (NCHW): f64 in an f64 program, else f32. Fails before the first run,
+    /// and if there is no such output.
     pub fn output(&self, name: &str) -> Result<HostTensor> {
         let value = find(&self.graph.outputs, "output", name)?;
         self.missing.results(format!("output `{name}`"))?;
@@ -348,7 +315,7 @@ impl Program {
         &self.plan
     }
 
-    /// The names of the ops in execution order; those that run once after a load come first.
+    /// The names of the ops in execution order; ops that run once per load come first.
     pub fn ops(&self) -> Vec<&'static str> {
         self.graph.nodes.iter().map(|n| n.op.operator().name()).collect()
     }
@@ -368,8 +335,8 @@ impl Program {
         self.executor.write(&self.plan.flat.control, &control)
     }
 
-    /// True if the next step is the optimizer's first, whose velocity is the gradient. If steps may be skipped, the
-    /// device keeps this flag.
+    /// True if the next step is the optimizer's first, whose velocity is the gradient. With a dynamic loss scale, which
+    /// may skip steps, the device keeps this flag.
     fn is_fresh(&self) -> Result<bool> {
         Ok(self.loss_scale_state()?.map_or(self.first_step, |state| state.fresh))
     }
@@ -380,7 +347,7 @@ impl Program {
         self.write_fresh(first)
     }
 
-    /// Opens all gates, and writes the constants: survival probabilities, and the ranges of the branches' gradients.
+    /// Opens all gates and writes the constants: survival probabilities and the ranges of the branches' gradients.
     fn prepare_gates(&mut self) -> Result<()> {
         let (gates, blocks) = (self.plan.gates.clone(), self.plan.gates.values.len);
         self.set_gates(&vec![true; blocks])?;
@@ -393,7 +360,7 @@ impl Program {
     }
 
     fn write_words(&mut self, slot: Slot, words: &[u32]) -> Result<()> {
-        // As i32, the type of the device's words, with the same bits.
+        // The device's words are i32 with the bits of these.
         let words = words.iter().take(slot.len).map(|&word| i64::from(word as i32)).collect();
         self.executor.write(&slot, &HostData::I64(words))
     }
@@ -411,40 +378,44 @@ impl Program {
         slot.ok_or_else(|| Error::invalid(format!("value {value:?}"), "no op of the program computes it"))
     }
 
-    /// The place of parameter `i` in the f32 masters.
-    fn master(&self, i: usize) -> Result<Slot> {
-        self.part(&self.plan.flat.param, i)
+    /// The place of parameter `i` in the flat tensor `flat` of masters, gradients or velocities.
+    fn part(&self, flat: &Slot, i: usize) -> Slot {
+        let len = self.graph.parameters[i].shape.len();
+        Slot { offset: flat.offset + self.plan.flat.starts[i], len, elem: Elem::Stat }
     }
 
-    /// The place of parameter `i` in the flat tensor `flat` of masters, gradients or velocities.
-    fn part(&self, flat: &Slot, i: usize) -> Result<Slot> {
-        let p = &self.graph.parameters[i];
-        Ok(Slot { offset: flat.offset + self.plan.flat.starts[i], len: p.shape.len(), elem: Elem::Stat })
+    /// The parts of `flat` by parameter name, in torch's layout.
+    fn read_flat(&self, flat: &Slot) -> Result<StateDict> {
+        let read = |(i, p): (usize, &Parameter)| {
+            let data = self.executor.read(&self.part(flat, i))?;
+            Ok((p.name.clone(), to_torch(data, self.graph.ty(p.value), &p.shape)?))
+        };
+        self.graph.parameters.iter().enumerate().map(read).collect()
     }
 }
 
 fn bind(fused: &Fused, device: &Device, dtype: DType, optimizer: Option<Sgd>) -> Result<(Plan, Box<dyn Executor>)> {
-    Ok(match (device, dtype) {
-        (Device::Cpu, DType::F64) => {
-            let scratch = host::scratch_bytes::<f64>(fused);
-            let plan = plan(fused, Storage::host(dtype, 8), &scratch, optimizer.is_some())?;
-            let executor = HostProgram::<f64>::new(fused, &plan, dtype, optimizer)?;
-            (plan, Box::new(executor))
-        }
-        (Device::Cpu, _) => {
-            let scratch = host::scratch_bytes::<f32>(fused);
-            let plan = plan(fused, Storage::host(dtype, 4), &scratch, optimizer.is_some())?;
-            let executor = HostProgram::<f32>::new(fused, &plan, dtype, optimizer)?;
-            (plan, Box::new(executor))
-        }
+    match (device, dtype) {
+        (Device::Cpu, DType::F64) => bind_host::<f64>(fused, dtype, optimizer),
+        (Device::Cpu, _) => bind_host::<f32>(fused, dtype, optimizer),
         (Device::Kernels(b), DType::F64) => {
-            return Err(Error::unsupported(format!("f64 on {}", b.kind()), "it runs on the cpu device"));
+            Err(Error::unsupported(format!("f64 on {}", b.kind()), "it runs on the cpu device"))
         }
         (Device::Kernels(backend), _) => {
-            let scratch = kernels::scratch_bytes(fused, Target { arch: backend.arch(), dtype });
+            let target = Target { arch: backend.arch(), dtype };
+            let nodes = fused.graph.nodes.iter();
+            let scratch: Vec<usize> = nodes.map(|n| n.op.operator().scratch_bytes(target)).collect();
             let plan = plan(fused, Storage::kernels(dtype), &scratch, optimizer.is_some())?;
-            let executor = KernelProgram::new(backend, fused, &plan, dtype, optimizer)?;
-            (plan, Box::new(executor))
+            let executor = KernelProgram::new(backend, fused, &plan, target, optimizer)?;
+            Ok((plan, Box::new(executor)))
         }
-    })
+    }
+}
+
+fn bind_host<T: Real>(fused: &Fused, dtype: DType, optimizer: Option<Sgd>) -> Result<(Plan, Box<dyn Executor>)> {
+    let scratch = fused.graph.nodes.iter().map(|n| n.op.host::<T>().host_scratch().saturating_mul(size_of::<T>()));
+    let storage = Storage::host(dtype, size_of::<T>());
+    let plan = plan(fused, storage, &scratch.collect::<Vec<_>>(), optimizer.is_some())?;
+    let executor = HostProgram::<T>::new(fused, &plan, dtype, optimizer)?;
+    Ok((plan, Box::new(executor)))
 }

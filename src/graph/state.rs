@@ -1,65 +1,113 @@
-//! State dicts: torch's names and layouts on one side, the library's layouts on the other.
+//! Conversion between torch's names and layouts and the library's layouts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Graph;
-use crate::tensor::{layout, memory, HostData, HostTensor, Shape, StateDict, TensorType};
+use super::{Graph, ValueId};
+use crate::tensor::{layout, memory, Elem, HostData, HostTensor, Shape, StateDict, TensorType};
 use crate::{Error, Result};
 
-/// What was noticed while a state dict was loaded.
+/// Findings in a state dict that do not prevent its use. [`Graph::check_state`] has an example.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateReport {
-    /// Tensors that hold a NaN or an infinity, each with the index of the first; they are loaded as they are.
+    /// Tensors that hold a NaN or an infinity, each with the index of the first one. They are loaded unchanged.
     pub non_finite: Vec<(String, usize)>,
 }
 
-/// The suffix of the step counters that torch keeps beside each batch norm's running statistics.
+/// The suffix of torch's step counters, one for each batch norm.
 const COUNTER: &str = "num_batches_tracked";
 
 impl Graph {
-    /// Checks that `state` holds exactly the graph's parameters and buffers in torch's shapes. `num_batches_tracked`
-    /// may be absent, as in old files, or of any type and of shape `[]` or `[1]`. Fails on the first missing, surplus
-    /// or wrongly shaped tensor, naming it.
+    /// Checks that `state` holds exactly the graph's parameters and buffers in torch's shapes (OIHW, `[out, in]`).
+    /// `num_batches_tracked` may be absent, as in old files, or of any type and of shape `[]` or `[1]`. Fails on the
+    /// first missing, surplus or wrongly shaped tensor and names it.
+    ///
+    /// ```
+    /// use residuum::graph::{Builder, Mode};
+    /// use residuum::tensor::{HostTensor, StateDict};
+    ///
+    /// let mut b = Builder::new(Mode::Infer);
+    /// let x = b.input("input", [1, 1, 1, 2]);
+    /// b.linear("fc", x, 1)?;
+    /// let weight = ("fc.weight".into(), HostTensor::f32([1, 2], vec![1.0, f32::NAN]));
+    /// let state = StateDict::from([weight, ("fc.bias".into(), HostTensor::f32([1], vec![0.0]))]);
+    /// assert_eq!(b.finish().check_state(&state)?.non_finite, [("fc.weight".into(), 1)]);
+    /// # Ok::<(), residuum::Error>(())
+    /// ```
     pub fn check_state(&self, state: &StateDict) -> Result<StateReport> {
-        let mut wanted: BTreeMap<&str, &Shape> = BTreeMap::new();
-        wanted.extend(self.parameters.iter().map(|p| (p.name.as_str(), &p.shape)));
-        wanted.extend(self.buffers.iter().map(|b| (b.name.as_str(), &b.shape)));
+        let wanted: BTreeMap<&str, &Shape> = self.tensors().map(|(name, shape, _)| (name, shape)).collect();
         for (&name, &shape) in &wanted {
+            let what = format!("tensor `{name}`");
             let Some(tensor) = state.get(name) else {
-                return Err(Error::invalid(format!("tensor `{name}`"), format!("missing, expected shape {shape}")));
+                return Err(Error::invalid(what, format!("missing, expected shape {shape}")));
             };
             if matches!(tensor.data, HostData::I64(_)) {
-                let problem = "integers, expected floating-point numbers";
-                return Err(Error::invalid(format!("tensor `{name}`"), problem));
+                return Err(Error::invalid(what, "integers, expected floating-point numbers"));
             }
-            if tensor.shape != *shape {
-                let (expected, found) = (shape.clone(), tensor.shape.clone());
-                return Err(Error::Shape { what: format!("tensor `{name}`"), expected, found });
-            }
+            check_shape(what, shape.clone(), &tensor.shape)?;
         }
-        let counters: BTreeSet<_> = self.counters().into_iter().collect();
+        let counters: BTreeSet<_> = self.counters().collect();
         for (name, tensor) in state.iter().filter(|(name, _)| !wanted.contains_key(name.as_str())) {
+            let what = format!("tensor `{name}`");
             if !counters.contains(name) {
-                let problem = format!("not a tensor of this network, which has {}", wanted.len());
-                return Err(Error::invalid(format!("tensor `{name}`"), problem));
+                return Err(Error::invalid(what, format!("not a tensor of this network, which has {}", wanted.len())));
             }
             if tensor.len() != 1 {
-                let (expected, found) = (Shape::default(), tensor.shape.clone());
-                return Err(Error::Shape { what: format!("tensor `{name}`"), expected, found });
+                return Err(Error::Shape { what, expected: Shape::default(), found: tensor.shape.clone() });
             }
         }
         let bad = state.iter().filter_map(|(name, t)| Some((name.clone(), t.first_non_finite()?)));
         Ok(StateReport { non_finite: bad.collect() })
     }
 
+    /// The input `name` and its contents from `tensor`, in the library's layout.
+    pub(super) fn check_input(&self, name: &str, tensor: &HostTensor) -> Result<(ValueId, HostData)> {
+        let value = find(&self.inputs, "input", name)?;
+        let (ty, what) = (self.ty(value), format!("input `{name}`"));
+        if ty.elem != Elem::Real {
+            return Err(Error::invalid(what, "it takes labels, which set_labels sets"));
+        }
+        check_shape(what, torch_shape(ty), &tensor.shape)?;
+        Ok((value, to_library(tensor, ty)?))
+    }
+
+    /// The input `labels`. Fails unless there is a label for each image.
+    pub(super) fn check_labels(&self, labels: &[i32]) -> Result<ValueId> {
+        let value = find(&self.inputs, "input", "labels")?;
+        check_shape("labels".into(), self.ty(value).shape.clone(), &[labels.len()].into())?;
+        Ok(value)
+    }
+
+    /// The name, the shape in torch's layout and the value of each parameter and buffer.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, &Shape, ValueId)> {
+        let parameters = self.parameters.iter().map(|p| (p.name.as_str(), &p.shape, p.value));
+        parameters.chain(self.buffers.iter().map(|b| (b.name.as_str(), &b.shape, b.value)))
+    }
+
     /// The names of the step counters, one for each batch norm.
-    pub(super) fn counters(&self) -> Vec<String> {
+    pub(super) fn counters(&self) -> impl Iterator<Item = String> + '_ {
         let means = self.buffers.iter().filter_map(|b| b.name.strip_suffix("running_mean"));
-        means.map(|prefix| format!("{prefix}{COUNTER}")).collect()
+        means.map(|prefix| format!("{prefix}{COUNTER}"))
     }
 }
 
-/// The step counter in `state`: all batch norms of a network run together, so one number stands for all.
+/// The input or output called `name`.
+pub(super) fn find(named: &[(String, ValueId)], kind: &'static str, name: &str) -> Result<ValueId> {
+    named.iter().find(|(n, _)| n == name).map(|&(_, v)| v).ok_or_else(|| Error::Unknown {
+        kind,
+        name: name.into(),
+        nearest: named.iter().map(|(n, _)| n.clone()).collect(),
+    })
+}
+
+/// Fails if `found` is not the shape `expected`.
+pub(super) fn check_shape(what: String, expected: Shape, found: &Shape) -> Result<()> {
+    match expected == *found {
+        true => Ok(()),
+        false => Err(Error::Shape { what, expected, found: found.clone() }),
+    }
+}
+
+/// The step counter in `state`. All batch norms of a network run together, so their counters are equal.
 pub(super) fn counter(state: &StateDict) -> i64 {
     let counters = state.iter().filter(|(name, _)| name.ends_with(COUNTER));
     let first = |tensor: &HostTensor| match &tensor.data {
@@ -70,7 +118,7 @@ pub(super) fn counter(state: &StateDict) -> i64 {
     counters.filter_map(|(_, tensor)| first(tensor)).max().unwrap_or(0)
 }
 
-/// The elements of torch's `tensor` in the order of the library's `ty`.
+/// The elements of `tensor` in the library's layout; `ty` is the value's type.
 pub(super) fn to_library(tensor: &HostTensor, ty: &TensorType) -> Result<HostData> {
     let Some(dims) = spatial(ty) else { return tensor.data.copy() };
     let [n, h, w, c] = dims;
@@ -81,7 +129,7 @@ pub(super) fn to_library(tensor: &HostTensor, ty: &TensorType) -> Result<HostDat
     })
 }
 
-/// Pixels of `from` channels with zeros behind them, up to `to`.
+/// Pads each pixel from `from` to `to` channels with zeros.
 pub(super) fn pad_channels(data: &HostData, from: usize, to: usize) -> Result<HostData> {
     fn pad<T: Copy + Default>(v: &[T], from: usize, to: usize) -> Result<Vec<T>> {
         let mut padded = memory::filled("a padded input", T::default(), v.len() / from * to)?;
@@ -97,7 +145,7 @@ pub(super) fn pad_channels(data: &HostData, from: usize, to: usize) -> Result<Ho
     })
 }
 
-/// A value of the library's `ty` as a tensor of torch's `shape`.
+/// A value of type `ty` as a tensor of shape `shape` in torch's layout.
 pub(super) fn to_torch(data: HostData, ty: &TensorType, shape: &Shape) -> Result<HostTensor> {
     let data = match (spatial(ty), data) {
         (None, data) => data,
@@ -108,7 +156,7 @@ pub(super) fn to_torch(data: HostData, ty: &TensorType, shape: &Shape) -> Result
     Ok(HostTensor { shape: shape.clone(), data })
 }
 
-/// The shape that torch gives a value of the library's type `ty`: NCHW for images.
+/// The shape of a value of type `ty` in torch's layout: NCHW for images.
 pub(super) fn torch_shape(ty: &TensorType) -> Shape {
     match *ty.shape.dims() {
         [n, h, w, c] => [n, c, h, w].into(),
@@ -116,7 +164,7 @@ pub(super) fn torch_shape(ty: &TensorType) -> Shape {
     }
 }
 
-/// The extents of a rank-4 tensor whose layout differs from torch's.
+/// The extents of a rank-4 tensor if its element order differs from torch's.
 fn spatial(ty: &TensorType) -> Option<[usize; 4]> {
     match *ty.shape.dims() {
         [n, h, w, c] if h * w > 1 && c > 1 => Some([n, h, w, c]),

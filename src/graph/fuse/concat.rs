@@ -1,45 +1,40 @@
-//! Concatenation without copies: its parts are slices of the whole from the start.
+//! Concatenation without copies: the parts are slices of the whole.
 //!
 //! ```text
 //! x = f(..)  y = concat(a, x)   ->  y[.., a's channels..] = f(..)
 //! da, dx = split(dy)            ->  da and dx are slices of dy
 //! ```
 //!
-//! Saves writing and reading each part once more: 2 elements for each of the whole, forward and backward.
-//!
-//! After `accumulate`: what adds to a gradient must be known. The details:
-//!
-//! A part of `y = concat(.., x, ..)` may lie in y's memory, at its own channels, from its first write on: its producer
-//! then writes with y's pixel stride, and the concatenation has nothing left to do for it. So may a part of the
-//! backward pass, `.., dx, .. = split(dy)`: what later ops add to dx, they add to dy's memory. Wholes that are
-//! themselves parts resolve to one root, so a dense block is one buffer, and its gradient another, into which every
-//! layer adds the gradient of the channels that it read.
-//!
-//! When that is safe, op by op in the order in which they run:
+//! Legal, op by op in execution order, if
 //!
 //! ```text
-//! fwd  x is written before the concatenation only, and y by it only: neither changes later
-//! bwd  dy is written before the split only and not read after it: from then on its memory is dx's
+//! fwd  x is written only before the concatenation, and y only by it: neither changes later
+//! bwd  dy is written only before the split and not read after it: from then on its memory is dx's
 //! ```
 //!
-//! The caller's tensors (inputs, outputs, parameters and their gradients) are dense and stay where they are, and a
-//! value is a part of one whole only. What does not fit is copied by the concatenation, part by part. That values are
-//! concatenated and gradients split, and none is both, is `autodiff`'s doing.
+//! and if x or dx is no tensor of the caller (input, output, parameter or its gradient: these are dense) and a part of
+//! one whole only. Other parts are copied. `autodiff` concatenates only values and splits only gradients.
+//!
+//! Saves, forward and backward, writing and reading each part once more: 2 accesses per element of the whole. After
+//! `accumulate`, so that all writers of a gradient are known.
+//!
+//! The producer of x writes with y's pixel stride, and ops that add to dx add to dy's memory. Wholes that are parts
+//! themselves resolve to one root: a dense block is one buffer, and its gradient another, to which every layer adds the
+//! gradient of the channels that it read.
 
 use crate::graph::{Graph, Node, Origin, ValueId};
 use crate::ops::{concat, Op};
 use crate::tensor::Elem;
 
-/// Where a value lies that is a slice of another one: channels `channel..` of every pixel of `root`, which is a value
-/// with memory of its own.
+/// The place of a slice: channels `channel..` of every pixel of `root`, which has memory of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::graph) struct View {
     pub root: ValueId,
     pub channel: usize,
 }
 
-/// Makes parts slices where they may be and removes the ops that have nothing left to do. For each value its slice;
-/// `None` where it has memory of its own.
+/// Makes slices of parts and removes the ops whose parts are all slices. Returns each value's place; `None` if it has
+/// memory of its own.
 pub(super) fn in_place(graph: &mut Graph) -> Vec<Option<View>> {
     let views = Placer::new(graph).place();
     let lies_in = |part: ValueId, whole: ValueId, at: usize| {
@@ -70,12 +65,12 @@ fn sides(op: &concat::Node, node: &Node) -> (ValueId, Vec<ValueId>) {
     }
 }
 
-/// When the ops of a graph touch a value: indices of nodes.
+/// The nodes that write and read a value.
 #[derive(Clone, Default)]
 struct Touches {
     writes: Vec<usize>,
     last_read: Option<usize>,
-    /// Whether the executor takes it as dense, or an op as a tensor that is not images.
+    /// True if the value must be dense: a tensor of the caller, or one that an op does not take as images.
     dense: bool,
 }
 
@@ -94,13 +89,10 @@ impl<'g> Placer<'g> {
             .map(|v| Touches { dense: v.origin != Origin::Node || v.ty.elem != Elem::Real, ..Default::default() })
             .collect();
         for (i, node) in graph.nodes.iter().enumerate() {
-            let (inputs, outputs) = (node.op.operator().inputs(), node.op.operator().outputs());
-            for (&v, ty) in node.inputs.iter().zip(inputs) {
-                touches[v.index()].last_read = Some(i);
-                touches[v.index()].dense |= ty.shape.dims().len() != 4;
-            }
-            for (&v, ty) in node.outputs.iter().zip(outputs) {
-                touches[v.index()].writes.push(i);
+            node.inputs.iter().for_each(|v| touches[v.index()].last_read = Some(i));
+            node.outputs.iter().for_each(|v| touches[v.index()].writes.push(i));
+            let types = node.op.operator().inputs().into_iter().chain(node.op.operator().outputs());
+            for (v, ty) in node.inputs.iter().chain(&node.outputs).zip(types) {
                 touches[v.index()].dense |= ty.shape.dims().len() != 4;
             }
         }
@@ -129,7 +121,7 @@ impl<'g> Placer<'g> {
         resolved
     }
 
-    /// Whether `part` can be a slice of `whole`, of which it is a part in node `i`.
+    /// True if `part` can be a slice of `whole`, its whole in node `i`.
     fn may_lie_in(&self, part: ValueId, whole: ValueId, pass: concat::Pass, i: usize) -> bool {
         let (p, w) = (&self.touches[part.index()], &self.touches[whole.index()]);
         let quiet = match pass {
@@ -142,7 +134,7 @@ impl<'g> Placer<'g> {
         self.parent[part.index()].is_none() && owned && !p.dense && quiet
     }
 
-    /// Resolves `value` and the wholes that it is in.
+    /// Resolves `value` and the wholes in which it lies.
     fn resolve(&self, value: ValueId, resolved: &mut [Option<View>]) {
         let mut chain = Vec::new();
         let mut at = value;
@@ -168,7 +160,7 @@ mod tests {
         b.conv2d(name, x, ConvOptions { k, ..Default::default() }).unwrap()
     }
 
-    /// The gradient of the mean of the channels of `x`.
+    /// Appends a classifier of `x` and differentiates.
     fn differentiated(mut b: Builder, x: ValueId) -> Graph {
         let x = b.pool(x, Window::Adaptive([1; 2]), Kind::Average { count_padding: false }).unwrap();
         let logits = b.linear("fc", x, 3).unwrap();
@@ -232,7 +224,7 @@ mod tests {
         assert_eq!([y, z].map(of), [None, None]);
     }
 
-    /// A whole that is written by another op too, even if nobody reads it then, is not its parts' memory.
+    /// Even if nothing reads it then.
     #[test]
     fn a_whole_that_changes_later_is_copied() {
         for name in ["concat_fwd", "concat_bwd"] {
@@ -252,7 +244,7 @@ mod tests {
         }
     }
 
-    /// The split of a gradient that is read later, by the other branch of a sum, must leave it as it is.
+    /// The other branch of the sum reads it after the split.
     #[test]
     fn a_gradient_that_is_read_again_is_copied() {
         let mut b = Builder::new(Mode::Train);

@@ -1,4 +1,4 @@
-//! Who reads and who writes each value of a graph.
+//! The readers and writers of each value of a graph.
 
 use std::collections::HashMap;
 
@@ -9,9 +9,9 @@ use crate::graph::{Graph, ValueId};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader {
     pub node: usize,
-    /// Which of the node's operands the value is.
+    /// The name of the operand.
     pub operand: &'static str,
-    /// Its place among the node's inputs.
+    /// The operand's position among the node's inputs.
     pub at: usize,
 }
 
@@ -20,9 +20,9 @@ pub(super) struct Index {
     writers: Vec<Vec<usize>>,
     outputs: Vec<bool>,
     views: Vec<Option<View>>,
-    /// The slices of each value that has any.
+    /// The slices of each root.
     slices: HashMap<ValueId, Vec<ValueId>>,
-    /// The first node that writes each value with slices, or one of these.
+    /// The first node that writes each root or one of its slices.
     begun: HashMap<ValueId, usize>,
 }
 
@@ -33,7 +33,7 @@ impl Index {
             readers: vec![Vec::new(); count],
             writers: vec![Vec::new(); count],
             outputs: vec![false; count],
-            views: views.to_vec(),
+            views: (0..count).map(|i| views.get(i).copied().flatten()).collect(),
             slices: HashMap::new(),
             begun: HashMap::new(),
         };
@@ -55,7 +55,7 @@ impl Index {
         index
     }
 
-    /// The nodes that read `v`, in the order in which they run.
+    /// The nodes that read `v`, in execution order.
     pub fn readers(&self, v: ValueId) -> &[Reader] {
         &self.readers[v.index()]
     }
@@ -74,40 +74,40 @@ impl Index {
         self.writers(v).iter().copied().filter(|&w| w < before).max()
     }
 
-    /// Whether `reader` alone reads what `writer` leaves in `v`, and nobody adds to it.
+    /// True if `reader` is the only reader of `v` as `writer` leaves it, and nothing writes `v` later.
     pub fn sole_reader(&self, v: ValueId, writer: usize, reader: usize) -> bool {
         let read = self.readers(v).iter().all(|r| r.node <= writer || r.node == reader);
         read && self.writers(v).iter().all(|&w| w <= writer)
     }
 
-    /// Whether what `v` holds behind node `from` is still there for all readers of `of`, which do not change it either.
+    /// True if no node after `from`, up to and including the last reader of `of`, writes `v`.
     pub fn keeps(&self, v: ValueId, from: usize, of: ValueId) -> bool {
         let last = self.readers(of).iter().map(|r| r.node).max().unwrap_or(from);
         self.writers(v).iter().all(|&w| w <= from || w > last)
     }
 
-    /// Whether a node before `before` writes something that lies where `v` does.
+    /// True if a node before `before` writes to the root of `v` or one of its slices.
     pub fn has_begun(&self, v: ValueId, before: usize) -> bool {
         let root = self.place(v).root;
         self.begun.get(&root).copied().or_else(|| self.first_writer(root)).is_some_and(|first| first < before)
     }
 
-    /// Whether `v` can be read after a run.
+    /// True if `v` can be read after a run.
     pub fn is_output(&self, v: ValueId) -> bool {
         self.outputs[v.index()]
     }
 
-    /// Whether `v` has memory of its own and nobody else's is in it.
+    /// True if `v` neither is a slice nor has slices.
     pub fn is_alone(&self, v: ValueId) -> bool {
         self.views[v.index()].is_none() && !self.slices.contains_key(&v)
     }
 
-    /// Where `v` lies: itself where it has memory of its own.
+    /// The place of `v`: itself if it has memory of its own.
     pub fn place(&self, v: ValueId) -> View {
         self.views[v.index()].unwrap_or(View { root: v, channel: 0 })
     }
 
-    /// All values that lie in `root`'s memory, itself included, in the order in which they were made.
+    /// `root` and its slices, in the order in which they were made.
     pub fn family(&self, root: ValueId) -> impl Iterator<Item = ValueId> + '_ {
         let slices = self.slices.get(&root).map_or(&[][..], Vec::as_slice);
         let (before, behind) = slices.split_at(slices.partition_point(|&v| v < root));

@@ -4,32 +4,30 @@
 //! dw = bwd_w(dy, x)  dx = bwd_x(dy, w)   ->  dx, dw = bwd(dy, w, x)
 //! ```
 //!
-//! Legal if they stand next to each other, load the same dy in the same way, and dw is not part of that.
+//! Legal if the two are adjacent and load dy in the same way, and if dw is not an operand of that load.
 //!
-//! Saves up to one reading of dy and of what corrects it, as far as the second-level cache holds them: not counted,
-//! since bytes are counted once a launch only. After `norms`, and for convolutions next to batch norms only: the plain
-//! passes have faster kernels of their own.
+//! Saves up to one read of dy and of its correction's operands, to the extent that the L2 cache holds them. Costs do not
+//! show it: they count bytes once per launch. After `norms`, and only next to batch norms in pieces: the plain passes
+//! have faster kernels of their own.
 
 use crate::graph::{Graph, Node};
 use crate::ops::conv2d::{self, Bwd, Pass};
-use crate::ops::{Call, Op};
+use crate::ops::Op;
 
 /// Joins the backward passes of every convolution next to batch norms in pieces.
 pub(super) fn gradients(graph: &mut Graph) {
     let mut nodes: Vec<Node> = Vec::with_capacity(graph.nodes.len());
     for node in std::mem::take(&mut graph.nodes) {
-        match nodes.last().and_then(|before| join(before, &node)) {
-            Some(joint) => {
-                nodes.pop();
-                nodes.push(joint);
-            }
-            None => nodes.push(node),
+        let joint = nodes.last().and_then(|before| join(before, &node));
+        if joint.is_some() {
+            nodes.pop();
         }
+        nodes.push(joint.unwrap_or(node));
     }
     graph.nodes = nodes;
 }
 
-/// One node in place of `bwd_w` and `bwd_x`, if these are passes of one convolution with the same dy.
+/// One node in place of `bwd_w` and `bwd_x`, if they are passes of one convolution with an equal dy.
 fn join(bwd_w: &Node, bwd_x: &Node) -> Option<Node> {
     let (Op::Conv2d(conv2d::Node { conv, pass: w_form }), Op::Conv2d(conv2d::Node { conv: same, pass: x_form })) =
         (&bwd_w.op, &bwd_x.op)
@@ -40,6 +38,5 @@ fn join(bwd_w: &Node, bwd_x: &Node) -> Option<Node> {
     let fused = !w_form.is_plain() && !x_form.is_plain();
     let fits = conv == same && w.dy == x.dy && bwd_w.gate == bwd_x.gate && w.dw.value != x.dy.value;
     let call = Bwd { dy: x.dy, w: x.w, x: w.x, mask: x.mask, dx: x.dx, dw: w.dw, sums: x.sums };
-    let op = Op::Conv2d(conv2d::Node { conv: *conv, pass: Pass::Bwd(call.form()) });
-    (fused && fits).then(|| Node::new(op, call, bwd_x.gate))
+    (fused && fits).then(|| Node::conv2d(*conv, Pass::Bwd(call), bwd_x.gate))
 }

@@ -1,4 +1,4 @@
-//! Batch norms on running statistics that no convolution before them could take: their readers apply them as they load.
+//! Batch norms on running statistics that `epilogue` could not place: their readers apply them while they load.
 //!
 //! ```text
 //! z = norm(x)  y = conv(z, w)   ->  y = conv(x * scale + shift, w)
@@ -6,35 +6,37 @@
 //!
 //! Legal if every reader of z is a convolution or a pooling that reads it as its x, and z is no output.
 //!
-//! Saves writing and reading z: 2 N H W C elements. After `epilogue`, which places those behind a convolution at no
-//! cost.
+//! Saves writing and reading z: 2 N H W C elements. After `epilogue`, which places batch norms behind a convolution at
+//! no cost.
 
-use super::index::{Index, Reader};
+use super::index::Index;
 use super::Fused;
-use crate::graph::{Graph, Node, Origin, ValueId};
+use crate::graph::{Node, Origin, ValueId};
 use crate::ops::batch_norm::{self, Fold, Infer};
+use crate::ops::conv2d::{Fwd, Pass};
 use crate::ops::load::{Affine, Load, Operand};
-use crate::ops::{conv2d, pool, Call, Op};
+use crate::ops::{pool, Call, Op};
 
-/// Moves every batch norm that it can into the ops that read it.
+/// Moves every such batch norm into its readers.
 pub(super) fn load_norms(fused: &mut Fused) {
     let index = Index::new(&fused.graph, &fused.views);
     let mut folds = Vec::new();
     let mut removed = vec![false; fused.graph.nodes.len()];
     for (i, removed) in removed.iter_mut().enumerate().skip(fused.prepare) {
-        let Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu } }) = fused.graph.nodes[i].op
-        else {
-            continue;
-        };
-        let Infer { x, gamma, beta, running_mean, running_var, y } = fused.graph.nodes[i].bind(Infer::default());
-        let y = y.value;
-        if index.is_output(y) || !index.is_alone(y) || !index.readers(y).iter().all(|r| can_load(&fused.graph, r)) {
+        let node = &fused.graph.nodes[i];
+        let Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu } }) = node.op else { continue };
+        let Infer { x, gamma, beta, running_mean, running_var, y } = node.bind(Infer::default());
+        let (y, mut readers) = (y.value, index.readers(y.value).iter());
+        let can_load = readers.all(|r| r.operand == "x" && loading(&fused.graph.nodes[r.node], x.into()).is_some());
+        if index.is_output(y) || !index.is_alone(y) || !can_load {
             continue;
         }
         let mut number = || fused.graph.add_value(bn.per_channel(), Origin::Node);
-        let (scale, shift) = (number(), number());
+        let affine @ Affine { scale, shift } = Affine { scale: number(), shift: number() };
         for reader in index.readers(y) {
-            load(&mut fused.graph.nodes[reader.node], x, Affine { scale, shift }, relu);
+            let x = Operand { value: x, load: Load::Affine { affine, relu } };
+            let node = &mut fused.graph.nodes[reader.node];
+            *node = loading(node, x).unwrap_or_else(|| unreachable!("checked above"));
         }
         let (scale, shift) = (scale.into(), shift.into());
         let call = Fold { gamma, beta, running_mean, running_var, bias: None, scale, shift };
@@ -42,36 +44,16 @@ pub(super) fn load_norms(fused: &mut Fused) {
         *removed = true;
     }
     fused.prepare += folds.len();
-    let kept = std::mem::take(&mut fused.graph.nodes).into_iter().zip(removed).filter(|(_, gone)| !gone);
-    fused.graph.nodes = folds.into_iter().chain(kept.map(|(node, _)| node)).collect();
-    fused.views.resize(fused.graph.values.len(), None);
+    fused.graph.remove(removed);
+    fused.graph.nodes.splice(..0, folds);
 }
 
-/// Whether `reader` can apply a batch norm to this input.
-fn can_load(graph: &Graph, reader: &Reader) -> bool {
-    let loads = matches!(
-        graph.nodes[reader.node].op,
-        Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. })
-            | Op::Pool(pool::Node { pass: pool::Pass::Fwd(_), .. })
-    );
-    loads && reader.operand == "x"
-}
-
-/// Lets `node` read `x` through `affine` and a ReLU.
-fn load(node: &mut Node, x: ValueId, affine: Affine<ValueId>, relu: bool) {
-    match node.op {
-        Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(form) }) => {
-            let mut call = node.bind(form);
-            call.x.value = x;
-            call.x.load = Load::Affine { affine, relu };
-            let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(call.form()) });
-            *node = Node::new(op, call, node.gate);
-        }
-        Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd(form) }) => {
-            let call = pool::Fwd { x: Operand { value: x, load: Load::Affine { affine, relu } }, ..node.bind(form) };
-            let op = Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd(call.form()) });
-            *node = Node::new(op, call, node.gate);
-        }
-        _ => unreachable!("`can_load` knows the ops that load"),
+/// A convolution's or pooling's forward pass with another x; `None` for other nodes.
+fn loading(node: &Node, x: Operand<ValueId>) -> Option<Node> {
+    if let Some((conv, call)) = node.as_conv_fwd() {
+        return Some(Node::conv2d(conv, Pass::Fwd(Fwd { x, ..call }), node.gate));
     }
+    let Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd(form) }) = node.op else { return None };
+    let call = pool::Fwd { x, ..node.bind(form) };
+    Some(Node::new(Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd(call.form()) }), call, node.gate))
 }

@@ -1,44 +1,38 @@
-//! Less memory for more work: the outputs of bottlenecks are computed again in the backward pass instead of kept.
+//! Less memory for more work: the backward pass computes the outputs of bottlenecks again.
 //!
 //! ```text
 //! y = conv(x, w)  ..  f(y)  ..  g(y)   ->  y = conv(x, w)  ..  f(y)  ..  y' = conv(x, w)  g(y')     g: backward
 //! ```
 //!
-//! Saves keeping y between the passes, and costs its forward pass once more. After `norms`: it copies the loads. On
-//! request only ([`Graph::recompute`](crate::graph::Graph::recompute)).
+//! Saves keeping y between the passes, and costs another forward pass of the convolution. After `norms`, whose loads it
+//! copies. Only on request ([`Graph::recompute`](crate::graph::Graph::recompute)).
 //!
-//! A bottleneck here is a 1x1 convolution whose batch norm was taken to pieces. Its input is there anyway. The second
-//! run is the same launches, so that it leaves the same bits; its moments go nowhere, and no running statistic moves.
+//! A bottleneck is a 1x1 convolution whose batch norm is in pieces. Its input is kept in any case. The second run has
+//! the launches of the first, so y' has the bits of y; its moments are not read, and running statistics do not change.
 
 use std::collections::HashSet;
 
 use super::index::Index;
 use super::Fused;
 use crate::graph::{Node, Origin, ValueId};
-use crate::ops::conv2d::{self, Fwd, Pass};
-use crate::ops::Op;
+use crate::ops::conv2d::Pass;
 use crate::tensor::TensorType;
 
 /// Computes the output of every bottleneck again before the backward pass reads it.
 pub(super) fn bottlenecks(fused: &mut Fused) {
     let graph = &mut fused.graph;
     let index = Index::new(graph, &fused.views);
-    let Some(loss) = graph.nodes.iter().position(|n| n.outputs.first() == graph.loss.as_ref()) else { return };
+    let Some(loss) = graph.loss_node() else { return };
     let mut again: Vec<(usize, Node)> = Vec::new();
     let mut dropped: HashSet<ValueId> = HashSet::new();
     for i in 0..loss {
-        let node = &graph.nodes[i];
-        let Op::Conv2d(conv2d::Node { conv, pass: Pass::Fwd(form @ Fwd { moments: Some(_), end: None, .. }) }) =
-            node.op
-        else {
-            continue;
-        };
-        let (mut call, gate) = (node.bind(form), node.gate);
-        let (x, y) = (call.x.value, call.y.value);
+        let Some((conv, mut call)) = graph.nodes[i].as_conv_fwd() else { continue };
+        let (gate, x, y) = (graph.nodes[i].gate, call.x.value, call.y.value);
         let Some(first) = index.readers(y).iter().find(|r| r.node > loss).map(|r| r.node) else { continue };
-        // A sum of blocks would need the one before it.
+        let in_pieces = call.moments.is_some() && call.end.is_none();
+        // With a residual, the block end before it would have to be kept.
         let pointwise = conv.spec().kernel == [1, 1] && call.epilogue.residual.is_none();
-        if !pointwise || dropped.contains(&x) || index.writers(y).len() > 1 || !index.is_alone(y) {
+        if !in_pieces || !pointwise || dropped.contains(&x) || index.writers(y).len() > 1 || !index.is_alone(y) {
             continue;
         }
         dropped.insert(y);
@@ -48,7 +42,7 @@ pub(super) fn bottlenecks(fused: &mut Fused) {
         for reader in index.readers(y).iter().filter(|r| r.node > loss) {
             graph.nodes[reader.node].inputs[reader.at] = call.y.value;
         }
-        again.push((first, Node::new(Op::Conv2d(conv2d::Node { conv, pass: Pass::Fwd(form) }), call, gate)));
+        again.push((first, Node::conv2d(conv, Pass::Fwd(call), gate)));
     }
     again.sort_by_key(|&(before, _)| before);
     let mut again = again.into_iter().peekable();
@@ -60,5 +54,4 @@ pub(super) fn bottlenecks(fused: &mut Fused) {
         nodes.push(node);
     }
     graph.nodes = nodes;
-    fused.views.resize(fused.graph.values.len(), None);
 }

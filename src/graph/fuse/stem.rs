@@ -1,11 +1,11 @@
-//! Images with a pixel stride of four elements, as the stem's kernels read them: three channels do not fill an access.
+//! Images with a pixel stride of four elements, so that the stem's kernels can use vector loads.
 //!
 //! ```text
 //! x[N,H,W,3]   ->  x is the first three channels of an x'[N,H,W,4]
 //! ```
 //!
-//! Legal for an input that convolutions alone read. Costs a fourth channel, a third more bytes of x, and saves nothing
-//! but time: loads of 8 or 16 bytes in place of single elements. Before `norms`, which may add readers.
+//! Legal for an input that only convolutions read. Saves time, not bytes: loads of 8 or 16 bytes replace loads of single
+//! elements, and x grows by a third. Before `norms`, which may add readers.
 
 use super::index::{Index, Reader};
 use super::{Fused, View};
@@ -13,10 +13,10 @@ use crate::graph::Origin;
 use crate::ops::Op;
 use crate::tensor::{Elem, TensorType};
 
-/// Elements from one pixel to the next of a padded input; those behind its channels hold zeros.
+/// The pixel stride of a padded input. Elements beyond its channels are zeros.
 const PIXEL: usize = 4;
 
-/// Pads the inputs of `fused` that convolutions alone read: each becomes a slice of a tensor of four channels.
+/// Pads the inputs that only convolutions read: each becomes a slice of a tensor of four channels.
 pub(super) fn pad_inputs(fused: &mut Fused) {
     let index = Index::new(&fused.graph, &fused.views);
     for (_, x) in fused.graph.inputs.clone() {

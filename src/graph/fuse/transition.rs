@@ -1,5 +1,5 @@
-//! Average pooling before a 1x1 convolution, not after it: the two commute, and so the convolution has fewer pixels. It
-//! is the transition between the blocks of a DenseNet.
+//! Average pooling after a 1x1 convolution moves before it, so that the convolution has fewer pixels: the transition
+//! between the blocks of a DenseNet.
 //!
 //! ```text
 //! fwd  z = conv(x, w)  y = pool(z)                            ->  p = pool(x)  y = conv(p, w)
@@ -7,25 +7,24 @@
 //!                                                                 dx = unpool(dp)
 //! ```
 //!
-//! The pooling's weights sum to 1 where padded pixels do not count, and a 1x1 convolution without padding acts on each
-//! pixel alone. Both are linear, so the results differ by rounding only.
+//! Legal because the two commute: both are linear, a 1x1 convolution without padding acts on each pixel alone, and the
+//! weights of a pooling that ignores padding sum to 1. Results differ only by rounding.
 //!
-//! Saves three quarters of the convolution's work and of the bytes of its result, for a pooling of 2x2. Before all
-//! others, which change the ops that it looks for.
+//! Saves, for 2x2 pooling, three quarters of the convolution's work and of its result's bytes. Before all others, which
+//! change the ops that it matches.
 
 use super::count_uses;
 use crate::graph::{Graph, Node, Origin, Stored, ValueId};
 use crate::ops::conv2d::{self, BwdW, BwdX, Conv2d, Fwd, Pass};
 use crate::ops::load::Operand;
 use crate::ops::pool::{self, Kind, Pool};
-use crate::ops::store::Epilogue;
-use crate::ops::{Call, Op};
+use crate::ops::Op;
 use crate::tensor::TensorType;
 
 /// Exchanges every such pair.
 pub(super) fn pool_first(graph: &mut Graph) {
     if graph.nodes.iter().any(|n| n.gate.is_some()) {
-        return; // no network has both
+        return; // no network has transitions and stochastic depth
     }
     let uses = count_uses(graph);
     let mut at = 0;
@@ -37,14 +36,14 @@ pub(super) fn pool_first(graph: &mut Graph) {
     }
 }
 
-/// A 1x1 convolution and the pooling that alone reads its result, with what autodiff made of them.
+/// A 1x1 convolution and a pooling that is the only reader of its result, with their backward nodes.
 struct Pair {
     /// Nodes of the forward pass.
     conv: usize,
     pool: usize,
-    /// The pooling's backward node, with its reader or readers: bwd_w and, where the input has a gradient, bwd_x.
+    /// The pooling's backward node and its readers: bwd_w and, if the input has a gradient, bwd_x.
     backward: Option<(usize, usize, Option<usize>)>,
-    /// The same maths in the other order.
+    /// The descriptors after the exchange.
     first: Pool,
     then: Conv2d,
 }
@@ -63,8 +62,8 @@ impl Pair {
         let Op::Conv2d(conv2d::Node { conv: by, pass }) = graph.nodes[conv].op else { return None };
         let (spec, [p, q]) = (*by.spec(), op.pool.output());
         let pointwise = (spec.kernel, spec.stride, spec.padding) == ([1; 2], [1; 2], [0; 2]);
-        let alone = pass == Pass::fwd(false) && uses[z.index()] == 1;
-        if !pointwise || !alone || p * q >= spec.h * spec.w {
+        let is_plain = pass == Pass::fwd(false) && uses[z.index()] == 1;
+        if !pointwise || !is_plain || p * q >= spec.h * spec.w {
             return None;
         }
         let first = Pool::new(pool::Spec { x: [spec.n, spec.h, spec.w, spec.c], ..*op.pool.spec() }).ok()?;
@@ -73,11 +72,11 @@ impl Pair {
         pair.with_backward(graph, uses, by)
     }
 
-    /// The backward nodes, where there are any; `None` where they are not the ones that are expected.
+    /// The pair with its backward nodes, if there are any; `None` if they are not as expected.
     fn with_backward(self, graph: &Graph, uses: &[usize], conv: Conv2d) -> Option<Self> {
         let Op::Pool(pool) = graph.nodes[self.pool].op else { return None };
         let Fwd { x, w, .. } = graph.nodes[self.conv].bind(Fwd::default());
-        // Of several poolings of the same shape, this one's gradient is the one that the convolution's ops read.
+        // Of several poolings with this shape, the convolution's backward nodes read only this one's gradient.
         let unpools = graph.nodes.iter().enumerate().filter(|(_, n)| n.op == Op::Pool(pool.pool.bwd()));
         for (unpool, node) in unpools {
             let pool::Bwd { dx: Stored { value: dz, .. }, .. } = node.bind(pool::Bwd::default());
@@ -92,23 +91,20 @@ impl Pair {
             let read = 1 + usize::from(bwd_x.is_some());
             return (uses[dz.index()] == read).then_some(Self { backward: Some((unpool, bwd_w, bwd_x)), ..self });
         }
-        // Without a gradient of its weights it is not trained, or its gradient comes in another way.
+        // A gradient of w without these nodes is not as expected.
         let trained = graph.parameters.iter().any(|p| p.value == w && p.grad.is_some());
         (!trained).then_some(self)
     }
 
-    /// Rewrites the nodes: the first two in their places; behind them, the unpooling moves to where its gradient is.
+    /// Rewrites the nodes in place, but moves the unpooling behind bwd_x, whose result it then reads.
     fn exchange(self, graph: &mut Graph) {
         let pooled = graph.add_value(TensorType::real(self.first.y_shape()), Origin::Node);
-        let conv = |pass: Pass<ValueId, Stored>| {
-            Node::new(Op::Conv2d(conv2d::Node { conv: self.then, pass: pass.form() }), pass, None)
-        };
-        let Fwd { x, w, .. } = graph.nodes[self.conv].bind(Fwd::default());
-        let y = graph.nodes[self.pool].bind(pool::Fwd::default()).y;
-        let call = pool::Fwd { x, y: pooled.into(), index: None };
+        let conv = |pass| Node::conv2d(self.then, pass, None);
+        let (fwd, pool) =
+            (graph.nodes[self.conv].bind(Fwd::default()), graph.nodes[self.pool].bind(pool::Fwd::default()));
+        let call = pool::Fwd { x: fwd.x, y: pooled.into(), index: None };
         graph.nodes[self.conv] = Node::new(Op::Pool(self.first.fwd()), call, None);
-        let fwd = Fwd { x: pooled.into(), w, epilogue: Epilogue::default(), y, moments: None, end: None };
-        graph.nodes[self.pool] = conv(Pass::Fwd(fwd));
+        graph.nodes[self.pool] = conv(Pass::Fwd(Fwd { x: pooled.into(), y: pool.y, ..fwd }));
         let Some((unpool, bwd_w, bwd_x)) = self.backward else { return };
         let unpooled = graph.nodes[unpool].bind(pool::Bwd::default());
         let dy = unpooled.dy;
@@ -117,9 +113,8 @@ impl Pair {
         if let Some(bwd_x) = bwd_x {
             let d_pooled = graph.add_value(TensorType::real(self.first.y_shape()), Origin::Node);
             let call = graph.nodes[bwd_x].bind(BwdX::default());
-            let dx = call.dx;
             graph.nodes[bwd_x] = conv(Pass::BwdX(BwdX { dy: dy.into(), dx: d_pooled.into(), ..call }));
-            let unpooled = pool::Bwd { dy: d_pooled, dx, ..unpooled };
+            let unpooled = pool::Bwd { dy: d_pooled, dx: call.dx, ..unpooled };
             graph.nodes.insert(bwd_x + 1, Node::new(Op::Pool(self.first.bwd()), unpooled, None));
         }
         graph.nodes.remove(unpool);
@@ -132,7 +127,7 @@ mod tests {
     use crate::graph::{Builder, ConvOptions, LossOptions, Mode};
     use crate::ops::pool::Window;
 
-    /// A 3x3 convolution, then `conv` and a pooling, whose result and `seen` the loss reads.
+    /// A 3x3 convolution, then `conv`, whose result is an output if `seen`, then a pooling and the loss.
     fn graph(conv: ConvOptions, window: Window, count_padding: bool, seen: bool) -> Graph {
         let mut b = Builder::new(Mode::Train);
         let x = b.input("input", [2, 6, 6, 3]);
@@ -147,8 +142,8 @@ mod tests {
         b.finish()
     }
 
-    fn ops(graph: &Graph) -> Vec<&'static str> {
-        graph.nodes.iter().map(|n| n.op.operator().name()).collect()
+    fn ops(graph: &Graph) -> String {
+        graph.nodes.iter().map(|n| n.op.operator().name()).collect::<Vec<_>>().join(" ")
     }
 
     const HALF: Window = Window::Sliding { kernel: [2; 2], stride: [2; 2], padding: [0; 2], ceil: false };
@@ -161,21 +156,8 @@ mod tests {
         pool_first(&mut graph);
         assert_eq!(
             ops(&graph),
-            [
-                "conv2d_fwd",
-                "pool_avg_fwd",
-                "conv2d_fwd",
-                "linear_fwd",
-                "cross_entropy_fwd",
-                "cross_entropy_bwd",
-                "linear_bwd_bias",
-                "linear_bwd_w",
-                "linear_bwd_x",
-                "conv2d_bwd_w",
-                "conv2d_bwd_x",
-                "pool_avg_bwd",
-                "conv2d_bwd_w",
-            ]
+            "conv2d_fwd pool_avg_fwd conv2d_fwd linear_fwd cross_entropy_fwd cross_entropy_bwd linear_bwd_bias \
+             linear_bwd_w linear_bwd_x conv2d_bwd_w conv2d_bwd_x pool_avg_bwd conv2d_bwd_w"
         );
         assert_eq!(macs - graph.macs(), 2 * 4 * 5 * (16 - 4), "a quarter of the pixels");
     }
