@@ -74,9 +74,9 @@ group! {
 pub enum Mask<T = ()> {
     /// The value is the output of one batch norm.
     ///
-    /// `v = dz`, plus the old content if dz is accumulated and not `scaled`. With a ReLU, v is 0 where `y scale +
-    /// shift`, rounded to the storage type, is 0 or less. The sums are those of v. The op stores v, or with `scaled` it
-    /// stores or accumulates `scale v`.
+    /// `v = dz`, plus the old content if dz is accumulated and not `scaled`. With a ReLU, v is 0 where
+    /// `y scale + shift`, rounded to the storage type, is 0 or less. The sums are those of v. The op stores v, or with
+    /// `scaled` it stores or accumulates `scale v`.
     Affine {
         /// The batch norm's input.
         y: T,
