@@ -88,6 +88,7 @@ fn sectors(starts: impl Iterator<Item = usize>, bytes: usize) -> usize {
 mod tests {
     use super::*;
     use crate::device::{Arch, Device, View};
+    use crate::ops::Write;
 
     #[test]
     fn rows_touch_whole_sectors_once() {
