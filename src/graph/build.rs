@@ -134,10 +134,7 @@ impl Builder {
         let [k, r, s, cg] = conv.w_shape();
         let (shape, ty) = ([k, cg, r, s].into(), TensorType::real([k, r, s, cg]));
         let weight = self.parameter(format!("{name}.weight"), shape, ParameterKind::ConvWeight, ty)?;
-        let shift = match bias {
-            true => Some(self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)?),
-            false => None,
-        };
+        let shift = bias.then(|| self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)).transpose()?;
         let epilogue = Epilogue { shift, ..Epilogue::default() };
         let call = Fwd { x: x.into(), w: weight, epilogue, y: None, moments: None, end: None };
         let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::fwd(bias) });

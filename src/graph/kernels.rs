@@ -141,7 +141,7 @@ impl Binder<'_> {
         Ok(Arg { view: self.view(&Slot { offset: self.offset(slot, root), len, ..slot })?, pixel_stride, write })
     }
 
-    /// Where `slot`, a value that lies in `root`, begins in this turn.
+    /// The offset in this turn of `slot`, a value that lies in `root`.
     fn offset(&self, slot: Slot, root: ValueId) -> usize {
         let Some(whole) = self.plan.slots[root.index()] else { return slot.offset };
         let places = self.plan.inputs.iter().find(|[first, _]| *first == whole);

@@ -316,7 +316,7 @@ fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_by
     values.chain(scratch).collect()
 }
 
-/// Appends a second block for each input, with the lifetime of the first. Returns their slots, whose offsets are open.
+/// Appends a second block for each input, with the lifetime of the first. Returns their slots, yet without offsets.
 fn second_inputs(fused: &Fused, blocks: &mut Vec<Block>) -> Vec<Slot> {
     let second = |(i, &(_, v)): (usize, &(String, ValueId))| {
         let root = fused.root(v);

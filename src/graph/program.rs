@@ -26,7 +26,7 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Program {
     graph: Graph,
-    /// For each value that is a slice, such as a padded input, where it lies.
+    /// The place of each value that is a slice, such as a padded input.
     views: Vec<Option<View>>,
     pub(super) plan: Plan,
     pub(super) executor: Box<dyn Executor>,
@@ -204,7 +204,7 @@ impl Program {
         self.feed(value, HostData::I64(memory::collect("labels", labels.iter().map(|&l| i64::from(l)))?))
     }
 
-    /// Sets an input, padded to the channels of the value in which it lies.
+    /// Sets an input, padded to the channels of its root.
     fn feed(&mut self, value: ValueId, mut data: HostData) -> Result<()> {
         let root = self.views[value.index()].map_or(value, |view| view.root);
         if root != value {

@@ -22,7 +22,7 @@
 //! themselves resolve to one root: a dense block is one buffer, and its gradient another, to which every layer adds the
 //! gradient of the channels that it read.
 
-use crate::graph::{Graph, Node, Origin, ValueId};
+use crate::graph::{Graph, Node, Origin, Value, ValueId};
 use crate::ops::{concat, Op};
 use crate::tensor::Elem;
 
@@ -36,7 +36,7 @@ pub(in crate::graph) struct View {
 /// Makes slices of parts and removes the ops whose parts are all slices. Returns each value's place; `None` if it has
 /// memory of its own.
 pub(super) fn in_place(graph: &mut Graph) -> Vec<Option<View>> {
-    let views = Placer::new(graph).place();
+    let views = places(graph);
     let lies_in = |part: ValueId, whole: ValueId, at: usize| {
         let of = |v: ValueId| views[v.index()].unwrap_or(View { root: v, channel: 0 });
         of(part) == View { channel: of(whole).channel + at, ..of(whole) }
@@ -74,20 +74,12 @@ struct Touches {
     dense: bool,
 }
 
-struct Placer<'g> {
-    graph: &'g Graph,
-    touches: Vec<Touches>,
-    /// The whole of each part that has been placed, with its first channel in it.
-    parent: Vec<Option<(ValueId, usize)>>,
-}
-
-impl<'g> Placer<'g> {
-    fn new(graph: &'g Graph) -> Self {
-        let mut touches: Vec<Touches> = graph
-            .values
-            .iter()
-            .map(|v| Touches { dense: v.origin != Origin::Node || v.ty.elem != Elem::Real, ..Default::default() })
-            .collect();
+impl Touches {
+    /// The touches of each value of `graph`.
+    fn of(graph: &Graph) -> Vec<Self> {
+        let is_dense = |v: &Value| v.origin != Origin::Node || v.ty.elem != Elem::Real;
+        let mut touches: Vec<Self> =
+            graph.values.iter().map(|v| Self { dense: is_dense(v), ..Self::default() }).collect();
         for (i, node) in graph.nodes.iter().enumerate() {
             node.inputs.iter().for_each(|v| touches[v.index()].last_read = Some(i));
             node.outputs.iter().for_each(|v| touches[v.index()].writes.push(i));
@@ -100,53 +92,48 @@ impl<'g> Placer<'g> {
             touches[v.index()].dense = true;
             touches[v.index()].last_read = Some(usize::MAX);
         }
-        Self { graph, touches, parent: vec![None; graph.values.len()] }
+        touches
     }
+}
 
-    fn place(mut self) -> Vec<Option<View>> {
-        for (i, node) in self.graph.nodes.iter().enumerate() {
-            if let Op::Concat(op) = &node.op {
-                let (whole, parts) = sides(op, node);
-                for (at, part) in op.concat.offsets().into_iter().zip(parts) {
-                    if self.may_lie_in(part, whole, op.pass, i) {
-                        self.parent[part.index()] = Some((whole, at));
-                    }
-                }
+/// The place of each value that can be a slice.
+fn places(graph: &Graph) -> Vec<Option<View>> {
+    let touches = Touches::of(graph);
+    // The whole of each part that can be a slice, and the part's first channel in it.
+    let mut parent: Vec<Option<(ValueId, usize)>> = vec![None; graph.values.len()];
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let Op::Concat(op) = &node.op else { continue };
+        let (whole, parts) = sides(op, node);
+        let (w, is_owned) = (&touches[whole.index()], graph.values[whole.index()].origin == Origin::Node);
+        for (channel, part) in op.concat.offsets().into_iter().zip(parts) {
+            let p = &touches[part.index()];
+            let before = |t: &Touches| t.writes.iter().all(|&at| at < i);
+            let unchanged = match op.pass {
+                concat::Pass::Fwd => w.writes == [i] && before(p),
+                concat::Pass::Bwd => before(w) && w.last_read == Some(i) && p.writes.first() == Some(&i),
+            };
+            if parent[part.index()].is_none() && is_owned && !p.dense && unchanged {
+                parent[part.index()] = Some((whole, channel));
             }
         }
-        let mut resolved = vec![None; self.parent.len()];
-        for i in 0..self.parent.len() {
-            self.resolve(ValueId(i as u32), &mut resolved);
-        }
-        resolved
     }
+    let mut resolved = vec![None; parent.len()];
+    (0..parent.len()).for_each(|i| resolve(ValueId(i as u32), &parent, &mut resolved));
+    resolved
+}
 
-    /// True if `part` can be a slice of `whole`, its whole in node `i`.
-    fn may_lie_in(&self, part: ValueId, whole: ValueId, pass: concat::Pass, i: usize) -> bool {
-        let (p, w) = (&self.touches[part.index()], &self.touches[whole.index()]);
-        let quiet = match pass {
-            concat::Pass::Fwd => w.writes == [i] && p.writes.iter().all(|&at| at < i),
-            concat::Pass::Bwd => {
-                w.writes.iter().all(|&at| at < i) && w.last_read == Some(i) && p.writes.first() == Some(&i)
-            }
-        };
-        let owned = self.graph.values[whole.index()].origin == Origin::Node;
-        self.parent[part.index()].is_none() && owned && !p.dense && quiet
+/// Resolves `value` and the wholes in which it lies.
+fn resolve(value: ValueId, parent: &[Option<(ValueId, usize)>], resolved: &mut [Option<View>]) {
+    let mut chain = Vec::new();
+    let mut at = value;
+    while let (None, Some((whole, channel))) = (resolved[at.index()], parent[at.index()]) {
+        chain.push((at, channel));
+        at = whole;
     }
-
-    /// Resolves `value` and the wholes in which it lies.
-    fn resolve(&self, value: ValueId, resolved: &mut [Option<View>]) {
-        let mut chain = Vec::new();
-        let mut at = value;
-        while let (None, Some((whole, channel))) = (resolved[at.index()], self.parent[at.index()]) {
-            chain.push((at, channel));
-            at = whole;
-        }
-        let mut place = resolved[at.index()].unwrap_or(View { root: at, channel: 0 });
-        for (part, channel) in chain.into_iter().rev() {
-            place.channel += channel;
-            resolved[part.index()] = Some(place);
-        }
+    let mut place = resolved[at.index()].unwrap_or(View { root: at, channel: 0 });
+    for (part, channel) in chain.into_iter().rev() {
+        place.channel += channel;
+        resolved[part.index()] = Some(place);
     }
 }
 

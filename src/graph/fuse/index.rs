@@ -45,11 +45,8 @@ impl Index {
             node.outputs.iter().for_each(|v| index.writers[v.index()].push(i));
         }
         graph.outputs.iter().for_each(|(_, v)| index.outputs[v.index()] = true);
-        for (i, view) in views.iter().enumerate() {
-            if let Some(view) = view {
-                index.slices.entry(view.root).or_default().push(ValueId(i as u32));
-            }
-        }
+        let slices = views.iter().enumerate().filter_map(|(i, view)| Some((view.as_ref()?.root, ValueId(i as u32))));
+        slices.for_each(|(root, v)| index.slices.entry(root).or_default().push(v));
         let first = |&root: &ValueId| Some((root, index.family(root).filter_map(|v| index.first_writer(v)).min()?));
         index.begun = index.slices.keys().filter_map(first).collect();
         index

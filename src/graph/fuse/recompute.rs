@@ -10,7 +10,7 @@
 //! A bottleneck is a 1x1 convolution whose batch norm is in pieces. Its input is kept in any case. The second run has
 //! the launches of the first, so y' has the bits of y; its moments are not read, and running statistics do not change.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::index::Index;
 use super::Fused;
@@ -23,7 +23,8 @@ pub(super) fn bottlenecks(fused: &mut Fused) {
     let graph = &mut fused.graph;
     let index = Index::new(graph, &fused.views);
     let Some(loss) = graph.loss_node() else { return };
-    let mut again: Vec<(usize, Node)> = Vec::new();
+    // The second runs, by the node before which they run.
+    let mut again: HashMap<usize, Vec<Node>> = HashMap::new();
     let mut dropped: HashSet<ValueId> = HashSet::new();
     for i in 0..loss {
         let Some((conv, mut call)) = graph.nodes[i].as_conv_fwd() else { continue };
@@ -42,16 +43,8 @@ pub(super) fn bottlenecks(fused: &mut Fused) {
         for reader in index.readers(y).iter().filter(|r| r.node > loss) {
             graph.nodes[reader.node].inputs[reader.at] = call.y.value;
         }
-        again.push((first, Node::conv2d(conv, Pass::Fwd(call), gate)));
+        again.entry(first).or_default().push(Node::conv2d(conv, Pass::Fwd(call), gate));
     }
-    again.sort_by_key(|&(before, _)| before);
-    let mut again = again.into_iter().peekable();
-    let mut nodes = Vec::with_capacity(graph.nodes.len());
-    for (i, node) in std::mem::take(&mut graph.nodes).into_iter().enumerate() {
-        while let Some((_, copy)) = again.next_if(|&(before, _)| before == i) {
-            nodes.push(copy);
-        }
-        nodes.push(node);
-    }
-    graph.nodes = nodes;
+    let nodes = std::mem::take(&mut graph.nodes).into_iter().enumerate();
+    graph.nodes = nodes.flat_map(|(i, node)| again.remove(&i).unwrap_or_default().into_iter().chain([node])).collect();
 }

@@ -68,8 +68,7 @@ impl Pair {
         }
         let first = Pool::new(pool::Spec { x: [spec.n, spec.h, spec.w, spec.c], ..*op.pool.spec() }).ok()?;
         let then = Conv2d::new(conv2d::Spec { h: p, w: q, ..spec }).ok()?;
-        let pair = Self { conv, pool: at, backward: None, first, then };
-        pair.with_backward(graph, uses, by)
+        Self { conv, pool: at, backward: None, first, then }.with_backward(graph, uses, by)
     }
 
     /// The pair with its backward nodes, if there are any; `None` if they are not as expected.
@@ -80,14 +79,12 @@ impl Pair {
         let unpools = graph.nodes.iter().enumerate().filter(|(_, n)| n.op == Op::Pool(pool.pool.bwd()));
         for (unpool, node) in unpools {
             let pool::Bwd { dx: Stored { value: dz, .. }, .. } = node.bind(pool::Bwd::default());
+            let dy = Operand::from(dz);
             let find = |is: &dyn Fn(Pass<ValueId, Stored>) -> bool| {
-                graph.nodes.iter().position(
-                    |n| matches!(n.op, Op::Conv2d(c) if c.conv == conv && c.pass.is_plain() && is(n.bind(c.pass))),
-                )
+                graph.nodes.iter().position(|n| matches!(n.op, Op::Conv2d(c) if c.conv == conv && is(n.bind(c.pass))))
             };
-            let reads = |dy: Operand<ValueId>| dy.value == dz;
-            let Some(bwd_w) = find(&|p| matches!(p, Pass::BwdW(c) if reads(c.dy) && c.x == x)) else { continue };
-            let bwd_x = find(&|p| matches!(p, Pass::BwdX(c) if reads(c.dy) && c.w == w));
+            let Some(bwd_w) = find(&|p| matches!(p, Pass::BwdW(c) if c.dy == dy && c.x == x)) else { continue };
+            let bwd_x = find(&|p| matches!(p, Pass::BwdX(c) if c.dy == dy && c.w == w && c.mask.is_none()));
             let read = 1 + usize::from(bwd_x.is_some());
             return (uses[dz.index()] == read).then_some(Self { backward: Some((unpool, bwd_w, bwd_x)), ..self });
         }
