@@ -37,7 +37,7 @@
 //! # A custom graph
 //!
 //! [`Builder`](graph::Builder) makes a graph, [`Graph::differentiate`](graph::Graph::differentiate) appends its
-//! backward pass, [`Program::compile`](graph::Program::compile) fuses it and binds it to a device. Shapes in a graph are
+//! backward pass, [`Program::compile`](graph::Program::compile) fuses it and binds it to a device. A graph's shapes are
 //! NHWC; the caller's tensors are in torch's layouts: images NCHW, weights OIHW.
 //!
 //! ```

@@ -28,8 +28,8 @@ struct Backward {
 impl Graph {
     /// Appends the ops that compute the gradient of the loss with respect to every parameter.
     ///
-    /// Fails if the graph has no loss or is differentiated already, if an op has no gradient, and if a parameter is used
-    /// twice or does not affect the loss. [`Graph`] has an example.
+    /// Fails if the graph has no loss or is differentiated already, if an op has no gradient, and if a parameter is
+    /// used twice or does not affect the loss. [`Graph`] has an example.
     pub fn differentiate(&mut self) -> Result<()> {
         let loss = self.loss.ok_or_else(|| Error::invalid("differentiate", "the graph has no loss"))?;
         if self.parameters.iter().any(|p| p.grad.is_some()) {

@@ -229,8 +229,8 @@ impl Builder {
         Ok(self.graph.add(Op::Linear(linear.fwd(true)), call, self.gate).y)
     }
 
-    /// The softmax cross-entropy of `logits`, `[N,classes]`. Adds the input `labels`, `[N]`, and the outputs `loss`, the
-    /// batch mean in nats, and `correct`, a number of images, both `[1]`. Fails if there is a loss already.
+    /// The softmax cross-entropy of `logits`, `[N,classes]`. Adds the input `labels`, `[N]`, and two outputs of shape
+    /// `[1]`: `loss`, the batch mean in nats, and `correct`, a number of images. Fails if there is a loss already.
     pub fn loss(&mut self, logits: ValueId, options: LossOptions) -> Result<ValueId> {
         if self.graph.loss.is_some() {
             return Err(Error::invalid("loss", "the graph has one already"));

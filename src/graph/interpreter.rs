@@ -59,8 +59,8 @@ impl<'g, T: Real> Interpreter<'g, T> {
         Self { graph, storage, contents, steps: 0 }
     }
 
-    /// Sets the gates of stochastic depth: true, the default, keeps a block's branch. Fails unless there is one for each
-    /// droppable block of a training graph.
+    /// Sets the gates of stochastic depth: true, the default, keeps a block's branch. Fails unless there is one for
+    /// each droppable block of a training graph.
     pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
         let gates = self.graph.gates();
         check_gate_count(open.len(), gates.len())?;

@@ -228,7 +228,7 @@ impl Program {
         self.write_words(self.plan.gates.control, &[1, step, seed as u32, (seed >> 32) as u32])
     }
 
-    /// Sets the gates of all later runs: true keeps a block's branch, the default. Fails unless there is one for each
+    /// Sets the gates of all later runs: true, the default, keeps a block's branch. Fails unless there is one for each
     /// droppable block of a training graph.
     pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
         let GateSlots { values, closed, .. } = self.plan.gates;

@@ -6,8 +6,8 @@
 //!
 //! Legal if the two are adjacent and load dy in the same way, and if dw is not an operand of that load.
 //!
-//! Saves up to one read of dy and of its correction's operands, to the extent that the L2 cache holds them. Costs do not
-//! show it: they count bytes once per launch. After `norms`, and only next to batch norms in pieces: the plain passes
+//! Saves up to one read of dy and of its correction's operands, to the extent that the L2 cache holds them. Costs count
+//! bytes once per launch and do not show it. After `norms`, and only next to batch norms in pieces: the plain passes
 //! have faster kernels of their own.
 
 use crate::graph::{Graph, Node};

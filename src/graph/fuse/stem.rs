@@ -4,8 +4,8 @@
 //! x[N,H,W,3]   ->  x is the first three channels of an x'[N,H,W,4]
 //! ```
 //!
-//! Legal for an input that only convolutions read. Saves time, not bytes: loads of 8 or 16 bytes replace loads of single
-//! elements, and x grows by a third. Before `norms`, which may add readers.
+//! Legal for an input that only convolutions read. Saves time, not bytes: loads of 8 or 16 bytes replace loads of one
+//! element, and x grows by a third. Before `norms`, which may add readers.
 
 use super::index::{Index, Reader};
 use super::{Fused, View};
