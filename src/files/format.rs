@@ -2,53 +2,48 @@
 
 use std::fmt;
 
-/// A file format that a user may pass by mistake. See the [module](super) for an example.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// An empty file.
-    Empty,
-    /// The output of `torch.save`: a zip archive with a pickle.
-    TorchZip,
-    /// A Python pickle, as `torch.save` wrote before torch 1.6.
-    Pickle,
-    /// NumPy's `.npy`.
-    Npy,
-    /// NumPy's `.npz`: a zip archive of `.npy` files.
-    Npz,
-    /// Another zip archive.
-    Zip,
-    /// A Git LFS pointer, which stands for a large file in a repository.
-    GitLfs,
-    /// A web page.
-    Html,
-    /// XML.
-    Xml,
-    /// JSON.
-    Json,
-    /// Any other text.
-    Text,
-    /// UTF-16 text.
-    Utf16,
-    /// Compressed with gzip.
-    Gzip,
-    /// Compressed with bzip2.
-    Bzip2,
-    /// Compressed with xz.
-    Xz,
-    /// Compressed with zstd.
-    Zstd,
-    /// A tar archive.
-    Tar,
-    /// GGUF weights, as llama.cpp has them.
-    Gguf,
-    /// HDF5, as Keras writes weights.
-    Hdf5,
-    /// An ONNX network.
-    Onnx,
-    /// IDX, the format of MNIST.
-    Idx,
-    /// A MATLAB file.
-    Matlab,
+/// Defines [`Format`]: each format with its description, which is also its text in errors.
+macro_rules! formats {
+    ($($name:ident $text:literal,)+) => {
+        /// A file format that a user may pass by mistake. See the [module](super) for an example.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Format {
+            $(#[doc = $text] $name,)+
+        }
+
+        impl fmt::Display for Format {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$name => $text,)+
+                })
+            }
+        }
+    };
+}
+
+formats! {
+    Empty "an empty file",
+    TorchZip "a zip archive with a pickle, as torch.save writes",
+    Pickle "a Python pickle, as old versions of torch.save write",
+    Npy "a NumPy array (.npy)",
+    Npz "a zip archive of NumPy arrays (.npz)",
+    Zip "a zip archive",
+    GitLfs "a git-lfs pointer",
+    Html "a web page (HTML)",
+    Xml "an XML text",
+    Json "a JSON text",
+    Text "a text",
+    Utf16 "a text in UTF-16",
+    Gzip "a gzip file",
+    Bzip2 "a bzip2 file",
+    Xz "an xz file",
+    Zstd "a zstd file",
+    Tar "a tar archive",
+    Gguf "a GGUF file",
+    Hdf5 "an HDF5 file",
+    Onnx "an ONNX network",
+    Idx "an IDX file",
+    Matlab "a MATLAB file",
 }
 
 /// The magic bytes of each format.
@@ -100,35 +95,6 @@ impl Format {
             Self::Html | Self::Xml | Self::Json | Self::Text => "download the file itself",
             Self::Empty => "download or write it again",
             _ => return None,
-        })
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Empty => "an empty file",
-            Self::TorchZip => "a zip archive with a pickle, as torch.save writes",
-            Self::Pickle => "a Python pickle, as old versions of torch.save write",
-            Self::Npy => "a NumPy array (.npy)",
-            Self::Npz => "a zip archive of NumPy arrays (.npz)",
-            Self::Zip => "a zip archive",
-            Self::GitLfs => "a git-lfs pointer",
-            Self::Html => "a web page (HTML)",
-            Self::Xml => "an XML text",
-            Self::Json => "a JSON text",
-            Self::Text => "a text",
-            Self::Utf16 => "a text in UTF-16",
-            Self::Gzip => "a gzip file",
-            Self::Bzip2 => "a bzip2 file",
-            Self::Xz => "an xz file",
-            Self::Zstd => "a zstd file",
-            Self::Tar => "a tar archive",
-            Self::Gguf => "a GGUF file",
-            Self::Hdf5 => "an HDF5 file",
-            Self::Onnx => "an ONNX network",
-            Self::Idx => "an IDX file",
-            Self::Matlab => "a MATLAB file",
         })
     }
 }
