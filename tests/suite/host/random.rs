@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use residuum::ops::{conv2d, Op, Write};
 
-use super::{compare, host, integers, passes, Bound};
+use super::checks::passes;
+use super::{compare, host, integers, Bound};
 
 prop_compose! {
     fn convolution()(
