@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The checks that need a GPU, in two halves.
 #
-#   ci/gpu.sh bundle                        on a machine with Rust, nvcc and Python: builds everything into gpu-bundle/
+#   ci/gpu.sh bundle    with Rust, nvcc and Python: builds everything into gpu-bundle/
 #   ci/gpu.sh run [tests|sanitizers|layers|networks|compare|compile|training ...]
-#                                           on a machine with a GPU, from the bundle alone: runs it, without Rust
+#                       with a GPU: runs the bundle, without Rust
 #
-# A skipped test is a failure. The log of every step lies in gpu-bundle/logs (or $LOGS), and a table of all ends the run.
-# `layers` and `networks` are our benches; `compare` runs our steps and PyTorch's in turn, `compile` those of
-# torch.compile, which take minutes to be ready. SECONDS_A_STEP limits each step (540); FILTER picks the tests for the
-# sanitizers ("ops::"), BENCH the rows of the benches (all), PEERS the workloads of the comparisons (those of compare.py)
-# and TORCH_PYTHON the Python that has torch (python3).
+# A skipped test is a failure. Each step's log is in gpu-bundle/logs (or $LOGS); the run ends with a table of all steps.
+# `layers` and `networks` are our benches; `compare` alternates our steps with PyTorch's, `compile` with
+# torch.compile's, which need minutes to compile. SECONDS_A_STEP limits each step (540), FILTER selects the tests for
+# the sanitizers ("ops::"), BENCH the rows of the benches (all), PEERS the workloads of the comparisons (compare.py's
+# default), and TORCH_PYTHON is a Python with torch (python3).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -36,7 +36,8 @@ for line in sys.stdin:
         continue
     seen.add(path)
     kind, name = target["kind"][0], target["name"]
-    library = "residuum-cli" not in message.get("package_id", "") and "/cli#" not in message.get("package_id", "")
+    package = message.get("package_id", "")
+    library = "residuum-cli" not in package and "/cli#" not in package
     if kind == "bench" and name in ("layers", "networks"):
         print("bench", name, path)
     elif library and message["profile"]["test"] and kind in ("lib", "test") and name != "mutants":
@@ -46,7 +47,7 @@ for line in sys.stdin:
 '
 }
 
-# Packs bin/ of the folder $1. Every binary holds all kernels; a dictionary larger than all binaries stores them once.
+# Packs $1/bin. Every binary holds all kernels; a dictionary larger than all binaries together stores them once.
 pack() {
   tar -C "$1" -cf - bin | python3 -c '
 import lzma, shutil, sys
@@ -95,7 +96,7 @@ FILTER="${FILTER:-ops::}"
 table=()
 failed=0
 
-# step NAME EXPECTED COMMAND...: runs COMMAND; EXPECTED is `pass`, or `find` if it must fail by finding a bug.
+# step NAME EXPECTED COMMAND...: runs COMMAND. EXPECTED is `pass`, or `find` if COMMAND must find a bug and fail.
 step() {
   local name=$1 expected=$2 start=$SECONDS code=0 verdict detail log
   shift 2
@@ -123,16 +124,16 @@ run_tests() {
   for name in $(binaries test); do
     step "test $name" pass env RUST_BACKTRACE=1 "$root/bin/test-$name"
   done
-  # Above, steps are recorded with conditional graph nodes if the driver has them; here without.
+  # The steps above are recorded with conditional graph nodes if the driver has them.
   step "test recorded steps without conditional nodes" pass env RESIDUUM_CONDITIONAL=0 "$root/bin/test-suite" captured::
 }
 
-# The path of the sanitizer, from a toolkit or the wheels.
+# Finds the sanitizer in a CUDA toolkit or in Python's packages.
 find_sanitizer() {
-  local place
+  local place packages
+  packages=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null) || true
   for place in $(command -v compute-sanitizer || true) "${CUDA_HOME:-/nowhere}/bin/compute-sanitizer" \
-    /usr/local/cuda*/bin/compute-sanitizer \
-    "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)"/nvidia/*/bin/compute-sanitizer; do
+    /usr/local/cuda*/bin/compute-sanitizer "$packages"/nvidia/*/bin/compute-sanitizer; do
     if [[ -x $place ]] && "$place" --version >/dev/null 2>&1; then
       echo "$place"
       return
@@ -158,15 +159,15 @@ run_sanitizers() {
   done
 }
 
-# run_bench NAME: shows the rows for benches/RESULTS.md, or else criterion's lines.
+# run_bench NAME: prints the rows for benches/RESULTS.md, or criterion's lines if there are none.
 run_bench() {
   step "bench $1" pass "$root/bin/bench-$1" --bench --noplot ${BENCH:+"$BENCH"}
   echo "$1, $(date +%F), commit $RESIDUUM_COMMIT"
   grep -E '^\|' "$LOGS/bench_$1.log" || grep -E 'time: +\[|thrpt: +\[|^networks/|^skipped' "$LOGS/bench_$1.log" || true
 }
 
-# run_compare NAME WAYS LIMIT: our steps and PyTorch's, alternating. Without PyTorch it measures ours and says so. A way
-# has LIMIT seconds to get ready.
+# run_compare NAME WAYS LIMIT: alternates our steps with PyTorch's, or says that PyTorch is missing and measures ours.
+# Each of PyTorch's ways has LIMIT seconds to get ready.
 run_compare() {
   local peers=() python="${TORCH_PYTHON:-python3}"
   read -r -a peers <<<"${PEERS:-}"

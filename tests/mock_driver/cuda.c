@@ -1,18 +1,28 @@
-// A pretended CUDA driver: the calls that the library makes, on host memory, to test the CUDA device without a GPU.
+// A mock CUDA driver in host memory: the calls that the library makes, to test the CUDA device without a GPU.
 // Streams are lazy: work runs when something waits for it, and an asynchronous copy touches host memory only then. A
-// stream that waits for another's event runs the other no further than it must. Kernels are known by name: mock_fill
-// fills, mock_shift copies the bytes behind its output into it, mock_trap makes an illegal access, and
-// gate_conditions_f32 sets conditions. A graph is a chain of nodes. As cuda.h says, one with conditional nodes must
-// outlive the executable graph made from it, and there may be one at a time.
+// stream that waits for another stream's event runs that stream no further than the event. Kernels are known by name:
+// mock_fill fills, mock_shift copies the bytes after its output into it, mock_trap makes an illegal access, and
+// gate_conditions_f32 sets conditions.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 typedef int R;
-enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
+enum {
+  OK = 0,
+  INVALID = 1,
+  NO_MEMORY = 2,
+  INVALID_DEVICE = 101,
+  INVALID_IMAGE = 200,
+  NOT_FOUND = 500,
+  NOT_READY = 600,
+  ILLEGAL_ADDRESS = 700,
+  WRONG_CAPTURE = 900,
+  FAILED_ON_REQUEST = 999
+};
 
-// Settings and counters, for the functions at the foot.
+// Settings and counters, for the functions at the end.
 static long fail_at = -1, calls, live[8], counts[5];
 enum { MEMORY, STREAMS, EVENTS, MODULES, GRAPHS, PINNED, CONTEXTS, SHARED_BYTES };
 enum { ALLOCATIONS, PINNED_ALLOCATIONS, GRAPH_LAUNCHES, KERNEL_LAUNCHES, KERNELS_RUN };
@@ -24,28 +34,28 @@ static int setting(const char* name, int otherwise) {
   return text ? atoi(text) : otherwise;
 }
 
-// The start of every call: counts it, fails it if a test asks, and returns a lost context's error for ever.
-#define ENTER                                \
-  if (calls++ == fail_at) return 999;        \
+// Starts every call: counts it, fails it if a test asks, and keeps returning the error of a lost context.
+#define ENTER                                       \
+  if (calls++ == fail_at) return FAILED_ON_REQUEST; \
   if (sticky != OK) return sticky
 
-// The condition of a node. Never freed: work under way may still name it.
+// The condition of a node. Never freed: pending work may still use it.
 typedef struct Condition { uint32_t value, initial; int dead, used; struct Condition* next; } Condition;
 
 // The parameters of gate_conditions_f32.
 enum { MOST = 128 };
 typedef struct { const float* gates[MOST]; uint64_t handles[MOST]; uint32_t count, unused; } Conditions;
 
+// IF skips `value` ops if the condition `dst` is 0; RESET gives a condition its initial value.
+enum { COPY, FILL, TRAP, RECORD, FREE, WAIT, IF, SET_CONDITIONS, RESET, SET_BYTES };
 typedef struct Op {
-  // 0 copy, 1 fill, 2 trap, 3 event, 4 free, 5 wait for an event, 6 skip `value` ops if the condition `dst` is 0,
-  // 7 set conditions, 8 begin with a condition's first value
   int kind;
   void *dst, *src;
   size_t bytes;
   uint32_t value;
-  const float* gate;  // of a launch: if it is 0 when the launch's turn comes, nothing happens
+  const float* gate;  // a launch whose gate is 0 when its turn comes does nothing
   struct Op* next;
-  struct Graph* body;  // of a conditional node
+  struct Graph* body;  // an IF's nodes
 } Op;
 
 typedef struct {
@@ -53,11 +63,11 @@ typedef struct {
   int capturing, context;
 } Stream;
 
-// The number of times it was recorded and passed, and the time of the last.
+// How many records were requested, how many have run, and when the last one ran.
 typedef struct { uint32_t recorded, passed; int tick; Stream* stream; } Event;
 typedef struct { char name[64]; } Function;
 typedef struct { int loaded; Function functions[16]; int count; } Module;
-// Work that has run: the device's clock, in milliseconds.
+// The device's clock in milliseconds: the number of ops that have run.
 static int clock_ticks;
 
 static int context_handle, other_context;
@@ -93,20 +103,20 @@ static void set_conditions(const Conditions* p) {
 }
 
 static void run(const Op* op) {
-  if (sticky != OK && op->kind < 3) return;
+  if (sticky != OK && op->kind <= TRAP) return;
   ++clock_ticks;
-  counts[KERNELS_RUN] += op->kind == 1 || op->kind == 2 || op->kind == 7;
+  counts[KERNELS_RUN] += op->kind == FILL || op->kind == TRAP || op->kind == SET_CONDITIONS;
   if (op->gate && *op->gate == 0) return;
   switch (op->kind) {
-    case 0: memcpy(op->dst, op->src, op->bytes); break;
-    case 1: for (size_t i = 0; i < op->bytes / 4; ++i) ((uint32_t*)op->dst)[i] = op->value; break;
-    case 2: sticky = ILLEGAL_ADDRESS; break;
-    case 3: ((Event*)op->dst)->passed = op->value; ((Event*)op->dst)->tick = clock_ticks; break;
-    case 4: release(op->dst); break;
-    case 5: while (((Event*)op->dst)->passed < op->value && step(((Event*)op->dst)->stream)) {} break;
-    case 7: set_conditions(op->src); break;
-    case 9: memset(op->dst, (int)op->value, op->bytes); break;
-    case 8: condition(op->dst)->value = condition(op->dst)->initial; break;
+    case COPY: memcpy(op->dst, op->src, op->bytes); break;
+    case FILL: for (size_t i = 0; i < op->bytes / 4; ++i) ((uint32_t*)op->dst)[i] = op->value; break;
+    case TRAP: sticky = ILLEGAL_ADDRESS; break;
+    case RECORD: ((Event*)op->dst)->passed = op->value; ((Event*)op->dst)->tick = clock_ticks; break;
+    case FREE: release(op->dst); break;
+    case WAIT: while (((Event*)op->dst)->passed < op->value && step(((Event*)op->dst)->stream)) {} break;
+    case SET_CONDITIONS: set_conditions(op->src); break;
+    case RESET: condition(op->dst)->value = condition(op->dst)->initial; break;
+    case SET_BYTES: memset(op->dst, (int)op->value, op->bytes); break;
   }
 }
 
@@ -117,13 +127,13 @@ static void pop(Stream* s) {
   free(op);
 }
 
-// Runs the stream's next work; 0 if there is none.
+// Runs the stream's next op; 0 if there is none.
 static int step(Stream* s) {
   if (!s->first) return 0;
   const Op op = *s->first;
   pop(s);
   run(&op);
-  if (op.kind == 6 && !condition(op.dst)->value)
+  if (op.kind == IF && !condition(op.dst)->value)
     for (uint32_t i = 0; i < op.value; ++i) pop(s);
   return 1;
 }
@@ -176,16 +186,35 @@ static R allocate(uintptr_t* p, size_t bytes) {
 R cuMemAlloc_v2(uintptr_t* p, size_t bytes) { ENTER; return allocate(p, bytes); }
 R cuMemAllocAsync(uintptr_t* p, size_t bytes, void* s) { (void)s; ENTER; return allocate(p, bytes); }
 R cuMemFree_v2(uintptr_t p) { ENTER; release((void*)p); return OK; }
-R cuMemFreeAsync(uintptr_t p, void* s) { ENTER; push(stream(s), (Op){4, (void*)p, 0, 0, 0, 0, 0}); return OK; }
-R cuMemHostAlloc(void** p, size_t bytes, unsigned f) { (void)f; ENTER; *p = malloc(bytes); live[PINNED]++; counts[PINNED_ALLOCATIONS]++; return OK; }
+R cuMemFreeAsync(uintptr_t p, void* s) { ENTER; push(stream(s), (Op){.kind = FREE, .dst = (void*)p}); return OK; }
+R cuMemHostAlloc(void** p, size_t bytes, unsigned f) {
+  (void)f;
+  ENTER;
+  *p = malloc(bytes);
+  live[PINNED]++;
+  counts[PINNED_ALLOCATIONS]++;
+  return OK;
+}
 R cuMemFreeHost(void* p) { ENTER; memset(p, 0xEE, 16); free(p); live[PINNED]--; return OK; }
-R cuMemcpyHtoDAsync_v2(uintptr_t d, const void* s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, (void*)d, (void*)s, n, 0, 0, 0}); return OK; }
-R cuMemcpyDtoHAsync_v2(void* d, uintptr_t s, size_t n, void* q) { ENTER; push(stream(q), (Op){0, d, (void*)s, n, 0, 0, 0}); return OK; }
-R cuMemsetD8Async(uintptr_t d, unsigned char v, size_t n, void* q) { ENTER; push(stream(q), (Op){9, (void*)d, 0, n, v, 0, 0}); return OK; }
+R cuMemcpyHtoDAsync_v2(uintptr_t d, const void* s, size_t n, void* q) {
+  ENTER;
+  push(stream(q), (Op){.kind = COPY, .dst = (void*)d, .src = (void*)s, .bytes = n});
+  return OK;
+}
+R cuMemcpyDtoHAsync_v2(void* d, uintptr_t s, size_t n, void* q) {
+  ENTER;
+  push(stream(q), (Op){.kind = COPY, .dst = d, .src = (void*)s, .bytes = n});
+  return OK;
+}
+R cuMemsetD8Async(uintptr_t d, unsigned char v, size_t n, void* q) {
+  ENTER;
+  push(stream(q), (Op){.kind = SET_BYTES, .dst = (void*)d, .bytes = n, .value = v});
+  return OK;
+}
 
 R cuModuleLoadData(void** m, const void* image) {
   ENTER;
-  if ((uintptr_t)image % 8 || memcmp(image, "mockmock", 8)) return 200;
+  if ((uintptr_t)image % 8 || memcmp(image, "mockmock", 8)) return INVALID_IMAGE;
   *m = calloc(1, sizeof(Module));
   live[MODULES]++;
   return OK;
@@ -205,59 +234,86 @@ R cuFuncSetAttribute(void* f, int which, int v) { (void)f; ENTER; if (which == 8
 
 typedef struct { uintptr_t y; uint64_t count; uint32_t value, unused; } Params;
 
-// The effect of a launch.
-static R launch(Op* op, const Function* f, const unsigned* grid, const unsigned* block, unsigned shared, void** params, void** extra) {
-  if (!grid[0] || !grid[1] || !grid[2] || block[0] > 1024 || block[1] != 1 || block[2] != 1 || extra) return INVALID;
-  if (shared > 48 << 10 && live[SHARED_BYTES] < (long)shared) return INVALID;
+typedef struct { const Function* function; unsigned grid[3], block[3], shared; void **params, **extra; } Launch;
+
+// Makes the op of a launch.
+static R launch(Op* op, const Launch* l) {
+  const unsigned *grid = l->grid, *block = l->block;
+  if (!grid[0] || !grid[1] || !grid[2] || block[0] > 1024 || block[1] != 1 || block[2] != 1) return INVALID;
+  if (l->extra) return INVALID;
+  if (l->shared > 48 << 10 && live[SHARED_BYTES] < (long)l->shared) return INVALID;
   *op = (Op){0};
-  memcpy(&op->gate, params[1], sizeof op->gate);
-  if (!strcmp(f->name, "gate_conditions_f32")) {
-    op->kind = 7;
-    op->src = memcpy(malloc(sizeof(Conditions)), params[0], sizeof(Conditions));
+  memcpy(&op->gate, l->params[1], sizeof op->gate);
+  const char* name = l->function->name;
+  if (!strcmp(name, "gate_conditions_f32")) {
+    op->kind = SET_CONDITIONS;
+    op->src = memcpy(malloc(sizeof(Conditions)), l->params[0], sizeof(Conditions));
     op->value = ((Conditions*)op->src)->count;
     return op->value <= MOST && block[0] == MOST ? OK : INVALID;
   }
   Params p;
-  memcpy(&p, params[0], sizeof p);
-  op->kind = !strcmp(f->name, "mock_trap") ? 2 : !strcmp(f->name, "mock_shift") ? 0 : 1;
+  memcpy(&p, l->params[0], sizeof p);
+  op->kind = !strcmp(name, "mock_trap") ? TRAP : !strcmp(name, "mock_shift") ? COPY : FILL;
   op->dst = (void*)p.y;
   op->bytes = p.count * 4;
   op->src = (char*)op->dst + op->bytes;
   op->value = p.value;
   return OK;
 }
-R cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* s, void** params, void** extra) {
+R cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                 unsigned shared, void* s, void** params, void** extra) {
   ENTER;
-  const unsigned grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
+  const Launch l = {f, {gx, gy, gz}, {bx, by, bz}, shared, params, extra};
   Op op;
-  R result = launch(&op, f, grid, block, shared, params, extra);
+  R result = launch(&op, &l);
   if (result != OK) return result;
   counts[KERNEL_LAUNCHES]++;
   push(stream(s), op);
   return OK;
 }
 
-R cuStreamCreate(void** s, unsigned f) { (void)f; ENTER; Stream* n = calloc(1, sizeof *n); n->context = 1; *s = n; live[STREAMS]++; return OK; }
+R cuStreamCreate(void** s, unsigned f) {
+  (void)f;
+  ENTER;
+  Stream* n = calloc(1, sizeof *n);
+  n->context = 1;
+  *s = n;
+  live[STREAMS]++;
+  return OK;
+}
 R cuStreamDestroy_v2(void* s) { flush(s); free(s); live[STREAMS]--; return sticky; }
-R cuStreamSynchronize(void* s) { ENTER; if (stream(s)->capturing) return 900; flush(stream(s)); return sticky; }
+R cuStreamSynchronize(void* s) {
+  ENTER;
+  if (stream(s)->capturing) return WRONG_CAPTURE;
+  flush(stream(s));
+  return sticky;
+}
 R cuStreamGetCtx(void* s, void** c) { ENTER; *c = stream(s)->context ? &context_handle : &other_context; return OK; }
-R cuStreamBeginCapture_v2(void* s, int mode) { (void)mode; ENTER; if (!s) return 900; flush(s); ((Stream*)s)->capturing = 1; return OK; }
+R cuStreamBeginCapture_v2(void* s, int mode) {
+  (void)mode;
+  ENTER;
+  if (!s) return WRONG_CAPTURE;
+  flush(s);
+  ((Stream*)s)->capturing = 1;
+  return OK;
+}
+
 #include "graphs.h"
 
 R cuEventCreate(void** e, unsigned f) { (void)f; ENTER; *e = calloc(1, sizeof(Event)); live[EVENTS]++; return OK; }
-// Not freed: work under way may still name it.
+// Not freed: pending work may still use it.
 R cuEventDestroy_v2(void* e) { (void)e; live[EVENTS]--; return sticky; }
 R cuEventRecord(void* e, void* s) {
   ENTER;
   Event* event = e;
   event->stream = stream(s);
-  push(stream(s), (Op){3, e, 0, 0, ++event->recorded, 0, 0});
+  push(stream(s), (Op){.kind = RECORD, .dst = e, .value = ++event->recorded});
   return OK;
 }
 R cuStreamWaitEvent(void* s, void* e, unsigned f) {
   (void)f;
   ENTER;
-  push(stream(s), (Op){5, e, 0, 0, ((Event*)e)->recorded, 0, 0});
+  push(stream(s), (Op){.kind = WAIT, .dst = e, .value = ((Event*)e)->recorded});
   return OK;
 }
 static int pending(const Event* e) { return e->passed < e->recorded; }
@@ -272,10 +328,23 @@ R cuEventElapsedTime(float* ms, void* a, void* b) {
   return OK;
 }
 
-// MOCK_TEXTS: the answer without a text: 34 and nothing from a stub, 1 and null for an unknown error.
-R cuGetErrorName(R e, const char** t) { if (getenv("MOCK_TEXTS")) { int r = setting("MOCK_TEXTS", OK); if (r != 34) *t = NULL; return r; } *t = e == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : e == NO_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_MOCK"; return OK; }
+// MOCK_TEXTS makes a query of an error's text fail with its value: a stub returns 34 and leaves the pointer alone, a
+// driver returns 1 and a null pointer for an error it does not know.
+R cuGetErrorName(R e, const char** t) {
+  int result = setting("MOCK_TEXTS", OK);
+  if (!getenv("MOCK_TEXTS"))
+    *t = e == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+         : e == NO_MEMORY     ? "CUDA_ERROR_OUT_OF_MEMORY"
+                              : "CUDA_ERROR_MOCK";
+  else if (result != 34) *t = NULL;
+  return result;
+}
 #ifndef MOCK_OLD
-R cuGetErrorString(R e, const char** t) { if (getenv("MOCK_TEXTS")) return cuGetErrorName(e, t); *t = "as the mock driver was told"; return OK; }
+R cuGetErrorString(R e, const char** t) {
+  if (getenv("MOCK_TEXTS")) return cuGetErrorName(e, t);
+  *t = "as the mock driver was told";
+  return OK;
+}
 #endif
 
 // For tests.

@@ -1,8 +1,9 @@
-// Graphs of the pretended CUDA driver, a part of cuda.c: chains of nodes, some of them conditional.
+// The mock driver's graphs, included by cuda.c. A graph is a chain of nodes. As cuda.h says, a graph with conditional
+// nodes outlives the executable graph made from it, and has one such graph at a time.
 
 typedef struct Graph {
   Op *first, *last;
-  struct Graph* root;  // whose conditions its nodes have
+  struct Graph* root;  // owns the conditions of all its bodies
   struct Graph* made_from;
   Condition* conditions;
   int instances;
@@ -37,14 +38,14 @@ R cuGraphConditionalHandleCreate(uint64_t* handle, void* g, void* context, unsig
   if (context != &context_handle || flags != 1 || graph->root != graph) return INVALID;
   Condition* condition = calloc(1, sizeof *condition);
   condition->initial = initial;
-  condition->value = 77;  // nothing may run before it is set
+  condition->value = 77;  // garbage until a RESET
   condition->next = graph->conditions;
   graph->conditions = condition;
   *handle = (uintptr_t)condition;
   return OK;
 }
 
-typedef struct { void* function; unsigned grid[3], block[3], shared; void **params, **extra, *kernel, *context; } KernelNode;
+typedef struct { Launch launch; void *kernel, *context; } KernelNode;
 typedef struct { uint64_t handle; unsigned kind, bodies; Graph** graphs; void* context; } ConditionNode;
 typedef struct {
   unsigned kind, reserved0[3];
@@ -62,7 +63,7 @@ static R condition_node(Op* op, Graph* graph, ConditionNode* p) {
   body->root = graph->root;
   p->graphs = malloc(sizeof *p->graphs);
   *p->graphs = body;
-  *op = (Op){.kind = 6, .dst = condition, .src = p->graphs, .body = body};
+  *op = (Op){.kind = IF, .dst = condition, .src = p->graphs, .body = body};
   return OK;
 }
 R cuGraphAddNode(void** node, void* g, void* const* after, size_t count, NodeParams* p) {
@@ -75,9 +76,8 @@ R cuGraphAddNode(void** node, void* g, void* const* after, size_t count, NodePar
   // The tests' graphs are chains.
   if (count != (graph->last ? 1 : 0) || (count && after[0] != graph->last)) return INVALID;
   Op op;
-  KernelNode* k = &p->node.kernel;
   R result = p->kind == 13 ? condition_node(&op, graph, &p->node.condition)
-             : p->kind == 0 ? launch(&op, k->function, k->grid, k->block, k->shared, k->params, k->extra) : INVALID;
+             : p->kind == 0 ? launch(&op, &p->node.kernel.launch) : INVALID;
   if (result != OK) return result;
   Op* added = malloc(sizeof *added);
   *added = op;
@@ -88,7 +88,7 @@ R cuGraphAddNode(void** node, void* g, void* const* after, size_t count, NodePar
 }
 #endif
 
-// Copies nodes to the end of a list, bodies behind their conditions; returns their number and the list's end.
+// Appends copies of nodes to a list, each body after its condition. Returns their number and moves `end`.
 static uint32_t copy(const Op* op, Op*** end) {
   uint32_t count = 0;
   for (; op; op = op->next, ++count) {
@@ -97,18 +97,18 @@ static uint32_t copy(const Op* op, Op*** end) {
     made->next = 0;
     **end = made;
     *end = &made->next;
-    if (op->kind == 6) count += made->value = copy(op->body->first, end);
+    if (op->kind == IF) count += made->value = copy(op->body->first, end);
   }
   return count;
 }
 
-// The nodes of the last executable graph, in words.
+// The nodes of the last executable graph as text.
 static char shape[4096];
 static const Op* describe(const Op* op, long most) {
   for (; op && most; --most) {
     char* text = shape + strlen(shape);
     size_t room = sizeof shape - strlen(shape);
-    if (op->kind == 6) {
+    if (op->kind == IF) {
       snprintf(text, room, "if( ");
       const Op* next = describe(op->next, op->value);
       most -= op->value;
@@ -116,7 +116,7 @@ static const Op* describe(const Op* op, long most) {
       op = next;
       continue;
     }
-    snprintf(text, room, op->kind == 7 ? "set%u " : op->kind == 0 ? "shift " : "%u ", op->value);
+    snprintf(text, room, op->kind == SET_CONDITIONS ? "set%u " : op->kind == COPY ? "shift " : "%u ", op->value);
     op = op->next;
   }
   return op;
@@ -143,7 +143,7 @@ R cuGraphInstantiateWithFlags(void** e, void* g, unsigned long long f) {
   Op** end = &made->first;
   for (Condition* c = graph->conditions; c; c = c->next) {
     Op* begin = calloc(1, sizeof *begin);
-    *begin = (Op){.kind = 8, .dst = c};
+    *begin = (Op){.kind = RESET, .dst = c};
     *end = begin;
     end = &begin->next;
   }

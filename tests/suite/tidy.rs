@@ -1,19 +1,20 @@
-//! The house rules that a program can check, on the sources themselves.
+//! The house rules that a program can check in the sources.
 
 mod cycles;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::machine;
 
-/// The longest file, and the longest of the library and the program.
-const MOST_LINES: usize = 600;
-const MOST_LINES_OF_SRC: usize = 500;
+/// Limits of every source file.
+const MAX_LINES: usize = 500;
+const MAX_COLUMNS: usize = 120;
+/// The limit of functions of the library, the program and the build script.
+const MAX_FUNCTION_LINES: usize = 60;
 
-/// The longest function, and the longest line of Rust.
-const MOST_LINES_OF_A_FUNCTION: usize = 60;
-const MOST_COLUMNS: usize = 120;
+const EXTENSIONS: [&str; 9] = ["rs", "cu", "cuh", "cpp", "hpp", "c", "h", "sh", "py"];
 
 /// A source file: its path from the root, and its text.
 struct Source {
@@ -22,7 +23,7 @@ struct Source {
 }
 
 impl Source {
-    /// Its lines without comments and texts, with their numbers.
+    /// Its lines without comments and literals, with their numbers.
     fn code(&self) -> Vec<(usize, String)> {
         let hash_comments = self.path.ends_with(".sh");
         strip(&self.text, hash_comments).lines().map(str::to_string).enumerate().map(|(i, l)| (i + 1, l)).collect()
@@ -69,7 +70,7 @@ fn strip(text: &str, hash_comments: bool) -> String {
     out
 }
 
-/// Whether `word` stands in `line` as a word of its own.
+/// True if `line` contains `word` as a whole word.
 fn has_word(line: &str, word: &str) -> bool {
     let inner = |c: char| c.is_alphanumeric() || c == '_';
     line.match_indices(word).any(|(i, _)| {
@@ -77,7 +78,7 @@ fn has_word(line: &str, word: &str) -> bool {
     })
 }
 
-/// Every source under `folders`, or nothing, after saying so, where the tests run without them.
+/// Every file under `folders`. Prints that the test is skipped if there are none, as in a lone test binary.
 fn sources(folders: &[&str]) -> Vec<Source> {
     let root = machine::root();
     let mut found = Vec::new();
@@ -97,11 +98,25 @@ fn sources(folders: &[&str]) -> Vec<Source> {
     found
 }
 
+/// Every source file of the repository. Prints that the test is skipped if git lists none, as in a packaged crate.
+fn repository() -> Vec<Source> {
+    let root = machine::root();
+    let list = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+    let listed = Command::new("git").args(list).current_dir(&root).output().map_or_else(|_| Vec::new(), |o| o.stdout);
+    let paths = listed.split(|&byte| byte == 0).map(|path| String::from_utf8_lossy(path).into_owned());
+    let read = |path: String| Some(Source { text: std::fs::read_to_string(root.join(&path)).ok()?, path });
+    let found: Vec<Source> = paths.filter_map(read).filter(|source| source.is(&EXTENSIONS)).collect();
+    if found.is_empty() {
+        eprintln!("tidy test: skipped, git lists no files in {}", root.display());
+    }
+    found
+}
+
 fn assert_none(wrong: Vec<String>) {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// Each layer, and those that it may use besides itself.
+/// Each layer, and the other layers that it may use.
 const LAYERS: &[(&str, &[&str])] = &[
     ("files", &[]),
     ("tensor", &[]),
@@ -133,7 +148,7 @@ fn layers_use_only_those_before_them() {
                     wrong.push(format!("{}:{number}: {module} uses {used}", source.path));
                 }
             }
-            // `use crate::{tensor::.., device::..}` would hide from the search above.
+            // The search above does not find the layers of `use crate::{tensor::.., device::..}`.
             if line.contains("use crate::{") && LAYERS.iter().any(|(layer, _)| line.contains(&format!("{layer}::"))) {
                 wrong.push(format!("{}:{number}: import one layer a line", source.path));
             }
@@ -144,7 +159,7 @@ fn layers_use_only_those_before_them() {
 
 #[test]
 fn kernels_keep_to_what_the_simulator_runs() {
-    // What may stand in one file alone.
+    // Words and the only files that may contain them.
     let rules: &[(&str, &[&str])] = &[
         ("asm", &["kernels/common/ptx.cuh"]),
         ("volatile", &["kernels/common/ptx.cuh"]),
@@ -191,11 +206,11 @@ fn unsafe_code_is_where_it_belongs_and_says_why() {
             || (["src/ops/", "src/control/"].iter().any(|layer| path.starts_with(layer)) && path.contains("/launch"));
         let lines: Vec<&str> = source.text.lines().collect();
         for (number, line) in source.code().iter().filter(|(_, line)| has_word(line, "unsafe")) {
-            // A device that forwards each call to another one.
+            // A device that forwards each call to another device.
             let forwards = path.starts_with("benches/") && line.contains("unsafe impl Backend for");
-            // A declaration promises nothing yet; `# Safety` in its documentation is clippy's to check.
+            // A declaration promises nothing; clippy checks that its documentation has a `# Safety` section.
             let declares = ["unsafe fn", "unsafe extern", "unsafe trait"].iter().any(|words| line.contains(words));
-            // A comment holds for the statement that it stands before, which may be long.
+            // The comment is above the statement, which may be several lines long.
             let near = &lines[number.saturating_sub(6)..*number];
             if !(allowed || forwards) {
                 wrong.push(format!("{path}:{number}: unsafe code outside src/device/, launch.rs and launch/"));
@@ -210,19 +225,19 @@ fn unsafe_code_is_where_it_belongs_and_says_why() {
 #[test]
 fn files_are_short_and_finished() {
     let mut wrong = Vec::new();
-    let folders = ["src", "cli", "tests", "benches", "examples", "build", "build.rs", "kernels", "ci"];
-    for source in sources(&folders) {
-        if !source.is(&["rs", "cu", "cuh", "cpp", "hpp", "c", "h", "sh", "py"]) {
-            continue;
+    for source in repository() {
+        let lines = source.text.lines().count();
+        if lines > MAX_LINES {
+            wrong.push(format!("{}: {lines} lines, at most {MAX_LINES}", source.path));
+        }
+        for (i, width) in source.text.lines().map(|line| line.chars().count()).enumerate() {
+            if width > MAX_COLUMNS {
+                wrong.push(format!("{}:{}: {width} columns, at most {MAX_COLUMNS}", source.path, i + 1));
+            }
         }
         let product = ["src/", "cli/src/", "build"].iter().any(|folder| source.path.starts_with(folder));
-        let most = if product { MOST_LINES_OF_SRC } else { MOST_LINES };
-        let lines = source.text.lines().count();
-        if lines > most {
-            wrong.push(format!("{}: {lines} lines, at most {most}", source.path));
-        }
         if product && source.is(&["rs"]) {
-            wrong.extend(long_lines_and_functions(&source));
+            wrong.extend(long_functions(&source));
         }
         for (number, line) in source.code() {
             for word in ["todo!", "unimplemented!", "dbg!", "#[ignore"] {
@@ -235,34 +250,27 @@ fn files_are_short_and_finished() {
     assert_none(wrong);
 }
 
-fn long_lines_and_functions(source: &Source) -> Vec<String> {
+fn long_functions(source: &Source) -> Vec<String> {
     let mut wrong = Vec::new();
     let lines: Vec<&str> = source.text.lines().collect();
     for (i, line) in lines.iter().enumerate() {
-        let width = line.chars().count();
-        if width > MOST_COLUMNS {
-            wrong.push(format!("{}:{}: {width} columns, at most {MOST_COLUMNS}", source.path, i + 1));
-        }
         let code = line.trim_start();
         let declares = code.split('(').next().is_some_and(|head| head.split_whitespace().any(|word| word == "fn"));
         if !declares || code.starts_with("//") || code.ends_with(['}', ';']) {
             continue;
         }
-        // rustfmt ends a function with a brace below the line's first letter.
+        // rustfmt indents a function's last brace like its first line.
         let end = format!("{}}}", &line[..line.len() - code.len()]);
         let length = lines[i..].iter().position(|l| *l == end).map_or(0, |last| last + 1);
-        if length > MOST_LINES_OF_A_FUNCTION {
-            wrong.push(format!(
-                "{}:{}: a function of {length} lines, at most {MOST_LINES_OF_A_FUNCTION}",
-                source.path,
-                i + 1
-            ));
+        if length > MAX_FUNCTION_LINES {
+            let at = format!("{}:{}", source.path, i + 1);
+            wrong.push(format!("{at}: a function of {length} lines, at most {MAX_FUNCTION_LINES}"));
         }
     }
     wrong
 }
 
-/// What `docs/RELIABILITY.md` names in its column of tests is there: a test, a module or a file.
+/// Every test, module or file in the tests column of `docs/RELIABILITY.md` exists.
 #[test]
 fn promises_name_tests_that_exist() {
     let Ok(page) = std::fs::read_to_string(machine::root().join("docs/RELIABILITY.md")) else { return };
@@ -284,10 +292,10 @@ fn promises_name_tests_that_exist() {
         rows.flat_map(|row| row.split(" | ").nth(1).unwrap_or_default().split('`').skip(1).step_by(2)).collect();
     assert!(code.is_empty() || tests.len() > 30, "{tests:?}");
     let missing = tests.iter().filter(|name| !code.is_empty() && !is_there(name));
-    assert_none(missing.map(|name| format!("docs/RELIABILITY.md: `{name}` is nowhere")).collect());
+    assert_none(missing.map(|name| format!("docs/RELIABILITY.md: `{name}` does not exist")).collect());
 }
 
-/// The variables that the sources name are those of `docs/SWITCHES.md`.
+/// `docs/SWITCHES.md` lists exactly the variables that the sources use.
 #[test]
 fn every_variable_is_in_the_table() {
     let page = std::fs::read_to_string(machine::root().join("docs/SWITCHES.md")).expect("docs/SWITCHES.md");

@@ -1,17 +1,17 @@
-//! No file of a folder imports itself by way of others.
+//! Import cycles between the files of a folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{assert_none, sources, strip};
 
-/// The folders without a cycle of files.
+/// Folders that must have no import cycles.
 const FOLDERS: &[&str] = &["src/device"];
 
-/// A path from the root of the crate, one name after the other.
+/// A path from the crate's root, split at `::`.
 type Path = Vec<String>;
 
-/// The files of a folder by module, and the names that they re-export: importing one of those imports the file that
-/// defines it.
+/// A folder's files by module, and the names that they re-export: an import of such a name counts as an import of the
+/// file that defines it.
 #[derive(Default)]
 struct Files {
     texts: BTreeMap<Path, (String, String)>,
@@ -28,7 +28,7 @@ fn module(path: &str) -> Path {
     path.split('/').map(str::to_string).collect()
 }
 
-/// The paths that start with `path` and go on as `rest`: one, or those of a group in braces.
+/// The paths that start with `path` and continue with `rest`, which may be a group in braces.
 fn expand(mut path: Path, rest: &str, found: &mut Vec<Path>) {
     let rest = rest.trim_start();
     if let Some(group) = rest.strip_prefix('{') {
@@ -87,7 +87,7 @@ fn paths(module: &Path, text: &str) -> Vec<(Path, bool)> {
 }
 
 impl Files {
-    /// Takes a source in, without its tests.
+    /// Adds a source without its tests.
     fn add(&mut self, path: &str, text: &str) {
         if path.contains("/tests/") || path.ends_with("/tests.rs") {
             return;
@@ -104,7 +104,7 @@ impl Files {
         self.texts.insert(module, (path.to_string(), code));
     }
 
-    /// The module that defines what `path` names, if it is one of these files'.
+    /// The module that defines the item at `path`, if one of these files does.
     fn defines(&self, path: &[String]) -> Option<&Path> {
         let n = (1..=path.len()).rev().find(|&n| self.texts.contains_key(&path[..n]))?;
         match path.get(..n + 1).and_then(|name| self.exported.get(name)) {
@@ -122,7 +122,7 @@ impl Files {
         self.texts.iter().map(|(module, file)| (module, of((module, file)))).collect()
     }
 
-    /// A shortest cycle through each file that is on one, each cycle once.
+    /// A shortest cycle through each file that is on a cycle, each cycle once.
     fn cycles(&self) -> Vec<String> {
         let imports = self.imports();
         let mut found = BTreeMap::new();
