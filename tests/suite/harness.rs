@@ -157,6 +157,14 @@ pub fn check_refused(case: &Case, inputs: &[Data], dtypes: &[DType]) {
     }
 }
 
+/// The negative control in every type, with the numbers of input `at` changed by `change`.
+pub fn check_refused_with(case: &Case, at: usize, change: impl FnOnce(&mut [f64])) {
+    let mut wrong = case.inputs.clone();
+    let Data::Real(numbers) = &mut wrong[at] else { panic!("input {at} has no numbers") };
+    change(numbers);
+    check_refused(case, &wrong, &DTYPES);
+}
+
 /// The outputs of `case` on one machine where its inputs are `inputs` and the outputs that it updates hold `updates`,
 /// overwriting.
 pub fn outputs(
@@ -204,7 +212,7 @@ pub fn reference_onto(op: &Op, inputs: &[Data], before: &[Option<Data>], writes:
 }
 
 /// The places among the inputs of the operands called `name`.
-pub fn places(op: &dyn Operator, name: &str) -> Vec<usize> {
+fn places(op: &dyn Operator, name: &str) -> Vec<usize> {
     let reads = op.operands().reads;
     (0..reads.len()).filter(|&i| reads[i].0 == name).collect()
 }

@@ -1,4 +1,4 @@
-//! The operands of a [`Case`](crate::harness::Case) by name.
+//! Operands by name.
 
 use residuum::ops::Call;
 
@@ -11,12 +11,24 @@ impl<'a> Judged<'a> {
     }
 }
 
-/// The inputs of `call`, numbers, as a case lists them.
+/// The inputs of `call`, in a case's order.
 pub fn inputs(call: impl Call<Vec<f64>, ()>) -> Vec<Data> {
     call.into_lists().0.into_iter().map(Data::Real).collect()
 }
 
-/// The rules for the outputs of `call`, as a case's judge lists them.
+/// The outputs of a call of this form by name.
+pub fn outputs<C: Call<(), ()>>(form: C, outputs: Vec<Data>) -> C::Of<(), Data> {
+    let mut outputs = outputs.into_iter();
+    form.map(|_, ()| (), |_, ()| outputs.next().expect("an output"))
+}
+
+/// The only tensor of a list.
+pub fn only(tensors: Vec<Data>) -> Data {
+    let [tensor] = <[Data; 1]>::try_from(tensors).expect("one tensor");
+    tensor
+}
+
+/// The rules for the outputs of `call`, in a case's order.
 pub fn rules(call: impl Call<(), Compare>) -> Vec<Compare> {
     call.into_lists().1
 }

@@ -7,8 +7,9 @@ use residuum::ops::store::Epilogue;
 use residuum::ops::{concat, conv2d, cross_entropy, linear, pool, relu, shortcut, sum, Call, Op, Operator, Write};
 use residuum::tensor::Shape;
 
-use super::{check, host, integers, normals, refuses, rounded, Bound, Case};
+use super::{case, check, host, integers, normals, refuses, rounded, Bound, Case};
 use crate::harness::{reference, Data, Random};
+use crate::named::outputs;
 
 const DENSE: conv2d::Spec = conv2d::Spec {
     n: 2,
@@ -141,7 +142,7 @@ fn batch_norm_training() {
             let mut random = Random::new(&name);
             case.updates = vec![Data::Real(random.normals(x[3], 0.0, 1.0)), Data::Real(random.reals(x[3], 0.5, 2.0))];
             // The mean is off by a few roundings of the largest element, which count against the least deviation.
-            let largest = case.inputs[0].real().iter().fold(0.0f64, |a, b| a.max(b.abs()));
+            let largest = case.inputs[at.x].real().iter().fold(0.0f64, |a, b| a.max(b.abs()));
             let invstd = &reference(&case.op, &case.inputs, &case.updates)[at.invstd];
             let condition = largest * invstd.real().iter().fold(0.0f64, |a, &b| a.max(b));
             let bound = Bound::Relative(16.0 * (1.0 + condition));
@@ -229,14 +230,13 @@ fn elementwise() {
         check(&gated, Bound::Exact);
         check(&integers("scaled", Op::Sum(sum::Node { share: 0.25, ..plain })), Bound::Exact);
     }
-    let mut nan = integers("nan", Op::Relu(relu::Node { shape: [3].into(), pass: relu::Pass::Fwd }));
-    nan.inputs[0] = Data::Real(vec![f64::NAN, -1.0, 1.0]);
-    check(&nan, Bound::Exact);
+    let relu = Op::Relu(relu::Node { shape: [3].into(), pass: relu::Pass::Fwd });
+    check(&case("nan", relu, |_, _| vec![f64::NAN, -1.0, 1.0]), Bound::Exact);
 }
 
 #[test]
 fn pool() {
-    use pool::{Kind, Window};
+    use pool::{Fwd, Kind, Window};
     let sliding = |kernel, stride, padding, ceil| Window::Sliding { kernel, stride, padding, ceil };
     let windows = [
         sliding([2, 2], [2, 2], [0, 0], false),
@@ -256,7 +256,8 @@ fn pool() {
             check(&fwd, Bound::Linear);
             let mut bwd = fwd;
             let y: usize = pool.y_shape().iter().product();
-            let index = reference(&bwd.op, &bwd.inputs, &[]).into_iter().nth(1);
+            let form: Fwd = Fwd { index: (kind == Kind::Max).then_some(()), ..Fwd::default() };
+            let index = outputs(form, reference(&bwd.op, &bwd.inputs, &[])).index;
             bwd.op = Op::Pool(pool.bwd());
             bwd.inputs = vec![Data::Real(Random::new("dy").integers(y, -3, 3))];
             bwd.inputs.extend(index);

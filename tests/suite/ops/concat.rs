@@ -6,7 +6,8 @@ use residuum::ops::{Arg, Io, Op, Operator, Write};
 use residuum::tensor::DType;
 
 use crate::cases::concat::CASES;
-use crate::harness::{check, machines, Case, Data, Random, Sweep};
+use crate::harness::{check, machines, reference, Case, Data, Random, Sweep};
+use crate::named::only;
 
 fn node(pixels: [usize; 3], channels: &[usize], pass: Pass) -> Node {
     Node { concat: Concat::new(Spec { pixels, channels: channels.to_vec() }).unwrap(), pass }
@@ -37,9 +38,9 @@ fn the_split_is_the_inverse() {
     let (pixels, channels) = ([2, 3, 5], [7, 1, 3]);
     let parts: Vec<Data> =
         channels.iter().map(|&c| Data::Real(Random::new(&c.to_string()).normals(30 * c, 0.0, 1.0))).collect();
-    let whole = crate::harness::reference(&Op::Concat(node(pixels, &channels, Pass::Fwd)), &parts, &[]);
-    assert_eq!(whole[0].real()[..8], [&parts[0].real()[..7], &parts[1].real()[..1]].concat());
-    assert_eq!(crate::harness::reference(&Op::Concat(node(pixels, &channels, Pass::Bwd)), &whole, &[]), parts);
+    let whole = only(reference(&Op::Concat(node(pixels, &channels, Pass::Fwd)), &parts, &[]));
+    assert_eq!(whole.real()[..8], [&parts[0].real()[..7], &parts[1].real()[..1]].concat());
+    assert_eq!(reference(&Op::Concat(node(pixels, &channels, Pass::Bwd)), &[whole], &[]), parts);
 }
 
 /// A part that is a slice of the whole at its own channels costs no launch; at any others it does.

@@ -4,7 +4,7 @@ use residuum::device::{Arch, Device, Target, View};
 use residuum::ops::conv2d::{Fwd, Node, Pass, Plan};
 use residuum::ops::load::{Affine, Load, Operand};
 use residuum::ops::store::{Epilogue, Moments};
-use residuum::ops::{Arg, Io, Op, Operator, Write};
+use residuum::ops::{Arg, Call, Io, Op, Operator, Write};
 use residuum::tensor::{DType, TensorType};
 
 use crate::bounds;
@@ -12,6 +12,7 @@ use crate::cases::conv2d::{crossed, layers, odd, stems, widths, Row};
 use crate::cases::conv2d_fused::{passes, BOTH, DATA, ENDS, FORWARD, WEIGHT};
 use crate::harness::{check_dtype, check_refused, reference, reference_onto};
 use crate::harness::{Case, Compare, Data, Judged, Launcher, Layout, Random, Sweep, DTYPES};
+use crate::named::{outputs, rules};
 
 /// What an input is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -146,37 +147,34 @@ fn magnitudes(node: &Node, inputs: &[Data]) -> Vec<Data> {
     }
 }
 
-/// What moments may be off, where y is off by `off` before it is stored.
-fn moments_within(judged: &Judged<'_>, channels: usize, off: &[f64]) -> [Compare; 2] {
-    let y = judged.outputs[0].real();
+/// Bounds of the moments of a y whose element i is off by `off(i)` before it is stored.
+fn moments_within(judged: &Judged<'_>, form: Fwd, off: &dyn Fn(usize) -> f64) -> Moments<Compare> {
+    let Fwd { y, moments: Some(moments), .. } = form.with(judged.inputs, judged.outputs) else { panic!("no moments") };
+    let (y, of) = (y.real(), moments.map(|_, data| data.real()));
+    let channels = of.mean.len();
     let (mut means, mut vars) = (Vec::new(), Vec::new());
-    for c in 0..channels {
-        let of = |v: &[f64]| v.iter().skip(c).step_by(channels).copied().collect::<Vec<f64>>();
-        let (y, off) = (of(y), of(off));
-        let (mean, var) = (judged.outputs[1].real()[c], judged.outputs[2].real()[c]);
-        let spread = y.iter().fold(0.0, |a: f64, v| a.max((v - mean).abs()));
-        let channel = bounds::Channel { rows: y.len(), mean, spread, var };
-        // Each value moves by its error and by its rounding; a mean by no more than the worst of them.
-        let moved = y.iter().zip(&off).fold(0.0, |a: f64, (v, o)| a.max(o + bounds::stored(judged.dtype, v.abs() + o)));
+    for (c, (&mean, &var)) in of.mean.iter().zip(of.var).enumerate() {
+        let places = || (c..y.len()).step_by(channels);
+        let spread = places().fold(0.0, |a: f64, i| a.max((y[i] - mean).abs()));
+        let channel = bounds::Channel { rows: y.len() / channels, mean, spread, var };
+        // Each value moves by its error and by its rounding; a mean by no more than the largest of these.
+        let moved = |i: usize| off(i) + bounds::stored(judged.dtype, y[i].abs() + off(i));
+        let moved = places().fold(0.0, |a: f64, i| a.max(moved(i)));
         means.push(moved + channel.mean_bound());
         vars.push(2.0 * moved * (var.sqrt() + moved) + 2.0 * moved * moved + channel.var_bound());
     }
-    [Compare::Within(means), Compare::Within(vars)]
+    Moments { mean: Compare::Within(means), var: Compare::Within(vars) }
 }
 
 fn exact(name: &str, what: &str, node: Node, dtype: DType) -> Case {
     let inputs = integers(name, &node, dtype);
-    let (outputs, channels) = (node.outputs().len(), node.conv.spec().k);
-    let judge = move |judged: &Judged<'_>| match node.pass {
+    let judge = move |judged: &Judged<'_>| {
+        let mut call = node.pass.map(|_, ()| (), |_, ()| Compare::Exact);
         // A mean of whole numbers is whole only by chance.
-        Pass::Fwd(Fwd { moments: Some(_), .. }) => {
-            let off = vec![0.0; judged.outputs[0].real().len()];
-            let mut rules = vec![Compare::Exact];
-            rules.extend(moments_within(judged, channels, &off));
-            rules.resize_with(outputs, || Compare::Exact);
-            rules
+        if let (Pass::Fwd(form), Pass::Fwd(Fwd { moments: Some(moments), .. })) = (node.pass, &mut call) {
+            *moments = moments_within(judged, form, &|_| 0.0);
         }
-        _ => vec![Compare::Exact; outputs],
+        rules(call)
     };
     case(Case::bounded(format!("{name}, {what}, {}", node.name()), op(node), inputs, judge), &node)
 }
@@ -193,37 +191,36 @@ fn bounded(name: &str, what: &str, node: Node, inputs: Vec<Data>) -> Case {
     let judge = move |judged: &Judged<'_>| {
         let dtype = judged.dtype;
         let sum = if dtype == DType::F32 { bounds::sum } else { bounds::tensor_core_sum };
+        // Computed operands are rounded before they are multiplied.
+        let relative =
+            |terms: usize, computed: f64| sum(terms + 8, 1.0) + computed * bounds::stored(dtype, 1.0) + 4.0 * bounds::U;
+        let (first, weights) = (relative(terms(&node), 1.0), relative(weight_terms(&node), 2.0));
+        let each = first + bounds::stored(dtype, 1.0);
+        let rows = node.conv.x().shape.len() / node.conv.spec().c;
         let sizes = magnitudes(&node, judged.inputs);
-        // The operands that are computed are rounded before they are multiplied.
-        let computed = if matches!(node.pass, Pass::BwdW(_)) { 2.0 } else { 1.0 };
-        let relative = sum(terms(&node) + 8, 1.0) + computed * bounds::stored(dtype, 1.0) + 4.0 * bounds::U;
-        let off: Vec<f64> = sizes[0].real().iter().map(|m| relative * m).collect();
-        let mut rules = vec![Compare::Within(off.clone())];
-        match node.pass {
-            Pass::Fwd(Fwd { moments: Some(_), end: None, .. }) => {
-                rules.extend(moments_within(judged, node.conv.spec().k, &off));
-            }
-            Pass::Fwd(Fwd { end: Some(_), .. }) => {
-                rules.extend(moments_within(judged, node.conv.spec().k, &off));
-                let sums = sizes[3].real().iter().map(|m| 4.0 * bounds::U * m).collect();
-                rules.extend([Compare::Within(sums), Compare::Exact]);
-            }
-            Pass::BwdX(_) | Pass::Bwd(_) => {
-                let rows = node.conv.x().shape.len() / node.conv.spec().c;
-                let each = relative + bounds::stored(dtype, 1.0);
-                let first = node.accumulates().len();
-                if first == 2 {
-                    let relative =
-                        sum(weight_terms(&node) + 8, 1.0) + 2.0 * bounds::stored(dtype, 1.0) + 4.0 * bounds::U;
-                    rules.push(Compare::Within(sizes[1].real().iter().map(|m| relative * m).collect()));
+        let sizes = node.pass.with(judged.inputs, &sizes);
+        let mut call = sizes.map(
+            |_, _| (),
+            |name, sizes| {
+                let within = |bound: &dyn Fn(f64) -> f64| {
+                    Compare::Within(sizes.real().iter().map(|&magnitude| bound(magnitude)).collect())
+                };
+                match name {
+                    "y" | "dx" => within(&|m| first * m),
+                    "dw" => within(&|m| weights * m),
+                    "z" => within(&|m| 4.0 * bounds::U * m),
+                    "signs" => Compare::Exact,
+                    // The moments are bounded below; the others are sums of a masked dx.
+                    _ => within(&|m| each * m + bounds::channel_sum(rows, 4, m)),
                 }
-                rules.extend(sizes[first..].iter().map(|sums| {
-                    Compare::Within(sums.real().iter().map(|&m| each * m + bounds::channel_sum(rows, 4, m)).collect())
-                }));
-            }
-            _ => {}
+            },
+        );
+        if let (Pass::Fwd(form), Pass::Fwd(Fwd { y, .. }), Pass::Fwd(Fwd { moments: Some(moments), .. })) =
+            (node.pass, sizes, &mut call)
+        {
+            *moments = moments_within(judged, form, &|i| first * y.real()[i]);
         }
-        rules
+        rules(call)
     };
     case(Case::bounded(format!("{name}, {what}, {}", node.name()), op(node), inputs, judge), &node)
 }
@@ -432,20 +429,25 @@ fn a_wrong_operand_is_refused() {
 fn a_mean_far_from_zero_leaves_the_variance() {
     let load = Load::Affine { affine: Affine::default(), relu: true };
     let (x, epilogue) = (Operand { value: (), load }, Epilogue { shift: Some(()), ..Epilogue::default() });
-    let pass = Pass::Fwd(Fwd { x, epilogue, moments: Some(Moments::default()), ..Fwd::default() });
-    let node = Node { conv: named("long reduction").conv(), pass };
+    let form: Fwd = Fwd { x, epilogue, moments: Some(Moments::default()), ..Fwd::default() };
+    let node = Node { conv: named("long reduction").conv(), pass: Pass::Fwd(form) };
     let mut inputs = reals("far", &node);
-    let deviation = {
-        let y = reference(&op(node), &inputs, &[]);
-        y[2].real().iter().fold(0.0, |a: f64, v| a.max(v.sqrt()))
+    let Fwd { moments: Some(Moments { var, .. }), .. } = outputs(form, reference(&op(node), &inputs, &[])) else {
+        panic!("no moments")
     };
-    let last = inputs.len() - 1;
-    inputs[last] = Data::Real(vec![1000.0 * deviation; node.conv.spec().k]);
-    let judge = |judged: &Judged<'_>| {
-        let of = |i: usize, relative: f64| {
-            Compare::Within(judged.outputs[i].real().iter().map(|v| relative * v.abs()).collect())
+    let deviation = var.real().iter().fold(0.0, |a: f64, v| a.max(v.sqrt()));
+    let shift = form.places().epilogue.shift.expect("a shift");
+    inputs[shift] = Data::Real(vec![1000.0 * deviation; node.conv.spec().k]);
+    let judge = move |judged: &Judged<'_>| {
+        let within = |name: &str, data: &Data| {
+            let relative = match name {
+                "y" => 1e-5,
+                "mean" => 1e-6,
+                _ => 1e-3,
+            };
+            Compare::Within(data.real().iter().map(|v| relative * v.abs()).collect())
         };
-        vec![of(0, 1e-5), of(1, 1e-6), of(2, 1e-3)]
+        rules(form.with(judged.inputs, judged.outputs).map(|_, _| (), within))
     };
     check_dtype(&case(Case::bounded("far", op(node), inputs, judge), &node), DType::F32, Sweep::Schedules);
 }

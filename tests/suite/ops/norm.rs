@@ -3,14 +3,16 @@
 use residuum::device::{Launch, View};
 use residuum::ops::batch_norm::{BatchNorm, Spec};
 use residuum::ops::norm::merge::{self, BandRows, Bands};
-use residuum::ops::norm::{Coefficients, Node, Pass};
-use residuum::ops::Op;
+use residuum::ops::norm::{Coefficients, Measure, Node, Pass, Scale};
+use residuum::ops::store::Moments;
+use residuum::ops::{Call, Op};
 
-use super::batch_norm::{channels_of, exact_input, powers};
+use super::batch_norm::{channels_of, exact_input, last_pixel_lost, powers};
 use crate::bounds;
 use crate::cases::batch_norm::{EXACT_SHAPES, SHAPES};
 use crate::cases::norm::BANDS;
-use crate::harness::{check, check_refused, Case, Compare, Data, Judged, Random, Sweep, DTYPES};
+use crate::harness::{check, check_refused_with, Case, Compare, Data, Judged, Random, Sweep};
+use crate::named::{inputs, rules};
 use crate::sweep::{machines, Machine};
 
 fn op(x: [usize; 4], eps: f64, pass: Pass) -> Op {
@@ -150,9 +152,9 @@ fn moments_case(shape: [usize; 4], mean: f64) -> Case {
     let name = format!("norm moments {shape:?} mean {mean}");
     let x = Random::new(&name).normals(shape.iter().product(), mean, 1.0);
     Case::bounded(name, op(shape, 1.0, Pass::Measure), vec![Data::Real(x)], move |j| {
-        let all = channels_of(j.inputs[0].real(), shape[3]);
-        let (means, vars) = all.iter().map(|c| (c.mean_bound(), c.var_bound())).unzip();
-        vec![Compare::Within(means), Compare::Within(vars)]
+        let all = channels_of(j.numbers(<Measure>::default()).y, shape[3]);
+        let (mean, var) = all.iter().map(|c| (c.mean_bound(), c.var_bound())).unzip();
+        rules(Measure { y: (), moments: Moments { mean, var }.map(|_, off| Compare::Within(off)) })
     })
 }
 
@@ -163,11 +165,8 @@ fn moments_bounded() {
         check(&moments_case(shape, 3.0), Sweep::Quick);
     }
     for &shape in &SHAPES[2..6] {
-        let case = moments_case(shape, 0.0);
-        let mut wrong = case.inputs[0].real().to_vec();
-        let last = wrong.len() - shape[3]..;
-        wrong[last].fill(0.0);
-        check_refused(&case, &[Data::Real(wrong)], &DTYPES);
+        let at = <Measure>::default().places();
+        check_refused_with(&moments_case(shape, 0.0), at.y, last_pixel_lost(shape[3]));
     }
 }
 
@@ -177,8 +176,11 @@ fn moments_of_a_mean_far_from_zero() {
     for shape in [[11, 10, 10, 16], [1, 61, 67, 3]] {
         let mut case = moments_case(shape, 1000.0);
         case.judge = Box::new(|j| {
-            let off = |i: usize, share: f64| j.outputs[i].real().iter().map(|v| share * v).collect();
-            vec![Compare::Within(off(0, 8.0 * bounds::U)), Compare::Within(off(1, 1e-3))]
+            let within = |name: &str, moments: &[f64]| {
+                let relative = if name == "mean" { 8.0 * bounds::U } else { 1e-3 };
+                Compare::Within(moments.iter().map(|v| relative * v).collect())
+            };
+            rules(Measure { y: (), moments: j.numbers(<Measure>::default()).moments.map(within) })
         });
         check(&case, Sweep::Schedules);
     }
@@ -195,51 +197,48 @@ fn affine() {
         let (channels, m) = (shape[3], (shape[0] * shape[1] * shape[2]) as f64);
         let name = format!("norm affine {shape:?}");
         let mut random = Random::new(&name);
-        let inputs = [
-            powers(&mut random, channels),
-            random.integers(channels, -9, 9),
-            random.integers(channels, -4, 4),
-            variances(&mut random, channels),
-        ];
+        let (gamma, beta) = (powers(&mut random, channels), random.integers(channels, -9, 9));
+        let (mean, var) = (random.integers(channels, -4, 4), variances(&mut random, channels));
+        let inputs = inputs(Scale { gamma, beta, moments: Moments { mean, var }, ..Default::default() });
         let updates = [-3, 0].map(|low| Data::Real(random.integers(channels, low, 7)));
         let judge = move |_: &Judged<'_>| {
             let off = bounds::moved(7.0, 16.0 * m / (m - 1.0), 0.5, 0.0);
-            [vec![Compare::Exact; 3], vec![Compare::Within(vec![off; channels])]].concat()
+            let exact = <Scale>::default().map(|_, ()| (), |_, ()| Compare::Exact);
+            rules(Scale { running_var: Compare::Within(vec![off; channels]), ..exact })
         };
-        let case = Case::bounded(name, op(shape, 0.25, Pass::Scale), inputs.map(Data::Real).into(), judge);
+        let case = Case::bounded(name, op(shape, 0.25, Pass::Scale), inputs, judge);
         check(&case.updating(updates.into()), Sweep::Schedules);
     }
 }
 
-/// Variances that are no powers of two, and the unbiased one of the running statistics: found where it is biased.
+/// Variances that are no powers of two. The running variance is unbiased: a biased one is found.
 #[test]
 fn affine_of_real_numbers() {
     let shape = SHAPES[2];
-    let (channels, eps) = (shape[3], 1e-5);
-    let mut random = Random::new("norm affine of real numbers");
-    let inputs = [(0.5, 1.5), (-1.0, 1.0), (-3.0, 3.0), (0.1, 4.0)].map(|(a, b)| random.reals(channels, a, b));
+    let channels = shape[3];
+    let name = "norm affine of real numbers";
+    let mut random = Random::new(name);
+    let [gamma, beta, mean, var] =
+        [(0.5, 1.5), (-1.0, 1.0), (-3.0, 3.0), (0.1, 4.0)].map(|(a, b)| random.reals(channels, a, b));
+    let inputs = inputs(Scale { gamma, beta, moments: Moments { mean, var }, ..Default::default() });
     let updates = [random.reals(channels, -1.0, 1.0), random.reals(channels, 0.5, 2.0)].map(Data::Real);
-    let case =
-        Case::bounded("norm affine of real numbers", op(shape, eps, Pass::Scale), inputs.map(Data::Real).into(), |j| {
-            let magnitude = |i: usize| {
-                let [_, beta, mean, _] = [0, 1, 2, 3].map(|i| j.inputs[i].real());
-                let scale = j.outputs[0].real();
-                match i {
-                    0 => scale.iter().map(|s| 4.0 * bounds::U * s.abs()).collect(),
-                    1 => (0..scale.len())
-                        .map(|k| bounds::U * (beta[k].abs() + 6.0 * (mean[k] * scale[k]).abs()))
-                        .collect(),
-                    _ => vec![bounds::moved(2.0, 8.0, 1.0, 0.0); scale.len()],
-                }
-            };
-            (0..4).map(|i| Compare::Within(magnitude(i))).collect()
-        })
-        .updating(updates.into());
+    let judge = move |j: &Judged<'_>| {
+        let Scale { beta, moments: Moments { mean, .. }, scale, .. } = j.numbers(<Scale>::default());
+        let shift_off = |k: usize| bounds::U * (beta[k].abs() + 6.0 * (mean[k] * scale[k]).abs());
+        let within = |name: &str, ()| {
+            Compare::Within(match name {
+                "scale" => scale.iter().map(|s| 4.0 * bounds::U * s.abs()).collect(),
+                "shift" => (0..channels).map(shift_off).collect(),
+                _ => vec![bounds::moved(2.0, 8.0, 1.0, 0.0); channels],
+            })
+        };
+        rules(<Scale>::default().map(|_, ()| (), within))
+    };
+    let case = Case::bounded(name, op(shape, 1e-5, Pass::Scale), inputs, judge).updating(updates.into());
     check(&case, Sweep::Schedules);
-    let mut wrong = case.inputs.clone();
-    let biased = wrong[3].real().iter().map(|v| v * 104.0 / 105.0).collect();
-    wrong[3] = Data::Real(biased);
-    check_refused(&case, &wrong, &DTYPES);
+    check_refused_with(&case, <Scale>::default().places().moments.var, |var| {
+        var.iter_mut().for_each(|v| *v *= 104.0 / 105.0);
+    });
 }
 
 #[test]
@@ -249,16 +248,16 @@ fn coefficients() {
             let channels = shape[3];
             let name = format!("norm coefficients {shape:?} lazy {lazy} bias {bias}");
             let mut random = Random::new(&name);
-            let inputs = [
-                random.integers(channels, -99, 99),
-                random.integers(channels, -99, 99),
-                powers(&mut random, channels),
-                random.integers(channels, -4, 4),
-                variances(&mut random, channels),
-            ];
-            let inputs = inputs.map(Data::Real).into();
-            let (a, dbias) = ((!lazy).then_some(()), bias.then_some(()));
-            let pass = Pass::Coefficients(Coefficients { a, dbias, ..Coefficients::default() });
+            let call = Coefficients {
+                dy_sum: random.integers(channels, -99, 99),
+                dyx_sum: random.integers(channels, -99, 99),
+                gamma: powers(&mut random, channels),
+                moments: Moments { mean: random.integers(channels, -4, 4), var: variances(&mut random, channels) },
+                a: (!lazy).then_some(()),
+                dbias: bias.then_some(()),
+                ..Default::default()
+            };
+            let (pass, inputs) = (Pass::Coefficients(call.form()), inputs(call));
             check(&Case::exact(name, op(shape, 0.25, pass), inputs), Sweep::Schedules);
         }
     }

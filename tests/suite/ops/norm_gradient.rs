@@ -2,14 +2,15 @@
 
 use residuum::ops::batch_norm::{BatchNorm, Spec};
 use residuum::ops::norm::{Gradient, Node, Pass};
-use residuum::ops::store::{sign_bytes, Mask};
+use residuum::ops::store::{sign_bytes, Mask, Sums};
 use residuum::ops::{Call, Io, Op, Operator, Write};
 
-use super::batch_norm::powers;
+use super::batch_norm::{last_pixel_lost, powers};
 use crate::bounds;
 use crate::cases::batch_norm::SHAPES;
 use crate::cases::norm::MASKS;
-use crate::harness::{check, check_refused, reference, Case, Compare, Data, Judged, Launcher, Random, Sweep, DTYPES};
+use crate::harness::{check, check_refused_with, reference, Case, Compare, Data, Judged, Launcher, Random, Sweep};
+use crate::named::{inputs, outputs, rules};
 
 fn form(mask: Mask) -> Gradient {
     Gradient { mask, sums: mask.sums(), ..Gradient::default() }
@@ -30,31 +31,27 @@ fn signs(random: &mut Random, [n, h, w, c]: [usize; 4]) -> Data {
 
 /// Small whole numbers for the operands of `mask`; scales are powers of two, and z is often 0. Behind a closed gate is
 /// nothing but NaN.
-pub fn operands(random: &mut Random, mask: Mask, shape: [usize; 4]) -> Vec<Data> {
+pub fn operands(random: &mut Random, mask: Mask, shape: [usize; 4]) -> Mask<Data> {
     let (len, c) = (shape.iter().product(), shape[3]);
     let open = random.below(2) == 1;
-    let mut operands = Vec::new();
-    mask.types(shape).map(|name, read| {
-        operands.push(match name {
-            _ if read.gated && !open => Data::Real(vec![f64::NAN; read.ty.shape.len()]),
-            "y" => Data::Real(random.integers(len, -2, 2)),
-            "mean" => Data::Real(random.integers(c, -1, 1)),
-            "scale" => Data::Real(powers(random, c)),
-            "shift" => Data::Real(random.integers(c, -2, 2)),
-            "bits" => signs(random, shape),
-            "gate" => Data::Real(vec![f64::from(u8::from(open))]),
-            other => panic!("an operand called {other}"),
-        });
-    });
-    operands
+    mask.types(shape).map(|name, read| match name {
+        _ if read.gated && !open => Data::Real(vec![f64::NAN; read.ty.shape.len()]),
+        "y" => Data::Real(random.integers(len, -2, 2)),
+        "mean" => Data::Real(random.integers(c, -1, 1)),
+        "scale" => Data::Real(powers(random, c)),
+        "shift" => Data::Real(random.integers(c, -2, 2)),
+        "bits" => signs(random, shape),
+        "gate" => Data::Real(vec![f64::from(u8::from(open))]),
+        other => panic!("an operand called {other}"),
+    })
 }
 
 fn exact_case(shape: [usize; 4], mask: Mask) -> Case {
     let name = format!("norm gradient {shape:?} {mask:?}");
     let mut random = Random::new(&name);
     let dz = Data::Real(random.integers(shape.iter().product(), -2, 2));
-    let inputs = [vec![dz], operands(&mut random, mask, shape)].concat();
-    Case::exact(name, Op::Norm(node(shape, mask)), inputs).sliced().taking_in()
+    let call = Gradient { dz, mask: operands(&mut random, mask, shape), g: (), sums: mask.sums() };
+    Case::exact(name, Op::Norm(node(shape, mask)), call.into_lists().0).sliced().taking_in()
 }
 
 #[test]
@@ -70,11 +67,15 @@ fn exact() {
 #[test]
 fn a_nan_does_not_close_the_relu() {
     for &mask in MASKS.iter().filter(|mask| matches!(mask, Mask::Affine { .. })) {
-        let y = vec![f64::NAN, 1.0, 0.0, -1.0];
-        let inputs = [vec![1.0, 2.0, 4.0, 8.0], y, vec![1.0], vec![0.0], vec![0.0]].map(Data::Real).to_vec();
+        let numbers = mask.map(|name, ()| match name {
+            "y" => vec![f64::NAN, 1.0, 0.0, -1.0],
+            "scale" => vec![1.0],
+            _ => vec![0.0],
+        });
+        let inputs = inputs(Gradient { dz: vec![1.0, 2.0, 4.0, 8.0], mask: numbers, g: (), sums: mask.sums() });
         let op = Op::Norm(node([1, 1, 4, 1], mask));
-        let Data::Real(g) = &reference(&op, &inputs, &[])[0] else { panic!("numbers") };
-        assert_eq!(g[..2], [1.0, 2.0], "{mask:?}");
+        let g = outputs(form(mask), reference(&op, &inputs, &[])).g;
+        assert_eq!(g.real()[..2], [1.0, 2.0], "{mask:?}");
         let name = format!("norm gradient of NaN {mask:?}");
         check(&Case::exact(name, op, inputs).taking_in(), Sweep::Schedules);
     }
@@ -106,27 +107,32 @@ fn in_place() {
     }
 }
 
-/// z = y, so that rounding closes no other ReLU than in the reference.
+/// With a scale of 1 and a shift of 0, z = y: rounding closes no ReLU that the reference leaves open.
+const RELU: Mask = Mask::Affine { y: (), scale: (), shift: (), mean: (), relu: true, scaled: false };
+
+fn judge(j: &Judged<'_>) -> Gradient<(), Compare> {
+    let call = j.numbers(form(RELU));
+    let (g, Mask::Affine { y, mean, .. }) = (call.g, call.mask) else { panic!("an affine mask") };
+    let (len, c) = (g.len(), mean.len());
+    // In the accumulating run v is a rounded sum; the 16-bit types store it rounded once more.
+    let magnitude = |k: usize, of: &dyn Fn(usize) -> f64| (k..len).step_by(c).map(|i| of(i).abs()).sum::<f64>();
+    let sums = |of: &dyn Fn(usize) -> f64| {
+        Compare::Within((0..c).map(|k| bounds::channel_sum(len / c, 3, magnitude(k, of))).collect())
+    };
+    let sums = Sums { dy: sums(&|i| g[i]), first: sums(&|i| g[i] * (y[i] - mean[i % c])), second: None };
+    let g = Compare::Within(g.iter().map(|v| bounds::U * v.abs()).collect());
+    Gradient { dz: (), mask: RELU, g, sums }
+}
+
 fn bounded_case(shape: [usize; 4]) -> Case {
     let name = format!("norm gradient of real numbers {shape:?}");
     let mut random = Random::new(&name);
     let (len, c) = (shape.iter().product(), shape[3]);
-    let numbers = [vec![1.0; c], vec![0.0; c], random.reals(c, -0.5, 0.5)];
-    let inputs = [vec![random.normals(len, 0.1, 1.0), random.normals(len, 0.2, 1.0)], numbers.into()].concat();
-    let mask = Mask::Affine { y: (), scale: (), shift: (), mean: (), relu: true, scaled: false };
-    let op = Op::Norm(node(shape, mask));
-    let judge = move |j: &Judged<'_>| {
-        let call = form(mask).with(j.inputs, j.outputs).map(|_, data| data.real(), |_, data| data.real());
-        let (g, Mask::Affine { y, mean, .. }) = (call.g, call.mask) else { panic!("an affine mask") };
-        // In the accumulating run v is a rounded sum; the 16-bit types store it rounded once more.
-        let magnitude = |k: usize, of: &dyn Fn(usize) -> f64| (k..len).step_by(c).map(|i| of(i).abs()).sum::<f64>();
-        let sums = |of: &dyn Fn(usize) -> f64| {
-            Compare::Within((0..c).map(|k| bounds::channel_sum(len / c, 3, magnitude(k, of))).collect())
-        };
-        let here = g.iter().map(|v| bounds::U * v.abs()).collect();
-        vec![Compare::Within(here), sums(&|i| g[i]), sums(&|i| g[i] * (y[i] - mean[i % c]))]
-    };
-    Case::bounded(name, op, inputs.into_iter().map(Data::Real).collect(), judge).taking_in()
+    let mean = random.reals(c, -0.5, 0.5);
+    let (dz, y) = (random.normals(len, 0.1, 1.0), random.normals(len, 0.2, 1.0));
+    let mask = Mask::Affine { y, scale: vec![1.0; c], shift: vec![0.0; c], mean, relu: true, scaled: false };
+    let inputs = inputs(Gradient { dz, mask, g: (), sums: RELU.sums() });
+    Case::bounded(name, Op::Norm(node(shape, RELU)), inputs, |j| rules(judge(j))).taking_in()
 }
 
 #[test]
@@ -136,21 +142,15 @@ fn bounded() {
     }
 }
 
-/// A row more or less in the sums is found, the sums alone being judged.
+/// A lost row is found in the sums, the only outputs that are judged.
 #[test]
 fn a_lost_row_is_found() {
     for &shape in &SHAPES[2..6] {
         let mut case = bounded_case(shape);
-        let all = case.judge;
         case.judge = Box::new(move |j| {
-            let mut rules = all(j);
-            rules[0] = Compare::Within(vec![f64::INFINITY; j.inputs[0].real().len()]);
-            rules
+            let g = Compare::Within(vec![f64::INFINITY; shape.iter().product()]);
+            rules(Gradient { g, ..judge(j) })
         });
-        let mut wrong = case.inputs.clone();
-        let Data::Real(dz) = &mut wrong[0] else { unreachable!() };
-        let last = dz.len() - shape[3]..;
-        dz[last].fill(0.0);
-        check_refused(&case, &wrong, &DTYPES);
+        check_refused_with(&case, form(RELU).places().dz, last_pixel_lost(shape[3]));
     }
 }

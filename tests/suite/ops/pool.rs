@@ -1,14 +1,17 @@
 //! Pooling: maxima are exact, averages where the divisors are powers of two.
 
-use residuum::ops::pool::{Kind, Pool, Spec, Window};
+use residuum::ops::load::{Load, Operand};
+use residuum::ops::pool::{Fwd, Kind, Pool, Spec, Window};
 use residuum::ops::Op;
 use residuum::tensor::DType;
 
 use crate::bounds;
 use crate::cases::pool::{Case as Row, CASES, LARGEST_MAX, LARGE_AVERAGES};
 use crate::harness::{check, check_refused, reference, Case, Compare, Data, Random, Sweep};
-use crate::host::outputs;
+use crate::host;
+use crate::named::{only, outputs};
 
+const MAX: Fwd = Fwd { x: Operand { value: (), load: Load::AsIs }, y: (), index: Some(()) };
 const AVERAGES: [Kind; 2] = [Kind::Average { count_padding: false }, Kind::Average { count_padding: true }];
 
 fn pool(row: &Row, kind: Kind) -> Pool {
@@ -23,7 +26,7 @@ fn max_cases(row: &Row) -> [Case; 2] {
     let x = Data::Real(random.integers(row.x.iter().product(), -4, 4));
     let dy = Data::Real(random.integers(pool.y_shape().iter().product(), -8, 8));
     let [fwd, bwd] = [pool.fwd(), pool.bwd()].map(Op::Pool);
-    let index = reference(&fwd, std::slice::from_ref(&x), &[]).remove(1);
+    let index = outputs(MAX, reference(&fwd, std::slice::from_ref(&x), &[])).index.expect("positions");
     [
         Case::exact(format!("{name} fwd"), fwd, vec![x]).sliced(),
         Case::exact(format!("{name} bwd"), bwd, vec![dy, index]).sliced(),
@@ -48,7 +51,7 @@ fn average_cases(row: &Row, kind: Kind) -> [Case; 2] {
     }
     let bounded = |name: String, op: Op, input: Data| {
         let magnitudes = Data::Real(input.real().iter().map(|v| v.abs()).collect());
-        let magnitudes = reference(&op, &[magnitudes], &[]).remove(0);
+        let magnitudes = only(reference(&op, &[magnitudes], &[]));
         let bound: Vec<f64> = magnitudes.real().iter().map(|m| bounds::quotients(p * q, *m)).collect();
         Case::bounded(name, op, vec![input], move |_| vec![Compare::Within(bound.clone())]).sliced()
     };
@@ -88,7 +91,7 @@ fn average_of_real_numbers() {
         let [h, w] = [0, 1].map(|axis| (0..pool.output()[axis]).map(|i| pool.span(axis, i).len()).max().unwrap());
         let case = Case::bounded(name, op, vec![x.clone()], move |j| {
             let bound = |mean: &f64| bounds::tree_mean(h * w, *mean);
-            vec![Compare::Within(j.outputs[0].real().iter().map(bound).collect())]
+            vec![Compare::Within(j.numbers(<Fwd>::default()).y.iter().map(bound).collect())]
         });
         check(&case, Sweep::Schedules);
         // One pixel left out: in 16 bits that is less than the rounding of y.
@@ -103,7 +106,7 @@ fn average_of_real_numbers() {
 fn nan_is_the_largest() {
     let row = CASES[1];
     let [fwd, _] = max_cases(&row);
-    let Data::Real(mut x) = fwd.inputs[0].clone() else { unreachable!() };
+    let Data::Real(mut x) = only(fwd.inputs) else { unreachable!() };
     for i in (0..x.len()).step_by(37) {
         x[i] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][i % 3];
     }
@@ -130,8 +133,9 @@ fn of_several_nan_the_last_is_taken() {
         let op = Op::Pool(pool.fwd());
         let x = vec![Data::Real(x.into())];
         let index = Data::Byte(vec![position]);
-        assert_eq!(reference(&op, &x, &[])[1], index, "{x:?}");
-        assert_eq!(outputs::<f32>(&op, &x, &[])[1], index, "{x:?} on the CPU");
+        for found in [reference(&op, &x, &[]), host::outputs::<f32>(&op, &x, &[])] {
+            assert_eq!(outputs(MAX, found).index.as_ref(), Some(&index), "{x:?}");
+        }
         check(&Case::exact(format!("pool max of {x:?}"), op, x), Sweep::Schedules);
     }
 }

@@ -10,8 +10,8 @@ use super::norm_gradient::operands;
 use crate::bounds;
 use crate::cases::norm::MASKS;
 use crate::cases::pool::{Case as Row, CASES, LARGEST_MAX, LARGE_AVERAGES};
-use crate::harness::{check, check_refused, reference, Case, Compare, Data, Judged, Random, Sweep, DTYPES};
-use crate::named::{inputs, rules};
+use crate::harness::{check, check_refused_with, reference, Case, Compare, Data, Judged, Random, Sweep};
+use crate::named::{inputs, only, outputs, rules};
 
 const AVERAGE: Kind = Kind::Average { count_padding: false };
 
@@ -60,11 +60,11 @@ fn average() {
 #[test]
 fn a_wrong_shift_is_found() {
     for kind in [Kind::Max, AVERAGE] {
-        let case = forward(&CASES[1], kind, false);
-        let mut wrong = case.inputs.clone();
-        let Data::Real(shift) = wrong.last_mut().unwrap() else { unreachable!() };
-        *shift.last_mut().unwrap() += 1.0;
-        check_refused(&case, &wrong, &DTYPES);
+        let load = Load::Affine { affine: Affine::default(), relu: false };
+        let form: Fwd = Fwd { x: Operand { value: (), load }, ..Fwd::default() };
+        let Load::Affine { affine, .. } = form.places().x.load else { unreachable!() };
+        let shift_last = |shift: &mut [f64]| *shift.last_mut().unwrap() += 1.0;
+        check_refused_with(&forward(&CASES[1], kind, false), affine.shift, shift_last);
     }
 }
 
@@ -73,22 +73,22 @@ fn backward(row: &Row, kind: Kind, mask: Mask) -> Case {
     let name = format!("pool_fused bwd {kind:?} {row:?} {mask:?}");
     let mut random = Random::new(&name);
     let dy = Data::Real(random.integers(pool.y_shape().iter().product(), -8, 8));
-    let mut inputs = vec![dy.clone()];
+    let absolute = Data::Real(dy.real().iter().map(|v| v.abs()).collect());
     let index = (kind == Kind::Max).then(|| {
         let x = Data::Real(random.integers(row.x.iter().product(), -4, 4));
-        inputs.extend(reference(&Op::Pool(pool.fwd()), &[x], &[]).pop());
+        let form: Fwd = Fwd { index: Some(()), ..Fwd::default() };
+        outputs(form, reference(&Op::Pool(pool.fwd()), &[x], &[])).index.expect("positions")
     });
-    inputs.extend(operands(&mut random, mask, row.x));
-    let form = Bwd { dy: (), index, mask: Some(mask), dx: (), sums: Some(mask.sums()) };
+    let masked = operands(&mut random, mask, row.x);
+    let call = Bwd { dy, index, mask: Some(masked), dx: (), sums: Some(mask.sums()) };
+    let (form, inputs) = (call.form(), call.into_lists().0);
     let op = Op::Pool(Node { pool, pass: Pass::Bwd(form) });
     let [p, q] = pool.output();
     if (0..p).all(|i| (0..q).all(|j| kind == Kind::Max || pool.divisor(i, j).is_power_of_two())) {
         return Case::exact(name, op, inputs).sliced().taking_in();
     }
-    // The gradients of the pixels are sums of quotients; what was there before is at most 4, y - mean at most 3, a
-    // scale at most 2.
-    let magnitudes = Data::Real(dy.real().iter().map(|v| v.abs()).collect());
-    let magnitudes = reference(&Op::Pool(pool.bwd()), &[magnitudes], &[]).remove(0);
+    // dx is a sum of quotients. Its old content is at most 4, y - mean at most 3, a scale at most 2.
+    let magnitudes = only(reference(&Op::Pool(pool.bwd()), &[absolute], &[]));
     let c = row.x[3];
     let judge = move |_: &Judged<'_>| {
         let rows = magnitudes.real().len() / c;
@@ -129,12 +129,8 @@ fn backward_of_an_average() {
 fn a_lost_window_is_found() {
     for kind in [Kind::Max, AVERAGE] {
         for row in [&CASES[1], &CASES[4]] {
-            let case = backward(row, kind, MASKS[1]);
-            let mut wrong = case.inputs.clone();
-            let Data::Real(dy) = &mut wrong[<Bwd>::default().places().dy] else { unreachable!() };
-            let lost = (0..dy.len()).rev().find(|&i| dy[i] != 0.0).unwrap();
-            dy[lost] = 0.0;
-            check_refused(&case, &wrong, &DTYPES);
+            let lose = |dy: &mut [f64]| *dy.iter_mut().rfind(|v| **v != 0.0).unwrap() = 0.0;
+            check_refused_with(&backward(row, kind, MASKS[1]), <Bwd>::default().places().dy, lose);
         }
     }
 }
