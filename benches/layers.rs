@@ -1,4 +1,4 @@
-//! Every layer of `tests/cases/networks.rs` and every pass of it: `cargo bench --bench layers [-- FILTER]`.
+//! Every pass of every layer of `tests/cases/networks.rs`: `cargo bench --bench layers [-- FILTER]`.
 //!
 //! On a GPU: in bf16 (some layers in every dtype), timed by CUDA events, on enough copies of the tensors for a working
 //! set of twice the last-level cache. After the plain passes come the fused ones of a training step, with batch norms

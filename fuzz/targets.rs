@@ -1,4 +1,4 @@
-//! What each fuzz target does with its bytes. The targets and a test that replays the seeds share this file.
+//! The bodies of the fuzz targets, shared with a test that replays the seeds.
 
 #[allow(dead_code)]
 #[path = "../cli/src/metrics.rs"]
@@ -29,7 +29,7 @@ static NETWORK: LazyLock<(Model, Graph)> = LazyLock::new(|| {
     (model, graph)
 });
 
-/// An error is one line of a sensible length, whatever is in the file.
+/// Asserts that an error is one line of moderate length.
 fn one_line(error: impl Display) {
     let text = error.to_string();
     assert!(!text.is_empty() && text.len() < 8000, "{} bytes", text.len());
@@ -123,7 +123,7 @@ pub fn problems(data: &[u8]) {
     }
 }
 
-/// The epochs that a run has done, then its file of metrics.
+/// The number of epochs that a run has done, then its file of metrics.
 pub fn metrics(data: &[u8]) {
     let [done, content @ ..] = data else { return };
     let done = if *done == u8::MAX { u32::MAX } else { u32::from(*done) };
@@ -135,7 +135,7 @@ pub fn metrics(data: &[u8]) {
         None => assert!(epochs.into_iter().eq(1..=done)),
     }
     let again = metrics::History::read(&history.kept, done);
-    // Lines that do not stay move the numbers of others in a problem.
+    // Dropped lines change the line numbers in a problem.
     assert_eq!(
         (again.kept, again.problem.is_some()),
         (history.kept, history.problem.is_some()),
@@ -172,7 +172,7 @@ pub fn model_name(data: &[u8]) {
         Err(error) => one_line(error),
         Ok(model) => {
             assert_eq!(model.name(), name);
-            // Deeper ones are sound, too, but slow to build.
+            // Deeper networks are valid but slow to build.
             let digits: String =
                 name.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
             if digits.parse::<usize>().is_ok_and(|depth| depth <= DEEPEST) || digits.is_empty() {

@@ -112,7 +112,7 @@ fn peak_memory_is_what_the_plan_says() {
     PEAK.store(before, Ordering::Relaxed);
     let mut program = Program::compile(&graph, &Device::cpu(), DType::F32, Some(sgd)).expect("a program");
     let compiled = PEAK.load(Ordering::Relaxed);
-    // What is set is turned into the library's layout on the way, which is not the program's memory.
+    // Setting the inputs converts them to the library's layout, in memory that is not the program's.
     feed(&mut program, &data, &labels);
     PEAK.store(IN_USE.load(Ordering::Relaxed), Ordering::Relaxed);
     for _ in 0..3 {
@@ -124,7 +124,7 @@ fn peak_memory_is_what_the_plan_says() {
     assert!((taken / planned - 1.0).abs() <= 0.01, "{taken} bytes taken, {planned} planned");
 }
 
-/// Of nine hundreds of steps, the ones in which threads may run for the first time; a leak grows in all.
+/// The hundreds of steps, of nine, that may grow as threads run for the first time; a leak grows in all.
 const FIRST_TIMES: usize = 4;
 
 /// Free bytes of the idle device; `None` on the host.
@@ -228,7 +228,7 @@ fn an_allocation_that_fails_is_an_error_and_leaves_nothing() {
     devices.retain(|device| device.kind() != "cuda");
     for device in devices {
         let work = || step(&graph, &device, &state, &image, &labels);
-        // Threads, and the matrix library on each of them, keep their memory for ever.
+        // Threads, and the matrix library on each thread, keep their memory.
         work().expect("memory");
         rayon::broadcast(|_| work().expect("memory"));
         let expected = work().expect("memory");
@@ -300,7 +300,7 @@ unsafe impl Memory for Counted {
     }
 }
 
-// SAFETY: every call goes to one other backend, or fails.
+// SAFETY: every call is forwarded to one backend, or fails.
 unsafe impl Backend for Failing {
     fn kind(&self) -> &'static str {
         self.inner.kind()

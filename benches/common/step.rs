@@ -103,11 +103,11 @@ impl Step {
     }
 }
 
-/// A device that does not record, so that every launch is submitted by itself.
+/// A device that does not record, so that every launch is submitted alone.
 #[derive(Debug)]
 struct OneByOne(Arc<dyn Backend>);
 
-// SAFETY: every call goes to one other backend.
+// SAFETY: every call is forwarded to one backend.
 unsafe impl Backend for OneByOne {
     fn kind(&self) -> &'static str {
         self.0.kind()

@@ -17,6 +17,6 @@ pub const SHAPES: &[[usize; 4]] = &[
     [11, 10, 10, 128],
 ];
 
-/// Inputs with a power of two of pixels, for which every statistic can be exact.
+/// Inputs whose number of pixels is a power of two, so that every statistic can be exact.
 pub const EXACT_SHAPES: &[[usize; 4]] =
     &[[4, 1, 1, 3], [1, 8, 8, 16], [4, 8, 8, 24], [16, 8, 8, 5], [8, 16, 16, 16], [16, 8, 8, 128]];

@@ -14,7 +14,7 @@ pub const CASES: &[Case] = &[
     ([2, 7, 7], &[64, 32]),
     ([1, 4, 4], &[28, 12]),
     ([1, 7, 7], &[64, 128, 32, 32]),
-    // Wider than a row of blocks; enough rows that a thread walks down several.
+    // Wider than a row of blocks; enough rows for a thread to walk down several.
     ([1, 2, 2], &[2048, 3]),
     ([1, 130, 260], &[24, 8]),
 ];

@@ -5,7 +5,7 @@ use residuum::ops::conv2d::{Conv2d, Spec};
 /// A convolution with a name.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// The network and layer, or what is odd.
+    /// The network and layer, or what is unusual.
     pub name: String,
     /// The convolution.
     pub spec: Spec,
@@ -69,7 +69,7 @@ pub fn layers() -> Vec<Row> {
     ]
 }
 
-/// Sizes at which tiles, vectors and residues have no neighbours, tails or nothing at all.
+/// Sizes at which tiles, vectors and residues have tails, lack neighbours, or are empty.
 pub fn odd() -> Vec<Row> {
     vec![
         row("all ones", [1, 1, 1, 1], 1, [1, 1]),
@@ -112,8 +112,8 @@ pub fn crossed() -> Vec<Row> {
     rows
 }
 
-/// Channels of a group, in and out, from depthwise to wide: as many groups as fill a tile twice or not quite, crossed
-/// with stride x dilation x padding; all of them, or five that have each value of each.
+/// Groups of various widths, from depthwise to wide, that fill a tile about twice or not quite, crossed with stride x
+/// dilation x padding: all combinations, or five that contain each value.
 pub fn widths(all: bool) -> Vec<Row> {
     // Input channels, output channels, groups.
     let widths = [
@@ -180,7 +180,7 @@ pub fn stems() -> Vec<Row> {
     ]
 }
 
-/// The problems of `../shared/problems/conv2d.tsv`, two images each; `None` where the file is not there.
+/// The problems of `../shared/problems/conv2d.tsv`, two images each; `None` if there is no such file.
 pub fn peers() -> Option<Vec<Row>> {
     let beside = || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let shared = std::env::var_os("RESIDUUM_SHARED").map_or_else(beside, Into::into);

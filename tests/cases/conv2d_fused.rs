@@ -1,4 +1,4 @@
-//! What is fused with the convolutions of [`conv2d`](super::conv2d): every part alone, and those that networks combine.
+//! Fused convolutions: every part alone, and the combinations that networks use.
 
 use residuum::ops::conv2d::{Bwd, BwdW, BwdX, End, Fwd, Pass};
 use residuum::ops::load::{Affine, Load, Operand};
@@ -54,7 +54,7 @@ const fn bwd(dy: Load, x: Load, mask: Option<Mask>) -> Pass {
     Pass::Bwd(Bwd { dy: loaded(dy), w: (), x: loaded(x), mask, dx: (), dw: (), sums: sums(mask) })
 }
 
-/// Of fwd, with a name.
+/// Forms of fwd, with names.
 pub const FORWARD: [(&str, Pass); 7] = [
     ("inside a block", fwd(RELU, PLAIN, true)),
     ("first of a block", fwd(Load::AsIs, PLAIN, true)),
@@ -65,7 +65,7 @@ pub const FORWARD: [(&str, Pass); 7] = [
     ("nothing fused", fwd(Load::AsIs, PLAIN, false)),
 ];
 
-/// Of fwd with the end of a block.
+/// Forms of fwd that load the end of a block.
 pub const ENDS: [(&str, Pass); 4] = [
     ("behind a block", end(Some(AFFINE), None)),
     ("behind a projection block", end(Some(AFFINE), Some(AFFINE))),
@@ -73,7 +73,7 @@ pub const ENDS: [(&str, Pass); 4] = [
     ("behind a block without batch norms", end(None, None)),
 ];
 
-/// Of bwd_x.
+/// Forms of bwd_x.
 pub const DATA: [(&str, Pass); 11] = [
     ("inside a block", bwd_x(WITH_A, affine(true, false))),
     ("end of a block", bwd_x(WITH_A, signs(None, None))),
@@ -88,7 +88,7 @@ pub const DATA: [(&str, Pass); 11] = [
     ("the same with a projection", bwd_x(WITH_A, signs(Some(NORMALISED), Some(())))),
 ];
 
-/// Of bwd_w.
+/// Forms of bwd_w.
 pub const WEIGHT: [(&str, Pass); 6] = [
     ("inside a block", bwd_w(WITH_A, RELU)),
     ("many consumers", bwd_w(WITHOUT_A, RELU)),
@@ -98,7 +98,7 @@ pub const WEIGHT: [(&str, Pass); 6] = [
     ("nothing fused", bwd_w(Load::AsIs, Load::AsIs)),
 ];
 
-/// Of both gradients in one launch.
+/// Forms of both gradients in one launch.
 pub const BOTH: [(&str, Pass); 8] = [
     ("inside a block", bwd(WITH_A, RELU, affine(true, false))),
     ("first of a block", bwd(WITH_A, Load::AsIs, signs(None, None))),
@@ -110,7 +110,7 @@ pub const BOTH: [(&str, Pass); 8] = [
     ("end of a dropped block", bwd(WITH_A, Load::AsIs, signs(Some(NORMALISED), Some(())))),
 ];
 
-/// All of them.
+/// All forms.
 pub fn passes() -> impl Iterator<Item = (&'static str, Pass)> {
     FORWARD.into_iter().chain(DATA).chain(WEIGHT).chain(BOTH)
 }

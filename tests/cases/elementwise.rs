@@ -1,4 +1,4 @@
-//! Shapes of ReLU and sums, and the terms of these.
+//! Shapes of ReLUs and sums, and the terms of sums.
 
 use residuum::ops::load::{Affine, Load, Operand};
 
@@ -13,7 +13,7 @@ pub const SHAPES: &[[usize; 4]] = &[
     // A CIFAR stage, and the last one of ResNet-50.
     [2, 8, 8, 16],
     [1, 2, 2, 2048],
-    // Without pixels: two rows of 2048 and a tail of 3.
+    // One pixel: two rows of 2048 channels and a tail of 3.
     [1, 1, 1, 4099],
     [3, 5, 7, 61],
 ];
@@ -21,7 +21,7 @@ pub const SHAPES: &[[usize; 4]] = &[
 /// Large enough that a thread walks down several rows in f32.
 pub const LARGE: [usize; 4] = [1, 530, 1000, 4];
 
-/// A term of a sum: as it is or a batch norm's output, with a ReLU or not.
+/// A term of a sum: plain or a batch norm's output, with or without a ReLU.
 pub fn term(affine: bool, relu: bool) -> Operand {
     let load = if affine { Load::Affine { affine: Affine::default(), relu } } else { Load::AsIs };
     Operand { load, ..Operand::default() }

@@ -1,5 +1,5 @@
-//! The layers of the networks at their own size, which the benches run; the other tables have them scaled down for the
-//! tests. Each kind of layer of a network stands here once, with the batch that the network is trained with.
+//! The networks' layers at full size, for the benches; the other tables scale them down for the tests. Each kind of
+//! layer of a network is here once, with its network's training batch.
 
 use residuum::ops::conv2d::{Bwd, BwdW, BwdX, End, Fwd};
 use residuum::ops::load::{Affine, Load, Operand};
@@ -23,7 +23,7 @@ pub struct Layer {
     pub c: usize,
     /// What it does.
     pub kind: Kind,
-    /// Whether it stands for others where every dtype would take too long.
+    /// True if the layer is run in every dtype, on behalf of all layers of its kind.
     pub every_dtype: bool,
 }
 
@@ -53,7 +53,7 @@ pub enum Kind {
     GlobalPool,
     /// An option-A shortcut to twice the channels, stride 2.
     Shortcut,
-    /// The last linear layer, to so many classes.
+    /// The last linear layer; its number of classes.
     Classifier(usize),
     /// The loss over `c` classes.
     Loss,
@@ -65,7 +65,7 @@ fn affine_mask(scaled: bool) -> Mask {
 }
 
 impl Layer {
-    /// The ops of a training step on `batch` images: forward, then backward where it has such passes.
+    /// The ops of a training step on `batch` images: forward, then backward if there are such passes.
     pub fn passes(&self, batch: usize) -> Result<Vec<Op>> {
         let x = [batch, self.size, self.size, self.c];
         Ok(match self.kind {
@@ -107,7 +107,7 @@ impl Layer {
         })
     }
 
-    /// What a training step on kernels runs in place of some of these: the passes with batch norms and ReLUs in them.
+    /// The fused passes, with batch norms and ReLUs, that replace some of these in a training step on kernels.
     pub fn fused(&self, batch: usize) -> Result<Vec<Op>> {
         let shape = [batch, self.size, self.size, self.c];
         Ok(match self.kind {
@@ -142,8 +142,8 @@ impl Layer {
         self.name.starts_with("transition")
     }
 
-    /// The forward pass of a convolution and its gradients, by where it is: the stem, behind a pooling or beside a
-    /// block, in a dense block, behind the end of a block, inside of one.
+    /// A convolution's forward pass and gradients by its position: the stem, after a pooling or beside a block, in a
+    /// dense block, after the end of a block, inside a block.
     fn fused_conv(&self, conv: &conv2d::Conv2d) -> [conv2d::Pass; 2] {
         use conv2d::Pass;
         let corrected = |a: bool| Load::Corrected { y: (), a: a.then_some(()), b: (), c: () };

@@ -2,7 +2,7 @@
 
 use residuum::ops::pool::Window;
 
-/// An input and how windows lie on it; for a maximum and for averages.
+/// An input and its windows, for a maximum and for averages.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     /// N, H, W, C.
@@ -33,7 +33,7 @@ pub const CASES: &[Case] = &[
     // Ceil mode: the last window starts in the padding, or would.
     sliding([1, 5, 4, 3], [2, 2], [2, 2], [1, 1], true),
     sliding([1, 6, 7, 5], [3, 3], [3, 3], [1, 1], true),
-    // Stride larger than the kernel, one tap, other extents down and across.
+    // A stride larger than the kernel, one tap, different extents along H and W.
     sliding([1, 8, 7, 7], [2, 2], [3, 3], [0, 0], false),
     sliding([1, 4, 5, 8], [1, 1], [2, 2], [0, 0], false),
     sliding([2, 8, 5, 7], [3, 2], [2, 1], [1, 0], false),

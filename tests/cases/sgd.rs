@@ -12,10 +12,10 @@ pub const SPECS: &[Spec] = &[
     Spec { momentum: 0.5, nesterov: true, weight_decay: 0.125, ..PLAIN },
 ];
 
-/// As the papers': not exact.
+/// The papers' settings: not exact.
 pub const USUAL: Spec = Spec { momentum: 0.9, weight_decay: 1e-4, nesterov: true, ..PLAIN };
 
-/// Elements, and how many of them decay.
+/// The number of elements, and how many of them decay.
 pub const SIZES: &[[usize; 2]] = &[[4, 0], [8, 8], [1024, 7], [1028, 1025], [4100, 2048]];
 
 /// Momentum, dampening, weight decay and learning rate; Nesterov or not; and where `torch.optim.SGD` (2.11, f64) brings

@@ -35,7 +35,7 @@ struct Mutant {
 }
 
 impl Mutant {
-    /// The file's text with the mutant in it; fails where the record does not fit.
+    /// The file's text with the mutant in it; fails if the record does not fit.
     fn apply(&self, root: &Path) -> Result<String, String> {
         let text = std::fs::read_to_string(root.join(&self.file)).map_err(|e| format!("{}: {e}", self.file))?;
         let lines: Vec<&str> = text.lines().collect();

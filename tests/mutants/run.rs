@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Mutant;
 
-/// A test that takes longer is taken for one that a mutant has hung.
+/// A test that takes longer counts as hung by its mutant.
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// A copy of the kernels, and how to compile them.
@@ -17,7 +17,7 @@ struct Workshop {
     suite: PathBuf,
 }
 
-/// The objects of a kernel folder as it is, and what each was made of.
+/// The objects of an unchanged kernel folder, and the sources of each.
 type Objects = BTreeMap<PathBuf, BTreeSet<PathBuf>>;
 
 pub fn run(root: &Path, mutants: &[Mutant]) -> Result<(), String> {
@@ -51,8 +51,8 @@ pub fn run(root: &Path, mutants: &[Mutant]) -> Result<(), String> {
 }
 
 impl Mutant {
-    /// The folder of kernels that is compiled with it: where a header is changed that other ops include, that of the op
-    /// whose tests must fail; else the one that it is in.
+    /// The folder of kernels to compile: for a header that other ops include, the folder of the op whose tests must
+    /// fail; else the mutant's own.
     fn folder(&self, root: &Path) -> Result<String, String> {
         let op = self.test.split("::").nth(1).filter(|op| self.file.ends_with(".cuh") && !op.is_empty());
         if let Some(op) = op.filter(|op| root.join("kernels").join(op).is_dir()) {
@@ -82,7 +82,7 @@ impl Workshop {
         self.compile(&units, "o")
     }
 
-    /// Objects of those kernel files, in parallel.
+    /// The objects of these kernel files, compiled in parallel.
     fn compile(&self, units: &[PathBuf], extension: &str) -> Result<Objects, String> {
         let results: Vec<Result<(PathBuf, BTreeSet<PathBuf>), String>> = std::thread::scope(|scope| {
             let all: Vec<_> = units.iter().map(|unit| scope.spawn(|| self.compile_one(unit, extension))).collect();
@@ -111,7 +111,7 @@ impl Workshop {
         Ok(library)
     }
 
-    /// The command that the build script has left.
+    /// The compiler command that the build script recorded.
     fn compiler(&self) -> Result<Command, String> {
         let path = Path::new(env!("OUT_DIR")).join("sim_compiler.txt");
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -121,7 +121,7 @@ impl Workshop {
         Ok(command)
     }
 
-    /// Whether the suite fails on `mutant`.
+    /// True if the suite fails on `mutant`.
     fn kills(&self, mutant: &Mutant, objects: &Objects) -> Result<bool, String> {
         let changed = self.folder.path().join(&mutant.file);
         let original = std::fs::read_to_string(&changed).map_err(|e| e.to_string())?;
@@ -148,7 +148,7 @@ impl Workshop {
         Ok(killed)
     }
 
-    /// What the last run's first panic said.
+    /// The message of the last run's first panic.
     fn reason(&self) -> String {
         let text = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
         let mut lines = text.lines().skip_while(|l| !l.contains("panicked at"));
@@ -156,8 +156,8 @@ impl Workshop {
         reason.chars().take(160).collect()
     }
 
-    /// How many tests pass with the kernels of `library`, or None where one fails. An error where the unchanged kernels
-    /// fail.
+    /// The number of tests that pass with the kernels of `library`; `None` if one fails, an error if it fails with the
+    /// unchanged kernels.
     fn passes(&self, library: &Path, test: &str) -> Result<Option<u64>, String> {
         let log = self.folder.path().join("log");
         let file = std::fs::File::create(&log).map_err(|e| e.to_string())?;

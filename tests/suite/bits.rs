@@ -1,4 +1,4 @@
-//! The same bits: on any number of threads, whatever the caches are, and however wide the processor's vectors are.
+//! Equal bits on any number of threads, with any caches and any width of vectors.
 
 use residuum::control::sgd::{Sgd, Spec};
 use residuum::device::Device;
@@ -10,7 +10,7 @@ use crate::random::Random;
 
 const BATCH: usize = 4;
 
-/// Everything that a network has, from numbers that no function of the C library made.
+/// Parameters and buffers, made without functions of the C library.
 fn state(graph: &Graph) -> StateDict {
     let mut random = Random::new("bits");
     let mut tensor = |shape: &residuum::tensor::Shape, low: f64, high: f64| {
@@ -72,7 +72,7 @@ fn any_number_of_threads_gives_the_same_bits() {
     }
 }
 
-/// Logits of `model` in training, whose batch norms take roots but no other function.
+/// Logits of `model` in training. Its batch norms take roots and call no other function.
 fn logits(model: &str, shape: [usize; 4], dtype: DType) -> u64 {
     let [n, c, h, w] = shape;
     let model = models::find(model).unwrap();
@@ -98,7 +98,7 @@ fn layer(n: usize, features: usize, classes: usize, dtype: DType) -> u64 {
     digest([&program.output("y").unwrap()])
 }
 
-/// What every x86-64 processor with AVX2 and FMA gives, with AVX-512 or without.
+/// The digests of every x86-64 processor with AVX2 and FMA, with AVX-512 or without.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn every_processor_with_fma_gives_the_same_bits() {

@@ -1,4 +1,4 @@
-//! The build without a GPU: what nvcc makes of the kernels against what the launch code says of them.
+//! The build without a GPU: the kernels that nvcc compiles against the launch code.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -73,7 +73,7 @@ fn names_parameters_and_threads_are_those_that_nvcc_compiled() {
     }
     for (name, Entry { file, .. }) in &entries {
         if !residuum::kernels().any(|kernel| kernel.name == name) {
-            wrong.push(format!("{name} in {file} is no op's"));
+            wrong.push(format!("{name} in {file} belongs to no op"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -168,7 +168,7 @@ fn files_for_one_family_are_compiled_for_it_alone() {
     assert_eq!(takes("sm80_fwd.cu"), ["sm_80", "compute_80"]);
 }
 
-/// A program that answers like nvcc.
+/// Writes a program that answers like nvcc.
 #[cfg(unix)]
 fn pretend_nvcc(path: &Path, version: &str) {
     use std::os::unix::fs::PermissionsExt;
@@ -196,7 +196,7 @@ fn nvcc_is_looked_for_in_a_fixed_order() {
         pretend_nvcc(&at(program), &format!("{}.0.1", i + 1));
     }
     pretend_nvcc(&at("venv/lib/python3.12/site-packages/nvidia/cu12/bin/nvcc"), "99.0.1");
-    // Found with every place known, with the first forgotten, with the first two, ...
+    // With every place set, without the first, without the first two, ...
     for first in 0..=places.len() {
         let variable = |name: &str| {
             let place = places[first..].iter().find(|(variable, ..)| *variable == name);
@@ -211,7 +211,7 @@ fn nvcc_is_looked_for_in_a_fixed_order() {
     let set = |value: &'static str| move |name: &str| (name == "RESIDUUM_NVCC").then(|| value.into());
     assert!(nvcc::find_with(&set("none"), &at("root")).expect("switched off").is_none());
     assert!(nvcc::find_with(&set("/nowhere/nvcc"), &at("root")).expect_err("asked for").contains("/nowhere/nvcc"));
-    // Something that is no compiler is passed over.
+    // A program that is no compiler is skipped.
     std::fs::write(at("path/nvcc"), "#!/bin/sh\nexit 1\n").expect("a file");
     let variable = |name: &str| match name {
         "PATH" => Some(at("path").into_os_string()),
@@ -226,7 +226,7 @@ fn nvcc_is_looked_for_in_a_fixed_order() {
 #[test]
 fn nvcc_is_found_where_toolkits_are_installed() {
     let folder = tempfile::tempdir().expect("a folder");
-    // The newest by number, not by letter; the one that is chosen before all; another distribution's last.
+    // First the toolkit that is chosen, then the newest by number, not by letter, then another distribution's.
     let places = ["usr/local/cuda", "usr/local/cuda-13.10", "usr/local/cuda-13.9", "usr/local/cuda-12.4", "opt/cuda"];
     for (i, place) in places.iter().enumerate() {
         pretend_nvcc(&folder.path().join(place).join("bin/nvcc"), &format!("{}.0.1", i + 1));
@@ -239,7 +239,7 @@ fn nvcc_is_found_where_toolkits_are_installed() {
     }
 }
 
-/// The table of a folder of kernels with one file, or what is wrong with it.
+/// The table of a folder of kernels with one file, or its error.
 fn table_of(file: &str, text: &str) -> Result<Vec<table::Row>, String> {
     let folder = tempfile::tempdir().expect("a folder");
     let op = folder.path().join("conv2d");

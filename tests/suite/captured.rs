@@ -1,4 +1,4 @@
-//! Recorded steps: every replay has the bits of single launches, and inputs may change while a step runs.
+//! Recorded steps: every replay has the bits of single launches, and inputs may be set while a step runs.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use crate::random::Random;
 const BATCH: usize = 2;
 const CLASSES: usize = 4;
 
-/// A device that records nothing: every launch goes to it by itself.
+/// A device that does not record, so that every launch is submitted alone.
 #[derive(Debug)]
 struct Eager(Arc<dyn Backend>);
 
-// SAFETY: every call goes to one other backend.
+// SAFETY: every call is forwarded to one backend.
 unsafe impl Backend for Eager {
     fn kind(&self) -> &'static str {
         self.0.kind()
@@ -93,7 +93,7 @@ fn start(graph: &Graph) -> StateDict {
     parameters.into_iter().chain(buffers.collect::<Vec<_>>()).collect()
 }
 
-/// The batch of step `i`; each differs from the others.
+/// The batch of step `i`; no two are equal.
 fn batch(i: usize, size: usize) -> (HostTensor, Vec<i32>) {
     let mut random = Random::new(&format!("batch {i}"));
     let pixels = random.normals(BATCH * 3 * size * size, 0.0, 1.0).iter().map(|&v| v as f32).collect();
@@ -118,8 +118,8 @@ fn carried(program: &Program) -> (StateDict, StateDict, Option<residuum::control
     (program.state().unwrap(), program.velocity().unwrap(), program.loss_scale().unwrap())
 }
 
-/// Trains for `steps` steps, setting the next batch while a step runs. Now and then compares with a program that
-/// launches one by one, and with a new program that starts from this one's state.
+/// Trains for `steps` steps, setting the next batch while a step runs. Compares some steps with a program that launches
+/// one by one, and with a new program that starts from this one's state.
 fn replay(backend: &Arc<dyn Backend>, dtype: DType, steps: usize, size: usize) {
     const EVERY: usize = 50;
     let graph = network(size);
@@ -148,7 +148,7 @@ fn replay(backend: &Arc<dyn Backend>, dtype: DType, steps: usize, size: usize) {
         }
     }
     let (first, last) = (start(&graph), replayed.state().unwrap());
-    assert!(last.iter().all(|(name, t)| first.get(name) != Some(t)), "all of it learned");
+    assert!(last.iter().all(|(name, t)| first.get(name) != Some(t)), "every tensor has changed");
 }
 
 fn simulator() -> Option<Arc<dyn Backend>> {
@@ -198,7 +198,7 @@ fn steps_that_drop_blocks_have_the_bits_of_single_steps() {
     }
 }
 
-/// Inputs are set in any order, one only, or none: a run reads the last values.
+/// Inputs may be set in any order, one alone, or not at all: a run reads the last values.
 #[test]
 fn a_run_reads_what_was_set_last() {
     let graph = network(4);
@@ -210,7 +210,7 @@ fn a_run_reads_what_was_set_last() {
         let one = Program::compile(&graph, &device, DType::F32, None).unwrap();
         let mut programs = [two, one];
         let mut seen = Vec::new();
-        // For each run the numbers of the batches whose images and labels are set before it.
+        // For each run, the batches whose images and labels are set before it.
         for (images, labels) in
             [(Some(0), Some(0)), (Some(1), Some(1)), (None, None), (Some(2), None), (None, Some(3)), (Some(4), Some(4))]
         {

@@ -1,5 +1,5 @@
-//! Concatenation in place, in networks drawn at random: whatever may share memory, a program on kernels gives what the
-//! reference executor gives, which copies everything.
+//! Concatenation in place, in random networks: a program on kernels, whose values may share memory, agrees with the
+//! reference executor, which copies them.
 
 use residuum::device::{sim::SimOptions, Device};
 use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mode, Program, ValueId};
@@ -13,15 +13,15 @@ const BATCH: usize = 2;
 const SIZE: usize = 3;
 const LABELS: [i32; BATCH] = [1, 0];
 
-/// A network of convolutions, ReLUs, sums and concatenations of whatever came before, used several times or read by the
-/// caller; all that is used by nobody is concatenated at the end.
+/// A network of convolutions, ReLUs, sums and concatenations of earlier values, which may have several readers or be
+/// outputs; unread values are concatenated at the end.
 fn network(random: &mut Random) -> residuum::Result<Graph> {
     let mut b = Builder::new(Mode::Train);
     let mut values = vec![b.input("input", [BATCH, SIZE, SIZE, 3])];
     let mut unused: Vec<ValueId> = Vec::new();
     for i in 0..12 {
         let mut pick = |random: &mut Random| {
-            // The latest values more often: chains, as in a dense block.
+            // Late values are more likely: chains, as in a dense block.
             let reach = values.len().min(1 + random.below(6));
             let back = random.below(reach);
             let value = values[values.len() - 1 - back];
@@ -78,7 +78,7 @@ fn state(graph: &Graph, random: &mut Random) -> StateDict {
     graph.parameters().iter().map(fill).collect()
 }
 
-/// Panics where a number differs by more than the rounding of a few hundred sums in f32.
+/// Panics if a number differs by more than the rounding of a few hundred sums in f32.
 fn assert_close(what: &str, found: &HostTensor, expected: &HostTensor) {
     let (found, expected) = (found.to_real::<f64>(), expected.to_real::<f64>());
     let largest = expected.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
@@ -96,7 +96,7 @@ fn any_network_of_concatenations_equals_the_reference() {
     let (mut copied, mut in_place) = (0, 0);
     for seed in 0..if machine::asked("RESIDUUM_LONG") { 4000 } else { 400 } {
         let mut random = Random::new(&format!("concatenations {seed}"));
-        // A convolution that the loss does not reach has no gradient; such a network is passed over.
+        // A network with a convolution that the loss does not depend on has no gradient and is skipped.
         let Ok(graph) = network(&mut random) else { continue };
         let state = state(&graph, &mut random);
         let pixels = random.normals(BATCH * 3 * SIZE * SIZE, 0.0, 1.0).into_iter().map(|v| v as f32).collect();

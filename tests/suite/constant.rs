@@ -1,4 +1,4 @@
-//! Batch norms of channels that hold one number everywhere, or nearly: y is beta, the gradient of gamma is 0.
+//! Batch norms of channels that are constant, or nearly: y is beta, and the gradient of gamma is 0.
 
 use residuum::device::{Device, Target, View};
 use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mode, Program};
@@ -17,7 +17,7 @@ use crate::sweep::{machines, Machine};
 const EPS: f64 = 1e-5;
 const BETA: f64 = 0.5;
 
-/// A channel's number, and how far torch 2.11 on the CPU is from beta in f32, f16 and bf16, NCHW.
+/// A channel's value, and torch 2.11's distance from beta on the CPU in f32, f16 and bf16, NCHW.
 const TORCH: [(f64, [f64; 3]); 8] = [
     (100.1, [8.762e-4, 9.766e-4, 0.0]),
     (1000.3, [7.849e-3, 8.545e-3, 3.906e-3]),
@@ -80,7 +80,7 @@ fn the_host_gives_exactly_beta() {
     is_beta_on_the_host::<f64>();
 }
 
-/// At inference too, where the running mean is the channel's number.
+/// At inference, too, if the running mean is the channel's value.
 #[test]
 fn the_host_gives_exactly_beta_at_inference() {
     let x: Vec<f32> = TORCH.iter().map(|row| row.0 as f32).collect();
@@ -94,7 +94,7 @@ fn the_host_gives_exactly_beta_at_inference() {
     }
 }
 
-/// One element is the next number: the exact y is 316 times a share of that step from beta.
+/// One element is the next larger number: the exact y is beta plus up to 316 times that difference.
 #[test]
 fn the_host_keeps_a_step_of_one_place() {
     for x in TORCH.map(|row| row.0 as f32) {
@@ -119,12 +119,12 @@ fn the_host_keeps_a_step_of_one_place() {
     }
 }
 
-/// A channel's number, rounded to the storage type by the harness, in every place.
+/// Each channel's value at every pixel; the harness rounds it to the storage type.
 fn constant(shape: [usize; 4], numbers: &[f64]) -> Data {
     Data::Real((0..shape.iter().product()).map(|i| numbers[i % shape[3] % numbers.len()]).collect())
 }
 
-/// On kernels mean and variance are exact, and so is y where the mean is subtracted: the pass that is not fused.
+/// On kernels mean and variance are exact; y is exact in the unfused pass, which subtracts the mean.
 #[test]
 fn kernels_take_exact_statistics() {
     let numbers = [100.1, -10000.3, 0.0, 54321.7, -1e-3, 12345.678, 3e4];
@@ -147,7 +147,7 @@ fn kernels_take_exact_statistics() {
     }
 }
 
-/// A mean whose square f32 does not hold: 0 times infinity is nowhere.
+/// A mean whose square overflows f32: no infinity is multiplied by 0.
 #[test]
 fn huge_numbers_are_numbers() {
     let shape = [1, 61, 67, 3];
@@ -184,8 +184,8 @@ fn line(machine: &Machine, numbers: &[Vec<f64>; 4]) -> [Vec<f64>; 2] {
     [0, 1].map(|i| decode(&outputs[i].view.read().unwrap(), Elem::Stat, DType::F32).real().to_vec())
 }
 
-/// One multiply-add in place of a subtraction, a product and a sum: y is off by what the shift is rounded, at most.
-/// Where the mean is many deviations it is off far less at the mean, and next to nothing more elsewhere.
+/// A multiply-add replaces a subtraction, a product and a sum: at the mean, y is off by at most the rounding of the
+/// shift. If the mean is many deviations, it is off far less, and hardly more elsewhere.
 #[test]
 fn the_line_passes_near_beta() {
     let mut random = Random::new("line");
@@ -213,13 +213,13 @@ fn the_line_passes_near_beta() {
                     rounded += place / 2.0;
                 }
             }
-            // Of 17 lines and more the nearest: a seventeenth of what one is off, on average.
+            // The nearest of at least 17 lines is chosen: on average a seventeenth of one line's error.
             assert!(far < 0.15 * rounded, "{}: {far:e} of {rounded:e} at variance {var}", machine.label);
         }
     }
 }
 
-/// Every pixel of a channel is its number of [`TORCH`]; the layers hand it on as it is.
+/// Every pixel of a channel is its value in [`TORCH`]; the other layers do not change it.
 fn graph(path: &str) -> Graph {
     let c = TORCH.len();
     let mut b = Builder::new(Mode::Train);
@@ -302,7 +302,7 @@ fn programs_are_at_least_as_near_to_beta_as_torch() {
     }
 }
 
-/// The running statistics move to the number and to 0; the gradient of gamma is 0, and that of beta is not.
+/// The running statistics move towards the value and 0; gamma's gradient is 0, beta's is not.
 fn check_statistics(label: &str, program: &Program, dtype: DType) {
     let state = program.state().unwrap();
     let [means, vars]: [Vec<f64>; 2] = ["bn.running_mean", "bn.running_var"].map(|name| state[name].to_real());

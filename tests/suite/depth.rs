@@ -1,4 +1,4 @@
-//! Stochastic depth: that a dropped block is skipped, forward, backward and in its gradients, and nothing else.
+//! Stochastic depth: a dropped block is skipped, forward, backward and in its gradients, and nothing else is.
 
 mod runs;
 #[cfg(feature = "sim")]
@@ -23,7 +23,7 @@ const CLASSES: usize = 5;
 const LABELS: [i32; BATCH] = [4, 0, 2];
 const SURVIVAL: [f64; 4] = [0.9, 0.8, 0.6, 0.5];
 
-/// Every way in which four blocks can be open or closed.
+/// Every combination of open and closed blocks.
 fn patterns() -> impl Iterator<Item = [bool; 4]> {
     (0..16u32).map(|bits| std::array::from_fn(|block| bits >> block & 1 == 1))
 }
@@ -32,11 +32,11 @@ fn conv(k: usize, size: usize, stride: usize) -> ConvOptions {
     ConvOptions { k, kernel: [size; 2], stride: [stride; 2], padding: [size / 2; 2], ..Default::default() }
 }
 
-/// What becomes of the branches.
+/// How the branches are built.
 enum Branches {
-    /// They have gates, or at inference their share.
+    /// With gates, or at inference with their shares.
     Droppable,
-    /// They are built or left out.
+    /// Each built or left out.
     Fixed([bool; 4]),
 }
 
@@ -146,7 +146,7 @@ fn interpret(graph: &Graph, state: &StateDict, open: Option<&[bool]>) -> Results
     it.load(state).unwrap();
     it.set_input("input", &input()).unwrap();
     it.set_labels(&LABELS).unwrap();
-    // What an earlier run has computed must not be read in a later one.
+    // A run must not read an earlier run's results.
     it.run();
     it.load(state).unwrap();
     if let Some(open) = open {
@@ -326,7 +326,7 @@ fn every_step_draws_the_gates_of_seed_step_and_block() {
                 let open = draw(&thresholds, seed, step);
                 assert_eq!(program.gates().unwrap(), open, "seed {seed}, step {step} on {}", device.kind());
                 seen.insert(open.clone());
-                // A run with these gates given is the same run.
+                // A run with these gates set gives the same results.
                 let mut given = compile(&graph, &device, DType::F32, &program.state().unwrap(), None);
                 given.set_gates(&open).unwrap();
                 let given = run(&mut given);
@@ -337,7 +337,7 @@ fn every_step_draws_the_gates_of_seed_step_and_block() {
         assert!(seen.len() > 3, "{seen:?}");
         program.set_gates(&[false; 4]).unwrap();
         program.run().unwrap();
-        assert_eq!(program.gates().unwrap(), [false; 4], "no more drawn");
+        assert_eq!(program.gates().unwrap(), [false; 4], "set gates are not drawn");
     }
 }
 
@@ -384,7 +384,7 @@ fn names_give_the_rule() {
     assert!(survival.len() == 54 && near(survival[0], 1.0 - 0.5 / 54.0) && near(survival[53], 0.5));
     assert!(near(graph("resnet50_survival08").survival()[15], 0.8));
     assert!(near(graph("preact_resnet164_cifar_survival075").survival()[53], 0.75));
-    assert!(near(depth("resnet18_survival10"), 8.0), "1: nothing is ever dropped");
+    assert!(near(depth("resnet18_survival10"), 8.0), "with a survival probability of 1 nothing is dropped");
     for name in ["resnext29_8x64d_cifar_survival05", "wide_resnet50_2_survival05", "resnet20_cifar_option_b_survival05"]
     {
         let (with, without) = (graph(name), graph(name.strip_suffix("_survival05").unwrap()));
@@ -400,7 +400,7 @@ fn names_give_the_rule() {
     assert!(models::find("vgg11_survival05").is_err());
 }
 
-/// Every family's blocks, with each of them closed in turn, fused and planned against the reference.
+/// Blocks of every family, each closed in turn, fused and planned, against the reference.
 #[test]
 fn every_order_and_shortcut_can_be_dropped() {
     let cifar = [
@@ -440,7 +440,7 @@ fn every_order_and_shortcut_can_be_dropped() {
             let expected = gather(it.output("logits").unwrap(), it.output("loss").unwrap(), it.gradients(), it.state());
             let largest = expected.values().map(norm).fold(0.0, f64::max);
             for (tensor, value) in &found {
-                // A weight whose scale the next batch norm takes out again has no gradient but rounding.
+                // A weight whose scale the next batch norm removes has a gradient of rounding errors alone.
                 let bound = 1e-9 * norm(&expected[tensor]) + 1e-12 * largest;
                 let error = distance(value, &expected[tensor]) * norm(&expected[tensor]).max(1e-30);
                 assert!(error <= bound, "{name} with gates {open:?}, {tensor}: {error:e}, allowed {bound:e}");

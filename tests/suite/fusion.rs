@@ -1,4 +1,4 @@
-//! What fusion leaves of a network: which ops, how much memory, what is computed again.
+//! Networks after fusion: their ops, their memory, and what is recomputed.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ fn program(graph: &Graph) -> Program {
     Program::compile(graph, &Device::sim(SimOptions::default()).unwrap(), DType::F32, None).unwrap()
 }
 
-/// How often each op runs.
+/// The number of times that each op runs.
 fn ops(name: &str, mode: Mode, size: usize) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     program(&graph(name, mode, size)).ops().into_iter().for_each(|op| *counts.entry(op).or_default() += 1);
@@ -33,7 +33,7 @@ fn ops(name: &str, mode: Mode, size: usize) -> BTreeMap<&'static str, usize> {
 
 #[test]
 fn batch_norms_after_convolutions_are_in_pieces() {
-    // Of the ends of blocks those that a 1x1 convolution reads are computed by it.
+    // A 1x1 convolution computes the block end that it reads.
     for (name, size, norms, [ends, taken]) in
         [("resnet50", 32, 53, [1, 15]), ("resnext50_32x4d", 32, 53, [1, 15]), ("resnet18", 32, 20, [8, 0])]
     {
@@ -71,17 +71,17 @@ fn blocks_that_may_be_dropped_have_no_pass_for_a_batch_norm() {
         let count = |op: &str| ops.iter().filter(|name| **name == op).count();
         let found = [count("norm_affine"), count("norm_coefficients"), count("sum_end")];
         assert_eq!(found, [norms, norms, ends], "{name}");
-        // In place of the first launch of every block, where that is dropped.
+        // In a dropped block, it replaces the block's first launch.
         assert_eq!(count("norm_gradient"), ends, "{name}");
     }
 }
 
-/// A batch norm that reads a sum leaves one pass, which corrects the sum's gradient where it lies.
+/// A batch norm that reads a sum needs one pass, which corrects the sum's gradient in place.
 #[test]
 fn pre_activation_blocks_have_next_to_no_whole_batch_norms() {
-    // Where two convolutions read the activation of a sum, a pass masks what both contribute. Whole are those whose
-    // activation is also the residual of a convolution (the stem) or read by a zero-padded shortcut, which ends in an
-    // addition of its own.
+    // If two convolutions read the activation of a sum, a pass masks both contributions. A batch norm stays whole if
+    // its activation is also the residual of a convolution (the stem) or is read by a zero-padded shortcut, which ends
+    // in an addition of its own.
     for (name, norms, sums, masked, shortcuts) in
         [("preact_resnet164_cifar", 163, 54, 2, 0), ("resnet110_cifar_full_preact", 106, 52, 0, 2)]
     {
@@ -105,7 +105,7 @@ fn a_dense_block_is_one_buffer_without_copies_or_norms() {
     {
         assert_eq!(count(pass), 0, "{pass}: {ops:?}");
     }
-    // The moments of what the stem's pooling stores, and its gradient, have passes of their own.
+    // The moments of the stem's pooled output, and its gradient, need passes of their own.
     assert_eq!([count("norm_affine"), count("norm_moments"), count("sum_end")], [121, 1, 1], "{ops:?}");
 }
 
@@ -122,7 +122,7 @@ fn inference_has_convolutions_and_pools_only() {
     }
 }
 
-/// A bias in front of a batch norm moves nothing: its gradient follows from the sums, and is 0 but for rounding.
+/// A bias before a batch norm has no effect: its gradient follows from the sums and is 0 but for rounding.
 #[test]
 fn batch_norms_after_a_bias_are_in_pieces() {
     let mut b = Builder::new(Mode::Train);
@@ -174,7 +174,7 @@ fn batch_norms_after_a_bias_are_in_pieces() {
     for (name, tensor) in &expected {
         let (found, tensor): (Vec<f64>, Vec<f64>) = (found[name].to_real(), tensor.to_real());
         let difference: Vec<f64> = found.iter().zip(&tensor).map(|(a, b)| a - b).collect();
-        // Nothing of a bias's gradient is left to compare it with: it is measured by the weights'.
+        // A bias's gradient is rounding alone: it is compared relative to the weights' gradient.
         let by = name
             .strip_suffix("conv.bias")
             .map_or(norm(&tensor), |layer| norm(&expected[&format!("{layer}conv.weight")].to_real::<f64>()));
@@ -188,7 +188,7 @@ fn batch_norms_after_a_bias_are_in_pieces() {
     assert!(!program.steps().iter().any(|step| step.op.starts_with("batch_norm") || step.op == "norm_gradient"));
 }
 
-/// Runs a step twice and reads everything that it leaves.
+/// Runs a step twice and reads all of its results.
 fn two_steps(graph: &Graph, state: &StateDict, pixels: &HostTensor) -> (StateDict, StateDict, usize) {
     let mut program = program(graph);
     program.load(state).unwrap();

@@ -1,7 +1,7 @@
 //! Whole networks against PyTorch in f64: logits, loss, every gradient, running statistics and four SGD steps.
 //!
-//! `tests/golden/README.md` describes the files. The `cpu` device runs all of them; the reference executor, which is
-//! plain loops, the small ones. With RESIDUUM_LONG=1 the large networks run as well.
+//! `tests/golden/README.md` describes the files. The `cpu` device runs all networks, the reference executor (plain
+//! loops) the small ones. With RESIDUUM_LONG=1 the large networks run as well.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -18,17 +18,17 @@ use serde_json::Value;
 const FORWARD: f64 = 1e-9;
 /// Relative l2 error of a gradient.
 const BACKWARD: f64 = 1e-7;
-/// The same of the losses after one to three SGD steps in a network that amplifies rounding (see [`CHAOS`]): each step
-/// multiplies it by 30 to 900. On resnet101 two runs of torch's own float64 that differ in one bit of the weights, or
-/// in the machine, end 1e-11, 4e-9 and 3e-7 apart.
+/// Relative error of the losses after one to three SGD steps in a network that amplifies rounding (see [`CHAOS`]), by
+/// 30 to 900 a step. On resnet101 two float64 runs of torch that differ in one bit of the weights, or in the machine,
+/// end 1e-11, 4e-9 and 3e-7 apart.
 const CHAOTIC_STEPS: [f64; 3] = [1e-9, 1e-7, 1e-5];
-/// A network amplifies rounding where torch's own float32 gradients are off by more than this (relative l2, median).
+/// A network amplifies rounding if torch's float32 gradients are off by more than this (relative l2, median).
 const CHAOS: f64 = 1e-3;
-/// A gradient that is less than this share of the largest one is 0 but for rounding: of a bias in front of a batch
-/// norm. It has no relative error; the library's must be as small.
+/// A gradient below this share of the largest one is 0 but for rounding: the gradient of a bias before a batch norm. It
+/// has no relative error; the library's must be as small.
 const NOISE: f64 = 1e-12;
 
-/// What runs a network.
+/// The executors of a network.
 #[derive(Clone, Copy)]
 enum Cost {
     /// The reference executor and the `cpu` device.
@@ -107,7 +107,7 @@ fn check(name: &str, cost: Cost) {
     golden.check_program(&model);
 }
 
-/// A tensor of which only the norm, the sum and some elements are known.
+/// A tensor's norm, sum and some of its elements.
 struct Summary {
     l2: f64,
     sum: f64,
@@ -195,7 +195,7 @@ impl Golden {
         let mut found: Vec<_> = graph.parameters().iter().map(|p| (p.name.clone(), p.shape.dims().to_vec())).collect();
         let mut expected = self.parameters.clone();
         if self.parameters.iter().any(|(name, _)| name == "norm.weight") {
-            // In these files the stem's batch norm is listed behind the units; torchvision has no such network.
+            // In these files the stem's batch norm follows the units; torchvision has no such network.
             found.sort();
             expected.sort();
         }
@@ -307,7 +307,7 @@ impl Worst {
         let n = v.len() as f64;
         self.note(&format!("{what}: l2"), norm(v.iter().copied()), expected.l2, tolerance * expected.l2);
         self.note(&format!("{what}: sum"), v.iter().sum(), expected.sum, tolerance * expected.l2 * n.sqrt());
-        // The samples' error is relative to the samples, or to as many elements of the tensor's mean square.
+        // The samples' error is relative to the samples, or to the root mean square of the tensor.
         let usual = expected.l2 * (expected.samples.len() as f64 / n).sqrt();
         let bound = tolerance * usual.max(norm(expected.samples.iter().map(|s| s.1)));
         let error = norm(expected.samples.iter().map(|&(i, s)| v[i] - s));
@@ -369,7 +369,7 @@ fn fill(name: &str, shape: &[usize], seed: u64) -> HostTensor {
     HostTensor::f32(shape, (0..len).map(|i| value(unit(name, seed, i)) as f32).collect())
 }
 
-/// The comparison notices one wrong number of a size that the tolerance forbids.
+/// The comparison detects one wrong number of a size that the tolerance forbids.
 #[test]
 fn a_wrong_number_is_noticed() {
     let values: Vec<f64> = (0..1000).map(|i| unit("values", 1, i) - 0.5).collect();

@@ -18,7 +18,7 @@ struct Point {
     name: &'static str,
     op: Op,
     inputs: Vec<Data>,
-    /// What its running statistics hold.
+    /// The old running statistics.
     updates: Vec<Data>,
     /// Where the cotangent is 0, given the first output: near a kink.
     skip: fn(f64) -> bool,
@@ -33,7 +33,7 @@ impl Point {
         reference(&self.op, inputs, &self.updates)
     }
 
-    /// The cotangents of the outputs that the rules read the gradient of; of a loss, which they do not read, it is 1.
+    /// The cotangents of the outputs whose gradients the rules read; a loss, whose gradient they do not read, has 1.
     fn cotangents(&self, rules: &[Gradient]) -> Vec<Option<Vec<f64>>> {
         let mut random = Random::new(self.name);
         let used = |output: usize| {
@@ -95,8 +95,8 @@ impl Point {
         (sum, magnitude)
     }
 
-    /// The derivative in direction `d` of input `i`, and a bound of its error. The difference is of fourth order; the
-    /// distance to the one with twice the step is 15 times its error, to first order.
+    /// The derivative in direction `d` of input `i`, and a bound of its error. The difference is of fourth order; its
+    /// distance to the difference with twice the step is 15 times its error, to first order.
     fn difference(&self, i: usize, d: &[f64], cotangents: &[Option<Vec<f64>>]) -> (f64, f64) {
         let f = |t: f64| self.along(i, d, t, cotangents);
         let at = |h: f64| {
@@ -129,7 +129,7 @@ impl RealOrEmpty for Data {
     }
 }
 
-/// Holds the rules against differences for each input that has a gradient; `expected` says which do.
+/// Compares the rules with differences for each input that has a gradient; `expected` lists these inputs.
 fn check(point: &Point, expected: &[usize]) {
     let needed = vec![true; point.inputs.len()];
     let rules = point.op.operator().gradient(&needed).unwrap_or_else(|e| panic!("{}: {e}", point.name));
@@ -147,7 +147,7 @@ fn check(point: &Point, expected: &[usize]) {
     }
 }
 
-/// The negative control: with its largest element halved, the gradient is found wrong.
+/// The negative control: the gradient with its largest element halved is refused.
 fn refuses_a_wrong_gradient(point: &Point, i: usize, gradient: &[f64], d: &[f64], difference: f64, bound: f64) {
     let weight = |k: usize| (gradient[k] * d[k]).abs();
     let largest = (0..gradient.len()).max_by(|&a, &b| weight(a).total_cmp(&weight(b))).expect("an element");
@@ -226,8 +226,8 @@ fn batch_norm() {
         let mut point = Point::new(name, op, inputs);
         point.updates = vec![normals("mean", c), Data::Real(vec![1.0; c])];
         if relu {
-            // y moves by less than 4 steps times gamma and invstd of at most 8; exact zeros are the rectified ones,
-            // whose distance to the kink is not seen: those are judged by the ReLU's own test.
+            // y moves by less than 4 steps times gamma and invstd of at most 8. Exact zeros are rectified, so that
+            // their distance to the kink does not show: `keep_rectified_clear` checks it.
             point.skip = |y| y > 0.0 && y < 8.0 * CLEARANCE;
             point.keep_rectified_clear(&bn);
         }

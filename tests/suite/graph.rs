@@ -158,7 +158,7 @@ fn an_inference_program_equals_the_interpreter() {
 
 #[test]
 fn rounding_to_a_storage_type_is_the_same_unfused() {
-    // Fusion leaves out the rounding of results that are not stored, so the two differ by a few roundings.
+    // Fusion omits the rounding of intermediate results, so the two differ by a few roundings.
     let graph = differentiated();
     let (state, x) = (state(&graph, 5), input(6));
     for dtype in [DType::F16, DType::BF16] {
@@ -290,7 +290,7 @@ fn an_optimizer_follows_the_gradient() {
     }
 }
 
-/// A loss of one linear layer whose gradients are multiplied by `grad_scale` on their way.
+/// A loss of one linear layer whose gradients are multiplied by `grad_scale`.
 fn scaled(grad_scale: f64) -> Graph {
     let mut b = Builder::new(Mode::Train);
     let x = b.input("input", [BATCH, 11, 9, 3]);
@@ -354,7 +354,7 @@ fn without_momentum_there_are_no_velocities() {
             assert!(plain.velocity().expect("velocity").is_empty(), "{label}: velocities that no step reads");
             let velocity = heavy.velocity().expect("velocity");
             assert!(!velocity.is_empty(), "{label}");
-            // What an older checkpoint holds changes nothing; an empty one starts anew.
+            // Without momentum, loaded velocities change nothing; empty ones restart a run with momentum.
             let mut other = program(0.0);
             other.load_velocity(&velocity).expect("velocities");
             plain.load_velocity(&plain.velocity().expect("none")).expect("none");
@@ -457,7 +457,7 @@ fn labels_and_inputs_are_checked() {
     assert!(program.set_input("image", &wrong).expect_err("refused").to_string().contains("input"));
 }
 
-/// What memory holds before it was written is no answer.
+/// A program never reads memory before it was written.
 #[test]
 fn a_program_that_is_not_ready_says_what_is_missing() {
     let graph = differentiated();

@@ -25,7 +25,7 @@ use self::device::run;
 /// The storage types that kernels are compiled for.
 pub const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// From the rounded inputs and the reference's outputs to a [`Compare`] for each output.
+/// Gives a [`Compare`] for each output, from the rounded inputs and the reference's outputs.
 pub type Judge = Box<dyn Fn(&Judged<'_>) -> Vec<Compare>>;
 
 /// An op with its data.
@@ -34,25 +34,25 @@ pub struct Case {
     pub name: String,
     /// The op.
     pub op: Op,
-    /// As [`Operator::inputs`] orders them.
+    /// In the order of [`Operator::inputs`].
     pub inputs: Vec<Data>,
-    /// What the outputs of [`Operator::updates`] hold at the start, in that order.
+    /// The old outputs, in the order of [`Operator::updates`].
     pub updates: Vec<Data>,
     /// How the outputs are judged.
     pub judge: Judge,
-    /// How the NHWC tensors lie in memory, one run for each.
+    /// The layouts of the NHWC tensors, one run for each.
     pub layouts: &'static [Layout],
-    /// Whether what an output holds that is added to is more than a term of it: then the reference takes it in.
+    /// True if old outputs are not merely added; the reference then receives them.
     pub takes_in: bool,
-    /// Another way to run the op than the one that it chooses.
+    /// Replaces the op's own choice of launches.
     pub launcher: Option<Launcher>,
 }
 
 /// A way to run an op.
 pub struct Launcher {
-    /// In place of [`Operator::scratch_bytes`].
+    /// Replaces [`Operator::scratch_bytes`].
     pub scratch_bytes: Box<dyn Fn(Target) -> usize>,
-    /// In place of [`Operator::launches`].
+    /// Replaces [`Operator::launches`].
     pub launches: Box<Launches>,
 }
 
@@ -81,13 +81,13 @@ impl Case {
         Self { name, op, inputs, updates, judge, layouts: &[Layout::Dense], takes_in: false, launcher: None }
     }
 
-    /// The old content of the outputs that the op updates.
+    /// The old outputs that the op updates.
     pub fn updating(mut self, updates: Vec<Data>) -> Self {
         self.updates = updates;
         self
     }
 
-    /// The outputs that are added to depend on what is there in a way that only the reference knows.
+    /// Gives old outputs to the reference, because they are not merely added.
     pub fn taking_in(mut self) -> Self {
         self.takes_in = true;
         self
@@ -105,7 +105,7 @@ impl Case {
         self
     }
 
-    /// Runs where pixels of fewer than four channels are four elements apart, and nowhere else.
+    /// Runs only with pixels of fewer than four channels padded to four elements.
     pub fn padded(mut self) -> Self {
         self.layouts = &[Layout::Padded];
         self
@@ -142,8 +142,8 @@ pub fn check_dtype(case: &Case, dtype: DType, sweep: Sweep) {
     }
 }
 
-/// The negative control: with `inputs` in place of the case's, the kernels' result must be refused in every one of
-/// `dtypes`. A bound that lets it pass is too wide to find such a fault.
+/// The negative control: the kernels' result for `inputs` in place of the case's must be refused in each of `dtypes`. A
+/// bound that accepts it is too wide to find such a fault.
 pub fn check_refused(case: &Case, inputs: &[Data], dtypes: &[DType]) {
     for &dtype in dtypes {
         let mut other = Prepared::new(case, dtype, Write::Overwrite);
@@ -165,8 +165,7 @@ pub fn check_refused_with(case: &Case, at: usize, change: impl FnOnce(&mut [f64]
     check_refused(case, &wrong, &DTYPES);
 }
 
-/// The outputs of `case` on one machine where its inputs are `inputs` and the outputs that it updates hold `updates`,
-/// overwriting.
+/// The outputs of `case` on one machine for `inputs` and old `updates`, overwriting.
 pub fn outputs(
     case: &Case,
     dtype: DType,
@@ -185,7 +184,7 @@ pub fn outputs(
     bytes.iter().zip(&types).map(|(bytes, ty)| decode(bytes, ty.elem, dtype)).collect()
 }
 
-/// The outputs of the reference in f64, from `inputs` as they are.
+/// The reference's outputs in f64, from unrounded `inputs`.
 pub fn reference(op: &Op, inputs: &[Data], updates: &[Data]) -> Vec<Data> {
     let mut before = vec![None; op.operator().outputs().len()];
     for (&i, old) in op.operator().updates().iter().zip(updates) {
@@ -195,7 +194,7 @@ pub fn reference(op: &Op, inputs: &[Data], updates: &[Data]) -> Vec<Data> {
     reference_onto(op, inputs, &before, writes)
 }
 
-/// The outputs of the reference where they hold `before`, written as `writes` says.
+/// The reference's outputs if they held `before` and are written by `writes`.
 pub fn reference_onto(op: &Op, inputs: &[Data], before: &[Option<Data>], writes: Vec<Write>) -> Vec<Data> {
     let types = op.operator().outputs();
     let old = |(ty, old): (&TensorType, &Option<Data>)| old.clone().unwrap_or_else(|| blank(ty, f64::NAN));
@@ -211,13 +210,13 @@ pub fn reference_onto(op: &Op, inputs: &[Data], before: &[Option<Data>], writes:
     outputs
 }
 
-/// The places among the inputs of the operands called `name`.
+/// The places of the inputs called `name`.
 fn places(op: &dyn Operator, name: &str) -> Vec<usize> {
     let reads = op.operands().reads;
     (0..reads.len()).filter(|&i| reads[i].0 == name).collect()
 }
 
-/// A case in one storage type: rounded inputs, what the outputs hold before, what they should hold after.
+/// A case in one storage type: rounded inputs, old outputs, expected outputs.
 struct Prepared<'a> {
     op: &'a Op,
     takes_in: bool,
@@ -259,7 +258,7 @@ impl<'a> Prepared<'a> {
         Self { op: &case.op, takes_in: case.takes_in, launcher, weights, dtype, inputs, before, after, writes }
     }
 
-    /// What output `i` held when it is a term of the sum there.
+    /// The old output `i`, if it is a term of the new one.
     fn added(&self, i: usize) -> Option<&[f64]> {
         (!self.takes_in && self.writes[i] == Write::Accumulate)
             .then(|| self.before[i].as_ref().expect("preloaded").real())

@@ -1,5 +1,5 @@
-//! The CPU's way of every op against the reference: in f64 and f32, overwriting and accumulating, on one and several
-//! threads, with the same bits on any number of them.
+//! The CPU path of every op against the reference: in f64 and f32, overwriting and accumulating, with the same bits on
+//! any number of threads.
 
 mod checks;
 mod random;
@@ -17,7 +17,7 @@ struct Case {
     updates: Vec<Data>,
 }
 
-/// `T` and its storage type.
+/// A number with its storage type.
 pub trait Number: Real {
     /// The storage type.
     const DTYPE: DType;
@@ -39,7 +39,7 @@ impl Number for f64 {
     }
 }
 
-/// A tensor of `T`s or of bytes.
+/// A tensor of `T`s, indices or bytes.
 #[derive(Clone, Debug)]
 enum Tensor<T> {
     Real(Vec<T>),
@@ -73,7 +73,7 @@ impl<T: Number> Tensor<T> {
     }
 }
 
-/// What an output that is added to holds: small whole numbers.
+/// The old content of an accumulated output: small whole numbers.
 fn old(case: &Case, output: usize, len: usize) -> Vec<f64> {
     Random::new(&format!("{} {output}", case.name)).integers(len, -4, 4)
 }
@@ -127,7 +127,7 @@ fn host<T: Number>(case: &Case, write: Write) -> Vec<Tensor<T>> {
     outputs
 }
 
-/// The outputs of the CPU's way in `T`.
+/// The outputs of the CPU path in `T`.
 pub fn outputs<T: Number>(op: &Op, inputs: &[Data], updates: &[Data]) -> Vec<Data> {
     let case = Case { name: String::new(), op: op.clone(), inputs: inputs.into(), updates: updates.into() };
     host::<T>(&case, Write::Overwrite).iter().map(Tensor::data).collect()
@@ -139,18 +139,18 @@ fn rounded<T: Number>(case: &Case) -> Case {
     Case { name: case.name.clone(), op: case.op.clone(), inputs: round(&case.inputs), updates: round(&case.updates) }
 }
 
-/// How far the outputs may be from the reference in f64.
+/// The allowed distance of the outputs from the reference in f64.
 #[derive(Clone, Copy)]
 enum Bound {
-    /// Not at all.
+    /// None.
     Exact,
-    /// Each element of a linear op: the rounding of its longest sum, times the same sum of magnitudes.
+    /// For linear ops, each element: the rounding of the longest sum, times the element's sum of magnitudes.
     Linear,
-    /// Relative to the largest element of the output: so many roundings.
+    /// This number of roundings of the output's largest element.
     Relative(f64),
 }
 
-/// Compares in `T`; an error says what differs.
+/// Compares in `T`; an error names the difference.
 fn compare<T: Number>(case: &Case, bound: Bound, got: &[Tensor<T>], write: Write) -> Result<(), String> {
     let case = rounded::<T>(case);
     let expected = reference(&case.op, &case.inputs, &case.updates);
@@ -189,7 +189,7 @@ fn compare<T: Number>(case: &Case, bound: Bound, got: &[Tensor<T>], write: Write
     Ok(())
 }
 
-/// The reference on the magnitudes of the inputs: what the terms of each sum add up to. For linear ops without ReLU.
+/// The sum of the magnitudes of each element's terms. For linear ops without ReLU.
 fn magnitudes(case: &Case, output: usize) -> Vec<f64> {
     let absolute = |d: &Data| match d {
         Data::Real(v) => Data::Real(v.iter().map(|a| a.abs()).collect()),
@@ -199,14 +199,14 @@ fn magnitudes(case: &Case, output: usize) -> Vec<f64> {
     reference(&case.op, &inputs, &case.updates)[output].real().to_vec()
 }
 
-/// The terms of the longest sum in an output.
+/// The number of terms of the longest sum in an output.
 fn terms(op: &Op) -> f64 {
     let op = op.operator();
     let outputs: usize = op.outputs().iter().map(|t| t.shape.len()).min().unwrap_or(1);
     1.0 + op.flops() as f64 / outputs as f64
 }
 
-/// Checks a case in f64 and f32, written both ways, and that any number of threads gives the same bits.
+/// Checks a case in f64 and f32, written both ways, with the same bits on any number of threads.
 fn check(case: &Case, bound: Bound) {
     check_in::<f64>(case, bound);
     check_in::<f32>(case, bound);
@@ -229,7 +229,7 @@ fn check_in<T: Number>(case: &Case, bound: Bound) {
     }
 }
 
-/// The negative control: the result for inputs of which one element differs must be refused.
+/// The negative control: the result must be refused if one element of `input` differs.
 fn refuses(case: &Case, bound: Bound, input: usize) {
     let mut inputs = case.inputs.clone();
     let mut v = inputs[input].real().to_vec();
@@ -251,7 +251,7 @@ fn normals(name: &str, op: Op) -> Case {
     case(name, op, |i, len| Random::new(&format!("{name} {i}")).normals(len, 0.0, 1.0))
 }
 
-/// Whole numbers so small that every sum is exact in f32.
+/// Whole numbers, small enough for exact sums in f32.
 fn integers(name: &str, op: Op) -> Case {
     case(name, op, |i, len| Random::new(&format!("{name} {i}")).integers(len, -3, 3))
 }

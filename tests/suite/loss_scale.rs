@@ -1,4 +1,4 @@
-//! Training programs in f16: the loss scale that moves by itself, on every device.
+//! Training programs in f16: the dynamic loss scale on every device.
 
 use residuum::control::loss_scale::{LossScale, INTERVAL};
 use residuum::control::sgd::{Sgd, Spec};
@@ -10,7 +10,7 @@ use residuum::tensor::{DType, HostTensor, Shape, StateDict};
 use crate::machine::devices;
 use crate::random::Random;
 
-/// Layers of `widths` features on `n` rows of the first of them, without anything between.
+/// Linear layers of `widths` features on `n` rows, with nothing between them.
 fn layers(n: usize, widths: &[usize]) -> Graph {
     let mut b = Builder::new(Mode::Train);
     let mut x = b.input("input", [n, 1, 1, widths[0]]);
@@ -28,7 +28,7 @@ fn program(graph: &Graph, device: &Device, dtype: DType) -> Program {
     Program::compile(graph, device, dtype, Some(Sgd::new(spec).unwrap())).unwrap()
 }
 
-/// Every parameter, from its shape.
+/// A value for every parameter, by its shape.
 fn state(graph: &Graph, mut value: impl FnMut(&Shape) -> Vec<f32>) -> StateDict {
     graph.parameters().iter().map(|p| (p.name.clone(), HostTensor::f32(p.shape.clone(), value(&p.shape)))).collect()
 }
@@ -68,7 +68,7 @@ fn an_overflow_skips_the_step_and_halves_the_scale() {
         assert!(values(&program.state().unwrap(), "fc0.weight").iter().all(|&w| w == 0.0));
         assert!(values(&program.gradients().unwrap(), "fc0.bias").contains(&f64::NEG_INFINITY));
 
-        // The first step that is taken: velocity = gradient, whatever lay there.
+        // The first step taken: velocity = gradient, whatever memory held.
         program.run().unwrap();
         assert_eq!(scale(&program), (65_536.0, 1));
         let gradient: Vec<f64> = [0.25, 0.25, -0.75, 0.25].iter().flat_map(|d| ROW.map(|x| d * f64::from(x))).collect();
@@ -77,7 +77,7 @@ fn an_overflow_skips_the_step_and_halves_the_scale() {
         let expected: Vec<f64> = gradient.iter().map(|g| -0.5 * g).collect();
         assert_eq!(values(&program.state().unwrap(), "fc0.weight"), expected);
 
-        // Once more, now that there are velocities; what was learned is wrong, so the gradient is not small.
+        // Again, now with velocities. The label is another one, so that the gradient is not small.
         program.set_labels(&[0]).unwrap();
         let before = (program.state().unwrap(), program.velocity().unwrap());
         program.load_loss_scale(LossScale { scale: 2f64.powi(40), good_steps: INTERVAL - 1 }).unwrap();
@@ -85,7 +85,7 @@ fn an_overflow_skips_the_step_and_halves_the_scale() {
         assert_eq!((program.state().unwrap(), program.velocity().unwrap()), before, "{}", device.kind());
         assert_eq!(scale(&program), (2f64.powi(39), 0));
 
-        // A gradient that is no number at any scale.
+        // A gradient that is not finite at any scale.
         let huge = HostTensor::f32([1, 4, 1, 1], vec![6e4; 4]);
         let mut large = StateDict::new();
         for (name, tensor) in &before.0 {

@@ -1,4 +1,4 @@
-//! Every test of the library that needs more than one module, in one binary.
+//! All tests of the library that need more than one module, in one binary.
 
 #![allow(clippy::unwrap_used)]
 

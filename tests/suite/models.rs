@@ -48,13 +48,13 @@ fn every_layer_of_the_benches_is_in_its_network() {
     }
 }
 
-/// On a GPU the benches run every row, in the types that it has there: here it is bound.
+/// The benches run every row on a GPU, in the GPU's types; this test binds every row.
 #[test]
 fn every_row_of_the_benches_has_launches() {
     let Device::Kernels(backend) = Device::blueprint(Arch::Sm90) else { panic!("a device with kernels") };
     for dtype in [DType::BF16, DType::F16, DType::F32] {
         let target = Target { arch: Arch::Sm90, dtype };
-        // As benches/common/rotation.rs lays tensors.
+        // The layout of benches/common/rotation.rs.
         let bind = |ty: &TensorType| {
             let channels = ty.shape.dims().last().copied().unwrap_or(1);
             let is_image = ty.shape.dims().len() == 4 && ty.elem == Elem::Real;
@@ -71,7 +71,7 @@ fn every_row_of_the_benches_has_launches() {
                 let launches = op.launches(target, &Io { inputs: &inputs, outputs: &outputs, scratch: Some(&scratch) });
                 let launches = launches.unwrap_or_else(|e| panic!("{} {dtype} {layer:?}: {e}", op.name()));
                 assert!(!launches.is_empty(), "{} {dtype} {layer:?}", op.name());
-                // A fused pass has no row that falls back to element by element.
+                // No row of a fused pass falls back to element-wise access.
                 let kernels: Vec<&str> = launches.iter().map(|launch| launch.kernel().name).collect();
                 let slow = kernels.iter().any(|name| name.starts_with("conv2d_fused") && name.ends_with("_scalar"));
                 assert!(!slow, "{dtype} {layer:?}: {kernels:?}");
@@ -128,7 +128,7 @@ fn state_dicts_have_torchvisions_number_of_entries() {
     }
 }
 
-/// Only both letters change the first convolution; C alone halves the channels at a transition, B alone does not.
+/// B and C together change the first convolution; C alone halves the channels at a transition, B alone does not.
 #[test]
 fn densenets_have_the_layers_of_their_letters() {
     for (name, first, transition) in [

@@ -50,7 +50,7 @@ fn batch(seed: &str, n: usize, size: usize) -> (HostTensor, Vec<i32>) {
     (HostTensor::f32([n, 3, size, size], pixels), random.labels(n, CLASSES))
 }
 
-/// Everything that a step leaves: logits, loss, gradients, running statistics.
+/// All results of a step: logits, loss, gradients, running statistics.
 fn results(logits: HostTensor, loss: HostTensor, gradients: StateDict, state: StateDict) -> StateDict {
     let mut all: StateDict = gradients.into_iter().map(|(name, t)| (format!("grad.{name}"), t)).collect();
     all.extend(state.into_iter().filter(|(name, _)| name.contains("running")));
@@ -85,7 +85,7 @@ fn reference(graph: &Graph, dtype: DType, state: &StateDict, data: &(HostTensor,
     results(it.output("logits").unwrap(), it.output("loss").unwrap(), it.gradients(), it.state())
 }
 
-/// Relative l2 distance, without a copy of what may be a hundred million numbers.
+/// Relative l2 distance, without copying tensors of a hundred million numbers.
 fn distance(a: &HostTensor, b: &HostTensor) -> f64 {
     let at = |t: &HostTensor, i: usize| match &t.data {
         HostData::F32(v) => f64::from(v[i]),
@@ -101,12 +101,12 @@ fn distance(a: &HostTensor, b: &HostTensor) -> f64 {
     difference.sqrt() / norm.sqrt().max(f64::MIN_POSITIVE)
 }
 
-/// Steps that tell how far a tensor moves where everything is off as a program of kernels is.
+/// The number of perturbed steps, which show how far a tensor moves under errors like a kernel's.
 const PERTURBED: usize = 2;
 
-/// How far each tensor moves at most where other ReLUs open than in the rounded reference. In f32 parameters and pixels
-/// are off as much as the sums of a program, and nothing is rounded; in 16 bits pixels are off by up to half a unit in
-/// the last place, so that a third of them are rounded to the other neighbour, and what is stored is rounded as ever.
+/// The largest distance that each tensor moves if other ReLUs open than in the rounded reference. In f32 parameters and
+/// pixels are off as much as a program's sums, and nothing is rounded. In 16 bits pixels are off by up to half a unit
+/// in the last place, so that a third of them are rounded to the other neighbour; stores are rounded as usual.
 fn moved(
     graph: &Graph,
     dtype: DType,
@@ -137,12 +137,12 @@ fn moved(
     moved
 }
 
-/// How far each tensor of a rounded step is from the exact one.
+/// The distance of each tensor of a rounded step from the exact one.
 fn noise(rounded: &StateDict, exact: &StateDict) -> BTreeMap<String, f64> {
     rounded.iter().map(|(name, t)| (name.clone(), distance(t, &exact[name]))).collect()
 }
 
-/// The simulator under each schedule, in turn with early and late copies.
+/// The simulator under each schedule, with early and late copies in turn.
 fn schedules() -> Vec<Device> {
     let orders = [Schedule::InOrder, Schedule::Reverse, Schedule::Random, Schedule::Priority { depth: 3 }];
     let copies = [Copies::Early, Copies::Late, Copies::Random, Copies::Late];
@@ -152,15 +152,15 @@ fn schedules() -> Vec<Device> {
         .collect()
 }
 
-/// Where rounding alone moves the reference by a quarter, its direction is chance, and a tensor cannot be judged: deep
-/// networks on two small images in 16 bits.
+/// A tensor that rounding alone moves by a quarter cannot be judged, since the direction is chance: deep networks on
+/// two small images in 16 bits.
 const CHANCE: f64 = 0.25;
 
-/// Batches that decide about a tensor which is out of bounds on the first one. Where a ReLU opens by a hair, rounding
-/// moves a gradient by much more than it happened to move the reference; what is wrong is wrong on most batches.
+/// Batches that decide about a tensor that is out of bounds on the first one. Near a ReLU's kink rounding may move a
+/// gradient much more than it moved the reference; a wrong gradient is wrong on most batches.
 const TRIALS: usize = 5;
 
-/// One step of a network in `dtype` on the simulator and on a GPU where there is one.
+/// One step of a network in `dtype` on the simulator and on a GPU if there is one.
 fn check_step(name: &str, images: usize, size: usize, dtype: DType) {
     let graph = training_graph(name, images, size, dtype);
     let state = initial(name, &graph);
@@ -182,7 +182,7 @@ fn check_step(name: &str, images: usize, size: usize, dtype: DType) {
     assert!(most.is_empty(), "{name} {dtype}, out of bounds on most of {TRIALS} batches: {most:#?}");
 }
 
-/// Whether two steps left the same, a NaN where 1,202 layers overflow f16 included.
+/// True if two steps left equal results. NaN equals NaN: 1,202 layers overflow f16.
 fn same_bits(a: &StateDict, b: &StateDict) -> bool {
     let same = |a: &HostTensor, b: &HostTensor| match (&a.data, &b.data) {
         (HostData::F32(a), HostData::F32(b)) => {
@@ -193,8 +193,8 @@ fn same_bits(a: &StateDict, b: &StateDict) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|((name, a), (other, b))| name == other && same(a, b))
 }
 
-/// The tensors that a step of `graph` on `devices` leaves out of bounds, each with what one of them left. The
-/// simulators must leave the same bits.
+/// The tensors that are out of bounds after a step of `graph` on `devices`, each with one device's result. The
+/// simulators must agree in all bits.
 fn out_of_bounds(
     graph: &Graph,
     devices: &[Device],
@@ -204,7 +204,7 @@ fn out_of_bounds(
 ) -> BTreeMap<String, Vec<String>> {
     let exact = reference(graph, DType::F64, state, data);
     let noise = noise(&reference(graph, dtype, state, data), &exact);
-    // The loss is one number, which rounding may leave where it was by chance: it is judged where the logits can be.
+    // The loss is one number, which rounding may leave unchanged by chance: it is judged if the logits can be judged.
     let judge = |tensor: &str| noise[tensor] <= CHANCE && (tensor != "loss" || noise["logits"] <= CHANCE);
     let jumps = OnceCell::new();
     let mut wrong: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -212,7 +212,7 @@ fn out_of_bounds(
     for device in devices {
         let found = step(graph, device, dtype, state, data);
         let judged = found.iter().filter(|(tensor, _)| judge(tensor));
-        assert!(judged.clone().count() * 10 > found.len(), "{dtype}: next to nothing is left to judge");
+        assert!(judged.clone().count() * 10 > found.len(), "{dtype}: too little is left to judge");
         for (tensor, value) in judged {
             let d = distance(value, &exact[tensor]);
             let mut allowed = bounds::network(dtype, noise[tensor], terms(graph));
@@ -235,7 +235,7 @@ fn out_of_bounds(
     wrong
 }
 
-/// Images and their size: small by default, as the network's own in the long list.
+/// Images and their size: small by default, the network's own in the long list.
 fn extent() -> (usize, usize) {
     if machine::asked("RESIDUUM_LONG") {
         (3, 32)
@@ -262,8 +262,8 @@ fn resnet20_steps_in_bf16() {
     check_step("resnet20_cifar", images, size, DType::BF16);
 }
 
-/// Bottlenecks and compression; channels whose slices start at 16 bytes and between, in every type. The last block has
-/// 48 numbers a channel: over 8, batch norm makes rounding anything.
+/// Bottlenecks and compression; slices that start at multiples of 16 bytes and between, in every type. The last block
+/// has 48 numbers per channel: with 8, batch norm would amplify rounding without limit.
 #[test]
 fn densenets_step() {
     for dtype in DTYPES {
@@ -272,7 +272,7 @@ fn densenets_step() {
     }
 }
 
-/// A dense block is one buffer, and its gradient another: nothing is copied, split or added.
+/// A dense block is one buffer, and its gradient a second: nothing is copied, split or added.
 #[test]
 fn densenets_concatenate_nothing() {
     let mut devices = machine::devices("a plan of a DenseNet");
@@ -296,7 +296,7 @@ fn densenets_concatenate_nothing() {
     }
 }
 
-/// A network of each kind whose fusion differs, the smallest of its family.
+/// The smallest network of each family that is fused in its own way.
 #[test]
 fn every_kind_of_network_steps() {
     let networks = [
@@ -323,10 +323,10 @@ fn every_kind_of_network_steps() {
     }
 }
 
-/// Networks that are checked at once: two steps of VGG in f64 are what fits into a machine's memory.
+/// The networks checked at once: two steps of VGG in f64 fill a machine's memory.
 const AT_ONCE: usize = 2;
 
-/// Every network of the table in every dtype, at the least size that it takes. Takes an hour and tells how far it is.
+/// Every network of the table in every dtype, at its smallest size. Takes an hour and prints its progress.
 #[test]
 fn all_networks_step() {
     if !machine::asked("RESIDUUM_LONG") {
@@ -344,7 +344,7 @@ fn all_networks_step() {
             let began = Instant::now();
             let passed = catch_unwind(|| check_step(name, 2, size, *dtype)).is_ok();
             let verdict = if passed { "passed" } else { "failed" };
-            // Past the capture of a test's output, which would hold it back for an hour.
+            // Not captured as a test's output, which would appear after an hour.
             let _ = writeln!(std::io::stderr(), "{name} {dtype}: {verdict}, {:.0?}", began.elapsed());
             if !passed {
                 failed.lock().unwrap().push(format!("{name} {dtype}"));

@@ -1,11 +1,11 @@
-//! Where a NaN or an infinity goes in, which outputs may change: every op, every kernel, every device.
+//! The outputs that a NaN or an infinity in an input may change: every op, every kernel, every device.
 //!
-//! The rule is independent of how an op treats such numbers: what a non-finite number may change is what a finite one
-//! in its place may change. A [`Row`] is an op with finite inputs. One element of one input after the other is replaced
-//! by finite numbers, which shows the outputs that depend on it, and then by NaN, plus and minus infinity. The outputs
-//! that do not depend on it must keep their bits. The others must be what the reference says: finite and near it, or
-//! not finite. And in the reference a NaN must reach every output that depends on it, unless the input only chooses
-//! between others, as the sign of a ReLU's output does for its gradient.
+//! The rule is independent of how an op treats such numbers: a non-finite number may change the outputs that a finite
+//! number in its place may change. A [`Row`] is an op with finite inputs. One element of one input after the other is
+//! replaced by finite numbers, which shows the outputs that depend on it, and then by NaN and both infinities. Outputs
+//! that do not depend on it must keep their bits. The others must agree with the reference: finite and near it, or not
+//! finite. In the reference a NaN must reach every output that depends on it, unless the input only selects between
+//! others, as the sign of a ReLU's output does for its gradient.
 
 mod rows;
 
@@ -20,7 +20,7 @@ use self::rows::Row;
 use crate::harness::{machines, outputs, reference, round_all, Data, Layout, Random, Sweep, DTYPES};
 use crate::host;
 
-/// What replaces an element, in turn; with RESIDUUM_LONG=1 all of them in each.
+/// The replacements of an element, in turn; with RESIDUUM_LONG=1 all of them for each element.
 const NON_FINITE: [f64; 3] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
 
 /// Finite numbers that show what depends on an element of value `v`.
@@ -46,7 +46,7 @@ impl Tensors {
         }
     }
 
-    /// The numbers of tensor `i`: the inputs, then the updated outputs. `None` where it holds others.
+    /// The numbers of tensor `i`: the inputs, then the updated outputs. `None` if it holds no numbers.
     fn numbers(&mut self, i: usize) -> Option<&mut Vec<f64>> {
         match self.inputs.iter_mut().chain(&mut self.updates).nth(i) {
             Some(Data::Real(v)) => Some(v),
@@ -82,14 +82,14 @@ fn elements(data: &Data) -> usize {
     }
 }
 
-/// What one non-finite number does.
+/// The effect of one non-finite number.
 struct Expected {
     label: String,
     /// The element that was replaced.
     at: (usize, usize),
     /// The tensors with it.
     tensors: Tensors,
-    /// Of each output, which elements depend on it.
+    /// For each output, the elements that depend on it.
     depends: Vec<Vec<bool>>,
     /// The reference's outputs, without and with it.
     clean: Vec<Data>,
@@ -114,12 +114,12 @@ impl Expected {
         Self { label, at, tensors, depends, clean, outputs }
     }
 
-    /// Whether anything depends on the element.
+    /// True if an output depends on the element.
     fn counts(&self) -> bool {
         self.depends.iter().flatten().any(|&d| d)
     }
 
-    /// Calls `judge(o, i)` for element i of output o; the first complaint.
+    /// Calls `judge(o, i)` for element i of output o; returns the first complaint.
     fn each(&self, judge: impl Fn(usize, usize) -> Option<String>) -> Result<(), String> {
         for (o, depends) in self.depends.iter().enumerate() {
             for i in 0..depends.len() {
@@ -147,7 +147,7 @@ impl Expected {
         })
     }
 
-    /// Judges `found`, where the same device gives `clean` for finite inputs.
+    /// Judges `found`, given the same device's outputs `clean` for finite inputs.
     fn check(&self, row: &Row, clean: &[Data], found: &[Data]) -> Result<(), String> {
         self.each(|o, i| {
             let stays = !self.depends[o][i] && same(&self.outputs[o], &self.clean[o], i);
@@ -161,7 +161,7 @@ impl Expected {
                 (Data::Real(v), Data::Real(want)) if want[i].is_finite() => {
                     (v[i] - want[i]).abs() <= 0.25 * (1.0 + want[i].abs())
                 }
-                // An infinity of the other sign would pass a ReLU, or not.
+                // The sign of an infinity counts: a ReLU passes one and not the other.
                 (Data::Real(v), Data::Real(want)) if want[i].is_infinite() && row.is_convolution() => {
                     v[i] == want[i] || (v[i].is_nan() && row.zeros(self.at, o, i))
                 }
@@ -175,7 +175,7 @@ impl Expected {
     }
 }
 
-/// Whether two numbers are both as good as 0: a gradient whose terms cancel, closed or not.
+/// True if both numbers are practically 0: a gradient whose terms cancel, masked or not.
 fn is_noise(a: &Data, b: &Data, i: usize) -> bool {
     matches!((a, b), (Data::Real(a), Data::Real(b)) if a[i].abs().max(b[i].abs()) < 1e-6)
 }
@@ -188,13 +188,13 @@ fn shown(data: &Data, i: usize) -> String {
     }
 }
 
-/// A row in one storage type: its finite tensors, and what happens where one element of each is replaced.
+/// A row in one storage type: its finite tensors, and the effect of replacing one element of each.
 struct Table {
     tensors: Tensors,
     all: Vec<Expected>,
 }
 
-/// What is wrong, a line each.
+/// The problems found, one per line.
 type Problems = Vec<String>;
 
 impl Table {
@@ -212,7 +212,7 @@ impl Table {
             let first = random.below(NON_FINITE.len());
             for k in 0..if long { 3 } else { 1 } {
                 let v = NON_FINITE[(first + k) % NON_FINITE.len()];
-                // An element that counts, unless the op does not use the tensor.
+                // An element that an output depends on, unless the op does not use the tensor.
                 let mut found = Expected::new(row, &tensors, (tensor, random.below(len)), v);
                 for _ in 0..TRIES {
                     if found.counts() {
@@ -289,7 +289,7 @@ fn losses() {
     check(&rows::losses());
 }
 
-/// What has been tested: every kernel, split and whole, and every pass in every storage type by each way of access.
+/// Coverage: every kernel, split and whole, and every pass in every storage type by each kind of access.
 struct Tested<P> {
     kernels: Vec<(&'static str, bool)>,
     passes: Vec<(DType, P, &'static str)>,
@@ -360,14 +360,14 @@ fn convolutions() {
     assert_eq!(kernels.len(), 99, "every tile of fwd, bwd_x and bwd_w: {kernels:?}");
 }
 
-/// The same with loads and stores of more operands.
+/// The forms that load or store more operands.
 #[test]
 fn fused_convolutions() {
     let kernels = check_convolutions(rows::fused);
     assert_eq!(kernels.len(), 141, "every tile of every pass: {kernels:?}");
 }
 
-/// The check finds what it is for: an output that changes and depends on nothing, and one that stays and should not.
+/// The check finds an output that changes without depending on the element, and one that fails to change.
 #[test]
 fn a_leak_and_a_loss_are_found() {
     let row = &rows::elementwise()[0];
@@ -395,8 +395,8 @@ fn every_op_has_a_row() {
     assert_eq!(names, rows::OPS);
 }
 
-/// Narrow groups between batch norms: an infinite shift of channel 0 spoils the four channels of its group, in every
-/// storage type and on every device, and in the other channels not a bit.
+/// Narrow groups between batch norms: an infinite shift of channel 0 spoils the four channels of its group and no bit
+/// of the other channels, in every storage type and on every device.
 #[test]
 fn an_infinity_stays_in_its_group() {
     let mut b = Builder::new(Mode::Train);

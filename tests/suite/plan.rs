@@ -1,4 +1,4 @@
-//! Programs on a blueprint: the launches and the memory of a run, without one.
+//! Programs on a blueprint: launches and memory, without a run.
 
 use residuum::device::{Arch, Device};
 use residuum::graph::{Builder, Graph, LossOptions, Mode, Program, Runs};
@@ -60,7 +60,7 @@ fn what_the_backward_pass_reads_is_saved_once() {
     assert_eq!(saved(&graph), 4 * (8 * 2 + 16 * 2 + 10 * 2 + 4));
 }
 
-/// Megabytes an image, read plus written and saved for the backward pass, at most: half of what separate passes move.
+/// Megabytes per image, moved and saved for the backward pass, at most: half of separate passes.
 #[test]
 fn networks_stay_within_their_bytes() {
     const BATCH: usize = 256;
@@ -80,13 +80,13 @@ fn networks_stay_within_their_bytes() {
         let program = Program::compile(&graph, &Device::blueprint(Arch::Sm90), DType::BF16, optimizer).unwrap();
         let per_image = |bytes: u64| bytes as f64 / BATCH as f64 / 1e6;
         let found = per_image(program.steps().iter().map(|step| step.cost.bytes()).sum());
-        assert!(found <= bytes, "{name}: {found} MB an image, at most {bytes}");
+        assert!(found <= bytes, "{name}: {found} MB per image, at most {bytes}");
         let found = per_image(program.plan().saved_activation_bytes as u64);
-        assert!(found <= saved, "{name}: {found} MB saved an image, at most {saved}");
+        assert!(found <= saved, "{name}: {found} MB saved per image, at most {saved}");
     }
 }
 
-/// Bytes that a training step in bf16 moves where no block is dropped, for each of `batch` images.
+/// Bytes per image that a training step in bf16 moves if no block is dropped.
 fn bytes_of_a_step(name: &str, batch: usize) -> u64 {
     let model = models::find(name).unwrap();
     let options = BuildOptions { loss: true, ..Default::default() };
@@ -102,10 +102,10 @@ fn bytes_of_a_step(name: &str, batch: usize) -> u64 {
 fn gates_cost_next_to_nothing() {
     let [with, without] =
         ["resnet110_cifar_survival05", "resnet110_cifar"].map(|name| bytes_of_a_step(name, 128) as f64);
-    assert!((with - without).abs() < 0.001 * without, "{with} bytes an image with gates, {without} without");
+    assert!((with - without).abs() < 0.001 * without, "{with} bytes per image with gates, {without} without");
 }
 
-/// In thousands an image, at most.
+/// At most, in thousands per image.
 #[test]
 fn batch_norms_of_every_kind_are_in_pieces() {
     for (name, batch, most) in [
@@ -115,11 +115,11 @@ fn batch_norms_of_every_kind_are_in_pieces() {
         ("vgg16_bn", 256, 202_500),
     ] {
         let found = bytes_of_a_step(name, batch);
-        assert!(found <= most * 1000, "{name}: {found} bytes an image");
+        assert!(found <= most * 1000, "{name}: {found} bytes per image");
     }
 }
 
-/// Nanoseconds for which this thread had a processor: unlike the time of day they do not grow with the machine's load.
+/// This thread's processor time in nanoseconds: unlike wall time, it does not grow with the machine's load.
 fn thread_time() -> u64 {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let clock =
@@ -127,7 +127,7 @@ fn thread_time() -> u64 {
     stat.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_else(clock)
 }
 
-/// The least time in which a program is planned, of three.
+/// The least of three times to plan a program.
 fn time_to_plan(name: &str, mode: Mode) -> u64 {
     let plan = || {
         let start = thread_time();
@@ -146,7 +146,7 @@ fn time_to_plan(name: &str, mode: Mode) -> u64 {
     (0..3).map(|_| plan()).min().unwrap()
 }
 
-/// Eight times the depth takes about eight times the time; by comparing every layer with every other it would be 64.
+/// Eight times the depth takes about eight times as long; comparing every layer with every other would take 64.
 #[test]
 fn planning_takes_time_linear_in_depth() {
     for (shallow, deep, mode) in [
@@ -160,7 +160,7 @@ fn planning_takes_time_linear_in_depth() {
     }
 }
 
-/// No list, copy or table of a program's size is made of a program that is only planned.
+/// Planning allocates nothing of a program's size.
 #[test]
 fn a_blueprint_of_any_size_is_planned() {
     let model = models::find("wide_resnet101_29").unwrap();

@@ -1,4 +1,4 @@
-//! Bugs that a sanitizer must find, so that `ci/gpu.sh` knows that it looks. They run only where `RESIDUUM_PLANT` names
+//! Bugs that a sanitizer must find, so that `ci/gpu.sh` knows that it works. They run only if `RESIDUUM_PLANT` names
 //! one: `memcheck` or `racecheck`.
 
 use residuum::cudarc::driver::{CudaContext, LaunchConfig};
@@ -21,7 +21,7 @@ const OUT_OF_BOUNDS: &str = "
   ret;
 }";
 
-/// Every thread stores to shared memory and loads what a thread of another warp stores, with no barrier between.
+/// Every thread stores to shared memory and loads another warp's store, with no barrier between.
 const RACE: &str = "
 .version 7.0
 .target sm_80
@@ -62,6 +62,6 @@ fn a_planted_bug() {
     residuum::cudarc::driver::PushKernelArg::arg(&mut launch, &mut y);
     // SAFETY: it is not; the sanitizer must say so.
     unsafe { launch.launch(grid) }.expect("a launch");
-    // Under memcheck the store is an error, elsewhere it may be none.
+    // Under memcheck the store is an error; elsewhere it may pass.
     println!("planted: {:?}", stream.synchronize());
 }

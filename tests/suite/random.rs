@@ -1,6 +1,6 @@
 //! Seeded random test data.
 
-/// A seeded generator (splitmix64; Steele, Lea and Flood, 2014): the same numbers everywhere for the same name.
+/// A seeded generator (splitmix64; Steele, Lea and Flood, 2014): equal names give equal numbers on every machine.
 pub struct Random(u64);
 
 impl Random {
@@ -45,7 +45,7 @@ impl Random {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// `len` numbers spread evenly over `low..high`.
+    /// `len` uniformly distributed numbers in `low..high`.
     pub fn reals(&mut self, len: usize, low: f64, high: f64) -> Vec<f64> {
         (0..len).map(|_| low + (high - low) * self.unit()).collect()
     }

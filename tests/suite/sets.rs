@@ -1,4 +1,4 @@
-//! Image sets in the folders and files in which people have them.
+//! Image sets in the folders and files that are in use.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ fn idx(magic: u32, dims: &[u32], content: Vec<u8>) -> Vec<u8> {
     std::iter::once(&magic).chain(dims).flat_map(|v| v.to_be_bytes()).chain(content).collect()
 }
 
-/// A set of `train` and 2 test images in IDX files in `folder`, named with `dot` before `idx`, with `end` behind all.
+/// A set of `train` and 2 test images in IDX files in `folder`, named with `dot` before `idx` and `end` at the end.
 fn idx_set(folder: &Path, train: u32, dot: char, end: &str) {
     for (name, count) in [("train", train), ("t10k", 2)] {
         let images = idx(0x803, &[count, 2, 2], vec![7; 4 * count as usize]);

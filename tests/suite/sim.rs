@@ -29,7 +29,7 @@ fn backend(options: SimOptions) -> Arc<dyn Backend> {
     }
 }
 
-/// A kernel of one run; tests are few, so that it may stay for ever.
+/// A kernel of one run, leaked: tests are few.
 fn kernel<P: bytemuck::Pod>(name: &'static str, threads: u32, shared_bytes: u32) -> &'static Kernel {
     Box::leak(Box::new(Kernel::new::<P>(name, threads, shared_bytes)))
 }
@@ -63,7 +63,7 @@ impl Run<'_> {
         let (x, y) = (upload(self.x)?, upload(self.y)?);
         let params = Params { x: x.address(), y: y.address(), n: self.n, unused: 0 };
         let kernel = kernel::<Params>(self.kernel, self.threads, self.shared);
-        // SAFETY: the kernels take `Params`; what they touch outside of the views is what the tests are about.
+        // SAFETY: the kernels take `Params`; the tests are about their accesses outside the views.
         let launch = unsafe { Launch::new(kernel, self.grid, &params, Cost::default(), vec![x, y.clone()]) };
         sim.launch(&launch)?;
         Ok(bytemuck::pod_collect_to_vec(&y.read()?))

@@ -7,12 +7,12 @@ use residuum::device::{Arch, Backend, Device};
 
 use crate::machine;
 
-/// Which variants of the simulator a case needs; all schedules are in each but the first.
+/// The variants of the simulator that a case needs. All but the first have every schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sweep {
-    /// One schedule, the one that finds most: for long lists of cases.
+    /// One schedule, which finds the most bugs: for long lists of cases.
     Quick,
-    /// Nothing more: for kernels without asynchronous copies and tensor cores.
+    /// Every schedule: for kernels without asynchronous copies and tensor cores.
     Schedules,
     /// Early and late copies.
     Copies,
@@ -26,11 +26,11 @@ pub struct Machine {
     pub label: String,
     /// The device.
     pub backend: Arc<dyn Backend>,
-    /// Machines of one group give the same bits.
+    /// Machines of one group give equal bits.
     pub group: &'static str,
-    /// The least sweep that it belongs to.
+    /// The narrowest sweep that has this machine.
     sweep: Sweep,
-    /// Whether the launches run as a recorded list.
+    /// True if launches run as a recording.
     pub replayed: bool,
 }
 
@@ -44,8 +44,8 @@ static MACHINES: LazyLock<Vec<Machine>> = LazyLock::new(|| {
     machines
 });
 
-/// The simulator under every schedule; with approximate instructions a little off; for the wider sweeps also with early
-/// copies, and with the sums of both generations of tensor cores.
+/// The simulator under every schedule, and with slightly inexact approximate instructions; for the wider sweeps also
+/// with early copies, and with the sums of both generations of tensor cores.
 fn simulators() -> Vec<Machine> {
     let plain = SimOptions::default();
     let schedules = Schedule::ALL.map(|schedule| {
@@ -77,7 +77,7 @@ fn simulators() -> Vec<Machine> {
     .collect()
 }
 
-/// The GPU, once as its launches come and once as a recorded list.
+/// The GPU, with single launches and with a recording.
 fn gpu() -> Vec<Machine> {
     let Some(backend) = machine::gpu("the kernels on a GPU") else { return Vec::new() };
     let as_machine = |(label, replayed): (&str, bool)| Machine {

@@ -150,7 +150,7 @@ fn layers_use_only_those_before_them() {
             }
             // The search above does not find the layers of `use crate::{tensor::.., device::..}`.
             if line.contains("use crate::{") && LAYERS.iter().any(|(layer, _)| line.contains(&format!("{layer}::"))) {
-                wrong.push(format!("{}:{number}: import one layer a line", source.path));
+                wrong.push(format!("{}:{number}: import one layer per line", source.path));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The costs of launches against the bytes that the simulator counts.
 //!
-//! The kernels are compiled a second time so that they tell of every load and store. A launch's cost must then be what
-//! it touches, in sectors of 32 bytes: within 5 %, reads and writes each.
+//! The kernels are compiled a second time to report every load and store. A launch's cost must be what it touches, in
+//! sectors of 32 bytes: within 5 %, for reads and for writes.
 #![cfg(feature = "sim")]
 
 mod library;
@@ -16,22 +16,22 @@ use residuum::device::{Arch, Backend, Cost, Device};
 
 use crate::machine;
 
-/// The share of what is touched by which a cost may be off.
+/// The largest error of a cost, relative to the bytes touched.
 const SLACK: f64 = 0.05;
-/// Below so many bytes, a number for each channel and the ends of rows weigh too much.
+/// With fewer bytes, numbers per channel and the ends of rows weigh too much.
 const SMALL: u64 = 4096;
 
-/// A simulator that counts, or `None` after saying why there is none.
+/// A simulator that counts, or `None` after a message.
 fn backend() -> Option<Arc<dyn Backend>> {
     static LOADED: LazyLock<Result<(), String>> = LazyLock::new(|| {
         // SAFETY: `build` compiles this build's wrappers with `-fsanitize=thread`.
         unsafe { probe::load_counted(&library::build()?) }.map_err(|e| e.to_string())
     });
     if let Err(reason) = &*LOADED {
-        machine::skip("CXX", "the comparison of costs with what is touched", reason);
+        machine::skip("CXX", "the comparison of costs and traffic", reason);
         return None;
     }
-    // As a GPU aligns buffers: what begins inside a sector would touch one more.
+    // Aligned as a GPU's buffers: one that begins inside a sector would touch one more.
     let options =
         SimOptions { traffic: true, alignment: 256, arch: Arch::Sm90, copies: Copies::Early, ..SimOptions::default() };
     match Device::sim(options).unwrap() {
@@ -40,14 +40,14 @@ fn backend() -> Option<Arc<dyn Backend>> {
     }
 }
 
-/// What is wrong with `cost` where a launch touched `counted`.
+/// The error of `cost` for a launch that touched `counted`.
 fn difference(cost: Cost, counted: Traffic) -> Option<String> {
     let sides = [("read", cost.bytes_read, counted.bytes_read), ("written", cost.bytes_written, counted.bytes_written)];
     let wrong: Vec<String> = sides
         .into_iter()
         .filter(|&(_, cost, counted)| cost.abs_diff(counted) > SMALL.max((SLACK * counted as f64) as u64))
         .map(|(side, cost, counted)| {
-            format!("{side}: the cost is {cost}, touched are {counted} ({:+.1} %)", percent(cost, counted))
+            format!("{side}: the cost is {cost}, {counted} were touched ({:+.1} %)", percent(cost, counted))
         })
         .collect();
     (!wrong.is_empty()).then(|| wrong.join("; "))

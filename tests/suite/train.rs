@@ -1,4 +1,4 @@
-//! Runs: that they learn, that they end with the same bits whatever happens on the way, that bad ones are refused.
+//! Runs learn, end with the same bits however often they are resumed, and are refused if they are wrong.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use residuum::models;
 use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 use residuum::train::{Checkpoint, Evaluator, Metrics, Observer, Progress, Settings, Trainer};
 
-/// 160 digits to learn from, 50 to judge.
+/// 160 digits for training, 50 for evaluation.
 static FEW: LazyLock<Splits> = LazyLock::new(|| {
     let all = digits::read().unwrap();
     Splits { train: first(&all.train, 160), test: first(&all.test, 50) }
@@ -56,7 +56,7 @@ fn run(settings: &Settings) -> Record {
     record
 }
 
-/// What does not depend on the clock.
+/// The metrics without times.
 fn timeless(metrics: &[Metrics]) -> Vec<Metrics> {
     metrics.iter().map(|m| Metrics { images_per_second: 0.0, seconds: 0.0, ..*m }).collect()
 }
@@ -77,7 +77,7 @@ fn a_resumed_run_ends_with_the_same_bits() {
     resume_everywhere(&settings());
 }
 
-/// The first steps, at the first loss scale, are skipped: what a resumed run goes on from is the scale between them.
+/// The first steps, at the initial loss scale, are skipped: resumed runs start with the loss scale between them.
 #[test]
 fn a_resumed_run_in_f16_ends_with_the_same_bits() {
     let checkpoints = resume_everywhere(&Settings { dtype: DType::F16, ..settings() });
@@ -156,8 +156,8 @@ fn every_dtype_learns() {
     }
 }
 
-/// The same three steps on the simulator and on the CPU. In f32 the two differ by rounding alone; a step multiplies the
-/// difference, by no more than 10 here.
+/// Three steps on the simulator and on the CPU. In f32 the two differ by rounding alone; a step multiplies the
+/// difference by no more than 10 here.
 #[cfg(feature = "sim")]
 #[test]
 fn the_simulator_trains_as_the_cpu_does() {
@@ -250,8 +250,8 @@ impl Observer for Ending {
     }
 }
 
-/// How a run of 32 steps an epoch ends, in words. Fails where it does not within a minute: an epoch takes a second, and
-/// the thread that makes its batches must not wait for a step that never comes.
+/// The end of a run of 32 steps an epoch, as text. Fails if it takes a minute: an epoch takes a second, and the thread
+/// that makes its batches must not wait for a step that never comes.
 fn ending(change: fn(&mut Settings), mut observer: Ending) -> String {
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -273,7 +273,7 @@ fn a_run_that_fails_in_any_step_ends_at_once() {
         assert_eq!(ending(|_| (), Ending::Error(step)), format!("observer: ends step {step}"));
         assert_eq!(ending(|_| (), Ending::Panic(step)), format!("the observer panics in step {step}"));
     }
-    // The loss of the second step, or of a later one, is not finite.
+    // The loss of the second or a later step is not finite.
     let text = ending(|s| s.learning_rate = 1e30, Ending::Never);
     assert!(text.starts_with("the loss became ") && text.contains(" at step "), "{text}");
     assert!(text.contains("learning rate 1e30 (the first layer"), "{text}");
@@ -281,7 +281,7 @@ fn a_run_that_fails_in_any_step_ends_at_once() {
 
 #[test]
 fn a_network_that_is_not_finite_becomes_no_checkpoint() {
-    // One step: its loss is sound, what it leaves is not.
+    // One step: its loss is finite, its parameters are too large.
     let settings =
         Settings { learning_rate: 1e20, schedule: "constant".parse().unwrap(), batch: 160, epochs: 1, ..settings() };
     let mut trainer = Trainer::new(settings.clone(), &FEW, &Device::cpu()).unwrap();
@@ -291,7 +291,7 @@ fn a_network_that_is_not_finite_becomes_no_checkpoint() {
     assert!(text.contains("(the first layer whose output is not finite: "), "{text}");
     assert_eq!((record.checkpoints.len(), record.metrics.len()), (1, 0), "one in the step, none of the epoch");
 
-    // A rate that f32 does not hold leaves infinities behind in the first step.
+    // A learning rate that overflows f32 leaves infinities in the first step.
     let settings = Settings { learning_rate: 1e300, ..settings };
     let mut trainer = Trainer::new(settings, &FEW, &Device::cpu()).unwrap();
     let mut record = Record::default();
@@ -335,7 +335,7 @@ fn an_evaluation_counts_images_whose_logits_are_not_finite() {
     assert_eq!(evaluator.first_non_finite(&state).unwrap().as_deref(), Some("fc"));
 }
 
-/// The last block's gradients are more than f16 holds at any scale, while its outputs and the loss are in range.
+/// The last block's gradients overflow f16 at any scale, while its outputs and the loss are in range.
 #[test]
 fn a_run_whose_every_step_is_skipped_says_so() {
     let mut checkpoint = Trainer::new(Settings { dtype: DType::F16, ..settings() }, &FEW, &Device::cpu())
@@ -461,7 +461,7 @@ proptest! {
         bytes[at] ^= flip;
         std::fs::write(&path, bytes).unwrap();
         if let Ok(checkpoint) = Checkpoint::read(&path) {
-            // Whatever was read cannot bring a trainer down either: its tensors are not the network's.
+            // No trainer accepts the checkpoint: its tensors are not the network's.
             prop_assert!(Trainer::resume(&checkpoint, &FEW, &Device::cpu()).is_err());
         }
     }

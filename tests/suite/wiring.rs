@@ -1,5 +1,5 @@
-//! Graphs wired as no network of the table is, on every device against the reference executor: fusion must leave their
-//! numbers. What goes wrong here is wrong by as much as the gradient itself.
+//! Graphs wired unlike any network of the table, on every device against the reference executor: fusion must not change
+//! their results. An error here is as large as the gradient itself.
 
 mod blocks;
 mod random;
@@ -17,11 +17,10 @@ use crate::random::Random;
 
 const CLASSES: usize = 4;
 
-/// What batch norms of random graphs add to the variance: so much that a channel which is the same everywhere
-/// multiplies no rounding.
+/// The eps of batch norms in random graphs: large enough that a constant channel does not amplify rounding.
 const EPS: f64 = 0.1;
 
-/// A graph with what it is run on and what is read of it besides gradients and running statistics.
+/// A graph with its inputs, and its outputs besides gradients and running statistics.
 struct Case {
     graph: Graph,
     outputs: Vec<String>,
@@ -32,7 +31,7 @@ struct Case {
 }
 
 impl Case {
-    /// The graph that `b` holds, whose logits are `logits`, on data that `seed` decides.
+    /// The graph in `b`, with `logits`, on data drawn from `seed`.
     fn new(mut b: Builder, logits: ValueId, mut outputs: Vec<String>, seed: &str) -> Result<Self> {
         b.output("logits", logits);
         b.loss(logits, LossOptions { smoothing: 0.1, ..Default::default() })?;
@@ -70,7 +69,7 @@ impl Case {
         self.results(|name| it.output(name).unwrap(), gradients, it.state())
     }
 
-    /// What the first of two runs leaves; the second must leave the same bits.
+    /// The results of a run; a second run must repeat their bits.
     fn run(&self, graph: &Graph, device: &Device, dtype: DType) -> StateDict {
         let mut program = Program::compile(graph, device, dtype, None).unwrap();
         if graph.mode() == Mode::Train {
@@ -90,7 +89,7 @@ impl Case {
         first
     }
 
-    /// Fails where a device computes something else than the reference executor.
+    /// Fails if a device disagrees with the reference executor.
     fn check(&self) {
         let exact = self.reference(DType::F64);
         self.compare(&self.run(&self.graph, &Device::cpu(), DType::F64), &exact, &exact, 1e-7);
@@ -110,8 +109,8 @@ impl Case {
         }
     }
 
-    /// Fails where `found` is off by more than `bound` and what rounding may do, measured where gradients are not next
-    /// to nothing.
+    /// Fails if `found` is off by more than `bound` and the effect of rounding. Errors are relative to the tensor, but
+    /// at least to a hundredth of the largest gradient.
     fn compare(&self, found: &StateDict, exact: &StateDict, rounded: &StateDict, bound: f64) {
         let largest =
             exact.iter().filter(|(name, _)| name.starts_with("grad.")).map(|(_, t)| norm(t)).fold(0.0, f64::max);
@@ -125,7 +124,7 @@ impl Case {
     }
 }
 
-/// Checks the graphs that the first `seeds` seeds decide; fails where many of them cannot be differentiated.
+/// Checks the graphs of the first `seeds` seeds; fails if many of them cannot be differentiated.
 fn check_seeds(seeds: usize, case: impl Fn(usize) -> Result<Case>) {
     let mut refused = 0;
     for seed in 0..seeds {
@@ -140,7 +139,7 @@ fn check_seeds(seeds: usize, case: impl Fn(usize) -> Result<Case>) {
     assert!(refused * 10 < seeds, "{refused} of {seeds} graphs cannot be differentiated");
 }
 
-/// Threads in order, and an adversary.
+/// Threads in order, and an adversarial schedule.
 fn simulators() -> Vec<Device> {
     if !(cfg!(feature = "sim") && machine::wanted("sim")) {
         return Vec::new();
@@ -182,7 +181,7 @@ fn difference(a: &HostTensor, b: &HostTensor) -> f64 {
     squares.sum::<f64>().sqrt()
 }
 
-/// A builder in few words.
+/// A terse builder.
 struct Net {
     b: Builder,
     layers: usize,
@@ -224,8 +223,8 @@ fn check(layers: impl FnOnce(&mut Net, ValueId) -> Vec<ValueId>) {
     graph([5, 6], layers).check();
 }
 
-/// The training graph whose logits are the sum of a linear layer over the mean pixel of each of what `layers` makes of
-/// images of 4 channels.
+/// The training graph of `layers` on images of 4 channels. Its logits are the sum of a linear layer over the mean pixel
+/// of each result of `layers`.
 fn graph([h, w]: [usize; 2], layers: impl FnOnce(&mut Net, ValueId) -> Vec<ValueId>) -> Case {
     let mut net = Net { b: Builder::new(Mode::Train), layers: 0 };
     let x = net.b.input("input", [2, h, w, 4]);
@@ -240,7 +239,7 @@ fn graph([h, w]: [usize; 2], layers: impl FnOnce(&mut Net, ValueId) -> Vec<Value
     Case::new(net.b, logits.unwrap(), Vec::new(), "wiring").unwrap()
 }
 
-/// The convolution reads the gradient of the block's end, to which it adds its own as that of the shortcut.
+/// The convolution reads the gradient of the block's end, and adds its own to it, since it is also the shortcut's.
 #[test]
 fn a_block_of_one_convolution() {
     for (k, relu) in [(6, true), (6, false), (8, true), (8, false)] {
@@ -269,7 +268,7 @@ fn a_layer_between_a_convolution_and_its_norm() {
     }
 }
 
-/// The gradient of the sum is that of both operands: what masks it for the one must leave it for the other.
+/// The gradient of the sum belongs to both operands: masking it for one must leave it for the other.
 #[test]
 fn a_sum_of_a_blocks_end_and_an_older_value() {
     check(|net, x| {
@@ -283,8 +282,8 @@ fn a_sum_of_a_blocks_end_and_an_older_value() {
     });
 }
 
-/// The batch norm of the shortcut adds to the gradient that the convolution of the branch still has to correct: the
-/// layer that would add in its place comes between that convolution and its batch norm.
+/// The shortcut's batch norm adds to the gradient that the branch's convolution has yet to correct: the layer that
+/// would add in its place comes between that convolution and its batch norm.
 #[test]
 fn a_norm_of_a_shortcut_beside_a_convolution_and_its_norm() {
     for relu in [true, false] {
@@ -301,7 +300,7 @@ fn a_norm_of_a_shortcut_beside_a_convolution_and_its_norm() {
     }
 }
 
-/// The same where that layer is the convolution itself, which would add to what its other tiles still read.
+/// That layer is the convolution itself, which would add to gradients that its other tiles have yet to read.
 #[test]
 fn a_block_of_one_convolution_between_two_norms() {
     for relu in [true, false] {
@@ -319,7 +318,7 @@ fn a_block_of_one_convolution_between_two_norms() {
     }
 }
 
-/// A concatenation under a batch norm has one gradient buffer that readers correct: here the batch norm of a part does.
+/// A concatenation under a batch norm has one gradient buffer, corrected by its readers: here a part's batch norm.
 #[test]
 fn a_norm_of_a_concatenated_norm() {
     check(|net, x| {
@@ -332,7 +331,7 @@ fn a_norm_of_a_concatenated_norm() {
     });
 }
 
-/// Here the end of a residual block does.
+/// Here the reader is the end of a residual block.
 #[test]
 fn a_norm_of_a_concatenated_block() {
     for relu in [true, false] {
@@ -369,7 +368,7 @@ fn two_norms_of_one_concatenation() {
     }
 }
 
-/// A 1x1 convolution computes the end of the block that it reads, whoever else reads that, before it or behind it.
+/// A 1x1 convolution computes the block end that it reads, whatever else reads it, before or after.
 #[test]
 fn an_end_of_a_block_that_a_convolution_takes() {
     for (wiring, taken) in [(0, 1), (1, 1), (2, 1), (3, 0)] {
@@ -385,19 +384,19 @@ fn an_end_of_a_block_that_a_convolution_takes() {
             let y = net.add(branch, shortcut);
             let y = net.relu(y);
             match wiring {
-                // Behind it: a convolution and the next block's end.
+                // After it: a convolution and the next block's end.
                 0 => {
                     let (first, beside) = (net.conv(y, 8, 1), net.conv(y, 5, 3));
                     let next = net.norm(first);
                     let next = net.add(next, y);
                     vec![net.relu(next), beside]
                 }
-                // Before it a convolution, behind it another of its kind.
+                // Before it a convolution, after it another 1x1 convolution.
                 1 => {
                     let ends = [(5, 3), (12, 1), (8, 1)].map(|(k, kernel)| net.conv(y, k, kernel));
                     ends.map(|end| net.norm(end)).to_vec()
                 }
-                // What it stores is a slice of a concatenation.
+                // Its output is a slice of a concatenation.
                 2 => {
                     let (first, beside) = (net.conv(y, 8, 1), net.conv(x, 3, 3));
                     let whole = net.concat(&[beside, first]);
@@ -405,7 +404,7 @@ fn an_end_of_a_block_that_a_convolution_takes() {
                     let whole = net.relu(whole);
                     vec![net.conv(whole, 6, 1)]
                 }
-                // The end itself is: it stays a pass.
+                // The block end itself is a slice: it stays a pass.
                 _ => {
                     let (first, beside) = (net.conv(y, 8, 1), net.conv(x, 3, 3));
                     let whole = net.concat(&[y, beside]);
@@ -421,8 +420,8 @@ fn an_end_of_a_block_that_a_convolution_takes() {
     }
 }
 
-/// The batch norm in front of a branch that may be dropped is the only one of its concatenation: what it adds to the
-/// gradient outside is corrected where the branch is kept.
+/// The batch norm before a droppable branch is the only one of its concatenation: what it adds to the gradient outside
+/// is corrected if the branch is kept.
 #[test]
 fn a_norm_of_a_concatenation_in_a_branch() {
     for open in [true, false] {

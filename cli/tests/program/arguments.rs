@@ -50,7 +50,7 @@ fn every_command_has_help_with_an_example() {
     for command in ["train", "eval", "infer", "step", "models", "plan", "check", "doctor"] {
         let help = good(folder.path(), &format!("{command} --help"));
         assert!(help.contains("Example") && help.contains(&format!("residuum {command}")), "{help}");
-        // Copied to a shell, an example is one command: the help does not wrap it.
+        // The help does not wrap examples, so that they can be copied to a shell.
         for pair in help.lines().collect::<Vec<_>>().windows(2).filter(|pair| pair[0].starts_with("  residuum ")) {
             let ends = pair[1].is_empty() || pair[1].starts_with("  residuum ");
             assert!(ends || pair[0].ends_with('\\'), "{}\n{}", pair[0], pair[1]);

@@ -105,7 +105,7 @@ fn a_problem_beyond_all_memory_fails_by_name() {
     assert_eq!(output.status.code(), Some(1), "{lines}");
     assert!(lines.starts_with("huge fwd f32: ") && lines.ends_with("\n1 passed, 1 failed\n"), "{lines}");
 
-    // One that the library takes and the host has no memory for.
+    // A valid problem that is too large for the host's memory.
     #[cfg(target_os = "linux")]
     {
         let large = "large\t1\t64\t64\t3000\t3000\t3000\t3000\t1\t1\t1\t1\t0\t0\t1\t1\t36864000000";

@@ -1,4 +1,4 @@
-//! Data sets that are not what they should be.
+//! Invalid data sets.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -29,5 +29,5 @@ fn data_files_are_named_with_what_was_found_and_expected() {
     fs::write(set.join("train-images-idx3-ubyte"), [0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 3, 11]).unwrap();
     let cause = train("mnist");
     assert_eq!(cause, "set/train-labels-idx1-ubyte: label 11 of image 1 at offset 9, expected 0..10");
-    assert_eq!(names(folder.path()), ["set"], "no run's folder was made");
+    assert_eq!(names(folder.path()), ["set"], "no folder was made");
 }

@@ -1,6 +1,6 @@
-// A file layer that fails: loaded before libc, it counts the calls of a process that concern files whose path holds
-// $FAULT_INSIDE, and does to call number $FAULT_AT what $FAULT_KIND says: `once` fails it, `on` fails it and all that
-// follow, `short` writes half, `kill` and `int` end the process at it. $FAULT_LOG gets the name of every call.
+// A file layer that injects faults. Loaded before libc, it counts a process's calls on files whose path contains
+// $FAULT_INSIDE. At call number $FAULT_AT, $FAULT_KIND `once` fails the call, `on` fails it and all later ones, `short`
+// writes half, `kill` and `int` end the process. $FAULT_LOG receives the name of every call.
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>

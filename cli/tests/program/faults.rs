@@ -1,5 +1,5 @@
-//! A file layer that fails, cuts short, interrupts or kills at its n-th call, for every n of a short run with
-//! checkpoints: the program ends in order, and a resume ends with the bytes of a run that met nothing.
+//! Faults at the n-th file operation, for every n of a short run with checkpoints: errors, short writes, interrupts and
+//! kills. The program ends cleanly, and a resumed run ends with the bytes of an undisturbed one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,15 +14,15 @@ use crate::{folder, program};
 const FILES: [&str; 4] = ["checkpoint.safetensors", "curves.png", "curves.svg", "metrics.jsonl"];
 const TRAIN: &str = "train --model resnet8_cifar --epochs 2 --batch 128 --checkpoint-every 4 --device cpu --out out";
 
-/// Compiles the layer into `folder`; `None`, after saying so, on systems that it is not for.
+/// Compiles the layer into `folder`; `None`, after a message, on systems that it does not support.
 fn layer(folder: &Path) -> Option<PathBuf> {
     if !cfg!(all(target_os = "linux", target_env = "gnu")) {
-        eprintln!("skipped: the failing file layer is for Linux with glibc");
+        eprintln!("skipped: the file layer with faults needs Linux and glibc");
         return None;
     }
     let (source, library) =
         (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/program/faults.cpp"), folder.join("f.so"));
-    // A path may be null, though the headers say that it is not.
+    // A path may be null, though the headers declare it nonnull.
     let options = ["-std=c++17", "-O1", "-fno-delete-null-pointer-checks", "-shared", "-fPIC", "-o"];
     let compiler = std::env::var("CXX").unwrap_or("c++".into());
     let output = Command::new(compiler).args(options).arg(&library).arg(source).arg("-ldl").output().unwrap();
@@ -30,7 +30,7 @@ fn layer(folder: &Path) -> Option<PathBuf> {
     Some(library)
 }
 
-/// The program with `arguments` in `folder`, over `layer`, which does `kind` to call `at`.
+/// The program with `arguments` in `folder`, over `layer`, which injects `kind` at call `at`.
 fn meet(folder: &Path, layer: &Path, arguments: &str, kind: &str, at: usize) -> Output {
     let mut command = program(folder);
     command.args(arguments.split_whitespace()).env("LD_PRELOAD", layer).env("FAULT_INSIDE", "out");
@@ -39,7 +39,7 @@ fn meet(folder: &Path, layer: &Path, arguments: &str, kind: &str, at: usize) -> 
     end(command.spawn().unwrap())
 }
 
-/// The calls of a run with `arguments` that meets nothing.
+/// The calls of an undisturbed run with `arguments`.
 fn calls(folder: &Path, layer: &Path, arguments: &str) -> Vec<String> {
     let log = folder.join("log");
     fs::remove_file(&log).ok();
@@ -53,8 +53,8 @@ fn calls(folder: &Path, layer: &Path, arguments: &str) -> Vec<String> {
     fs::read_to_string(&log).unwrap().lines().map(String::from).collect()
 }
 
-/// Fails unless what `kind` did to the program at call `at`, `name`, ended it in order: well, or with one cause, and
-/// without half a file.
+/// Asserts that the program ended cleanly after fault `kind` at call `at` of `name`: with success or one error, and
+/// without a partial file.
 fn check(kind: &str, at: usize, name: &str, output: &Output, out: &Path) {
     let (what, errors) = (format!("{kind} at call {at}, {name}"), String::from_utf8_lossy(&output.stderr));
     assert!(!errors.contains("panicked"), "{what}: {errors}");
@@ -69,17 +69,17 @@ fn check(kind: &str, at: usize, name: &str, output: &Output, out: &Path) {
     if path.exists() {
         Checkpoint::read(path).unwrap_or_else(|e| panic!("{what}: {e}"));
     }
-    // Where removals fail, too, or the process is killed, half a file may stay, under a name that the next run sweeps.
+    // If a removal fails or the process is killed, a partial file may stay under a name that the next run removes.
     if ["once", "short", "int"].contains(&kind) && !["unlink", "rmdir"].contains(&name) && out.exists() {
         let mut left = crate::names(out);
-        // An interrupt may come before it is known whose the lock is; a look that fails may have been for that.
+        // An early interrupt, or a failed `statx`, may leave the lock, since its owner is not known.
         let unknown = (kind == "int" && at < 12) || name == "statx";
         left.retain(|left| !(unknown && left == ".residuum-lock"));
         assert!(left.iter().all(|name| FILES.contains(&&**name)), "{what}: {left:?}");
     }
 }
 
-/// A run that meets `kind` at call `at`, and then goes on without.
+/// A run that meets `kind` at call `at`, and is resumed without faults.
 fn trial(layer: &Path, whole: &Path, kind: &str, at: usize, name: &str) {
     let folder = folder();
     let out = folder.path().join("out");
@@ -93,7 +93,7 @@ fn trial(layer: &Path, whole: &Path, kind: &str, at: usize, name: &str) {
     assert!(read(&out) == read(whole), "other bytes after {kind} at call {at}, {name}");
 }
 
-/// Every call meets one of the faults, with RESIDUUM_LONG=1 each of them.
+/// Each call meets one kind of fault, with RESIDUUM_LONG=1 every kind.
 #[test]
 fn a_run_survives_any_fault_of_any_call() {
     let folder = folder();
@@ -119,7 +119,7 @@ fn a_run_survives_any_fault_of_any_call() {
     });
 }
 
-/// A resume that meets a fault keeps what it resumes from: it does not take a checkpoint that it cannot see for none.
+/// A resumption that meets a fault keeps its checkpoint: an unreadable checkpoint does not count as missing.
 #[test]
 fn a_resume_survives_any_fault_of_any_call() {
     let folder = folder();

@@ -1,4 +1,4 @@
-//! Writing of files: concurrently, without room, under interruption.
+//! Writing files: concurrently, on a full disk, under interruption.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{symlink, PermissionsExt};
@@ -65,7 +65,7 @@ fn where_there_is_no_room_the_cause_is_one_line() {
         let output = program(folder.path()).args(INFER.split(' ')).arg("/dev/full").output().unwrap();
         assert!(cause("infer", &output, 1).starts_with("/dev/full: No space left on device"));
     }
-    // Files may not grow at all: the system's signal for that would end the program without a word.
+    // Files may not grow at all. By default, SIGXFSZ would end the program without a message.
     let script = format!("ulimit -f 0; exec \"$0\" {INFER} y");
     let output =
         Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_residuum")]).current_dir(folder.path()).output();
@@ -100,7 +100,7 @@ fn a_full_standard_output_is_a_failure_of_every_command() {
         let output = program(folder.path()).args(arguments.split(' ')).stdout(full).output().unwrap();
         assert!(cause(arguments, &output, 1).starts_with("standard output: No space left on device"), "{arguments}");
     }
-    // Nobody reads it: no failure.
+    // A reader that has gone is no failure.
     for arguments in ["--help", "models"] {
         let mut child =
             program(folder.path()).arg(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -149,7 +149,7 @@ fn an_interrupt_ends_a_program_that_writes_unless_it_is_ignored() {
     assert_eq!(names(folder.path()), ["pipe", "w", "x"]);
 }
 
-/// Waits until the program's thread for signals is there: from then on it writes.
+/// Waits for the program's signal thread, which starts just before the program writes.
 fn wait_for_writer(child: &Child) {
     let start = Instant::now();
     let threads = || fs::read_dir(format!("/proc/{}/task", child.id()));

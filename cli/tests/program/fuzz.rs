@@ -1,4 +1,4 @@
-//! The seeds of the fuzz targets, and what fuzzing found, through the targets' own bodies.
+//! Replays the seeds of the fuzz targets, and inputs that fuzzing has found.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Weights as people have them: checkpoints that know their network, names behind a prefix, counters of any type.
+//! Weights from various sources: checkpoints that name their network, prefixed names, counters of any type.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use residuum::train::Checkpoint;
 use crate::weights::{images, state, write};
 use crate::{bad, folder, good, names, run};
 
-/// A checkpoint of one short epoch of `model` on the digits, as `c`, with images as `x`.
+/// Writes a checkpoint `c` of one short epoch of `model` on the digits, and images `x`.
 fn trained(folder: &Path, model: &str) {
     good(folder, &format!("train --model {model} --epochs 1 --batch 1000 --out run"));
     fs::rename(folder.join("run/checkpoint.safetensors"), folder.join("c")).unwrap();
@@ -21,7 +21,7 @@ fn trained(folder: &Path, model: &str) {
 fn a_checkpoint_is_run_as_the_network_that_it_is_of() {
     let folder = folder();
     trained(folder.path(), "resnet8_cifar");
-    // The same tensors, and another function or another training.
+    // Networks with the same tensors but another function or training.
     for other in ["plain8_cifar", "resnet8_cifar_survival05", "resnet8_cifar_average", "resnet8_cifar_relu_before_add"]
     {
         for command in ["infer", "step"] {
@@ -61,16 +61,16 @@ fn a_network_has_several_names() {
     named(&[]);
     let cause = bad(folder.path(), infer, 2);
     assert!(cause.starts_with("--model: w names no network; give one that `residuum models` lists"), "{cause}");
-    // Another program's name for something.
+    // Another program's model name.
     named(&[("format", "pt"), ("model", "timm/resnet8")]);
     good(folder.path(), &format!("{infer} --model resnet8_cifar"));
     let cause = bad(folder.path(), infer, 1);
     assert!(cause.starts_with("w: unknown model `timm/resnet8`") && cause.contains("--model NAME"), "{cause}");
-    // A later version's.
+    // A later version's model name.
     named(&[("library", "residuum 9.9"), ("model", "convnext_tiny")]);
     let cause = bad(folder.path(), &format!("{infer} --model resnet8_cifar"), 1);
     assert!(cause.contains("weights of convnext_tiny, but --model says resnet8_cifar"), "{cause}");
-    // Terminals are left as they are.
+    // Control characters do not reach the terminal.
     named(&[("model", "a\u{1b}[2Jb\nc")]);
     let cause = bad(folder.path(), infer, 1);
     assert!(cause.contains(r"`a\u{1b}[2Jb\nc`"), "{cause}");
@@ -157,7 +157,7 @@ fn counters_of_any_integer_type_are_accepted_and_other_integers_are_not() {
     fs::write(folder.path().join("w"), with_counters(&state, "BOOL", 1, "[]")).unwrap();
     let cause = bad(folder.path(), infer, 1);
     assert!(cause.starts_with("w: tensor `bn1.num_batches_tracked`: BOOL data, expected"), "{cause}");
-    // Eight bytes of each are two numbers.
+    // Eight bytes of I32 are two numbers.
     fs::write(folder.path().join("w"), with_counters(&state, "I32", 8, "[2]")).unwrap();
     let cause = bad(folder.path(), infer, 1);
     assert_eq!(cause, "w: tensor `bn1.num_batches_tracked`: shape [2], expected []");

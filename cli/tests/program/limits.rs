@@ -1,4 +1,4 @@
-//! What the system refuses: memory and threads.
+//! The program when the system refuses memory or threads.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek};
@@ -11,7 +11,7 @@ use residuum::tensor::{HostTensor, StateDict};
 
 use crate::{cause, folder, good, program};
 
-/// No run here takes longer, unless it hangs.
+/// A run that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A table with a problem that is checked within a second.
@@ -77,8 +77,8 @@ fn outcome(what: &str, command: &mut Command) -> Output {
 pub fn with_memory(folder: &Path, kib: usize, arguments: &str) -> Output {
     let mut command = Command::new("sh");
     command.current_dir(folder).env("RUST_BACKTRACE", "1");
-    // Without this, glibc reserves 64 MiB for each thread that allocates while another one does: how much the program
-    // needs would depend on how its threads meet.
+    // glibc reserves 64 MiB for each arena that contending threads create: without this, the memory that the program
+    // needs would depend on timing.
     command.env("MALLOC_ARENA_MAX", "1");
     command.args(["-c", &format!("ulimit -v {kib} && exec \"$0\" \"$@\"")]);
     command.arg(program(folder).get_program()).args(arguments.split_whitespace());
@@ -103,7 +103,7 @@ fn a_plan_takes_no_memory_of_a_networks_size() {
     }
 }
 
-/// Whatever the limit, a command ends well or in one line. Below the first limit the system does not load the program.
+/// Under any limit a command succeeds or fails with one line. Below the first limit the system cannot load the program.
 #[test]
 fn a_limit_on_memory_ends_in_one_line() {
     let folder = folder();
@@ -129,7 +129,7 @@ fn a_limit_on_memory_ends_in_one_line() {
     assert!(failures > 0, "nothing lacked memory");
 }
 
-/// A run for which memory suffices, but not for its plots, is a good run.
+/// A run succeeds if only its plots lack memory.
 #[test]
 fn too_little_memory_for_a_plot_is_a_warning() {
     let folder = folder();
@@ -137,14 +137,14 @@ fn too_little_memory_for_a_plot_is_a_warning() {
     for mib in (20..=120).step_by(4) {
         let train = format!("train --model resnet8_cifar --epochs 1 --device cpu --out out{mib}");
         let output = with_memory(folder.path(), mib << 10, &train);
-        // Below the first limits the system does not load the program.
+        // Below the first limits the system cannot load the program.
         if output.status.success() {
             let said = String::from_utf8(output.stderr).unwrap();
             warned.push(said.contains("the curves are not drawn: out of memory: a plot needs"));
             assert!(folder.path().join(format!("out{mib}/checkpoint.safetensors")).exists());
         }
     }
-    // Those with the least memory and no others.
+    // Only the smallest limits lack memory for plots.
     assert!(
         warned.contains(&true) && warned.is_sorted_by(|a, b| a >= b) && warned.last() == Some(&false),
         "{warned:?}"
@@ -154,7 +154,7 @@ fn too_little_memory_for_a_plot_is_a_warning() {
 /// Runs the program as a separate user with a limit of `threads` threads; `None` if that is not possible.
 fn with_threads(folder: &Path, threads: usize, user: u32, arguments: &str) -> Option<Output> {
     let mut command = Command::new("prlimit");
-    // A limit does not hold for the superuser.
+    // The limit does not apply to the superuser.
     let uid = Command::new("id").arg("-u").output().ok()?.stdout;
     if uid == b"0\n" {
         command = Command::new("setpriv");
@@ -201,7 +201,7 @@ fn few_threads_do_the_same_work() {
     }
 }
 
-/// The matrix library knows three levels of caches and divides by what it finds; `device/cpu/product.rs` goes round it.
+/// The matrix library assumes three cache levels and divides by their sizes; `device/cpu/product.rs` works around it.
 #[test]
 fn caches_of_every_kind_do_for_products() {
     const SYSTEM: &str = "/sys/devices/system/cpu";

@@ -24,13 +24,13 @@ use std::sync::{Arc, Once};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// Makes the programs started from now on take interrupts. A shell starts its background jobs with SIGINT ignored;
-/// programs inherit that and keep it, and the tests may be such a job.
+/// Lets programs started from now on receive interrupts: they inherit an ignored SIGINT if the tests are a background
+/// job of a shell.
 fn take_interrupts() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            // A handled signal has its default action in a new program. Here it keeps its default action, too.
+            // A handled signal is reset to its default in a new program; this handler keeps the default here, too.
             let always = Arc::new(AtomicBool::new(true));
             signal_hook::flag::register_conditional_default(signal, always).unwrap();
         }
@@ -45,12 +45,12 @@ fn program(folder: &Path) -> Command {
     command
 }
 
-/// What the program with `arguments`, which are cut at spaces, does in `folder`.
+/// Runs the program in `folder` with `arguments`, which are split at spaces.
 fn run(folder: &Path, arguments: &str) -> Output {
     program(folder).args(arguments.split_whitespace()).output().unwrap()
 }
 
-/// Asserts success; standard output.
+/// Asserts success and returns standard output.
 fn good(folder: &Path, arguments: &str) -> String {
     let output = run(folder, arguments);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -58,12 +58,12 @@ fn good(folder: &Path, arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Asserts that the program fails with `code` and one line `error: ...` on standard error; that line's text.
+/// Asserts that the program fails with `code` and one line `error: ...` on standard error; returns that line's text.
 fn bad(folder: &Path, arguments: &str, code: i32) -> String {
     cause(arguments, &run(folder, arguments), code)
 }
 
-/// Asserts that `output` is a failure with `code` and that the last line of standard error is its cause; the cause.
+/// Asserts that `output` is a failure with `code` and a cause in the last line of standard error; returns the cause.
 fn cause(what: &str, output: &Output, code: i32) -> String {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{what}: {errors}");
@@ -74,7 +74,7 @@ fn cause(what: &str, output: &Output, code: i32) -> String {
     causes[0]["error: ".len()..].to_string()
 }
 
-/// A folder that goes away.
+/// A temporary folder.
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }

@@ -15,7 +15,7 @@ fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
-/// The sum over all launches of `key`.
+/// The sum of `key` over all launches.
 fn sum(plan: &Value, key: &str) -> u64 {
     plan["launches"].as_array().unwrap().iter().map(|launch| launch[key].as_u64().unwrap()).sum()
 }
@@ -74,7 +74,7 @@ fn inference_computes_the_networks_multiply_adds_and_saves_nothing() {
     for name in ["resnet50", "resnext50_32x4d", "vgg11"] {
         let plan = json(folder.path(), &format!("plan {name} --batch 2 --dtype bf16 --mode infer"));
         let model = models.as_array().unwrap().iter().find(|m| m["name"] == name).unwrap();
-        // The sum over the parts of a split reduction multiplies nothing.
+        // The sum over the parts of a split reduction has no multiplications.
         let multiplies = |launch: &&Value| {
             ["conv2d_fwd", "linear_fwd"].contains(&launch["op"].as_str().unwrap())
                 && !launch["kernel"].as_str().unwrap().contains("reduce")
@@ -108,9 +108,9 @@ fn a_gpu_of_ones_own_bounds_the_time() {
     assert!((seconds(&slow_cores) - expected).abs() < 1e-6 * expected);
     let text = fs::read_to_string(folder.path().join("gpus.json")).unwrap();
     fs::write(folder.path().join("gpus.json"), format!("\u{feff}\r\n{}\r\n\r\n", text.replace(',', ",\r\n"))).unwrap();
-    assert_eq!(totals("--dtype f16 --gpus gpus.json --gpu MINE"), slow_cores, "as an editor elsewhere leaves it");
+    assert_eq!(totals("--dtype f16 --gpus gpus.json --gpu MINE"), slow_cores, "with a byte order mark and CRLF");
     let known = totals("--dtype f16 --gpus gpus.json --gpu h200");
-    assert_eq!(known, totals("--dtype f16"), "those that are known stay");
+    assert_eq!(known, totals("--dtype f16"), "known GPUs stay");
     for (file, cause) in [
         ("{}", "expected a JSON array of GPUs"),
         ("[{\"name\": \"x\"}]", "GPU 0: `arch`, expected sm_80 or sm_90"),
@@ -170,7 +170,7 @@ fn a_whole_batch_is_planned_without_its_memory() {
     assert!(lines[3].contains(" n256 224x224 c3 k64 r7 s7 stride 2 pad 3 "), "{}", lines[3]);
     let table = lines[2..].iter().take_while(|line| !line.is_empty());
     let widths: std::collections::BTreeSet<usize> = table.map(|line| line.len()).collect();
-    assert_eq!(widths.len(), 1, "the table's lines are of one width");
+    assert_eq!(widths.len(), 1, "all lines of the table have one width");
     for total in ["launches ", "operations ", "bytes ", "time at least ", "arena ", "saved activations "] {
         assert!(lines.iter().any(|line| line.starts_with(total)), "{total} in {text}");
     }

@@ -1,4 +1,4 @@
-//! Runs that fail, are interrupted, or meet another run: each ends with one line, and none loses or mixes anything.
+//! Runs that fail, are interrupted, or meet another run: each ends with one line, and none loses or mixes files.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::{cause, folder, good, names, program, run};
 
 const FILES: [&str; 4] = ["checkpoint.safetensors", "curves.png", "curves.svg", "metrics.jsonl"];
 
-/// The program with `arguments` at work in `folder`.
+/// Starts the program with `arguments` in `folder`.
 fn start(folder: &Path, arguments: &str) -> Child {
     let mut command = program(folder);
     command.args(arguments.split_whitespace()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -39,7 +39,7 @@ fn send(signal: &str, child: &Child) {
     assert!(sent.success(), "{signal}");
 }
 
-/// Stops `child` where a file in `out` is half written.
+/// Stops `child` while a file in `out` is half written.
 #[cfg(unix)]
 fn stop_in_a_write(child: &Child, out: &Path) {
     let start = Instant::now();
@@ -87,7 +87,7 @@ fn a_step_that_fails_ends_the_run_with_one_line() {
     assert!(said.starts_with("out: no longer this run's folder") || said.contains("No such file"), "{said}");
 }
 
-/// The updated weights would hide the layer that failed in the forward pass.
+/// The layer is found with the weights of the forward pass: the updated weights would hide it.
 #[test]
 fn a_loss_that_is_not_finite_is_blamed_on_the_layer_that_it_comes_from() {
     let folder = folder();
@@ -131,7 +131,7 @@ fn a_lock_is_a_runs_own_and_links_are_not_followed() {
     assert_eq!(said, "out/.residuum-lock: not a run's lock; rename it, or choose another --out");
     assert_eq!(fs::read_to_string(out.join(".residuum-lock")).unwrap(), "somebody's");
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
-    // A killed run's holds nobody.
+    // A killed run's lock stops nobody.
     fs::write(out.join(".residuum-lock"), "12345\n").unwrap();
     good(folder.path(), train);
     assert_eq!(names(&out), FILES);
@@ -155,7 +155,7 @@ fn a_resume_whose_checkpoint_is_gone_deletes_nothing() {
     assert_eq!(fs::read(out.join("metrics.jsonl")).unwrap(), metrics);
 }
 
-/// A folder that is moved away, with another run in its place: each run's lines stay its own.
+/// A folder is moved away and another run takes its place: each run keeps its own lines.
 #[cfg(unix)]
 #[test]
 fn a_run_whose_folder_is_another_runs_ends() {
@@ -167,7 +167,7 @@ fn a_run_whose_folder_is_another_runs_ends() {
     while !checkpoint.exists() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    // It must not end by itself before the other run has put a folder there.
+    // It must not end before the other run has created its folder.
     send("STOP", &first);
     fs::rename(folder.path().join("out"), folder.path().join("moved")).unwrap();
     let second = "train --model resnet8_cifar --epochs 2 --batch 512 --device cpu --out out";
@@ -175,7 +175,7 @@ fn a_run_whose_folder_is_another_runs_ends() {
     assert!(said.starts_with("test accuracy "));
     send("CONT", &first);
     let ended = cause(train, &end(first), 1);
-    // Where it was moved between the look and the write, the write finds nothing.
+    // If the folder is moved between the check and the write, the write fails.
     assert!(ended.starts_with("out: no longer this run's folder") || ended.contains("No such file"), "{ended}");
     assert_eq!(timeless(&folder.path().join("out")).len(), 2);
     assert_eq!(names(&folder.path().join("out")), FILES);
@@ -254,14 +254,14 @@ fn a_resume_takes_the_newest_folder_that_was_claimed() {
     let mut child = child;
     child.kill().unwrap();
     child.wait().unwrap();
-    // Nothing, or as far as it came: it may have had time for an epoch.
+    // Usually nothing; it may have had time for an epoch.
     let before = names(&claimed);
     fs::remove_file(claimed.join("checkpoint.safetensors")).ok();
     let output = run(folder.path(), &format!("{train} --resume"));
     let errors = stderr(&output);
     assert!(output.status.success() && errors.contains("seed3-2"), "{before:?}: {errors}");
     assert!(errors.contains("no checkpoint yet: starting anew"), "{errors}");
-    // A gap is not filled: the newest is the last.
+    // A gap is not filled: the new run has the highest number.
     fs::remove_dir_all(folder.path().join("runs/resnet8_cifar-digits-seed3")).unwrap();
     good(folder.path(), train);
     assert!(folder.path().join("runs/resnet8_cifar-digits-seed3-3").exists());
@@ -278,7 +278,7 @@ fn a_resumed_run_tells_what_its_metrics_do_not() {
     let lines: Vec<&str> = whole.lines().collect();
     let curves = fs::read(out.join("curves.svg")).unwrap();
     let resume = format!("{train} --epochs 3 --resume");
-    // As it is, without a line, with a damaged one, with one of another run, and without any.
+    // Unchanged, without a line, with a damaged line, with a repeated one, and empty.
     for (content, problem) in [
         (whole.clone(), ""),
         (format!("{}\n{}\n", lines[0], lines[2]), "missing epoch 2"),
@@ -329,7 +329,7 @@ fn an_interrupted_run_leaves_whole_files_only() {
     let rounds = 8;
     for round in 0..rounds {
         let child = start(folder.path(), &format!("{train} --resume"));
-        // From before its first line to well into its steps, then inside a write.
+        // Before its first line, later in its steps, then inside a write.
         std::thread::sleep(Duration::from_millis(37 * round + round % 3));
         if round > 2 {
             while !out.join("metrics.jsonl").exists() {
@@ -344,7 +344,7 @@ fn an_interrupted_run_leaves_whole_files_only() {
         assert!(!output.status.success());
         let left = if out.exists() { names(&out) } else { Vec::new() };
         let whole = left.iter().all(|name| FILES.contains(&name.as_str()));
-        // Before the handler is there, the system's own way leaves the claim.
+        // Before the handler is installed, the default action leaves the lock.
         assert!(whole || (round == 0 && left == [".residuum-lock"]), "after {signal} in round {round}: {left:?}");
         if out.join("checkpoint.safetensors").exists() {
             good(folder.path(), "eval --checkpoint out/checkpoint.safetensors");

@@ -38,7 +38,7 @@ fn filled(name: &str, shape: &[usize], seed: u64) -> HostTensor {
     HostTensor::f32(shape.to_vec(), (0..len).map(|i| value(unit(name, seed, i)) as f32).collect())
 }
 
-/// Writes the weights `w` and the batch `x` of a golden to `folder`; the golden.
+/// Writes the weights `w` and the batch `x` of a golden to `folder` and returns the golden.
 fn prepare(folder: &Path, name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/{name}.json"));
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
@@ -146,7 +146,7 @@ fn a_step_on_the_simulator_has_the_same_bits_under_every_schedule() {
             assert!(under(schedule) == first, "{dtype}: {schedule} gives other bits than in-order");
         }
     }
-    // How near the simulator comes to the reference is the library's tests' to say; here, that both saw the same batch.
+    // The library's tests bound the simulator's error; this test shows that both saw the same batch.
     let loss = |device: &str| {
         let found = step(folder.path(), "resnet20_cifar", &format!("--dtype f32 --device {device}"));
         found["loss"].to_real::<f64>()[0]

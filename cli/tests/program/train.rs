@@ -1,4 +1,4 @@
-//! Runs: what they leave, that they resume, what stops them.
+//! Training runs: the files that they leave, resumption, and how they are stopped.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::{bad, cause, folder, good, names, program, run};
 /// A run of a second or two.
 const SHORT: &str = "train --model resnet8_cifar --epochs 3 --batch 128 --device cpu --out out";
 
-/// The lines of `metrics.jsonl` in `run`, without what the clock decides.
+/// The lines of `metrics.jsonl` in `run`, without times.
 pub fn timeless(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let strip = |line: &str| {
@@ -88,12 +88,12 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     good(folder.path(), SHORT);
     let whole = folder.path().join("out");
     let killed = folder.path().join("killed");
-    // From a generator with a fixed start: the moments vary with the machine anyway.
+    // A fixed seed is enough: the timing varies with the machine.
     let mut random = 12345u32;
     let (mut kills, mut finished) = (0, false);
     while !finished {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        // The later ones wait longer, so that the run ends on any machine.
+        // Later runs wait longer, so that the loop ends on any machine.
         let wait = Duration::from_millis(u64::from(random >> 24) * (1 + kills / 4));
         let mut child = program(folder.path())
             .args("train --model resnet8_cifar --epochs 3 --batch 128 --device cpu --out killed".split(' '))
@@ -155,7 +155,7 @@ fn a_full_disk_leaves_the_old_checkpoint() {
     good(folder.path(), train);
     let out = folder.path().join("out");
     let before = fs::read(out.join("checkpoint.safetensors")).unwrap();
-    // Files may not grow beyond 100 blocks; the signal that comes with it is ignored, so that the write fails.
+    // Files may not grow beyond 100 blocks. SIGXFSZ is ignored, so that the write fails.
     let script = "trap '' XFSZ; ulimit -f 100; exec \"$0\" train --resume --out out --epochs 2";
     let output = Command::new("sh")
         .args(["-c", script, env!("CARGO_BIN_EXE_residuum")])

@@ -1,4 +1,4 @@
-//! Weights and inputs that are not what they should be.
+//! Invalid weights and inputs.
 
 use std::path::Path;
 

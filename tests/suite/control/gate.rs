@@ -1,5 +1,5 @@
-//! The draw of the gates, bit for bit as on the host, the clearing of what closed ones leave out, and what tells a
-//! graph's conditional nodes.
+//! The kernels of gates: the draw, bit for bit as on the host, the clearing of dropped branches' gradients, and the
+//! conditions of a graph's nodes.
 
 use residuum::control::gate::{draw, launches, thresholds, Buffers, UNIT};
 use residuum::device::{conditions, View};
@@ -20,7 +20,7 @@ fn read<T: bytemuck::Pod>(view: &View) -> Vec<T> {
     bytemuck::pod_collect_to_vec(&view.read().unwrap())
 }
 
-/// One range for each block, not in the order of the blocks; the longest takes several turns of the grid.
+/// One range for each block, in another order than the blocks; the longest takes several rounds of the grid.
 fn ranges(blocks: usize) -> (Vec<u32>, usize, usize) {
     let mut random = Random::new("ranges");
     let (mut at, mut longest) = (0, 0);
@@ -110,7 +110,7 @@ fn a_condition_is_set_where_its_gate_is_open() {
     for machine in machines(Sweep::Schedules).filter(|machine| machine.backend.kind() == "sim") {
         for count in [1, 5, 128, 300] {
             let mut random = Random::new("conditions");
-            // Not a number is open, as it is for the launches themselves.
+            // NaN counts as open, as for the launches themselves.
             let values: Vec<f32> = (0..count).map(|_| [0.0, -0.0, 1.0, 0.5, f32::NAN][random.below(5)]).collect();
             let gates = words(machine, &values.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
             let set = words(machine, &vec![7; count]);

@@ -1,4 +1,4 @@
-//! The loss scale on the kernels: what they find, what they decide, and what the loss and the optimizer make of it.
+//! The loss scale on kernels: the search for overflow, the decision, and its use by the loss and the optimizer.
 //! Everything is exact.
 
 use residuum::control::loss_scale::{flags, is_finite, launches, Buffers, LossScale, State, INTERVAL, LEAST, STATE};
@@ -29,7 +29,7 @@ fn decide(machine: &Machine, grad: &[f64], state: State) -> residuum::Result<Sta
 /// The state after a run with a loss and gradients `grad`.
 fn decide_after(loss: Option<f64>, machine: &Machine, grad: &[f64], state: State) -> residuum::Result<State> {
     let (grad_view, state) = (view(machine, grad)?, view(machine, &state.to_memory())?);
-    // Whatever the flags held before counts for nothing.
+    // The flags' old content is ignored.
     let flags = view(machine, &vec![1.0; flags(grad.len())])?;
     let loss = loss.map(|loss| view(machine, &[loss])).transpose()?;
     let buffers = Buffers { grad: &grad_view, flags: &flags, loss: loss.as_ref(), state: &state, len: grad.len() };
@@ -44,7 +44,7 @@ fn with(scale: f64, good_steps: u32) -> State {
     State::new(LossScale { scale, good_steps }, false)
 }
 
-/// Runs `grad` on every machine: all must decide as the host does; returns what that is.
+/// Runs `grad` on every machine, asserts that all decide as the host does, and returns the decision.
 fn agreed(grad: &[f64], start: State) -> State {
     let finite = is_finite(grad);
     let expected = start.decide(finite);
@@ -58,7 +58,7 @@ fn agreed(grad: &[f64], start: State) -> State {
 #[test]
 fn one_bad_gradient_among_many_skips_the_step() {
     for len in LENGTHS {
-        // The longest list is long enough for a second round of the grid, and for flags that one block reads in turns.
+        // The longest list is long enough for a second round of the grid, and for flags that one block reads in rounds.
         let small = machines(Sweep::Schedules).next();
         let mut random = Random::new(&format!("loss scale {len}"));
         let mut grad = random.integers(len, -64, 64);

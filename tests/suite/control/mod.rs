@@ -1,4 +1,4 @@
-//! What a run does besides its ops.
+//! The kernels of a run besides its ops.
 
 mod gate;
 mod loss_scale;

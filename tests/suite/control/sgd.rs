@@ -8,7 +8,7 @@ use crate::bounds;
 use crate::cases::sgd::{SIZES, SPECS, TORCH, USUAL};
 use crate::harness::{decode, encode, machines, Data, Machine, Random, Sweep, DTYPES};
 
-/// What a step starts from.
+/// The inputs of a step.
 struct Start {
     spec: Spec,
     state: StepState,
@@ -18,7 +18,7 @@ struct Start {
     velocity: Vec<f64>,
 }
 
-/// What it ends with.
+/// The results of a step.
 #[derive(PartialEq)]
 struct End {
     param: Vec<f64>,
@@ -30,7 +30,7 @@ fn run(start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> 
     run_after(None, start, dtype, machine)
 }
 
-/// The step behind a loss.
+/// Runs a step that depends on `loss`.
 fn run_after(loss: Option<f64>, start: &Start, dtype: DType, machine: &Machine) -> residuum::Result<End> {
     let backend = &*machine.backend;
     let len = start.param.len();
@@ -83,7 +83,7 @@ fn expected(start: &Start) -> [Vec<f64>; 2] {
     [param, velocity]
 }
 
-/// Runs everywhere; `bound` gives what element `i` may be off, from the magnitudes that go into it.
+/// Runs everywhere; `bound` gives the error allowed in element `i`, from the magnitudes of its terms.
 fn check(name: &str, start: &Start, bound: impl Fn(f64) -> f64) {
     let [param, velocity] = expected(start);
     for dtype in DTYPES {
@@ -196,7 +196,7 @@ fn kernels_follow_torch() {
     }
 }
 
-/// Without momentum the velocity is not read, and without decay the parameter is not: neither 0 times infinity nor NaN.
+/// Without momentum the velocity is not read, without decay the parameter is not: no NaN, no 0 times infinity.
 #[test]
 fn what_has_no_weight_is_not_read() {
     let (spec, len) = (Spec { dampening: 0.5, ..SPECS[0] }, 4);
@@ -236,7 +236,7 @@ fn a_loss_that_is_not_finite_skips_the_step() {
     }
 }
 
-/// What is not finite stays in its element, and at the first step the velocity does not count.
+/// A number that is not finite stays in its element; at the first step the velocity is ignored.
 #[test]
 fn what_is_not_finite_stays_in_its_element() {
     const AT: usize = 5;
@@ -249,7 +249,7 @@ fn what_is_not_finite_stays_in_its_element() {
             for tensor in 0..3 {
                 let mut start = start(*spec, [12, 8], first, draw);
                 [&mut start.param, &mut start.grad, &mut start.velocity][tensor][AT] = v;
-                // The check that gradients stay as they are compares numbers.
+                // The gradients are compared as numbers to see that they are unchanged: no NaN.
                 if tensor == 1 && v.is_nan() {
                     start.grad[AT] = f64::NEG_INFINITY;
                 }
@@ -259,7 +259,7 @@ fn what_is_not_finite_stays_in_its_element() {
                 assert!(kept(&after.param, &before.param) && kept(&after.velocity, &before.velocity), "{spec:?}");
                 assert!(kept(&new, &old), "{spec:?}");
                 let counts = tensor < 2 || (!first && spec.momentum != 0.0);
-                assert!(!counts || !after.param[AT].is_finite(), "{spec:?}: tensor {tensor} does not count");
+                assert!(!counts || !after.param[AT].is_finite(), "{spec:?}: tensor {tensor} has no effect");
             }
         }
     }

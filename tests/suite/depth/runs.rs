@@ -1,4 +1,4 @@
-//! How a training step's launches lie behind their gates: the runs that a GPU may skip as one.
+//! The order of a training step's gated launches: the runs that a GPU may skip as one.
 
 use residuum::device::{Arch, Device};
 use residuum::graph::{Mode, Program, Runs};
@@ -6,8 +6,8 @@ use residuum::models::{self, BuildOptions};
 use residuum::tensor::DType;
 use residuum::train::Settings;
 
-/// A block is one run of launches forward and one backward; what stands in for the latter where the block is dropped,
-/// behind the inverse gate, is a third.
+/// A block is one run of launches forward and one backward; the launches that replace the latter in a dropped block,
+/// behind the inverse gate, are a third.
 #[test]
 fn a_block_is_two_runs_of_launches_and_its_inverse_one() {
     for (name, inverses) in
@@ -29,7 +29,7 @@ fn a_block_is_two_runs_of_launches_and_its_inverse_one() {
         }
         let without = runs.iter().filter(|run| matches!(run[0], Runs::Without(_))).count();
         assert_eq!(without, inverses, "{name}");
-        // The gates are drawn before the first launch that is behind one.
+        // The gates are drawn before the first gated launch.
         assert_eq!(launches[0], Runs::Always, "{name}");
         assert!(runs.iter().map(|run| run.len()).sum::<usize>() > 8 * graph.survival().len(), "{name}");
     }

@@ -19,7 +19,7 @@ struct Watched {
     counts: Mutex<[usize; 3]>,
 }
 
-// SAFETY: every call goes to one other backend.
+// SAFETY: every call is forwarded to one backend.
 unsafe impl Backend for Watched {
     fn kind(&self) -> &'static str {
         self.inner.kind()
@@ -48,7 +48,9 @@ unsafe impl Backend for Watched {
         let kind = [Some(true), Some(false), None].iter().position(|kind| *kind == open).unwrap_or(2);
         self.counts.lock().unwrap()[kind] += 1;
         match before {
-            Some(before) if before != content()? => Err(Error::invalid(launch.kernel().name, "a closed gate's wrote")),
+            Some(before) if before != content()? => {
+                Err(Error::invalid(launch.kernel().name, "it wrote behind a closed gate"))
+            }
             _ => Ok(()),
         }
     }
@@ -69,17 +71,17 @@ fn contents(memory: &Arc<dyn Memory>) -> Result<Vec<u8>> {
 #[derive(Clone, Copy)]
 struct Words<const N: usize>([u64; N]);
 
-// SAFETY: zeros are words.
+// SAFETY: zeros are valid words.
 unsafe impl<const N: usize> bytemuck::Zeroable for Words<N> {}
 // SAFETY: an array of words.
 unsafe impl<const N: usize> bytemuck::Pod for Words<N> {}
 
-/// A launch of `kernel` whose parameters are all 4096, an address that cannot be touched.
+/// A launch of `kernel` whose parameters are all 4096, an inaccessible address.
 fn launch_on_nothing(kernel: &'static Kernel) -> Launch {
     macro_rules! sized {
         ($($words:literal)*) => {
             match kernel.params_bytes {
-                // SAFETY: the simulator catches what the kernel touches with them.
+                // SAFETY: the simulator catches accesses to these addresses.
                 $(n if n == 8 * $words => unsafe {
                     Launch::new(kernel, [2, 1, 1], &Words([4096; $words]), Cost::default(), Vec::new())
                 },)*
@@ -105,7 +107,7 @@ fn no_kernel_touches_anything_behind_a_closed_gate() {
         faults += usize::from(sim.launch(&launch.gated(gate(4))).is_err());
     }
     let all = residuum::kernels().count();
-    assert!(10 * faults > 9 * all, "behind an open gate {faults} of {all} kernels notice that nothing is there");
+    assert!(10 * faults > 9 * all, "behind an open gate only {faults} of {all} kernels fail on inaccessible memory");
 }
 
 #[test]
@@ -135,7 +137,7 @@ fn the_launches_of_a_dropped_block_write_nothing_and_nothing_reads_what_they_lef
     assert!((1..=8).contains(&none), "{none} launches are for a dropped block only");
     for (open, left_out) in &skipped {
         let alone = |block: usize| of(std::array::from_fn(|i| i != block)) - none;
-        assert!((0..4).all(|block| alone(block) > 0), "with a block more is skipped than comes in its place");
+        assert!((0..4).all(|block| alone(block) > 0), "dropping a block skips more launches than replace it");
         let expected: i64 = (0..4).filter(|&block| !open[block]).map(alone).sum();
         assert_eq!(*left_out as i64, none + expected, "{open:?}");
     }

@@ -9,12 +9,12 @@ use super::data::Data;
 pub enum Compare {
     /// Equal to the reference rounded to the storage type.
     Exact,
-    /// Before it is stored, at most this far from the reference, element by element. Rounding to the storage type is
-    /// added by the harness. See `bounds.rs`.
+    /// At most this far from the reference, element by element, before it is stored; the harness adds the rounding to
+    /// the storage type. See `bounds.rs`.
     Within(Vec<f64>),
 }
 
-/// What a bound may depend on.
+/// The data that a bound may depend on.
 pub struct Judged<'a> {
     /// The storage type.
     pub dtype: DType,
@@ -50,12 +50,12 @@ pub(super) fn compare(
     Ok(())
 }
 
-/// The rounding of the f32 addition to what was there.
+/// The rounding of the f32 addition to the old content.
 fn added_slack(added: Option<&[f64]>, sum: f64) -> f64 {
     added.map_or(0.0, |_| half_ulp(DType::F32, sum))
 }
 
-/// At most what rounding `v` to `dtype` moves it.
+/// The largest error of rounding `v` to `dtype`.
 fn half_ulp(dtype: DType, v: f64) -> f64 {
     let smallest = match dtype {
         DType::F16 => 2f64.powi(-25),

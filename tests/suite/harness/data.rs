@@ -15,7 +15,7 @@ pub enum Data {
 }
 
 impl Data {
-    /// The numbers; panics where it holds none.
+    /// The numbers; panics if it holds none.
     pub fn real(&self) -> &[f64] {
         match self {
             Self::Real(v) => v,

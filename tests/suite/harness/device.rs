@@ -10,21 +10,21 @@ use super::data::{encode, Data};
 use super::Prepared;
 use crate::sweep::Machine;
 
-/// How the tensors lie in memory.
+/// The layout of the tensors in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// Nothing between pixels.
     Dense,
-    /// NHWC tensors have other channels before and after theirs; where C allows, every pixel starts at 16 bytes.
+    /// NHWC tensors are slices, with other channels on both sides; if C allows, each pixel starts at 16 bytes.
     Aligned,
-    /// As before, at odd addresses.
+    /// Slices at odd addresses.
     Odd,
-    /// NHWC tensors of fewer than four channels have four elements a pixel.
+    /// NHWC tensors of fewer than four channels have four elements per pixel.
     Padded,
 }
 
 impl Layout {
-    /// How many elements of `bytes` bytes are before and after the `c` channels of a pixel; `None` where none are.
+    /// The elements of `bytes` bytes before and after the `c` channels of a pixel; `None` if it is not a slice.
     fn around(self, c: usize, bytes: usize) -> Option<(usize, usize)> {
         match self {
             Self::Dense => None,
@@ -35,7 +35,7 @@ impl Layout {
     }
 }
 
-/// One tensor on the device: rows of `width` elements of which those from `lead` on belong to it.
+/// One tensor on the device.
 struct Bound {
     memory: Arc<dyn Memory>,
     arg: Arg,
@@ -43,7 +43,7 @@ struct Bound {
     place: Place,
 }
 
-/// Where the elements of a tensor lie, in bytes.
+/// The place of a tensor's elements, in bytes.
 #[derive(Clone, Copy)]
 struct Place {
     pixels: usize,
@@ -85,7 +85,7 @@ fn bind(
 ) -> residuum::Result<Bound> {
     let element = ty.elem.bytes(dtype);
     let place = Place::new(ty, element, layout);
-    // A slice ends with the last pixel of the wider tensor; a dense tensor with its last element.
+    // A slice's memory ends with the wider tensor's last pixel, a dense tensor's with its last element.
     let bytes = if place.pixels == 1 && place.lead == 0 { place.row } else { place.pixels * place.pitch };
     let mut image = vec![POISON; bytes];
     if let Some(data) = content {
@@ -123,7 +123,7 @@ pub(super) fn run(p: &Prepared<'_>, machine: &Machine, layout: Layout) -> residu
         .iter()
         .enumerate()
         .map(|(i, ty)| {
-            // Gradients of weights are statistics.
+            // Weight gradients are statistics: always dense.
             let layout = if ty.elem == Elem::Stat { Layout::Dense } else { layout };
             bind(backend, ty, p.dtype, p.before[i].as_ref(), p.writes[i], layout)
         })

@@ -39,9 +39,9 @@ fn convolutions() -> Vec<conv2d::Spec> {
         Spec { n: 2, h: 8, w: 8, c: 64, k: 256, ..pointwise },
         Spec { n: 1, h: 4, w: 4, c: 256, k: 512, ..pointwise },
         Spec { n: 3, h: 7, w: 7, c: 64, k: 32, stride: [2, 2], ..pointwise },
-        // Weights so large that blocks of output channels are cut.
+        // Weights large enough for several blocks of output channels.
         Spec { n: 2, h: 4, w: 4, c: 128, k: 256, ..DENSE },
-        // Odd ones.
+        // Odd sizes.
         Spec { n: 1, h: 1, w: 1, c: 1, k: 1, ..pointwise },
         Spec { n: 5, h: 13, w: 11, c: 17, k: 19, ..DENSE },
         Spec { n: 3, h: 5, w: 5, c: 2, k: 3, kernel: [1, 1], padding: [1, 1], ..DENSE },
@@ -104,7 +104,7 @@ fn conv2d_epilogues() {
         let conv = conv2d::Conv2d::new(conv2d::Spec { groups: 2, n: 40, ..DENSE }).expect("a convolution");
         let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::Fwd(Fwd { epilogue, ..Fwd::default() }) });
         check(&integers(&format!("{epilogue:?}"), op.clone()), Bound::Exact);
-        // Rectifying makes no error larger: the magnitudes are those of the sum before it.
+        // A ReLU enlarges no error: the magnitudes before it bound it.
         check(&normals(&format!("{epilogue:?}"), op), Bound::Linear);
     }
 }
@@ -141,7 +141,7 @@ fn batch_norm_training() {
             let mut case = normals(&name, Op::BatchNorm(batch_norm(x).train(relu).expect("a pass")));
             let mut random = Random::new(&name);
             case.updates = vec![Data::Real(random.normals(x[3], 0.0, 1.0)), Data::Real(random.reals(x[3], 0.5, 2.0))];
-            // The mean is off by a few roundings of the largest element, which count against the least deviation.
+            // The mean is off by a few roundings of the largest element, which invstd multiplies.
             let largest = case.inputs[at.x].real().iter().fold(0.0f64, |a, b| a.max(b.abs()));
             let invstd = &reference(&case.op, &case.inputs, &case.updates)[at.invstd];
             let condition = largest * invstd.real().iter().fold(0.0f64, |a, &b| a.max(b));
@@ -177,12 +177,12 @@ fn batch_norm_backward() {
             let name = format!("batch norm backward {x:?} {relu}");
             let mut case = normals(&name, Op::BatchNorm(batch_norm(x).bwd(relu)));
             case.inputs[Bwd::<()>::default().places().invstd] = Data::Real(Random::new(&name).reals(x[3], 0.5, 2.0));
-            // The sums' errors grow at most with the elements of a channel, but as a share of the largest sum they stay
-            // below that of a random walk: 16 sqrt(m).
+            // The sums' errors grow at most with the elements of a channel, but relative to the largest sum they stay
+            // below a random walk's: 16 sqrt(m).
             let m = (x[0] * x[1] * x[2]) as f64;
             let bound = Bound::Relative(64.0 + 16.0 * m.sqrt());
             check(&case, bound);
-            // With a ReLU the largest dy may not count.
+            // With a ReLU the largest dy may be masked.
             if !relu {
                 (0..case.inputs.len()).for_each(|input| refuses(&case, bound, input));
             }

@@ -16,19 +16,17 @@ use crate::cases::norm::MASKS;
 use crate::cases::pool::{CASES, LARGE_AVERAGES};
 use crate::harness::{reference, Case, Data, Launcher, Random};
 
-/// An op with finite inputs, and what is special about some of them.
+/// An op with finite inputs, and the special roles of some operands.
 pub struct Row {
-    /// The op and its tensors; how it is judged is not used.
+    /// The op and its tensors; its judge is not used.
     pub case: Case,
-    /// The inputs that also choose between others, so that a NaN need not reach what depends on them.
+    /// Inputs that also select between others, so that a NaN need not reach their dependents.
     chooses: Vec<usize>,
-    /// The inputs that are multiplied by gradients, which may be 0: an infinity of them reaches the sums of its
-    /// channel.
+    /// Inputs that are multiplied by gradients, which may be 0: an infinity in one reaches its channel's sums.
     multiplied: Vec<usize>,
-    /// The outputs behind a ReLU: where it is closed for all finite numbers it need not be for infinities of both
-    /// signs.
+    /// Outputs after a ReLU: closed for all finite numbers, it may be open for an infinity of either sign.
     pub rectified: Vec<usize>,
-    /// The outputs that count something and so are never NaN.
+    /// Outputs that are counts and so are never NaN.
     pub counts: Vec<usize>,
 }
 
@@ -58,31 +56,31 @@ impl Row {
         self
     }
 
-    /// Whether tensor `i` also chooses between others.
+    /// True if tensor `i` also selects between others.
     pub fn chooses(&self, i: usize) -> bool {
         self.chooses.contains(&i)
     }
 
-    /// Whether the number at `at` meets gradients that are 0 on its way to element `i` of an output.
+    /// True if the number at `at` is multiplied by gradients of 0 on its way to element `i` of an output.
     pub fn meets_zeros(&self, (tensor, element): (usize, usize), i: usize) -> bool {
         let types = self.case.op.operator().inputs();
         let channels = types.get(tensor).and_then(|ty| ty.shape.dims().last().copied()).unwrap_or(1);
         self.multiplied.contains(&tensor) && i % channels == element % channels
     }
 
-    /// Whether it is a plain convolution, whose sums come with the reference's infinities.
+    /// True for a plain convolution, whose sums have the reference's infinities.
     pub fn is_convolution(&self) -> bool {
         matches!(&self.case.op, Op::Conv2d(node) if node.pass.is_plain())
     }
 
-    /// Whether input `i` is the gate of a branch.
+    /// True if input `i` is a branch's gate.
     pub fn is_gate(&self, i: usize) -> bool {
         !self.case.op.operator().behind_gate().inputs.is_empty() && i + 1 == self.case.inputs.len()
     }
 
-    /// Whether the number at `at` meets zeros on the way to element `i` of output `o`: those beside an image, though
-    /// their product is no part of the sum (an infinite weight, or in a weight's gradient an infinite dy; see
-    /// [`conv2d`](residuum::ops::conv2d)), or those of a ReLU before the convolution.
+    /// True if the number at `at` is multiplied by zeros on its way to element `i` of output `o`: the padding's, though
+    /// these products are not part of the sum (for an infinite weight or, in a weight's gradient, an infinite dy; see
+    /// [`conv2d`](residuum::ops::conv2d)), or those left by a ReLU before the convolution.
     pub fn zeros(&self, (tensor, element): (usize, usize), o: usize, i: usize) -> bool {
         use conv2d::Pass;
         let node = match &self.case.op {
@@ -121,7 +119,7 @@ impl Row {
     }
 }
 
-/// Numbers away from 0: of either sign where they are stored, else around 1. Gates are open.
+/// Numbers away from 0: of either sign in the storage type, around 1 in f32. Gates are open.
 fn draw(random: &mut Random, ty: &TensorType) -> Data {
     let len = ty.shape.len();
     match ty.elem {
@@ -187,7 +185,7 @@ pub fn norms() -> Vec<Row> {
         let row = |pass| Row::new(format!("{pass:?} {shape:?}"), Op::Norm(norm::Node { bn, pass }));
         rows.extend([norm::Pass::Measure, norm::Pass::Scale].map(row));
         for (lazy, bias) in [(false, false), (true, false), (false, true)] {
-            // A bias before a batch norm has no gradient, but of numbers that are not finite.
+            // A bias before a batch norm has a gradient only if numbers are not finite.
             let (a, dbias) = ((!lazy).then_some(()), bias.then_some(()));
             let pass = norm::Pass::Coefficients(Coefficients { a, dbias, ..Coefficients::default() });
             rows.push(row(pass).multiplying(0..if bias { 5 } else { 0 }));
@@ -201,7 +199,7 @@ pub fn norms() -> Vec<Row> {
     rows.into_iter().map(Row::sliced).collect()
 }
 
-/// The operands of a mask that say whether a ReLU was open.
+/// The operands of a mask that decide whether a ReLU was open.
 fn masks(mask: Mask<usize>) -> Vec<usize> {
     match mask {
         Mask::Affine { y, scale, shift, relu: true, .. } => vec![y, scale, shift],
@@ -209,7 +207,7 @@ fn masks(mask: Mask<usize>) -> Vec<usize> {
     }
 }
 
-/// Those that are multiplied by the gradient: y and the mean of each batch norm, and a scale.
+/// The operands of a mask that multiply the gradient: y and mean of each batch norm, and a scale.
 fn factors(mask: Mask<usize>) -> Vec<usize> {
     let of_norms = mask.normalised().into_iter().flat_map(|n| [*n.y, *n.mean]);
     match mask {
@@ -218,7 +216,7 @@ fn factors(mask: Mask<usize>) -> Vec<usize> {
     }
 }
 
-/// Poolings, alone and with what is fused.
+/// Poolings, plain and fused.
 pub fn poolings() -> Vec<Row> {
     let mut rows = Vec::new();
     let some = [&CASES[1], &CASES[3], &CASES[5], &CASES[6], &CASES[13], &LARGE_AVERAGES[1]];
@@ -240,7 +238,7 @@ pub fn poolings() -> Vec<Row> {
             let relu = i % 2 == 0;
             let fwd = pool::Fwd { x: term(true, relu), y: (), index: form.index };
             let op = fused(pool::Pass::Fwd(fwd));
-            // A shift moves all of a window, so that it chooses nothing, unless it is NaN.
+            // A shift moves a whole window, so that it selects nothing, unless it is NaN.
             let choice = match fwd.places().x.load {
                 Load::Affine { affine, .. } if kind == Kind::Max => Some(affine.shift),
                 _ => None,
@@ -286,8 +284,8 @@ fn conv(x: [usize; 4], k: usize, kernel: [usize; 2], stride: [usize; 2], groups:
     Conv2d::new(conv2d::Spec { n, h, w, c, k, kernel, stride, padding, dilation: [1, 1], groups }).unwrap()
 }
 
-/// Shapes for every kernel: 16-byte accesses, groups that are packed, the stem (padded to four channels), anything;
-/// with reductions that are split.
+/// Shapes for every kernel: 16-byte accesses, packed groups, the stem (padded to four channels), anything else; with
+/// split reductions.
 pub fn convolutions() -> Vec<(Conv2d, bool)> {
     let all = [
         conv([1, 5, 4, 32], 32, [3, 3], [1, 1], 8),
@@ -311,7 +309,7 @@ pub fn products(conv: Conv2d) -> Vec<conv2d::Node> {
     [Pass::fwd(false), full].into_iter().chain(backward).map(|pass| conv2d::Node { conv, pass }).collect()
 }
 
-/// A pass of conv2d, as it is chosen.
+/// A pass of conv2d with the plan that it chooses.
 pub fn convolution(node: conv2d::Node) -> Row {
     use conv2d::Pass;
     let row = Row::new(format!("{node:?}"), Op::Conv2d(node));
@@ -326,7 +324,7 @@ pub fn convolution(node: conv2d::Node) -> Row {
     Row { chooses, multiplied, rectified, ..row }
 }
 
-/// The same by `plan`.
+/// The pass with `plan`.
 pub fn planned(node: conv2d::Node, plan: Plan) -> Row {
     let row = convolution(node);
     let case = row.case.launched_by(Launcher {
@@ -336,7 +334,7 @@ pub fn planned(node: conv2d::Node, plan: Plan) -> Row {
     Row { case: Case { name: format!("{} in {}", plan.kernel(), plan.splits()), ..case }, ..row }
 }
 
-/// Passes that load and store with more operands, with every part.
+/// Fused passes, with every part.
 pub fn fused(conv: Conv2d, stem: bool) -> Vec<conv2d::Node> {
     let mut passes = vec![FORWARD[1], WEIGHT[2]];
     if !stem {

@@ -25,7 +25,7 @@ fn elements(shape: [usize; 4]) -> (usize, usize, usize) {
     (len, len / shape[3], shape[3])
 }
 
-/// For every channel a quarter of elements 3 below its mean and the others 1 above: variance 3.
+/// For every channel a quarter of the elements 3 below the mean and the others 1 above it: variance 3.
 pub fn exact_input(random: &mut Random, shape: [usize; 4]) -> Vec<f64> {
     let (len, rows, channels) = elements(shape);
     let mut x = vec![0.0; len];
@@ -116,7 +116,7 @@ fn backward_exact() {
     }
 }
 
-/// As torch: dy passes a ReLU that left NaN.
+/// As in torch, dy passes a ReLU whose output is NaN.
 #[test]
 fn a_nan_does_not_close_the_relu() {
     let op = op([1, 1, 4, 1], 1e-5, 0.1, |bn| bn.bwd(true));

@@ -43,7 +43,7 @@ fn the_split_is_the_inverse() {
     assert_eq!(reference(&Op::Concat(node(pixels, &channels, Pass::Bwd)), &[whole], &[]), parts);
 }
 
-/// A part that is a slice of the whole at its own channels costs no launch; at any others it does.
+/// A part that is the whole's slice at its own channels costs no launch; any other part does.
 #[test]
 fn a_part_in_place_is_not_copied() {
     let Some(machine) = machines(Sweep::Quick).next() else { return };

@@ -26,12 +26,12 @@ const BWD_W: Pass = Pass::BwdW(BwdW { dy: AS_IS, x: AS_IS, dw: () });
 const BWD_BIAS: Pass = Pass::BwdBias(BwdBias { dy: (), dbias: () });
 const PRODUCTS: [Pass; 3] = [FWD, BWD_X, BWD_W];
 
-/// Whether the long lists run: RESIDUUM_LONG=1.
+/// True if the long lists run: RESIDUUM_LONG=1.
 fn long() -> bool {
     std::env::var("RESIDUUM_LONG").is_ok_and(|v| v == "1")
 }
 
-/// How many products a result sums.
+/// The number of products in a result.
 fn terms(node: &Node) -> usize {
     let [_, r, s, cg] = node.conv.w_shape();
     let spec = node.conv.spec();
@@ -42,8 +42,8 @@ fn terms(node: &Node) -> usize {
     }
 }
 
-/// Whole numbers whose sums are exact in the type that stores the result: as dense as that allows (the rule of oneDNN's
-/// benchdnn, `get_safe_n_acc`).
+/// Whole numbers whose sums are exact in the type that stores the result, as dense as that allows (`get_safe_n_acc` of
+/// oneDNN's benchdnn).
 fn integers(name: &str, node: &Node, dtype: DType) -> Vec<Data> {
     let mut random = Random::new(name);
     let stored_in_f32 = matches!(node.pass, Pass::BwdW(_) | Pass::BwdBias(_));
@@ -66,7 +66,7 @@ fn exact(name: &str, node: Node, dtype: DType) -> Case {
     Case::exact(format!("{name} {}", node.name()), Op::Conv2d(node), integers(name, &node, dtype))
 }
 
-/// Bounds on a sum of products, from the sum of their magnitudes.
+/// Bounds of a sum of products, from the sum of their magnitudes.
 fn bounded(name: &str, node: Node, inputs: Vec<Data>) -> Case {
     let op = Op::Conv2d(node);
     Case::bounded(format!("{name} {}", node.name()), op, inputs, move |judged| {
@@ -99,7 +99,7 @@ fn named(name: &str) -> Row {
     layers().into_iter().chain(odd()).find(|r| r.name == name).expect("a row of that name")
 }
 
-/// `check` of every row, on as many threads as the machine has: the simulator takes one for a launch.
+/// Checks every row, on as many threads as the machine has: the simulator uses one for a launch.
 fn on_all_cores(rows: &[Row], check: impl Fn(&Row) + Sync) {
     let (next, workers) = (AtomicUsize::new(0), std::thread::available_parallelism().map_or(1, usize::from));
     std::thread::scope(|scope| {
@@ -140,14 +140,14 @@ fn groups_strides_dilations_and_paddings_are_exact() {
     check_rows(&crossed());
 }
 
-/// Narrow and wide groups: of the strides, dilations and paddings each width meets all, and with RESIDUUM_LONG=1 all
-/// combinations of them.
+/// Narrow and wide groups: each width meets all strides, dilations and paddings, and with RESIDUUM_LONG=1 all their
+/// combinations.
 #[test]
 fn widths_of_groups_are_exact() {
     check_rows(&widths(long()));
 }
 
-/// The pads between pixels hold NaN: nothing may come of them.
+/// The pads between pixels hold NaN, which must not reach a result.
 #[test]
 fn stems_are_exact() {
     check_rows(&stems());
@@ -165,7 +165,7 @@ fn stems_are_exact() {
     }
 }
 
-/// The launch of a product in bf16 whose first pixels are `stride` elements apart: in bwd_w those of x.
+/// The launch of a product in bf16 with the pixels of x `stride` elements apart.
 fn launched(name: &str, pass: Pass, stride: usize) -> Option<(&'static str, Cost)> {
     let node = Node { conv: named(name).conv(), pass };
     let backend = &machines(Sweep::Quick).next()?.backend;
@@ -191,9 +191,9 @@ fn the_layout_of_x_decides_between_the_kernels() {
         let Some((stem, cost)) = launched("imagenet stem", pass, 4) else { return };
         assert!(stem.starts_with(&format!("conv2d_{y}_bf16")) && stem.ends_with("_stem"), "{stem}");
         let other = if pass == FWD { 64 * 7 * 7 * 3 } else { 11 * 10 * 64 };
-        // Whole sectors, wherever x begins in one.
+        // Whole sectors: x may begin inside one.
         let (pads, x) = (2 * 21 * 19 * 4, cost.bytes_read - 2 * other);
-        assert!((pads..pads + 64).contains(&x), "the pad travels along: {x} bytes of x, {pads} with its pads");
+        assert!((pads..pads + 64).contains(&x), "{x} bytes of x are read, {pads} with its pads");
         for (row, stride, end) in [
             ("imagenet stem", 3, "_scalar"),
             ("imagenet stem", 8, "_scalar"),
@@ -207,8 +207,8 @@ fn the_layout_of_x_decides_between_the_kernels() {
     }
 }
 
-/// 2-D problems of oneDNN's benchdnn, where the list lies beside the project: some of the smallest, and with
-/// RESIDUUM_LONG=1 all that the simulator does in minutes.
+/// 2-D problems of oneDNN's benchdnn, if the list lies beside the project: some of the smallest, and with
+/// RESIDUUM_LONG=1 all that the simulator runs in minutes.
 #[test]
 fn peer_problems_are_exact() {
     let Some(rows) = peers() else {

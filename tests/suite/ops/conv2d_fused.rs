@@ -14,16 +14,16 @@ use crate::harness::{check_dtype, check_refused, reference, reference_onto};
 use crate::harness::{Case, Compare, Data, Judged, Launcher, Layout, Random, Sweep, DTYPES};
 use crate::named::{outputs, rules};
 
-/// What an input is.
+/// The role of an input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Role {
-    /// x, g, y, a residual: a number an element.
+    /// x, g, y, a residual: a number per element.
     Pixels,
     /// w.
     Weights,
-    /// A number a channel that is multiplied by: a scale, a, b.
+    /// A number per channel that is multiplied by: a scale, a, b.
     Factor,
-    /// A number a channel that is added.
+    /// A number per channel that is added.
     Term,
     /// A mean.
     Mean,
@@ -33,7 +33,7 @@ enum Role {
     Gate,
 }
 
-/// What the inputs of `node` are.
+/// The roles of the inputs of `node`.
 fn roles(node: &Node) -> Vec<Role> {
     let role = |(name, _)| match name {
         "x" | "dy" | "y" | "other" | "residual" => Role::Pixels,
@@ -48,17 +48,17 @@ fn roles(node: &Node) -> Vec<Role> {
     node.operands().reads.into_iter().map(role).collect()
 }
 
-/// Whether it writes dx.
+/// True if it writes dx.
 fn is_data(node: &Node) -> bool {
     matches!(node.pass, Pass::BwdX(_) | Pass::Bwd(_))
 }
 
-/// How many products an element of dw sums.
+/// The number of products in an element of dw.
 fn weight_terms(node: &Node) -> usize {
     node.conv.spec().n * node.conv.output().iter().product::<usize>()
 }
 
-/// How many products an element of the first result sums.
+/// The number of products in an element of the first result.
 fn terms(node: &Node) -> usize {
     let [_, r, s, cg] = node.conv.w_shape();
     let spec = node.conv.spec();
@@ -69,8 +69,8 @@ fn terms(node: &Node) -> usize {
     }
 }
 
-/// Whole numbers of which sums, statistics and stored results are exact, whatever the order. An operand is at most 4
-/// and dense, since what is added reaches every element; so the weights are sparse.
+/// Whole numbers whose sums, statistics and stored results are exact in any order. An operand is at most 4 and dense,
+/// since added terms reach every element; so the weights are sparse.
 fn integers(name: &str, node: &Node, dtype: DType) -> Vec<Data> {
     let mut random = Random::new(name);
     let stored_in_f32 = matches!(node.pass, Pass::BwdW(_));
@@ -93,7 +93,7 @@ fn integers(name: &str, node: &Node, dtype: DType) -> Vec<Data> {
     dropped(node, drawn)
 }
 
-/// Behind a closed gate is nothing but NaN.
+/// Replaces the operands behind a closed gate with NaN.
 fn dropped(node: &Node, mut inputs: Vec<Data>) -> Vec<Data> {
     if roles(node).last() == Some(&Role::Gate) && inputs.last() == Some(&Data::Real(vec![0.0])) {
         for i in node.behind_gate().inputs {
@@ -120,7 +120,7 @@ fn op(node: Node) -> Op {
     Op::Conv2d(node)
 }
 
-/// The same where nothing cancels and no ReLU is closed: what errors are relative to.
+/// The results if nothing cancels and every ReLU is open: errors are relative to them.
 fn magnitudes(node: &Node, inputs: &[Data]) -> Vec<Data> {
     let absolute = |v: &[f64], sign: f64| Data::Real(v.iter().map(|v| sign * v.abs()).collect());
     let all: Vec<Data> = roles(node)
@@ -210,7 +210,7 @@ fn bounded(name: &str, what: &str, node: Node, inputs: Vec<Data>) -> Case {
                     "dw" => within(&|m| weights * m),
                     "z" => within(&|m| 4.0 * bounds::U * m),
                     "signs" => Compare::Exact,
-                    // The moments are bounded below; the others are sums of a masked dx.
+                    // The moments, replaced below, and the sums of a masked dx.
                     _ => within(&|m| each * m + bounds::channel_sum(rows, 4, m)),
                 }
             },
@@ -237,7 +237,7 @@ fn named(name: &str) -> Row {
     layers().into_iter().chain(odd()).find(|r| r.name == name).expect("a row of that name")
 }
 
-/// Every row with some of the passes, a different part of them for each row, in every dtype, dense and as slices.
+/// Every row with `each` passes of every table, in turn, in every dtype, dense and as slices.
 fn check_rows(rows: &[Row], each: usize) {
     for (i, row) in rows.iter().enumerate() {
         for table in [&FORWARD[..], &DATA, &WEIGHT, &BOTH] {
@@ -284,7 +284,7 @@ fn widths_of_groups_are_exact() {
     check_rows(&widths(false), 1);
 }
 
-/// The pads between pixels hold NaN: nothing may come of them.
+/// The pads between pixels hold NaN, which must not reach a result.
 #[test]
 fn stems_are_exact() {
     for row in stems() {
@@ -329,7 +329,7 @@ fn every_tile_is_exact_with_and_without_splits() {
     assert_eq!(tested.len(), 128, "every tile of every pass: {tested:?}");
 }
 
-/// Every tile with and without splits: the first one stores the end of the block, once for all of its column tiles.
+/// Every tile with and without splits: the first split stores the block end, once for all column tiles.
 #[test]
 fn ends_of_blocks_are_exact() {
     let rows = ["bottleneck reduce", "tail of the reduction", "tile and one", "classifier"].map(named);
@@ -362,7 +362,7 @@ fn ends_of_blocks_round_as_they_are_stored() {
     }
 }
 
-/// What the kernels cannot load in pieces of 16 bytes is refused, not computed otherwise.
+/// A block end that kernels cannot load in pieces of 16 bytes is refused, not computed in another way.
 #[test]
 fn an_end_of_a_block_says_what_it_cannot_take() {
     let Device::Kernels(backend) = Device::blueprint(Arch::Sm80) else { panic!("a blueprint is of kernels") };
@@ -399,7 +399,7 @@ fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
     }
 }
 
-/// Some numbers of each input in turn are changed: the bounds must notice.
+/// The bounds must notice a change of some numbers of any input.
 #[test]
 fn a_wrong_operand_is_refused() {
     let row = named("cifar 16 to 32");
@@ -411,7 +411,7 @@ fn a_wrong_operand_is_refused() {
         let inputs = reals(&row.name, &node);
         for i in 0..inputs.len() {
             let mut wrong = inputs.clone();
-            // A channel has one or two of the changed pixels, of which the signs close half: in bf16 the bound of its
+            // A channel has one or two of the changed pixels, and the signs mask half of them: in bf16 the bound of its
             // sum hides a change by 8 of the epilogue's y.
             let both = matches!(pass, Pass::Bwd(_));
             let by = if both && roles(&node)[i] == Role::Pixels { 32.0 } else { 8.0 };

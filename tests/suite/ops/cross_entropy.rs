@@ -115,7 +115,7 @@ fn a_wrong_label_is_found() {
     }
 }
 
-/// One term of a sum over classes counts.
+/// A lost term of a sum over classes is found.
 #[test]
 fn a_lost_class_is_found() {
     let spec = Spec { n: 1, classes: 300, smoothing: 0.1, grad_scale: 1.0 };
@@ -129,8 +129,7 @@ fn a_lost_class_is_found() {
 const NAN: f64 = f64::NAN;
 const INF: f64 = f64::INFINITY;
 
-/// Logits of one image whose label is 0, the smoothing, and what torch 2.11 gives on the CPU: the loss and its
-/// gradient.
+/// Logits of one image whose label is 0, the smoothing, and torch 2.11's results on the CPU: the loss and its gradient.
 const NON_FINITE: &[([f64; 3], f64, f64, [f64; 3])] = &[
     ([1.0, -INF, 2.0], 0.0, 1.313_262, [-0.731_059, 0.0, 0.731_059]),
     ([1.0, -INF, 2.0], 0.1, INF, [-0.664_392, -0.033_333, 0.697_725]),

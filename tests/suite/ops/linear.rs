@@ -1,4 +1,4 @@
-//! The fully connected layer, whose kernels are conv2d's: that its tensors reach them in the right order.
+//! The fully connected layer: its tensors reach conv2d's kernels in the right order.
 
 use residuum::ops::linear::{Linear, Node, Pass, Spec};
 use residuum::ops::{Op, Operator};
@@ -13,7 +13,7 @@ fn every_pass_is_exact() {
         for node in [false, true].map(|bias| linear.fwd(bias)).into_iter().chain(backward) {
             let name = format!("{} of {x:?} to {k}", node.name());
             let mut random = Random::new(&name);
-            // Of 48 or 64 products up to 4 each a quarter is not 0: the sums are whole numbers that bf16 holds.
+            // A quarter of 48 or 64 products up to 4 is not 0: bf16 holds the sums exactly.
             let inputs = node.inputs().iter().map(|ty| Data::Real(random.sparse(ty.shape.len(), -2, 2, 2))).collect();
             check(&Case::exact(name, Op::Linear(node), inputs), Sweep::Quick);
         }

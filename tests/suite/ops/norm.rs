@@ -1,4 +1,4 @@
-//! The pieces of a batch norm: merges, moments, and what is computed a channel at a time.
+//! The pieces of a batch norm: merges, moments, and the numbers of each channel.
 
 use residuum::device::{Launch, View};
 use residuum::ops::batch_norm::{BatchNorm, Spec};
@@ -19,7 +19,7 @@ fn op(x: [usize; 4], eps: f64, pass: Pass) -> Op {
     Op::Norm(Node { bn: BatchNorm::new(Spec { x, eps, momentum: 0.5 }).unwrap(), pass })
 }
 
-/// Device memory of f32 numbers, or of `len` NaNs.
+/// Device memory with `numbers` in f32.
 fn upload(machine: &Machine, numbers: &[f64]) -> View {
     let bytes: Vec<u8> = numbers.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect();
     let memory = machine.backend.allocate(bytes.len().max(4)).unwrap();
@@ -40,7 +40,7 @@ fn run(machine: &Machine, launches: &[Launch]) {
     machine.backend.synchronize().unwrap();
 }
 
-/// The sums of `tensors` on every machine: whole numbers, so exact.
+/// The merged sums of `tensors`, which are whole numbers and exact.
 fn sums_on(machine: &Machine, bands: Bands, tensors: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let from: Vec<View> = tensors.iter().map(|t| upload(machine, t)).collect();
     let to: Vec<View> = tensors.iter().map(|_| poison(machine, bands.channels)).collect();
@@ -85,7 +85,7 @@ fn a_merge_refuses_what_does_not_fit() {
     assert_eq!(merge::moments(bands, rows, [&from; 2], [&to; 2], Some(&scratch)).unwrap().len(), 2);
 }
 
-/// Mean and M2 of every band of `rows`, and mean and variance of all, channel by channel in f64.
+/// Mean and M2 of every band of `rows`, and mean and variance of all rows, channel by channel in f64.
 fn band_moments(bands: Bands, rows: BandRows, x: &[f64]) -> [Vec<f64>; 4] {
     let moments = |of: &[f64], c: usize| {
         let column = || of.iter().skip(c).step_by(bands.channels);
@@ -107,7 +107,7 @@ fn moments_on(machine: &Machine, bands: Bands, rows: BandRows, from: [&[f64]; 2]
     to.map(|view| download(&view))
 }
 
-/// Bands of random rows, with means of 0 and of 1,000 deviations; and a lost row of a band is found.
+/// Bands of random rows, with means of 0 and of 1,000 deviations; a lost row of a band is found.
 #[test]
 fn moments_merge() {
     for &[count, channels] in BANDS {
@@ -186,7 +186,7 @@ fn moments_of_a_mean_far_from_zero() {
     }
 }
 
-/// Numbers for each channel whose roots are powers of two, with 0.25 added.
+/// Variances that become powers of four when 0.25 is added.
 fn variances(random: &mut Random, channels: usize) -> Vec<f64> {
     (0..channels).map(|_| [3.75, 0.75, 15.75][random.below(3)]).collect()
 }

@@ -1,4 +1,4 @@
-//! The gradient through a ReLU and what batch norms need of it: exact on whole numbers.
+//! The gradient through a ReLU and its sums for batch norms: exact on whole numbers.
 
 use residuum::ops::batch_norm::{BatchNorm, Spec};
 use residuum::ops::norm::{Gradient, Node, Pass};
@@ -20,7 +20,7 @@ fn node(x: [usize; 4], mask: Mask) -> Node {
     Node { bn: BatchNorm::new(Spec { x, eps: 1e-5, momentum: 0.1 }).unwrap(), pass: Pass::Gradient(form(mask)) }
 }
 
-/// Signs of `shape`: any, but none beyond the last channel.
+/// Random signs of `shape`; the bits beyond the last channel are 0.
 fn signs(random: &mut Random, [n, h, w, c]: [usize; 4]) -> Data {
     let pixel = |random: &mut Random| -> Vec<u8> {
         let bits = |i: usize| if c - 8 * i >= 8 { 0xFF } else { (1u8 << (c - 8 * i)) - 1 };
@@ -29,8 +29,8 @@ fn signs(random: &mut Random, [n, h, w, c]: [usize; 4]) -> Data {
     Data::Byte((0..n * h * w).flat_map(|_| pixel(random)).collect())
 }
 
-/// Small whole numbers for the operands of `mask`; scales are powers of two, and z is often 0. Behind a closed gate is
-/// nothing but NaN.
+/// Small whole numbers for the operands of `mask`; scales are powers of two, and z is often 0. Operands behind a closed
+/// gate are NaN.
 pub fn operands(random: &mut Random, mask: Mask, shape: [usize; 4]) -> Mask<Data> {
     let (len, c) = (shape.iter().product(), shape[3]);
     let open = random.below(2) == 1;
@@ -63,7 +63,7 @@ fn exact() {
     }
 }
 
-/// As torch: dz passes a ReLU that left NaN.
+/// As in torch, dz passes a ReLU whose output is NaN.
 #[test]
 fn a_nan_does_not_close_the_relu() {
     for &mask in MASKS.iter().filter(|mask| matches!(mask, Mask::Affine { .. })) {
@@ -81,7 +81,7 @@ fn a_nan_does_not_close_the_relu() {
     }
 }
 
-/// g takes the place of dz.
+/// g overwrites dz.
 #[test]
 fn in_place() {
     for &mask in MASKS {

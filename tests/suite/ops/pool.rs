@@ -1,4 +1,4 @@
-//! Pooling: maxima are exact, averages where the divisors are powers of two.
+//! Pooling: maxima are exact, averages are if the divisors are powers of two.
 
 use residuum::ops::load::{Load, Operand};
 use residuum::ops::pool::{Fwd, Kind, Pool, Spec, Window};
@@ -94,7 +94,7 @@ fn average_of_real_numbers() {
             vec![Compare::Within(j.numbers(<Fwd>::default()).y.iter().map(bound).collect())]
         });
         check(&case, Sweep::Schedules);
-        // One pixel left out: in 16 bits that is less than the rounding of y.
+        // One pixel left out: in 16 bits its effect is less than the rounding of y.
         let Data::Real(mut wrong) = x else { unreachable!() };
         let largest = (0..wrong.len()).max_by(|&a, &b| wrong[a].total_cmp(&wrong[b])).unwrap();
         wrong[largest] = 0.0;
@@ -110,12 +110,12 @@ fn nan_is_the_largest() {
     for i in (0..x.len()).step_by(37) {
         x[i] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][i % 3];
     }
-    // A window of nothing but the least value there is.
+    // A window of nothing but the least value.
     x[..row.x[3]].fill(f64::NEG_INFINITY);
     check(&Case::exact("pool max of NaN", fwd.op, vec![Data::Real(x)]), Sweep::Schedules);
 }
 
-/// Windows of 2x2 pixels, and which of them torch 2.11 takes: of equal maxima the first, of several NaN the last.
+/// Windows of 2x2 pixels, and the pixel that torch 2.11 takes: of equal maxima the first, of several NaN the last.
 const CHOSEN: &[([f64; 4], u8)] = &[
     ([2.0, 2.0, 2.0, 1.0], 0),
     ([f64::NAN, f64::NAN, 5.0, f64::NAN], 3),
@@ -140,7 +140,7 @@ fn of_several_nan_the_last_is_taken() {
     }
 }
 
-/// H and W, kernel, stride, padding, and what torch 2.11 gives in floor and in ceil mode, `None` where it fails.
+/// H and W, kernel, stride, padding, and torch 2.11's result in floor and in ceil mode, `None` if it fails.
 type Shape = ([usize; 2], [usize; 2], [usize; 2], [usize; 2], Option<[usize; 2]>, Option<[usize; 2]>);
 
 const SHAPES: &[Shape] = &[
@@ -177,7 +177,7 @@ fn shapes_are_torchs() {
     }
 }
 
-/// Extents at the end of what a number holds are refused or taken, without a panic.
+/// Extents near the largest number are refused or accepted without a panic.
 #[test]
 fn huge_windows_are_no_panic() {
     let huge = [usize::MAX, usize::MAX / 2, 1 << 40];

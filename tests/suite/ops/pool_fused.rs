@@ -1,4 +1,4 @@
-//! Pooling with a batch norm and a ReLU before it: exact, but for divisors that are no powers of two.
+//! Pooling with a batch norm and a ReLU before it: exact, except for divisors that are no powers of two.
 
 use residuum::ops::load::{Affine, Load, Operand};
 use residuum::ops::pool::{Bwd, Fwd, Kind, Node, Pass, Pool, Spec};
@@ -56,7 +56,7 @@ fn average() {
     }
 }
 
-/// The shift of the last channel is found where it is another.
+/// A wrong shift of the last channel is found.
 #[test]
 fn a_wrong_shift_is_found() {
     for kind in [Kind::Max, AVERAGE] {
@@ -124,7 +124,7 @@ fn backward_of_an_average() {
     }
 }
 
-/// A window's gradient that goes nowhere is found.
+/// The lost gradient of a window is found.
 #[test]
 fn a_lost_window_is_found() {
     for kind in [Kind::Max, AVERAGE] {

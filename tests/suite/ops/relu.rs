@@ -47,7 +47,7 @@ fn special_values() {
     let dy = Data::Real(vec![f64::NAN; values.len()]);
     check(&Case::exact("relu fwd special", op(Pass::Fwd), vec![Data::Real(values.clone())]), Sweep::Schedules);
     check(&Case::exact("relu bwd special", op(Pass::Bwd), vec![dy, Data::Real(values.clone())]), Sweep::Schedules);
-    // As torch: dy passes where y is NaN.
+    // As in torch, dy passes where y is NaN.
     let dy: Vec<f64> = (1..=values.len()).map(|i| i as f64).collect();
     let expected = vec![1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 7.0, 8.0, 0.0];
     let inputs = vec![Data::Real(dy), Data::Real(values)];

@@ -1,4 +1,4 @@
-//! Sums: exact, as those of a few small numbers are.
+//! Sums of a few small numbers: exact.
 
 use residuum::ops::load::{Affine, Load, Operand};
 use residuum::ops::sum::{Fwd, Node};
@@ -24,7 +24,7 @@ fn integers(node: Node, most: i64, gate: f64) -> Case {
     );
     let mut inputs: Vec<Data> = call.into_lists().0.into_iter().map(Data::Real).collect();
     if gate == 0.0 {
-        // Nothing of a branch that is dropped is read: it may be anything.
+        // A dropped branch is not read: its values may be anything.
         for ((_, read), input) in node.operands().reads.iter().zip(&mut inputs).filter(|((_, read), _)| read.gated) {
             *input = Data::Real(vec![f64::NAN; read.ty.shape.len()]);
         }
@@ -32,7 +32,7 @@ fn integers(node: Node, most: i64, gate: f64) -> Case {
     Case::exact(name, Op::Sum(node), inputs).sliced()
 }
 
-/// The end of a block: for each term whether it is a batch norm's output, and whether that has a ReLU.
+/// A block end: for each term, whether it is a batch norm's output and whether a ReLU follows.
 fn end(shape: [usize; 4], affine: [bool; 2], activated: [bool; 2]) -> Node {
     let [a, b] = [0, 1].map(|i| term(affine[i], activated[i]));
     let node = Node::of(shape);
@@ -94,7 +94,7 @@ fn terms_with_a_relu_and_branches_that_are_dropped() {
     }
 }
 
-/// Terms are added in f32 and rounded once, halfway or just beyond between two numbers of the 16-bit types; a NaN
+/// Terms are added in f32 and rounded once: the sums lie halfway between two 16-bit numbers or just beyond. A NaN
 /// stays, and its bit is set.
 #[test]
 fn rounds_once() {
@@ -110,7 +110,7 @@ fn rounds_once() {
     check(&Case::exact("rounding behind a batch norm", op, call.into_lists().0), Sweep::Schedules);
 }
 
-/// The numbers of one term do not pass for those of the other.
+/// Exchanged scales of the two terms are found.
 #[test]
 fn exchanged_terms_are_found() {
     let node = end(SHAPES[5], [true, true], [false; 2]);

@@ -1,4 +1,4 @@
-//! Which adversary finds which planted bug, on a pipelined bf16 product of 200x136x128 with exact integer data.
+//! Planted bugs and the adversaries that find them, on a pipelined bf16 product of 200x136x128 with exact integers.
 
 use residuum::device::sim::{Copies, Schedule, SimOptions};
 use residuum::device::{Cost, Launch, View};
@@ -65,7 +65,7 @@ fn run(name: &'static str, options: SimOptions) -> Outcome {
 
 const PCT: Schedule = Schedule::Priority { depth: 2 };
 
-/// How many of the seeds a bug shows under; an order that is not random needs one.
+/// The number of seeds under which a bug shows; an order that is not random needs one.
 fn found(schedule: Schedule, mut shows: impl FnMut(SimOptions) -> bool) -> u64 {
     let seeds = if matches!(schedule, Schedule::InOrder | Schedule::Reverse) { 1 } else { SEEDS };
     let options = |seed| SimOptions { schedule, seed, ..SimOptions::default() };
@@ -77,7 +77,7 @@ fn the_right_product_is_right_and_every_bug_is_found() {
     use Copies::{Early, Late};
     use Outcome::{Fault, Right, Wrong};
     let table = [
-        // What becomes of it with early copies, with late copies.
+        // The outcome with early copies, with late copies.
         ("sim_test_gemm", Right, Right),
         ("sim_test_gemm_lax_wait", Right, Wrong),
         ("sim_test_gemm_no_barrier_before", Wrong, Wrong),

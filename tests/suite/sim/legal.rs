@@ -1,4 +1,4 @@
-//! What CUDA allows works, with the same bits under every schedule.
+//! Whatever CUDA allows works, with the same bits under every schedule.
 
 use residuum::device::sim::{probe, Copies, Schedule, SimOptions};
 

@@ -1,4 +1,4 @@
-//! What CUDA forbids is reported, with its reason, its place and the seed.
+//! Whatever CUDA forbids is reported, with its reason, its place and the seed.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use super::{backend, kernel, Params, Run};
 static SOURCE: LazyLock<String> =
     LazyLock::new(|| std::fs::read_to_string(crate::machine::root().join("kernels/sim/tests/misuse.cu")).unwrap());
 
-/// `misuse.cu:LINE` of the line that is marked `// line: mark`.
+/// `misuse.cu:LINE`, the line that is marked `// line: mark`.
 fn line(mark: &str) -> String {
     let marker = format!("// line: {mark}");
     let number = SOURCE.lines().position(|l| l.ends_with(&marker)).expect("a marked line") + 1;

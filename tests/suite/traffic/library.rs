@@ -1,4 +1,4 @@
-//! The kernels once more, compiled to tell of their accesses.
+//! The kernels, compiled a second time to report their accesses.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,12 +9,11 @@ use std::time::SystemTime;
 use crate::build::table;
 use crate::machine;
 
-/// What is added to the build script's command: the compiler's calls before every access, whose ends are in
-/// kernels/sim/traffic_hooks.hpp.
+/// Flags added to the build script's command: the compiler calls the functions of kernels/sim/traffic_hooks.hpp before
+/// every access.
 const FLAGS: [&str; 1] = ["-fsanitize=thread"];
 
-/// A shared object of all kernels; what an earlier run left is taken where nothing has changed. The error says what is
-/// missing.
+/// A shared object of all kernels; an earlier run's is reused if nothing has changed. The error names what is missing.
 pub fn build() -> Result<PathBuf, String> {
     let kernels = machine::root().join("kernels");
     let sources = table::sources(&kernels)?;
@@ -35,14 +34,14 @@ pub fn build() -> Result<PathBuf, String> {
     let objects = compile_all(&kernels, &sources, &out, same)?;
     std::fs::write(&stamp, command).map_err(|e| e.to_string())?;
     let library = out.join("kernels.so");
-    // Another process may be at it as well.
+    // Another process may be compiling it, too.
     let fresh = out.join(format!("kernels.{}.so", std::process::id()));
     finish(compiler()?.arg("-shared").args(objects).arg("-o").arg(&fresh))?;
     std::fs::rename(&fresh, &library).map_err(|e| e.to_string())?;
     Ok(library)
 }
 
-/// The command that the build script has left, with the flags that count.
+/// The command that the build script recorded, with the flags that count.
 fn compiler() -> Result<Command, String> {
     let path = Path::new(env!("OUT_DIR")).join("sim_compiler.txt");
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -73,7 +72,7 @@ fn compile(kernels: &Path, source: &Path, out: &Path, same: bool) -> Result<Path
     if same && is_fresh(&object, &depfile) {
         return Ok(object);
     }
-    // The build script has put every kernel file into a namespace of its own there.
+    // The build script has put every kernel file into a namespace of its own in this folder.
     let wrapper = Path::new(env!("OUT_DIR")).join(format!("{name}.cpp"));
     let mut command = compiler()?;
     command.args(FLAGS).arg("-I").arg(kernels.join("sim")).arg("-I").arg(kernels);
@@ -81,7 +80,7 @@ fn compile(kernels: &Path, source: &Path, out: &Path, same: bool) -> Result<Path
     Ok(object)
 }
 
-/// Whether `object` is newer than all that `depfile` says it was made of.
+/// True if `object` is newer than all its sources, listed in `depfile`.
 fn is_fresh(object: &Path, depfile: &Path) -> bool {
     let changed = |path: &Path| -> Option<SystemTime> { std::fs::metadata(path).and_then(|m| m.modified()).ok() };
     let (Some(made), Ok(text)) = (changed(object), std::fs::read_to_string(depfile)) else { return false };
@@ -94,6 +93,6 @@ fn finish(command: &mut Command) -> Result<(), String> {
     if output.status.success() {
         return Ok(());
     }
-    // A compiler that is there and fails is no reason to skip.
+    // A compiler that fails is no reason to skip.
     panic!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

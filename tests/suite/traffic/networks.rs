@@ -44,7 +44,7 @@ fn check(name: &str, mode: Mode, batch: usize, [h, w]: [usize; 2], dtype: DType)
             let problem = match step.runs {
                 Runs::With(block) if !open[block] => nothing(counted),
                 Runs::Without(block) if open[block] => nothing(counted),
-                // The cost of what reads a gate itself is that of an open one.
+                // A launch that reads a gate itself has the cost of an open gate.
                 _ if open.contains(&false) => None,
                 _ => difference(step.cost, counted),
             };
@@ -54,7 +54,7 @@ fn check(name: &str, mode: Mode, batch: usize, [h, w]: [usize; 2], dtype: DType)
     }
 }
 
-/// What is wrong where a launch behind a closed gate touched more than that.
+/// The error if a launch behind a closed gate touched more than the gate.
 fn nothing(counted: Traffic) -> Option<String> {
     let gate = Traffic { bytes_read: 32, bytes_written: 0 };
     (counted != gate).then(|| format!("behind a closed gate it touched {counted:?}"))
@@ -67,7 +67,7 @@ fn training_steps_cost_what_they_touch() {
     check("resnet8_cifar_option_b_survival05", Mode::Train, 4, [16, 16], DType::BF16);
     check("resnet20_cifar_survival05", Mode::Train, 4, [16, 16], DType::BF16);
     check("resnet50", Mode::Train, 2, [32, 32], DType::BF16);
-    // Not in f16, whose first loss scale overflows here: the optimizer then rightly touches nothing.
+    // Not in f16: its first loss scale overflows here, so that the optimizer touches nothing.
     check("resnext50_32x4d", Mode::Train, 2, [32, 32], DType::BF16);
     check("densenet121", Mode::Train, 2, [32, 32], DType::BF16);
     check("densenet_bc22_k12_cifar", Mode::Train, 4, [16, 16], DType::F32);

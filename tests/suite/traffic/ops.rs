@@ -12,22 +12,22 @@ use residuum::tensor::{DType, Elem, TensorType};
 use super::{assert_none, backend, difference};
 use crate::cases;
 
-/// The cases are small; so many times the images make the ends of tensors insignificant.
+/// Multiplies the cases' images, so that the ends of tensors become insignificant.
 const IMAGES: usize = 8;
 
-/// The kernels of f16 are those of bf16.
+/// f16 and bf16 share their kernels' code.
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
 fn bind(backend: &dyn Backend, ty: &TensorType, dtype: DType, write: Write) -> Arg {
     let bytes = ty.bytes(dtype);
     let memory = backend.allocate(bytes).unwrap();
-    // Zeros are numbers, labels and window positions.
+    // Zeros are valid numbers, labels and window positions.
     memory.write(0, &vec![0; bytes]).unwrap();
     let pixel_stride = ty.shape.nhwc().map_or(ty.shape.len(), |[.., c]| c);
     Arg { view: View::whole(memory), pixel_stride, write }
 }
 
-/// What is wrong with the costs of the launches of `op`.
+/// The errors of the costs of `op`'s launches.
 fn wrong(name: &str, op: &dyn Operator, dtype: DType, write: Write, backend: &dyn Backend) -> Vec<String> {
     let target = Target { arch: backend.arch(), dtype };
     let inputs: Vec<Arg> = op.inputs().iter().map(|ty| bind(backend, ty, dtype, Write::Overwrite)).collect();

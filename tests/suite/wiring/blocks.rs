@@ -1,5 +1,5 @@
-//! Random residual networks: blocks with their layers in any order, some of which may be dropped, and additions of
-//! whatever is there.
+//! Random residual networks: blocks with their layers in any order, some of them droppable, and additions of any
+//! values.
 
 use residuum::graph::{Builder, ConvOptions, Mode, ValueId};
 use residuum::ops::pool::{Kind, Window};
@@ -9,7 +9,7 @@ use super::{check_seeds, Case, CLASSES, EPS};
 use crate::machine;
 use crate::random::Random;
 
-/// Of every value.
+/// The channels of every value.
 const CHANNELS: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,7 +23,7 @@ enum Layer {
 }
 use Layer::{Add, Block, Conv, Norm, Relu};
 
-/// The layers of branches that may be dropped.
+/// The layers of droppable branches.
 const BRANCHES: [&[Layer]; 9] = [
     &[Conv],
     &[Conv, Norm],
@@ -39,7 +39,7 @@ const BRANCHES: [&[Layer]; 9] = [
 struct Value {
     id: ValueId,
     made_by: Layer,
-    /// Whether a layer reads it.
+    /// True if a layer reads it.
     read: bool,
 }
 
@@ -53,7 +53,7 @@ struct Network {
 impl Network {
     fn new(seed: usize) -> Result<Self> {
         let (mut b, random) = (Builder::new(Mode::Train), Random::new(&format!("blocks {seed}")));
-        // Of several tiles of rows, and of fewer than one.
+        // Several tiles of rows, or less than one.
         let input = b.input("input", if seed.is_multiple_of(2) { [2, 8, 9, CHANNELS] } else { [1, 3, 5, CHANNELS] });
         let mut network = Self { b, random, values: Vec::new(), layers: 0 };
         let id = network.layer(input, Conv)?;
@@ -70,7 +70,7 @@ impl Network {
         }
     }
 
-    /// What follows a layer of that kind, most often what does in a network.
+    /// A layer to follow one of that kind, most often as in a network.
     fn next(&mut self, made_by: Layer) -> Layer {
         let of_20 = match made_by {
             Conv => [(14, Norm), (4, Add), (2, Relu)].as_slice(),
@@ -158,7 +158,7 @@ impl Network {
     }
 }
 
-/// The network that `seed` decides; fails where a value is read by branches alone that may be dropped.
+/// The network of `seed`; fails if only droppable branches read a value.
 fn case(seed: usize) -> Result<Case> {
     let mut network = Network::new(seed)?;
     for _ in 0..5 + network.random.below(16) {

@@ -1,5 +1,4 @@
-//! Random graphs: layers of every kind, each on a value that is there already, named outputs and branches that may be
-//! dropped among them.
+//! Random graphs: layers of every kind, each on an earlier value, with named outputs and droppable branches.
 
 use residuum::graph::{Builder, ConvOptions, Mode, ValueId};
 use residuum::ops::pool::{Kind, Window};
@@ -9,7 +8,7 @@ use super::{check_seeds, Case, CLASSES, EPS};
 use crate::machine;
 use crate::random::Random;
 
-/// More channels are not put side by side.
+/// The most channels of a concatenation.
 const MOST_CHANNELS: usize = 48;
 
 /// A graph that grows.
@@ -18,7 +17,7 @@ struct Growth {
     mode: Mode,
     random: Random,
     values: Vec<ValueId>,
-    /// Whether a layer reads each.
+    /// For each value, true if a layer reads it.
     read: Vec<bool>,
     outputs: Vec<String>,
     layers: usize,
@@ -43,7 +42,7 @@ impl Growth {
         format!("layer{}", self.layers)
     }
 
-    /// A value of those that there are, mostly a late one or one that nothing reads.
+    /// A value, mostly a late one or one that nothing reads.
     fn some(&mut self) -> usize {
         let n = self.values.len();
         let open: Vec<usize> = (0..n).filter(|&i| !self.read[i]).collect();
@@ -55,14 +54,14 @@ impl Growth {
         }
     }
 
-    /// Another value of which `fits` holds for N, H, W, C, or `i` itself.
+    /// Another value whose N, H, W, C satisfy `fits`, or `i` itself.
     fn partner(&mut self, i: usize, fits: impl Fn([usize; 4]) -> bool) -> usize {
         let fitting: Vec<usize> =
             (0..self.values.len()).filter(|&j| j == i || fits(self.b.shape(self.values[j]))).collect();
         self.one_of(&fitting)
     }
 
-    /// Adds a layer, unless it does not fit the value that was drawn for it.
+    /// Adds a layer, unless it does not fit the value drawn for it.
     fn grow(&mut self) {
         let i = self.some();
         let x = self.values[i];
@@ -148,7 +147,7 @@ impl Growth {
         self.b.shortcut(x, c + more, stride, lead).ok()
     }
 
-    /// A residual block whose branch may be dropped: a convolution with a batch norm behind it, before it or none.
+    /// A residual block with a droppable branch: a convolution with a batch norm after it, before it or none.
     fn droppable(&mut self, x: ValueId) -> Option<ValueId> {
         let [n, h, w, k] = self.b.shape(x);
         if n * h * w == 1 {
@@ -199,7 +198,7 @@ impl Growth {
     }
 }
 
-/// The graph that `seed` decides; fails where a value is read by branches alone that may be dropped.
+/// The graph of `seed`; fails if only droppable branches read a value.
 fn case(seed: usize) -> Result<Case> {
     let mode = if seed % 4 == 3 { Mode::Infer } else { Mode::Train };
     let mut growth = Growth::new(&format!("graph {seed}"), mode);
