@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Runs our steps and PyTorch's in turn and prints the ratios as a Markdown table, for benches/RESULTS.md.
+"""Alternates our steps with PyTorch's and prints the ratios as a Markdown table, for benches/RESULTS.md.
 
   benches/peers/compare.py --ours target/release/deps/networks-0123abcd
 
-Ours is the bench binary `networks`. Each way of a workload is a process. They get ready one after the other, so that
-none disturbs another's choice of algorithms, and then take turns, one run each, for --rounds rounds, so that a clock
-that slows down affects all. Without PyTorch, or if a way fails or is not ready in time, the table says so and has the
-rest; the exit status is 1 only if one of ours failed. A workload is
-MODEL[:train|infer[:BATCH]].
+Ours is the bench binary `networks`. Each way of a workload is a process. The processes prepare one after the other, so
+that none disturbs another's choice of algorithms, and then take turns, one run each, for --rounds rounds, so that a
+falling clock rate affects all. If PyTorch is missing, or a way fails or is not ready in time, the table says so and has
+the other rows; the exit status is 1 only if one of ours failed. A workload is MODEL[:train|infer[:BATCH]].
 """
 
 import argparse

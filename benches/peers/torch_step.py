@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Training and inference steps in PyTorch, the same as those of `cargo bench --bench networks`.
+"""The training and inference steps of `cargo bench --bench networks` in PyTorch.
 
 A training step is forward, cross entropy, backward and SGD with momentum and weight decay on one synthetic batch that
 stays on the device; an inference step is forward. Memory is channels_last, 16-bit types are autocast, cuDNN chooses
 its algorithms by measuring, and f32 may use TF32. The ways:
 
   eager    op by op
-  graph    the same, captured once in a CUDA graph and replayed
+  graph    captured once in a CUDA graph and replayed
   compile  torch.compile in mode max-autotune
 
 By default it prints the median of --runs runs. With --serve it has the protocol of the bench's --workload: a line of
@@ -28,7 +28,7 @@ import models
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
 RUN_SECONDS, MOST_STEPS = 0.5, 500
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
-# Before a graph is captured and before times are taken: cuDNN's choices, the allocator, lazy loading.
+# Steps before a capture or a measurement: cuDNN's choices, the allocator, lazy loading.
 WARM_UP = 11
 
 

@@ -32,7 +32,7 @@ struct Entry {
 }
 
 #[test]
-fn names_parameters_and_threads_are_those_that_nvcc_compiled() {
+fn names_parameters_and_threads_match_what_nvcc_compiled() {
     let what = "the comparison of entry points";
     let Some(nvcc) = nvcc::find().expect("a compiler that runs") else {
         return machine::skip("NVCC", what, "no nvcc was found");

@@ -247,7 +247,7 @@ fn gradients_through_open_and_closed_gates_agree_with_differences() {
 }
 
 #[test]
-fn inference_takes_each_branch_times_its_chance() {
+fn inference_scales_each_branch_by_its_survival_probability() {
     let graph = network(Mode::Infer, &Branches::Droppable);
     let state = state(&graph);
     let found = interpret(&graph, &state, None);

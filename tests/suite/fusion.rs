@@ -57,7 +57,7 @@ fn batch_norms_after_convolutions_are_in_pieces() {
 }
 
 #[test]
-fn blocks_that_may_be_dropped_have_no_pass_for_a_batch_norm() {
+fn droppable_blocks_have_no_pass_for_a_batch_norm() {
     for (name, norms, ends) in [("resnet110_cifar_survival05", 109, 54), ("resnet20_cifar_option_b_survival05", 21, 9)]
     {
         let graph = graph(name, Mode::Train, 8);
@@ -78,7 +78,7 @@ fn blocks_that_may_be_dropped_have_no_pass_for_a_batch_norm() {
 
 /// A batch norm that reads a sum needs one pass, which corrects the sum's gradient in place.
 #[test]
-fn pre_activation_blocks_have_next_to_no_whole_batch_norms() {
+fn pre_activation_blocks_have_few_whole_batch_norms() {
     // If two convolutions read the activation of a sum, a pass masks both contributions. A batch norm stays whole if
     // its activation is also the residual of a convolution (the stem) or is read by a zero-padded shortcut, which ends
     // in an addition of its own.

@@ -405,7 +405,7 @@ fn a_step_whose_loss_is_not_finite_is_skipped() {
 }
 
 #[test]
-fn losses_that_cannot_be_are_refused_by_name() {
+fn impossible_losses_are_refused_by_name() {
     let refused = |smoothing, grad_scale| {
         let mut b = Builder::new(Mode::Train);
         let x = b.input("input", [BATCH, 1, 1, CLASSES]);

@@ -9,7 +9,7 @@ mod data;
 mod device;
 
 use residuum::device::{Launch, Target};
-use residuum::ops::{HostIo, Io, Op, Operator, Write};
+use residuum::ops::{conv2d, HostIo, Io, Op, Operator, Write};
 use residuum::tensor::{DType, TensorType};
 
 pub use self::compare::{Compare, Judged};
@@ -54,6 +54,16 @@ pub struct Launcher {
     pub scratch_bytes: Box<dyn Fn(Target) -> usize>,
     /// Replaces [`Operator::launches`].
     pub launches: Box<Launches>,
+}
+
+impl Launcher {
+    /// Runs a convolution by `plan`.
+    pub fn planned(node: conv2d::Node, plan: conv2d::Plan) -> Self {
+        Self {
+            scratch_bytes: Box::new(move |target| node.scratch_bytes_with(target, plan)),
+            launches: Box::new(move |target, io| node.launches_with(target, io, plan)),
+        }
+    }
 }
 
 type Launches = dyn Fn(Target, &Io<'_>) -> residuum::Result<Vec<Launch>>;
@@ -114,9 +124,12 @@ impl Case {
 
 /// Runs `case` everywhere in every storage type; panics with the case's name at the first difference.
 pub fn check(case: &Case, sweep: Sweep) {
-    for dtype in DTYPES {
-        check_dtype(case, dtype, sweep);
-    }
+    DTYPES.into_iter().for_each(|dtype| check_dtype(case, dtype, sweep));
+}
+
+/// Runs the case of each storage type everywhere.
+pub fn check_each(case: impl Fn(DType) -> Case, sweep: Sweep) {
+    DTYPES.into_iter().for_each(|dtype| check_dtype(&case(dtype), dtype, sweep));
 }
 
 /// Runs `case` everywhere in one storage type.

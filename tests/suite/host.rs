@@ -133,6 +133,11 @@ pub fn outputs<T: Number>(op: &Op, inputs: &[Data], updates: &[Data]) -> Vec<Dat
     host::<T>(&case, Write::Overwrite).iter().map(Tensor::data).collect()
 }
 
+/// The outputs of the reference, and of the CPU path in f32 and f64.
+pub fn results(op: &Op, inputs: &[Data]) -> [Vec<Data>; 3] {
+    [reference(op, inputs, &[]), outputs::<f32>(op, inputs, &[]), outputs::<f64>(op, inputs, &[])]
+}
+
 /// The case with its numbers rounded to `T`.
 fn rounded<T: Number>(case: &Case) -> Case {
     let round = |data: &Vec<Data>| data.iter().map(|d| Tensor::<T>::new(d).data()).collect();

@@ -19,6 +19,7 @@ use residuum::tensor::{DType, HostTensor};
 use self::rows::Row;
 use crate::harness::{machines, outputs, reference, round_all, Data, Layout, Random, Sweep, DTYPES};
 use crate::host;
+use crate::machine;
 
 /// The replacements of an element, in turn; with RESIDUUM_LONG=1 all of them for each element.
 const NON_FINITE: [f64; 3] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
@@ -200,7 +201,7 @@ type Problems = Vec<String>;
 impl Table {
     fn new(row: &Row, dtype: DType, problems: &mut Problems) -> Self {
         const TRIES: usize = 40;
-        let long = std::env::var("RESIDUUM_LONG").is_ok_and(|v| v == "1");
+        let long = machine::asked("RESIDUUM_LONG");
         let tensors = Tensors::new(row, dtype);
         let mut random = Random::new(&format!("{} {dtype} non-finite", row.case.name));
         let (mut all, mut unused) = (Vec::new(), 0);

@@ -42,7 +42,7 @@ fn a_blueprint_runs_nothing_and_says_so() {
 }
 
 #[test]
-fn what_the_backward_pass_reads_is_saved_once() {
+fn operands_of_the_backward_pass_are_saved_once() {
     let mut b = Builder::new(Mode::Train);
     let x = b.input("input", [4, 1, 1, 8]);
     let hidden = b.linear("first", x, 16).unwrap();

@@ -131,7 +131,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 #[test]
-fn layers_use_only_those_before_them() {
+fn layers_use_only_earlier_layers() {
     let mut wrong = Vec::new();
     for source in sources(&["src"]) {
         let module = source.path.trim_start_matches("src/").split('/').next().unwrap_or_default();

@@ -59,7 +59,7 @@ fn an_output_keeps_its_permissions_and_follows_no_planted_link() {
 }
 
 #[test]
-fn where_there_is_no_room_the_cause_is_one_line() {
+fn a_full_disk_fails_with_one_line() {
     let folder = prepared(1);
     if Path::new("/dev/full").exists() {
         let output = program(folder.path()).args(INFER.split(' ')).arg("/dev/full").output().unwrap();

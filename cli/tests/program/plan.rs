@@ -47,7 +47,7 @@ fn the_json_is_one_object_whose_totals_are_the_sums() {
 }
 
 #[test]
-fn launches_of_blocks_that_may_be_dropped_say_so() {
+fn launches_of_droppable_blocks_say_so() {
     let folder = folder();
     let plan = json(folder.path(), "plan resnet20_cifar_survival05 --batch 8 --dtype bf16");
     let launches = plan["launches"].as_array().unwrap();
@@ -127,7 +127,7 @@ fn a_gpu_of_ones_own_bounds_the_time() {
 }
 
 #[test]
-fn the_kernels_are_those_of_the_generation_that_is_asked_for() {
+fn the_kernels_are_of_the_requested_generation() {
     let folder = folder();
     let arch =
         |arguments: &str| json(folder.path(), &format!("plan resnet20_cifar --batch 2 {arguments}"))["arch"].clone();
@@ -136,7 +136,7 @@ fn the_kernels_are_those_of_the_generation_that_is_asked_for() {
 }
 
 #[test]
-fn options_that_cannot_be_are_code_2() {
+fn impossible_options_exit_with_code_2() {
     let folder = folder();
     for (arguments, parts) in [
         ("plan", &["required", "MODEL"][..]),

@@ -33,7 +33,7 @@ pub fn write(folder: &Path, name: &str, tensors: &StateDict) {
 }
 
 #[test]
-fn logits_come_out_and_do_not_depend_on_the_company() {
+fn logits_do_not_depend_on_the_other_images() {
     let folder = folder();
     write(folder.path(), "w", &state());
     let logits = |n: usize| {

@@ -198,7 +198,7 @@ fn kernels_follow_torch() {
 
 /// Without momentum the velocity is not read, without decay the parameter is not: no NaN, no 0 times infinity.
 #[test]
-fn what_has_no_weight_is_not_read() {
+fn operands_without_weight_are_not_read() {
     let (spec, len) = (Spec { dampening: 0.5, ..SPECS[0] }, 4);
     let lost = vec![f64::NAN, f64::INFINITY, 1.0, -1.0];
     let start = Start {
@@ -238,7 +238,7 @@ fn a_loss_that_is_not_finite_skips_the_step() {
 
 /// A number that is not finite stays in its element; at the first step the velocity is ignored.
 #[test]
-fn what_is_not_finite_stays_in_its_element() {
+fn a_number_that_is_not_finite_stays_in_its_element() {
     const AT: usize = 5;
     let draw = |r: &mut Random| r.integers(12, 1, 64);
     let Some(machine) = machines(Sweep::Quick).next() else { return };

@@ -327,10 +327,7 @@ pub fn convolution(node: conv2d::Node) -> Row {
 /// The pass with `plan`.
 pub fn planned(node: conv2d::Node, plan: Plan) -> Row {
     let row = convolution(node);
-    let case = row.case.launched_by(Launcher {
-        scratch_bytes: Box::new(move |target| node.scratch_bytes_with(target, plan)),
-        launches: Box::new(move |target, io| node.launches_with(target, io, plan)),
-    });
+    let case = row.case.launched_by(Launcher::planned(node, plan));
     Row { case: Case { name: format!("{} in {}", plan.kernel(), plan.splits()), ..case }, ..row }
 }
 

@@ -1,5 +1,6 @@
 //! Convolution: every pass, tile and dtype against the reference. Whole numbers first, where results must be equal.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
@@ -14,8 +15,10 @@ use residuum::tensor::{DType, TensorType};
 use crate::bounds;
 use crate::cases::conv2d::{crossed, layers, odd, peers, stems, widths, Row};
 use crate::harness::{
-    check_dtype, check_refused_with, machines, reference, Case, Compare, Data, Launcher, Random, Sweep, DTYPES,
+    check, check_dtype, check_each, check_refused_with, machines, reference, Case, Compare, Data, Launcher, Random,
+    Sweep, DTYPES,
 };
+use crate::machine;
 use crate::named::only;
 
 const AS_IS: Operand = Operand { value: (), load: Load::AsIs };
@@ -26,13 +29,13 @@ const BWD_W: Pass = Pass::BwdW(BwdW { dy: AS_IS, x: AS_IS, dw: () });
 const BWD_BIAS: Pass = Pass::BwdBias(BwdBias { dy: (), dbias: () });
 const PRODUCTS: [Pass; 3] = [FWD, BWD_X, BWD_W];
 
-/// True if the long lists run: RESIDUUM_LONG=1.
+/// True if the long lists run.
 fn long() -> bool {
-    std::env::var("RESIDUUM_LONG").is_ok_and(|v| v == "1")
+    machine::asked("RESIDUUM_LONG")
 }
 
 /// The number of products in a result.
-fn terms(node: &Node) -> usize {
+pub fn terms(node: &Node) -> usize {
     let [_, r, s, cg] = node.conv.w_shape();
     let spec = node.conv.spec();
     match node.pass {
@@ -86,16 +89,12 @@ fn reals(name: &str, node: &Node) -> Vec<Data> {
     node.inputs().iter().map(|ty| Data::Real(random.normals(ty.shape.len(), 0.1, 1.0))).collect()
 }
 
-fn with_plan(case: Case, node: Node, plan: Plan) -> Case {
+pub fn with_plan(case: Case, node: Node, plan: Plan) -> Case {
     let name = format!("{} by {}, {} as one, in {}", case.name, plan.kernel(), plan.pack(), plan.splits());
-    let case = Case { name, ..case };
-    case.launched_by(Launcher {
-        scratch_bytes: Box::new(move |target| node.scratch_bytes_with(target, plan)),
-        launches: Box::new(move |target, io| node.launches_with(target, io, plan)),
-    })
+    Case { name, ..case }.launched_by(Launcher::planned(node, plan))
 }
 
-fn named(name: &str) -> Row {
+pub fn named(name: &str) -> Row {
     layers().into_iter().chain(odd()).find(|r| r.name == name).expect("a row of that name")
 }
 
@@ -118,9 +117,7 @@ fn check_rows(rows: &[Row]) {
     on_all_cores(rows, |row| {
         for pass in PRODUCTS.into_iter().chain([BWD_BIAS]) {
             let node = Node { conv: row.conv(), pass };
-            for dtype in DTYPES {
-                check_dtype(&exact(&row.name, node, dtype).sliced(), dtype, Sweep::Quick);
-            }
+            check_each(|dtype| exact(&row.name, node, dtype).sliced(), Sweep::Quick);
         }
     });
 }
@@ -222,9 +219,7 @@ fn peer_problems_are_exact() {
     on_all_cores(&rows, |row| {
         for pass in PRODUCTS {
             let node = Node { conv: row.conv(), pass };
-            for dtype in DTYPES {
-                check_dtype(&exact(&row.name, node, dtype), dtype, Sweep::Quick);
-            }
+            check_each(|dtype| exact(&row.name, node, dtype), Sweep::Quick);
         }
     });
 }
@@ -241,7 +236,7 @@ fn every_tile_is_exact_with_and_without_splits() {
         "imagenet stem",
     ]
     .map(named);
-    let mut tested: Vec<&str> = Vec::new();
+    let mut tested = BTreeSet::new();
     for (row, pass) in rows.iter().flat_map(|row| PRODUCTS.map(|pass| (row, pass))) {
         let node = Node { conv: row.conv(), pass };
         for dtype in DTYPES {
@@ -251,12 +246,10 @@ fn every_tile_is_exact_with_and_without_splits() {
                 if row.spec.c < 4 {
                     check_dtype(&case.padded(), dtype, Sweep::Quick);
                 }
-                tested.push(plan.kernel());
+                tested.insert(plan.kernel());
             }
         }
     }
-    tested.sort_unstable();
-    tested.dedup();
     assert_eq!(tested.len(), 99, "every tile of fwd, bwd_x and bwd_w: {tested:?}");
 }
 
@@ -282,10 +275,7 @@ fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
     for row in ["cifar 16 to 32", "primes", "long reduction"].map(named) {
         for pass in PRODUCTS.into_iter().chain([BWD_BIAS]) {
             let node = Node { conv: row.conv(), pass };
-            let case = bounded(&row.name, node, reals(&row.name, &node));
-            for dtype in DTYPES {
-                check_dtype(&case, dtype, Sweep::TensorCores);
-            }
+            check(&bounded(&row.name, node, reals(&row.name, &node)), Sweep::TensorCores);
         }
     }
 }
@@ -295,11 +285,7 @@ fn packed_groups_and_stems_are_within_bounds_and_the_same_on_every_schedule() {
     for row in ["resnext 4 a group", "depthwise 16", "imagenet stem"].map(named) {
         for pass in PRODUCTS {
             let node = Node { conv: row.conv(), pass };
-            let case = bounded(&row.name, node, reals(&row.name, &node));
-            let case = case.padded();
-            for dtype in DTYPES {
-                check_dtype(&case, dtype, Sweep::TensorCores);
-            }
+            check(&bounded(&row.name, node, reals(&row.name, &node)).padded(), Sweep::TensorCores);
         }
     }
 }

@@ -1,17 +1,20 @@
 //! Fused convolution: every pass, tile, dtype and combination of parts against the reference.
 
+use std::collections::BTreeSet;
+
 use residuum::device::{Arch, Device, Target, View};
-use residuum::ops::conv2d::{Fwd, Node, Pass, Plan};
+use residuum::ops::conv2d::{Fwd, Node, Pass};
 use residuum::ops::load::{Affine, Load, Operand};
 use residuum::ops::store::{Epilogue, Moments};
 use residuum::ops::{Arg, Call, Io, Op, Operator, Write};
 use residuum::tensor::{DType, TensorType};
 
+use super::conv2d::{named, terms, with_plan};
 use crate::bounds;
 use crate::cases::conv2d::{crossed, layers, odd, stems, widths, Row};
 use crate::cases::conv2d_fused::{passes, BOTH, DATA, ENDS, FORWARD, WEIGHT};
-use crate::harness::{check_dtype, check_refused, reference, reference_onto};
-use crate::harness::{Case, Compare, Data, Judged, Launcher, Layout, Random, Sweep, DTYPES};
+use crate::harness::{check, check_dtype, check_each, check_refused, reference, reference_onto};
+use crate::harness::{Case, Compare, Data, Judged, Layout, Random, Sweep, DTYPES};
 use crate::named::{outputs, rules};
 
 /// The role of an input.
@@ -56,17 +59,6 @@ fn is_data(node: &Node) -> bool {
 /// The number of products in an element of dw.
 fn weight_terms(node: &Node) -> usize {
     node.conv.spec().n * node.conv.output().iter().product::<usize>()
-}
-
-/// The number of products in an element of the first result.
-fn terms(node: &Node) -> usize {
-    let [_, r, s, cg] = node.conv.w_shape();
-    let spec = node.conv.spec();
-    match node.pass {
-        Pass::Fwd(_) => r * s * cg,
-        Pass::BwdX(_) | Pass::Bwd(_) => r * s * spec.k / spec.groups,
-        Pass::BwdW(_) | Pass::BwdBias(_) => weight_terms(node),
-    }
 }
 
 /// Whole numbers whose sums, statistics and stored results are exact in any order. An operand is at most 4 and dense,
@@ -225,18 +217,6 @@ fn bounded(name: &str, what: &str, node: Node, inputs: Vec<Data>) -> Case {
     case(Case::bounded(format!("{name}, {what}, {}", node.name()), op(node), inputs, judge), &node)
 }
 
-fn with_plan(case: Case, node: Node, plan: Plan) -> Case {
-    let name = format!("{} by {} in {}", case.name, plan.kernel(), plan.splits());
-    Case { name, ..case }.launched_by(Launcher {
-        scratch_bytes: Box::new(move |target| node.scratch_bytes_with(target, plan)),
-        launches: Box::new(move |target, io| node.launches_with(target, io, plan)),
-    })
-}
-
-fn named(name: &str) -> Row {
-    layers().into_iter().chain(odd()).find(|r| r.name == name).expect("a row of that name")
-}
-
 /// Every row with `each` passes of every table, in turn, in every dtype, dense and as slices.
 fn check_rows(rows: &[Row], each: usize) {
     for (i, row) in rows.iter().enumerate() {
@@ -244,9 +224,7 @@ fn check_rows(rows: &[Row], each: usize) {
             for j in 0..each {
                 let (what, pass) = table[(i * each + j) % table.len()];
                 let node = Node { conv: row.conv(), pass };
-                for dtype in DTYPES {
-                    check_dtype(&exact(&row.name, what, node, dtype).sliced(), dtype, Sweep::Quick);
-                }
+                check_each(|dtype| exact(&row.name, what, node, dtype).sliced(), Sweep::Quick);
             }
         }
     }
@@ -272,9 +250,7 @@ fn every_part_is_exact_with_every_other() {
     for row in ["cifar 16 to 32", "primes", "residues without taps"].map(named) {
         for (what, pass) in passes() {
             let node = Node { conv: row.conv(), pass };
-            for dtype in DTYPES {
-                check_dtype(&exact(&row.name, what, node, dtype).sliced(), dtype, Sweep::Quick);
-            }
+            check_each(|dtype| exact(&row.name, what, node, dtype).sliced(), Sweep::Quick);
         }
     }
 }
@@ -290,9 +266,7 @@ fn stems_are_exact() {
     for row in stems() {
         for (what, pass) in [FORWARD[1], WEIGHT[2], FORWARD[0], WEIGHT[0]] {
             let node = Node { conv: row.conv(), pass };
-            for dtype in DTYPES {
-                check_dtype(&exact(&row.name, what, node, dtype).padded(), dtype, Sweep::Quick);
-            }
+            check_each(|dtype| exact(&row.name, what, node, dtype).padded(), Sweep::Quick);
         }
     }
 }
@@ -312,7 +286,7 @@ fn every_tile_is_exact_with_and_without_splits() {
     let passes = [
         FORWARD[0], FORWARD[1], FORWARD[5], DATA[0], DATA[2], DATA[7], WEIGHT[0], WEIGHT[2], BOTH[0], BOTH[1], BOTH[5],
     ];
-    let mut tested: Vec<&str> = Vec::new();
+    let mut tested = BTreeSet::new();
     for (row, (what, pass)) in rows.iter().flat_map(|row| passes.map(|pass| (row, pass))) {
         let node = Node { conv: row.conv(), pass };
         for dtype in DTYPES {
@@ -320,12 +294,10 @@ fn every_tile_is_exact_with_and_without_splits() {
                 let case = with_plan(exact(&row.name, what, node, dtype), node, plan);
                 let case = if plan.kernel().ends_with("_stem") { case.padded() } else { case };
                 check_dtype(&case, dtype, Sweep::Quick);
-                tested.push(plan.kernel());
+                tested.insert(plan.kernel());
             }
         }
     }
-    tested.sort_unstable();
-    tested.dedup();
     assert_eq!(tested.len(), 128, "every tile of every pass: {tested:?}");
 }
 
@@ -333,19 +305,17 @@ fn every_tile_is_exact_with_and_without_splits() {
 #[test]
 fn ends_of_blocks_are_exact() {
     let rows = ["bottleneck reduce", "tail of the reduction", "tile and one", "classifier"].map(named);
-    let mut tested: Vec<&str> = Vec::new();
+    let mut tested = BTreeSet::new();
     for (row, (what, pass)) in rows.iter().flat_map(|row| ENDS.map(|pass| (row, pass))) {
         let node = Node { conv: row.conv(), pass };
         for dtype in DTYPES {
             for plan in node.plans(Target { arch: Arch::Sm80, dtype }) {
                 let case = with_plan(exact(&row.name, what, node, dtype), node, plan);
                 check_dtype(&Case { layouts: &[Layout::Dense, Layout::Aligned], ..case }, dtype, Sweep::Quick);
-                tested.push(plan.kernel());
+                tested.insert(plan.kernel());
             }
         }
     }
-    tested.sort_unstable();
-    tested.dedup();
     assert_eq!(tested.len(), 13, "every tile: {tested:?}");
 }
 
@@ -354,10 +324,7 @@ fn ends_of_blocks_round_as_they_are_stored() {
     for row in ["bottleneck reduce", "tile and one"].map(named) {
         for (what, pass) in [ENDS[0], ENDS[1]] {
             let node = Node { conv: row.conv(), pass };
-            let case = bounded(&row.name, what, node, reals(&row.name, &node));
-            for dtype in DTYPES {
-                check_dtype(&case, dtype, Sweep::TensorCores);
-            }
+            check(&bounded(&row.name, what, node, reals(&row.name, &node)), Sweep::TensorCores);
         }
     }
 }
@@ -391,10 +358,7 @@ fn real_numbers_are_within_bounds_and_the_same_on_every_schedule() {
     for row in ["cifar 16 to 32", "primes", "long reduction"].map(named) {
         for (what, pass) in [FORWARD[0], FORWARD[3], DATA[0], DATA[2], DATA[3], WEIGHT[0], BOTH[0], BOTH[2]] {
             let node = Node { conv: row.conv(), pass };
-            let case = bounded(&row.name, what, node, reals(&row.name, &node));
-            for dtype in DTYPES {
-                check_dtype(&case, dtype, Sweep::TensorCores);
-            }
+            check(&bounded(&row.name, what, node, reals(&row.name, &node)), Sweep::TensorCores);
         }
     }
 }

@@ -5,8 +5,8 @@ use residuum::ops::{Call, Op};
 
 use crate::bounds;
 use crate::cases::cross_entropy::CASES;
-use crate::harness::{check, check_refused, check_refused_with, reference, Case, Compare, Data, Random, Sweep, DTYPES};
-use crate::host;
+use crate::harness::{check, check_refused, check_refused_with, Case, Compare, Data, Random, Sweep, DTYPES};
+use crate::host::results;
 use crate::named::{outputs, rules};
 
 fn op(spec: Spec, pass: Pass) -> Op {
@@ -167,12 +167,7 @@ fn non_finite_logits_are_torchs() {
         for pass in [Pass::Fwd, Pass::Bwd(Bwd::default())] {
             let op = op(spec, pass);
             let want = if pass == Pass::Fwd { vec![loss] } else { gradient.into() };
-            let found = [
-                reference(&op, &inputs, &[]),
-                host::outputs::<f32>(&op, &inputs, &[]),
-                host::outputs::<f64>(&op, &inputs, &[]),
-            ];
-            for found in found.map(|found| result(pass, found)) {
+            for found in results(&op, &inputs).map(|found| result(pass, found)) {
                 let same = found.real().iter().zip(&want).all(|(&a, &b)| near(a, b));
                 assert!(same, "{pass:?} of {logits:?}, smoothing {smoothing}: {found:?}, torch {want:?}");
             }
@@ -206,7 +201,7 @@ fn an_image_with_a_nan_is_never_right() {
         let labels = labels.iter().map(|&l| l as i32).collect();
         let inputs = vec![Data::Real(logits), Data::Index(labels)];
         let op = op(spec, Pass::Fwd);
-        for found in [reference(&op, &inputs, &[]), host::outputs::<f32>(&op, &inputs, &[])] {
+        for found in results(&op, &inputs) {
             assert_eq!(outputs(<Fwd>::default(), found).correct, Data::Real(vec![1.0]));
         }
         check(&Case::exact(format!("cross_entropy correct of {classes}"), op, inputs), Sweep::Schedules);

@@ -78,7 +78,7 @@ fn ends_of_blocks() {
 }
 
 #[test]
-fn terms_with_a_relu_and_branches_that_are_dropped() {
+fn terms_with_a_relu_and_dropped_branches() {
     for &shape in SHAPES {
         for affine in AFFINE {
             for activated in [[true, false], [false, true], [true, true]] {

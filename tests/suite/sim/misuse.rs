@@ -93,7 +93,7 @@ fn stray_shared_accesses() {
 }
 
 #[test]
-fn wide_accesses_at_addresses_between() {
+fn misaligned_wide_accesses() {
     let not = "not at a multiple of its size";
     every_schedule_reports(
         &misuse("sim_test_unaligned_load"),

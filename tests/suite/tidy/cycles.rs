@@ -146,7 +146,7 @@ impl Files {
 }
 
 #[test]
-fn no_files_import_each_other_in_a_circle() {
+fn no_folder_has_an_import_cycle() {
     for folder in FOLDERS {
         let mut files = Files::default();
         sources(&[folder]).iter().for_each(|source| files.add(&source.path, &source.text));
@@ -155,7 +155,7 @@ fn no_files_import_each_other_in_a_circle() {
 }
 
 #[test]
-fn a_circle_of_files_is_found() {
+fn an_import_cycle_is_found() {
     let cycles = |sources: &[(&str, &str)]| {
         let mut files = Files::default();
         sources.iter().for_each(|(path, text)| files.add(path, text));
