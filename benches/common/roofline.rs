@@ -34,7 +34,7 @@ impl Roofline {
         gpu.map_or(LARGEST_CACHE, |gpu| gpu.cache_bytes)
     }
 
-    /// The least time of `cost` in seconds: that of its bytes or of its operations, whichever is longer. `None` for
+    /// The least time of `cost` in seconds, for its bytes or for its operations, whichever is longer. `None` for
     /// f32, whose limit of operations was not measured.
     pub fn seconds(&self, cost: Cost, dtype: DType) -> Option<f64> {
         let bytes = (cost.bytes_read + cost.bytes_written) as f64 / self.bytes_a_second;

@@ -44,7 +44,7 @@ fn row(name: &str, [n, h, w, c]: [usize; 4], k: usize, kernel: [usize; 2]) -> Ro
     Row { name: name.to_string(), spec }
 }
 
-/// Layers of the networks with fewer images, pixels or channels; each keeps what is special about it.
+/// Layers of the networks with fewer images, pixels or channels; each keeps its special feature.
 pub fn layers() -> Vec<Row> {
     vec![
         row("digits stem", [3, 8, 8, 1], 16, [3, 3]).padding([1, 1]),

@@ -13,7 +13,7 @@ use residuum::Result;
 pub struct Layer {
     /// The network, by the name in the table of models.
     pub network: &'static str,
-    /// Where in the network it is, without spaces.
+    /// Its position in the network, without spaces.
     pub name: &'static str,
     /// Images in a training step.
     pub batch: usize,
@@ -21,13 +21,13 @@ pub struct Layer {
     pub size: usize,
     /// Channels of the input.
     pub c: usize,
-    /// What it does.
+    /// The kind of layer.
     pub kind: Kind,
     /// True if the layer is run in every dtype, on behalf of all layers of its kind.
     pub every_dtype: bool,
 }
 
-/// What a layer does.
+/// Kinds of layers.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// A convolution to `k` channels with a square kernel, padded by half of it.
@@ -137,7 +137,7 @@ impl Layer {
         })
     }
 
-    /// Whether it is the convolution between two dense blocks.
+    /// True for the convolution between two dense blocks.
     fn is_transition(&self) -> bool {
         self.name.starts_with("transition")
     }

@@ -6,7 +6,7 @@ use residuum::ops::shortcut::Spec;
 pub const CASES: &[Spec] = &[
     Spec { x: [1, 1, 1, 1], k: 1, stride: 1, lead: 0 },
     Spec { x: [1, 1, 1, 3], k: 8, stride: 2, lead: 2 },
-    // The two of ResNet-20, halved; zero channels at the end, as the authors have them, and on both sides.
+    // ResNet-20's two, halved; zero channels at the end, as in the authors' code, and on both sides.
     Spec { x: [2, 16, 16, 16], k: 32, stride: 2, lead: 0 },
     Spec { x: [2, 8, 8, 32], k: 64, stride: 2, lead: 16 },
     // Odd extents, a lead that breaks the alignment, more stride than pixels.

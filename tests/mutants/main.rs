@@ -4,15 +4,15 @@
 //!
 //! ```text
 //! file: kernels/conv2d/mainloop.cuh
-//! after: text of an earlier line, where `old` alone is not unique (optional)
+//! after: text of an earlier line, if `old` alone is not unique (optional)
 //! old: the line to replace, without its indentation
-//! new: what replaces it; nothing deletes the line
+//! new: its replacement; empty to delete the line
 //! test: the filter of the suite's tests that must fail
 //! ```
 //!
 //! Run plainly, this checks that every record still fits its kernel. With `RESIDUUM_MUTANTS=all`, or a part of a file's
 //! or a test's name, it compiles each mutant into a shared object, which the built suite loads in place of its own
-//! kernels, and fails where a mutant survives. `ci/mutants.sh` calls it so.
+//! kernels, and fails if a mutant survives. `ci/mutants.sh` does so.
 
 #[cfg(feature = "sim")]
 mod run;
@@ -30,7 +30,7 @@ struct Mutant {
     old: String,
     new: String,
     test: String,
-    /// Where the record is.
+    /// The record's file and line.
     place: String,
 }
 

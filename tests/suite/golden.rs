@@ -294,7 +294,7 @@ impl Golden {
     }
 }
 
-/// Compares numbers and keeps the largest errors, as shares of their tolerances.
+/// Compares numbers and keeps the largest errors, relative to their tolerances.
 #[derive(Default)]
 struct Worst {
     share: f64,

@@ -20,7 +20,7 @@ struct Point {
     inputs: Vec<Data>,
     /// The old running statistics.
     updates: Vec<Data>,
-    /// Where the cotangent is 0, given the first output: near a kink.
+    /// True for values of the first output whose cotangent is 0, near a kink.
     skip: fn(f64) -> bool,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A [`Case`] is an op, its inputs and how its outputs are judged. [`check`] runs it in every storage type, overwriting
 //! and accumulating, dense and as a slice of wider tensors, on every machine: on the simulator under every schedule,
-//! where all runs must give the same bits, and on a GPU where there is one.
+//! where all runs must give the same bits, and on a GPU if there is one.
 
 mod compare;
 mod data;

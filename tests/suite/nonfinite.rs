@@ -24,7 +24,7 @@ use crate::machine;
 /// The replacements of an element, in turn; with RESIDUUM_LONG=1 all of them for each element.
 const NON_FINITE: [f64; 3] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
 
-/// Finite numbers that show what depends on an element of value `v`.
+/// Finite replacements that show the dependents of an element of value `v`.
 fn probes(v: f64) -> [f64; 4] {
     [v + 1.0, -v, 1e6, -1e6]
 }

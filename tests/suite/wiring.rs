@@ -130,7 +130,7 @@ fn check_seeds(seeds: usize, case: impl Fn(usize) -> Result<Case>) {
     for seed in 0..seeds {
         match case(seed) {
             Ok(case) => {
-                println!("seed {seed}"); // shown where it fails
+                println!("seed {seed}"); // shown on failure
                 case.check();
             }
             Err(_) => refused += 1,

@@ -1,4 +1,4 @@
-//! The kernels of a run besides its ops.
+//! Kernels that are not ops.
 
 mod gate;
 mod loss_scale;

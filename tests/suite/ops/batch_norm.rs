@@ -1,4 +1,4 @@
-//! Batch norm: exact where statistics and scales are powers of two, else bounded.
+//! Batch norm: exact if statistics and scales are powers of two, else bounded.
 
 use residuum::ops::batch_norm::{BatchNorm, Bwd, Fold, Infer, Node, Spec, Train};
 use residuum::ops::{Call, Op};

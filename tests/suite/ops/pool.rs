@@ -33,7 +33,7 @@ fn max_cases(row: &Row) -> [Case; 2] {
     ]
 }
 
-/// Both passes on whole numbers: sums are exact, quotients bounded, or exact where every divisor is a power of two.
+/// Both passes on whole numbers: sums are exact, quotients bounded, or exact if every divisor is a power of two.
 fn average_cases(row: &Row, kind: Kind) -> [Case; 2] {
     let pool = pool(row, kind);
     let name = format!("pool {kind:?} {row:?}");
