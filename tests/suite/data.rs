@@ -22,8 +22,9 @@ fn values(batch: &Batch) -> &[f32] {
     }
 }
 
-fn message<T: std::fmt::Debug>(result: residuum::Result<T>) -> String {
-    let text = result.unwrap_err().to_string();
+/// The error of `result`, which must be one line.
+pub fn message<T>(result: residuum::Result<T>) -> String {
+    let text = result.err().expect("an error").to_string();
     assert!(!text.contains('\n'), "one line: {text}");
     text
 }

@@ -15,6 +15,7 @@ use residuum::ops::pool::{Kind, Window};
 use residuum::tensor::{DType, HostTensor, StateDict};
 use residuum::Result;
 
+use crate::distance::distance;
 use crate::machine;
 use crate::random::Random;
 
@@ -173,16 +174,6 @@ fn run(program: &mut Program) -> Results {
 
 fn values(t: &HostTensor) -> Vec<f64> {
     t.to_real()
-}
-
-fn norm(t: &HostTensor) -> f64 {
-    values(t).iter().map(|v| v * v).sum::<f64>().sqrt()
-}
-
-fn distance(a: &HostTensor, b: &HostTensor) -> f64 {
-    assert_eq!(a.shape, b.shape);
-    let difference = values(a).iter().zip(values(b)).map(|(a, b)| a - b).collect();
-    norm(&HostTensor::f64(a.shape.clone(), difference)) / norm(b).max(1e-30)
 }
 
 fn is_zero(t: &HostTensor) -> bool {

@@ -6,6 +6,7 @@ use residuum::graph::{Builder, ConvOptions, Graph, Interpreter, LossOptions, Mod
 use residuum::ops::pool::{Kind, Window};
 use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 
+use crate::distance::distance;
 use crate::machine::devices;
 use crate::random::Random;
 
@@ -91,14 +92,6 @@ const LABELS: [i32; BATCH] = [4, 0, 2];
 
 fn f64s(t: &HostTensor) -> Vec<f64> {
     t.to_real()
-}
-
-fn distance(a: &HostTensor, b: &HostTensor) -> f64 {
-    assert_eq!(a.shape, b.shape);
-    let norm = |v: &[f64]| v.iter().map(|a| a * a).sum::<f64>().sqrt();
-    let (a, b) = (f64s(a), f64s(b));
-    let difference: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
-    norm(&difference) / norm(&b).max(1e-30)
 }
 
 fn assert_same(a: &StateDict, b: &StateDict, bound: f64) {

@@ -13,6 +13,7 @@ mod constant;
 mod control;
 mod data;
 mod depth;
+mod distance;
 mod fusion;
 mod golden;
 mod gradients;

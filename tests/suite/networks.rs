@@ -19,6 +19,7 @@ use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 use residuum::train::grad_scale;
 
 use crate::bounds;
+use crate::distance::distance;
 use crate::harness::DTYPES;
 use crate::machine;
 use crate::random::Random;
@@ -83,22 +84,6 @@ fn reference(graph: &Graph, dtype: DType, state: &StateDict, data: &(HostTensor,
     it.set_gates(&gates(graph)).unwrap();
     it.run();
     results(it.output("logits").unwrap(), it.output("loss").unwrap(), it.gradients(), it.state())
-}
-
-/// Relative l2 distance, without copying tensors of a hundred million numbers.
-fn distance(a: &HostTensor, b: &HostTensor) -> f64 {
-    let at = |t: &HostTensor, i: usize| match &t.data {
-        HostData::F32(v) => f64::from(v[i]),
-        HostData::F64(v) => v[i],
-        HostData::I64(v) => v[i] as f64,
-    };
-    assert_eq!(a.len(), b.len());
-    let (mut difference, mut norm) = (0.0, 0.0);
-    for (a, b) in (0..b.len()).map(|i| (at(a, i), at(b, i))) {
-        difference += (a - b) * (a - b);
-        norm += b * b;
-    }
-    difference.sqrt() / norm.sqrt().max(f64::MIN_POSITIVE)
 }
 
 /// The number of perturbed steps, which show how far a tensor moves under errors like a kernel's.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use residuum::data::cifar::{self, Kind};
 use residuum::data::{mnist, Source};
 
+use crate::data::message;
+
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
@@ -42,12 +44,6 @@ fn images(folder: &Path) -> usize {
     mnist::read(folder).unwrap().train.len()
 }
 
-fn refused<T: std::fmt::Debug>(result: residuum::Result<T>) -> String {
-    let text = result.unwrap_err().to_string();
-    assert!(!text.contains('\n'), "one line: {text}");
-    text
-}
-
 #[test]
 fn mnist_is_read_as_torchvision_and_browsers_leave_it() {
     for (dot, end) in [('-', ""), ('.', ""), ('-', ".gz"), ('.', ".gz")] {
@@ -64,13 +60,13 @@ fn mnist_is_read_as_torchvision_and_browsers_leave_it() {
             }
         }
         std::fs::remove_dir_all(root.path().join("MNIST")).unwrap();
-        let text = refused(mnist::read(root.path()));
+        let text = message(mnist::read(root.path()));
         assert!(text.contains("FashionMNIST/raw and ") && text.contains("name one of them"), "{text}");
         // An empty folder is not filled from the set beside it.
         std::fs::remove_dir_all(root.path().join("KMNIST/raw")).unwrap();
         assert_eq!(at(""), 4, "the only one");
         assert!(
-            refused(mnist::read(&root.path().join("KMNIST"))).contains("KMNIST/train-images-idx3-ubyte: no such file")
+            message(mnist::read(&root.path().join("KMNIST"))).contains("KMNIST/train-images-idx3-ubyte: no such file")
         );
     }
 }
@@ -99,10 +95,10 @@ fn compressed_files_are_known_by_their_bytes() {
     assert_eq!(mnist::read(root.path()).unwrap().train.labels(), [1; 3]);
     let packed = gzip(&idx(0x801, &[3], vec![1; 3]));
     write(root.path().join("train-labels-idx1-ubyte.gz"), &packed[..packed.len() - 9]);
-    let text = refused(mnist::read(root.path()));
+    let text = message(mnist::read(root.path()));
     assert!(text.contains("train-labels-idx1-ubyte.gz: cannot be unpacked as gzip"), "{text}");
     write(root.path().join("train-labels-idx1-ubyte.gz"), &gzip(&[0; 20]));
-    assert!(refused(mnist::read(root.path())).contains("begins with 0x00000000, expected 0x00000801"));
+    assert!(message(mnist::read(root.path())).contains("begins with 0x00000000, expected 0x00000801"));
 }
 
 #[test]
@@ -118,7 +114,7 @@ fn cifar_is_found_around_the_folder_that_is_named() {
         let first = if kind == Kind::Cifar10 { "data_batch_1.bin" } else { "train.bin" };
         for named in ["", "data", "data/cifar-10-batches-py", &format!("data/{inner}"), &format!("data/{inner}/deeper")]
         {
-            let text = refused(cifar::read(&root.path().join(named), kind));
+            let text = message(cifar::read(&root.path().join(named), kind));
             let found = text.contains(&format!("{inner}/{first}: 7 bytes, expected"));
             assert!(found, "`{named}` for {kind:?}: {text}");
         }
@@ -145,9 +141,9 @@ fn other_versions_of_cifar_are_named() {
         let root = folder();
         write(root.path().join(found), b"x");
         let (inside, itself) = (cifar::read(root.path(), kind), cifar::read(&root.path().join(found), kind));
-        let text = refused(inside);
+        let text = message(inside);
         assert!(text.contains(expected) && text.contains("no such file (the binary version"), "{found}: {text}");
-        let text = refused(itself);
+        let text = message(itself);
         assert!(text.contains("not a folder, expected one that holds"), "{found}: {text}");
         if found.ends_with(".tar.gz") {
             assert!(text.contains(expected), "{found}: {text}");
@@ -155,13 +151,13 @@ fn other_versions_of_cifar_are_named() {
     }
     let root = folder();
     write(root.path().join("data_batch_1.bin"), &gzip(b"a tar archive"));
-    let text = refused(cifar::read(root.path(), Kind::Cifar10));
+    let text = message(cifar::read(root.path(), Kind::Cifar10));
     assert!(text.contains("13 bytes, expected 30730000"), "{text}");
     write(root.path().join("data_batch_1.bin"), b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n");
-    let text = refused(cifar::read(root.path(), Kind::Cifar10));
+    let text = message(cifar::read(root.path(), Kind::Cifar10));
     assert!(text.contains("it is a git-lfs pointer: fetch the file itself with `git lfs pull`"), "{text}");
     write(root.path().join("data_batch_1.bin"), &[0; 30_730_000]);
-    let text = refused(cifar::read(root.path(), Kind::Cifar10));
+    let text = message(cifar::read(root.path(), Kind::Cifar10));
     assert!(text.contains("data_batch_2.bin: no such file"), "{text}");
 }
 

@@ -10,6 +10,8 @@ use residuum::models;
 use residuum::tensor::{DType, HostData, HostTensor, StateDict};
 use residuum::train::{Checkpoint, Evaluator, Metrics, Observer, Progress, Settings, Trainer};
 
+use crate::data::message;
+
 /// 160 digits for training, 50 for evaluation.
 static FEW: LazyLock<Splits> = LazyLock::new(|| {
     let all = digits::read().unwrap();
@@ -59,17 +61,6 @@ fn run(settings: &Settings) -> Record {
 /// The metrics without times.
 fn timeless(metrics: &[Metrics]) -> Vec<Metrics> {
     metrics.iter().map(|m| Metrics { images_per_second: 0.0, seconds: 0.0, ..*m }).collect()
-}
-
-fn message<T>(result: residuum::Result<T>) -> String {
-    match result {
-        Ok(_) => panic!("an error was expected"),
-        Err(error) => {
-            let text = error.to_string();
-            assert!(!text.contains('\n'), "one line: {text}");
-            text
-        }
-    }
 }
 
 #[test]

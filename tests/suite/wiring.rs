@@ -12,6 +12,7 @@ use residuum::tensor::{DType, HostTensor, Shape, StateDict};
 use residuum::Result;
 
 use crate::bounds;
+use crate::distance::{difference, norm};
 use crate::machine;
 use crate::random::Random;
 
@@ -170,15 +171,6 @@ fn state(graph: &Graph, random: &mut Random) -> StateDict {
         state.insert(b.name.clone(), tensor(&b.shape, mean, 0.5));
     }
     state
-}
-
-fn norm(t: &HostTensor) -> f64 {
-    t.to_real::<f64>().iter().map(|v| v * v).sum::<f64>().sqrt()
-}
-
-fn difference(a: &HostTensor, b: &HostTensor) -> f64 {
-    let squares = a.to_real::<f64>().into_iter().zip(b.to_real::<f64>()).map(|(a, b)| (a - b) * (a - b));
-    squares.sum::<f64>().sqrt()
 }
 
 /// A terse builder.
