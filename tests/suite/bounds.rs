@@ -1,4 +1,4 @@
-//! Every tolerance of the kernel tests, computed from the storage type and the length of the reduction. They bound the
+//! All tolerances of the kernel tests, computed from the storage type and the length of the reduction. They bound the
 //! result before it is stored; the harness adds the rounding to the storage type.
 //!
 //! A bound is raised only with a reason in the commit.

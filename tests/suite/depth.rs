@@ -15,7 +15,7 @@ use residuum::ops::pool::{Kind, Window};
 use residuum::tensor::{DType, HostTensor, StateDict};
 use residuum::Result;
 
-use crate::distance::distance;
+use crate::distance::{difference, distance, norm};
 use crate::machine;
 use crate::random::Random;
 
@@ -433,7 +433,7 @@ fn every_order_and_shortcut_can_be_dropped() {
             for (tensor, value) in &found {
                 // A weight whose scale the next batch norm removes has a gradient of rounding errors alone.
                 let bound = 1e-9 * norm(&expected[tensor]) + 1e-12 * largest;
-                let error = distance(value, &expected[tensor]) * norm(&expected[tensor]).max(1e-30);
+                let error = difference(value, &expected[tensor]);
                 assert!(error <= bound, "{name} with gates {open:?}, {tensor}: {error:e}, allowed {bound:e}");
             }
         }
