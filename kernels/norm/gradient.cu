@@ -11,7 +11,7 @@
 // Counted   per element: up to 8 FLOPs; sizeof(T) bytes each for dz, g (twice if added to) and every norm's y; a bit
 //           with *_signs.
 // Entries   *_affine: one batch norm, masked where y scale + shift, rounded to T, is 0 or less. *_signs: one batch norm
-//           at the end of a block, masked where the sign bit is 0. *_signs_two: two of them.
+//           at the end of a block, masked where its bit is 0. *_signs_two: two of them.
 #include "norm/gradient.cuh"
 
 namespace norms {  // CUDA has a function `norm`
