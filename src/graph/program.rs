@@ -48,18 +48,21 @@ struct Missing {
     inputs: Vec<ValueId>,
     /// True before the first run.
     run: bool,
+    /// True before a learning rate is set, for a program with an optimizer.
+    learning_rate: bool,
 }
 
 impl Missing {
     /// Nothing is missing on a blueprint, whose memory itself fails on reads.
-    fn new(graph: &Graph, views: &[Option<View>], device: &Device) -> Self {
+    fn new(graph: &Graph, views: &[Option<View>], device: &Device, optimizer: bool) -> Self {
         if device.kind() == "blueprint" {
-            return Self { weights: false, inputs: Vec::new(), run: false };
+            return Self { weights: false, inputs: Vec::new(), run: false, learning_rate: false };
         }
         let root = |v: ValueId| views[v.index()].map_or(v, |view| view.root);
         let read: HashSet<ValueId> = graph.nodes.iter().flat_map(|n| &n.inputs).map(|&v| root(v)).collect();
         let inputs = graph.inputs.iter().map(|&(_, v)| v).filter(|&v| read.contains(&root(v))).collect();
-        Self { weights: !(graph.parameters.is_empty() && graph.buffers.is_empty()), inputs, run: true }
+        let weights = !(graph.parameters.is_empty() && graph.buffers.is_empty());
+        Self { weights, inputs, run: true, learning_rate: optimizer }
     }
 
     fn weights(&self, what: &str) -> Result<()> {
@@ -98,7 +101,7 @@ impl Program {
         fused.graph.check_gates()?;
         let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
         let Fused { graph, views, .. } = fused;
-        let missing = Missing::new(&graph, &views, device);
+        let missing = Missing::new(&graph, &views, device, optimizer.is_some());
         let mut program = Self {
             graph,
             views,
@@ -216,8 +219,12 @@ impl Program {
         Ok(())
     }
 
-    /// Sets the learning rate of the next runs, which read it from device memory.
+    /// Sets the learning rate of the next runs, which read it from device memory. Fails if it is negative or not finite.
     pub fn set_learning_rate(&mut self, lr: f64) -> Result<()> {
+        Error::check(lr >= 0.0 && lr.is_finite(), "learning rate", || {
+            format!("{lr}, expected a number of at least 0")
+        })?;
+        self.missing.learning_rate = false;
         self.learning_rate = lr;
         self.write_control()
     }
@@ -251,14 +258,15 @@ impl Program {
     /// Runs forward, backward if the graph was differentiated, and the optimizer if there is one. A step whose loss is
     /// not finite changes running statistics, but neither parameters nor velocities.
     ///
-    /// Fails before the first [`load`](Self::load) of a graph with parameters or buffers, and if an input was never
-    /// set.
+    /// Fails before the first [`load`](Self::load) of a graph with parameters or buffers, if an input was never set, and
+    /// with an optimizer if no learning rate was set.
     pub fn run(&mut self) -> Result<()> {
         self.missing.weights("run")?;
         if let Some((name, _)) = self.graph.inputs.iter().find(|(_, v)| self.missing.inputs.contains(v)) {
             let setter = if name == "labels" { "set_labels" } else { "set_input" };
             return Err(Error::invalid("run", format!("input `{name}` was never set: call {setter} first")));
         }
+        Error::check(!self.missing.learning_rate, "run", || "no learning rate: call set_learning_rate first".into())?;
         self.executor.run()?;
         self.missing.run = false;
         self.batches += i64::from(self.graph.mode == Mode::Train);

@@ -43,6 +43,7 @@ impl Graph {
             if matches!(tensor.data, HostData::I64(_)) {
                 return Err(Error::invalid(what, "integers, expected floating-point numbers"));
             }
+            tensor.check(what.as_str())?;
             check_shape(what, shape.clone(), &tensor.shape)?;
         }
         let counters: BTreeSet<_> = self.counters().collect();
@@ -66,6 +67,7 @@ impl Graph {
         if ty.elem != Elem::Real {
             return Err(Error::invalid(what, "it takes labels, which set_labels sets"));
         }
+        tensor.check(what.as_str())?;
         check_shape(what, torch_shape(ty), &tensor.shape)?;
         Ok((value, to_library(tensor, ty)?))
     }

@@ -236,7 +236,7 @@ impl<'a> Io<'a> {
         let reads = reads.into_iter().map(|(name, read)| ("input", name, read.ty)).zip(self.inputs);
         let writes = writes.into_iter().map(|(name, written)| ("output", name, written.ty)).zip(self.outputs);
         for ((side, name, ty), arg) in reads.chain(writes) {
-            let needed = arg.elements(&ty.shape).map(|n| n * ty.elem.bytes(target.dtype));
+            let needed = arg.elements(&ty.shape).and_then(|n| n.checked_mul(ty.elem.bytes(target.dtype)));
             if needed.is_none_or(|n| n > arg.view.bytes()) {
                 let (bytes, stride) = (arg.view.bytes(), arg.pixel_stride);
                 let problem = format!(
@@ -262,11 +262,13 @@ impl Arg {
         self.write == Write::Accumulate
     }
 
-    /// Elements from the first to the last one of a tensor of `shape`; `None` if the stride is less than a pixel.
+    /// Elements from the first to the last one of a tensor of `shape`; `None` if the stride is less than a pixel or the
+    /// number overflows.
     fn elements(&self, shape: &Shape) -> Option<usize> {
         match shape.nhwc() {
             Some([n, h, w, c]) if shape.dims().len() == 4 && self.pixel_stride != c => {
-                (self.pixel_stride > c).then(|| (n * h * w).saturating_sub(1) * self.pixel_stride + c)
+                let last = (n * h * w).saturating_sub(1).checked_mul(self.pixel_stride)?.checked_add(c);
+                last.filter(|_| self.pixel_stride > c)
             }
             _ => Some(shape.len()),
         }

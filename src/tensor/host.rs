@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{memory, Real, Shape};
-use crate::Result;
+use crate::{Error, Result};
 
 /// The elements of a [`HostTensor`], which has an example.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,6 +91,12 @@ impl HostTensor {
         let t = Self { shape, data };
         assert_eq!(t.shape.len(), t.len(), "elements of a host tensor of shape {}", t.shape);
         t
+    }
+
+    /// Fails unless there are as many elements as the shape says. `what` names the tensor.
+    pub(crate) fn check(&self, what: impl Into<String>) -> Result<()> {
+        let elements = self.shape.dims().iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
+        Error::check(elements == Some(self.len()), what, || format!("{} elements of shape {}", self.len(), self.shape))
     }
 
     /// The number of elements.

@@ -1,7 +1,8 @@
 //! The rectifier: exact everywhere.
 
+use residuum::device::{Arch, Device, Target, View};
 use residuum::ops::relu::{Node, Pass};
-use residuum::ops::Op;
+use residuum::ops::{Arg, Io, Op, Operator, Write};
 use residuum::tensor::DType;
 
 use crate::cases::elementwise::{LARGE, SHAPES};
@@ -55,4 +56,25 @@ fn special_values() {
         assert_eq!(found, [Data::Real(expected.clone())]);
     }
     check(&Case::exact("relu bwd of numbers", op(Pass::Bwd), inputs), Sweep::Schedules);
+}
+
+/// The extent of a tensor overflows with such a stride: a small view must not pass for it.
+#[test]
+fn a_stride_beyond_all_memory_is_refused() {
+    let Device::Kernels(backend) = Device::blueprint(Arch::Sm80) else { panic!("a blueprint has memory") };
+    let arg = |pixel_stride| {
+        let view = View::whole(backend.allocate(4096).expect("addresses"));
+        Arg { view, pixel_stride, write: Write::Overwrite }
+    };
+    let node = Node { shape: [2, 2, 1, 8].into(), pass: Pass::Fwd };
+    let target = Target { arch: Arch::Sm80, dtype: DType::F32 };
+    let launch = |stride| {
+        let (inputs, outputs) = ([arg(stride)], [arg(8)]);
+        node.launches(target, &Io { inputs: &inputs, outputs: &outputs, scratch: None })
+    };
+    launch(8).expect("a launch");
+    for stride in [1 << 62, usize::MAX / 3, usize::MAX / 12 + 1, usize::MAX] {
+        let message = launch(stride).expect_err("refused").to_string();
+        assert!(message.contains(&format!("a pixel stride of {stride}")), "{message}");
+    }
 }
