@@ -88,7 +88,8 @@ impl Launch {
     /// Binds `params` to `kernel`. The launch keeps `views` alive.
     ///
     /// # Safety
-    /// * `P` is the kernel's parameter struct.
+    /// * `kernel` describes the entry of its name: `P` is its parameter struct, `threads` the block that it is written
+    ///   for, and `shared_bytes` at least the dynamic shared memory that it uses.
     /// * A pointer in `params` is null, if the kernel allows that, or points into one of `views`, which covers all that
     ///   the kernel reads and writes through it for these parameters and this grid.
     /// * If the kernel writes an element, no other thread of the launch accesses a byte of it through any pointer,

@@ -69,10 +69,10 @@ impl Arch {
         Self::ALL.map(|arch| arch.to_string()).join(" or ")
     }
 
-    /// Bytes of shared memory that a block may take.
+    /// Bytes of shared memory that a block may take on every GPU that runs the generation's kernels.
     pub fn shared_limit(self) -> u32 {
         match self {
-            Self::Sm80 => 163 * 1024,
+            Self::Sm80 => 99 * 1024, // compute capability 8.6, 8.9 and 12.x; 8.0 allows 163 KiB
             Self::Sm90 => 227 * 1024,
         }
     }
@@ -108,7 +108,8 @@ impl Target {
     }
 }
 
-/// An entry point of the embedded kernels: `<op>_<pass>_<dtype>[_<tile>][_<form>][_sm<NN>]`. [`Launch`] has an example.
+/// An entry point of the embedded kernels: `<op>[_fused]_<pass>_<dtype>[_<tile>[_<tile>]][_<form>][_sm<NN>]`; `_fused`:
+/// operands are transformed as they are loaded or stored. [`Launch`] has an example.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     /// The name of the entry.
