@@ -118,7 +118,7 @@ impl Launch {
     }
 
     /// Puts the launch behind a gate, an f32: if it holds 0 when the launch's turn comes, every thread returns before
-    /// it reads or writes anything else. The cost stays that of an open gate.
+    /// it reads or writes anything else. The cost assumes an open gate.
     ///
     /// # Panics
     /// If `gate` has less than 4 bytes or is not aligned to 4.
@@ -128,8 +128,8 @@ impl Launch {
         Self { gate: Some(gate), ..self }
     }
 
-    /// Fails if a view or the gate is memory of another device than `device`: a [`Backend`](super::Backend) calls it
-    /// before it runs the launch.
+    /// Fails if a view or the gate is another device's memory. A [`Backend`](super::Backend) calls it before it runs
+    /// the launch.
     pub fn check_device(&self, device: DeviceId) -> Result<()> {
         let mut owners = self.views.iter().chain(&self.gate).filter_map(View::device);
         match owners.all(|owner| owner == device) {
@@ -153,17 +153,17 @@ impl Launch {
         &bytemuck::cast_slice(&self.params)[..self.kernel.params_bytes]
     }
 
-    /// Its operations and bytes.
+    /// The operations and bytes.
     pub fn cost(&self) -> Cost {
         self.cost
     }
 
-    /// The gate that decides whether it runs, if it has one.
+    /// The gate, if the launch has one.
     pub fn gate(&self) -> Option<&View> {
         self.gate.as_ref()
     }
 
-    /// The memory that it touches, without the gate.
+    /// The memory that the launch touches, without the gate.
     pub fn views(&self) -> &[View] {
         &self.views
     }

@@ -1,7 +1,7 @@
 //! Devices, which run graphs.
 //!
-//! A [`Device`] is the CPU, or a [`Backend`] that runs the library's kernels. All backends take the same [`Launch`]es,
-//! and nothing outside this folder names cudarc or the simulator.
+//! A [`Device`] is the CPU, or a [`Backend`] that runs the library's kernels. All backends take the same [`Launch`]es.
+//! Outside this folder nothing names the simulator, and only the crate's re-export names cudarc.
 //!
 //! | to get | call |
 //! |---|---|
