@@ -50,8 +50,7 @@ pub use self::recording::Recording;
 pub use self::select::Device;
 use crate::tensor::DType;
 
-/// A GPU generation, for which kernels are chosen; [`Device::blueprint`] takes one. A new generation needs a variant
-/// here, a row of `build/arch.rs` and its kernels.
+/// A GPU generation, for which kernels are chosen. `ARCHITECTURE.md` lists what a new one needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Arch {
     /// Compute capability 8.0 and later: `mma.sync`, `cp.async`.
