@@ -1,5 +1,4 @@
-//! Graphs that do not start the launches behind a closed gate: each run of launches behind one gate is the body of an
-//! IF node.
+//! Graphs that do not start the launches behind a closed gate: each run of them is the body of an IF node.
 
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
@@ -37,7 +36,7 @@ pub(super) fn template(context: &Arc<Context>, launches: &[Loaded]) -> Result<Te
     // SAFETY: the handles are this graph's, and each gets its node below.
     let set = unsafe { conditions::launches(&set) };
 
-    let mut main = Chain { api, template: &template, graph: template.raw(), last: None };
+    let mut main = Chain { api, template: &template, graph: template.graph, last: None };
     before.iter().try_for_each(|loaded| main.launch(loaded))?;
     set.iter().try_for_each(|launch| main.launch(&context.loaded(launch)?))?;
     for (run, handle) in runs.iter().zip(&handles) {
@@ -54,12 +53,12 @@ pub(super) fn template(context: &Arc<Context>, launches: &[Loaded]) -> Result<Te
 
 /// A new condition of the graph.
 fn handle(api: &Api, template: &Template) -> Result<u64> {
-    let (mut handle, context) = (0, template.context());
+    let (mut handle, context) = (0, &template.context);
     context.call(MAKING, || {
         let owner = context.primary.cu_ctx();
         // SAFETY: the template owns the graph and keeps its context alive; the call writes one handle.
         let made =
-            unsafe { (api.create_handle)(&mut handle, template.raw(), owner, nodes::OPEN, nodes::ASSIGN_DEFAULT) };
+            unsafe { (api.create_handle)(&mut handle, template.graph, owner, nodes::OPEN, nodes::ASSIGN_DEFAULT) };
         made.result()
     })?;
     Ok(handle)
@@ -96,7 +95,7 @@ impl<'a> Chain<'a> {
     /// Adds a node that runs its body if its condition is set, and returns the empty body.
     fn branch(&mut self, handle: u64) -> Result<Chain<'a>> {
         let mut node = Payload { zeros: [0; 29] };
-        let context = self.template.context().primary.cu_ctx();
+        let context = self.template.context.primary.cu_ctx();
         node.condition = ConditionNode { handle, kind: nodes::IF, bodies: 1, graphs: null_mut(), context };
         // SAFETY: a condition's node; its context is alive, and the driver sets `graphs`.
         let node = unsafe { self.add(nodes::CONDITIONAL, node)? };
@@ -114,7 +113,7 @@ impl<'a> Chain<'a> {
         let mut added = null_mut();
         let after = self.last.as_ref().map_or(null(), std::ptr::from_ref);
         let count = usize::from(self.last.is_some());
-        self.template.context().call(MAKING, || {
+        self.template.context.call(MAKING, || {
             // SAFETY: the template owns the graph; `after` is `count` nodes of it. The rest is this function's
             // contract, and the call copies what the description points to.
             unsafe { (self.api.add_node)(&mut added, self.graph, after, count, &mut params) }.result()

@@ -109,7 +109,7 @@ impl Context {
 
     /// Makes the context current on this thread; fails if the context is lost.
     pub fn enter(&self) -> Result<()> {
-        self.faults.check()?;
+        self.faults.fatal().cloned().map_or(Ok(()), Err)?;
         self.primary.bind_to_thread().map_err(|e| self.faults.error("entering the context", e))
     }
 
@@ -157,15 +157,15 @@ impl Context {
         };
         let image = entries[place].1;
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        if modules[image].is_none() {
-            let (name, bytes) = self.images.fatbins[image];
-            let what = format!("loading the kernels of {name}");
-            // SAFETY: by `Images`, `bytes` is a fatbin or does not begin like one; they are static.
-            let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) };
-            modules[image] = Some(Module(module.map_err(|e| self.faults.error(&what, e))?));
-        }
-        let Some(Module(module)) = modules[image] else {
-            return Err(Error::Unknown { kind: "module", name: kernel.name.to_string(), nearest: Vec::new() });
+        let (file, bytes) = self.images.fatbins[image];
+        // SAFETY: by `Images`, `bytes` is a fatbin or does not begin like one; they are static.
+        let load = || unsafe { result::module::load_data(bytes.as_ptr().cast()) };
+        let module = match modules[image] {
+            Some(Module(module)) => module,
+            None => {
+                let failed = |e| self.faults.error(&format!("loading the kernels of {file}"), e);
+                modules[image].insert(Module(load().map_err(failed)?)).0
+            }
         };
         let what = format!("loading the kernel {}", kernel.name);
         let failed = |e| self.faults.error(&what, e);

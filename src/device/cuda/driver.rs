@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use cudarc::driver::{result, sys};
 
-use super::errors::{self, describe};
+use super::errors;
 use super::nodes::Api;
 
 /// The names of the driver library, in the order in which cudarc tries them.
@@ -71,8 +71,8 @@ impl Driver {
 
     /// The GPUs that this process sees.
     pub fn gpus(&self) -> Result<Vec<GpuInfo>, String> {
-        let count = result::device::get_count().map_err(describe)?;
-        (0..count).map(|i| self.gpu(i as usize).map_err(describe)).collect()
+        let gpus = |count| (0..count).map(|i| self.gpu(i as usize)).collect();
+        result::device::get_count().and_then(gpus).map_err(|e| errors::describe(e.0 as u32))
     }
 
     fn gpu(&self, ordinal: usize) -> Result<GpuInfo, result::DriverError> {
@@ -120,9 +120,9 @@ fn load() -> Result<Driver, String> {
     // SAFETY: the call takes no flags and may be made at any time; the library stays open.
     match unsafe { init(0) } {
         0 => {}
-        error => return Err(format!("the CUDA driver does not start: {}", errors::describe_number(error))),
+        error => return Err(format!("the CUDA driver does not start: {}", errors::describe(error))),
     }
     // SAFETY: the call writes one integer.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(describe)?;
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| errors::describe(e.0 as u32))?;
     Ok(Driver { version, elapsed, conditional })
 }

@@ -3,8 +3,6 @@
 use std::ffi::{c_char, CStr};
 use std::sync::OnceLock;
 
-use cudarc::driver::result::DriverError;
-
 /// `cuGetErrorName` and `cuGetErrorString`, declared with an integer: cudarc's enum lacks the codes of other drivers.
 type TextFunction = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
 
@@ -87,16 +85,8 @@ pub(super) unsafe fn remember(library: &libloading::Library) {
 }
 
 /// Name, number and meaning of an error.
-pub(crate) fn describe(error: DriverError) -> String {
-    describe_number(error.0 as u32)
-}
-
-/// As [`describe`], for any number.
-pub(super) fn describe_number(number: u32) -> String {
-    let [name, text] = match TEXTS.get() {
-        Some(texts) => texts.map(|text| own_words(text, number)),
-        None => [None, None],
-    };
+pub(super) fn describe(number: u32) -> String {
+    let [name, text] = TEXTS.get().map_or([None, None], |texts| texts.map(|text| own_words(text, number)));
     let known = KNOWN.iter().find(|(known, ..)| *known == number);
     let name = name.or_else(|| known.map(|(_, name, _)| name.to_string()));
     let text = text.or_else(|| known.map(|(.., text)| text.to_string()));

@@ -22,17 +22,8 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// An event that keeps the time at which the device reaches it.
-    pub fn timed(context: &Arc<Context>) -> Result<Self> {
-        Self::with(context, sys::CUevent_flags::CU_EVENT_DEFAULT)
-    }
-
-    /// An event to wait for.
-    pub fn untimed(context: &Arc<Context>) -> Result<Self> {
-        Self::with(context, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
-    }
-
-    fn with(context: &Arc<Context>, flags: sys::CUevent_flags) -> Result<Self> {
+    /// An event to wait for, which by default also keeps the time at which the device reaches it.
+    pub fn new(context: &Arc<Context>, flags: sys::CUevent_flags) -> Result<Self> {
         let event = context.call("making an event", || result::event::create(flags))?;
         Ok(Self { event, context: context.clone() })
     }

@@ -9,7 +9,7 @@ use cudarc::driver::result::DriverError;
 
 use super::errors::describe;
 use crate::device::Launch;
-use crate::{Error, Result};
+use crate::Error;
 
 /// Errors after which the driver runs nothing more in this process, from the text of `cuda.h`: deinitialized,
 /// uncorrectable ECC and NVLink errors, contained, illegal address, launch timeout, destroyed context, assert, hardware
@@ -29,7 +29,7 @@ const REMEMBERED: usize = 8;
 #[derive(Debug)]
 pub(super) struct Faults {
     /// The device's name in messages.
-    device: String,
+    pub device: String,
     /// The build's kernels, for messages about images.
     embedded: String,
     first_fatal: OnceLock<Error>,
@@ -58,16 +58,6 @@ impl Faults {
         Self { device, embedded, first_fatal: OnceLock::new(), in_flight: Mutex::default() }
     }
 
-    /// The device's name in messages.
-    pub fn device(&self) -> &str {
-        &self.device
-    }
-
-    /// Fails if the context is lost.
-    pub fn check(&self) -> Result<()> {
-        self.first_fatal.get().map_or(Ok(()), |error| Err(error.clone()))
-    }
-
     /// The error that ended the context, if one has.
     pub fn fatal(&self) -> Option<&Error> {
         self.first_fatal.get()
@@ -94,7 +84,7 @@ impl Faults {
         let code = error.0 as u32;
         let fatal = FATAL.contains(&code);
         let what = if fatal { format!("{call}{}", self.suspects()) } else { call.to_string() };
-        let mut problem = describe(error);
+        let mut problem = describe(code);
         if code == OUT_OF_MEMORY {
             return Error::OutOfMemory { what: format!("{}: {what}: {problem}", self.device), bytes: None };
         }

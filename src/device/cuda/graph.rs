@@ -29,8 +29,7 @@ struct Executable {
     context: Arc<Context>,
 }
 
-// SAFETY: the driver lets any thread use the handle, one at a time, and an executable cannot be shared: it is not
-// `Sync`.
+// SAFETY: the driver lets any thread use the handle, one at a time; this cannot be shared, as it is not `Sync`.
 unsafe impl Send for Executable {}
 
 impl CudaGraph {
@@ -40,11 +39,8 @@ impl CudaGraph {
         // Loading is not allowed while a stream captures.
         let loaded = launches.iter().map(|launch| context.loaded(launch)).collect::<Result<Vec<Loaded>>>()?;
         let gated = launches.iter().any(|launch| launch.gate().is_some());
-        let skipping = if gated { Executable::conditional(context, &loaded).ok() } else { None };
-        let executable = match skipping {
-            Some(executable) => executable,
-            None => Executable::captured(context, &loaded)?,
-        };
+        let skipping = gated.then(|| Executable::conditional(context, &loaded).ok()).flatten();
+        let executable = skipping.map_or_else(|| Executable::captured(context, &loaded), Ok)?;
         Ok(Self { executable: Mutex::new(executable), launches: launches.clone(), context: context.clone() })
     }
 

@@ -19,7 +19,7 @@ const ALIGNMENT: u64 = 256;
 pub(super) struct CudaMemory {
     pub address: u64,
     pub bytes: usize,
-    context: Arc<Context>,
+    pub context: Arc<Context>,
 }
 
 impl CudaMemory {
@@ -40,7 +40,7 @@ impl CudaMemory {
                 result::mem_get_info().map_or(String::new(), |(free, total)| format!(", {free} of {total} are free"));
             match context.faults.error(&format!("allocating {bytes} bytes{free}"), error) {
                 Error::OutOfMemory { .. } => {
-                    Error::out_of_memory(format!("{}{free}: a program", context.faults.device()), bytes)
+                    Error::out_of_memory(format!("{}{free}: a program", context.faults.device), bytes)
                 }
                 other => other,
             }
@@ -50,10 +50,6 @@ impl CudaMemory {
             return Err(Error::unsupported(format!("memory at {address:#x}"), "the kernels need multiples of 256"));
         }
         Ok(memory)
-    }
-
-    pub fn context(&self) -> &Arc<Context> {
-        &self.context
     }
 
     /// Copies `src` to `offset` on `stream`, for which the context's stream must wait before the memory is dropped.
@@ -101,8 +97,7 @@ impl Drop for CudaMemory {
         if context.enter().is_err() {
             return;
         }
-        // SAFETY: this value owns the memory and ends here; all work on it is on the stream, or the stream waits for
-        // it.
+        // SAFETY: this value owns the memory and ends here; all work on it is on the stream, which waits for the rest.
         unsafe {
             if context.primary.has_async_alloc() {
                 let _ = result::free_async(self.address, context.stream.cu_stream());

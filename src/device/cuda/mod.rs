@@ -22,7 +22,7 @@ mod tests;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use cudarc::driver::result;
+use cudarc::driver::{result, sys};
 
 use self::context::Context;
 use self::event::Event;
@@ -71,9 +71,7 @@ pub(super) fn skipping(ordinal: usize) -> Result<String> {
 fn skips(context: &Arc<Context>) -> String {
     match CudaGraph::probe(context) {
         Ok(()) => "conditional graph nodes skip the launches of a closed block".into(),
-        Err(error) => {
-            format!("the launches of a closed block return at once, without conditional graph nodes: {error}")
-        }
+        Err(why) => format!("the launches of a closed block return at once, without conditional graph nodes: {why}"),
     }
 }
 
@@ -126,7 +124,8 @@ unsafe impl Backend for Cuda {
 
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
         let context = &self.0;
-        let [start, end] = [Event::timed(context)?, Event::timed(context)?];
+        let event = || Event::new(context, sys::CUevent_flags::CU_EVENT_DEFAULT);
+        let (start, end) = (event()?, event()?);
         let record = |event: &Event| context.call("recording an event", || event.record(&context.stream));
         record(&start)?;
         work()?;
@@ -143,7 +142,7 @@ unsafe impl Backend for Cuda {
 // SAFETY: the driver allocated the bytes in the context for this value alone, and its methods check every range.
 unsafe impl Memory for CudaMemory {
     fn device(&self) -> Option<DeviceId> {
-        Some(self.context().id)
+        Some(self.context.id)
     }
 
     fn address(&self) -> u64 {
@@ -155,7 +154,7 @@ unsafe impl Memory for CudaMemory {
     }
 
     fn write(&self, offset: usize, src: &[u8]) -> Result<()> {
-        self.copy_in(offset, src, &self.context().stream)
+        self.copy_in(offset, src, &self.context.stream)
     }
 
     fn zero(&self, offset: usize, bytes: usize) -> Result<()> {
@@ -163,22 +162,22 @@ unsafe impl Memory for CudaMemory {
         if bytes == 0 {
             return Ok(());
         }
-        let stream = self.context().stream.cu_stream();
+        let stream = self.context.stream.cu_stream();
         // SAFETY: `call` makes the context current; `to` is `bytes` bytes of this memory, by `range`.
-        self.context().call("zeroing device memory", || unsafe { result::memset_d8_async(to, 0, bytes, stream) })
+        self.context.call("zeroing device memory", || unsafe { result::memset_d8_async(to, 0, bytes, stream) })
     }
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> Result<()> {
         let from = self.range("read of device memory", offset, dst.len())?;
-        let mut staging = self.context().staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut staging = self.context.staging.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: `call` makes the context current; `from` is `dst.len()` bytes of this memory, by `range`.
-        let read = || unsafe { staging.read(dst, from, &self.context().stream) };
-        self.context().call("copying from the device", read)
+        let read = || unsafe { staging.read(dst, from, &self.context.stream) };
+        self.context.call("copying from the device", read)
     }
 
     fn side_queue(self: Arc<Self>) -> Result<Option<Box<dyn SideQueue>>> {
         // On a caller's stream all work is promised to that stream; a synchronous device does one thing at a time.
-        if self.context().foreign || self.context().synchronous {
+        if self.context.foreign || self.context.synchronous {
             return Ok(None);
         }
         Ok(Some(Box::new(Side::new(self)?)))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::CudaStream;
+use cudarc::driver::{sys, CudaStream};
 
 use super::context::Context;
 use super::event::Event;
@@ -25,9 +25,9 @@ pub(super) struct Side {
 impl Side {
     /// A second stream for `memory`. Its copies come after the work that is on the device's stream now.
     pub fn new(memory: Arc<CudaMemory>) -> Result<Self> {
-        let context = memory.context();
+        let context = &memory.context;
         let stream = context.call("opening a stream for copies", || context.primary.new_stream())?;
-        let event = || Event::untimed(context);
+        let event = || Event::new(context, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
         let (filled, released) = (event()?, [event()?, event()?]);
         let side = Self { stream, filled, released, memory };
         side.release(0)?;
@@ -36,7 +36,7 @@ impl Side {
     }
 
     fn call(&self, what: &str, call: impl FnOnce(&Context) -> Result<(), DriverError>) -> Result<()> {
-        let context = self.memory.context();
+        let context = &self.memory.context;
         context.call(what, || call(context))
     }
 
@@ -70,7 +70,7 @@ impl Drop for Side {
     fn drop(&mut self) {
         // The memory is freed in the order of the device's stream, which must wait for the copies under way. If it
         // cannot be told to, the host waits. Errors have nowhere to go; a lost context has lost its memory.
-        if self.join().is_err() && self.memory.context().enter().is_ok() {
+        if self.join().is_err() && self.memory.context.enter().is_ok() {
             // SAFETY: `self` keeps the stream alive.
             let _ = unsafe { result::stream::synchronize(self.stream.cu_stream()) };
         }

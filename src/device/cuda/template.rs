@@ -12,8 +12,8 @@ use crate::Result;
 /// A graph of the driver, owned by this value and destroyed with it.
 #[derive(Debug)]
 pub(super) struct Template {
-    graph: sys::CUgraph,
-    context: Arc<Context>,
+    pub graph: sys::CUgraph,
+    pub context: Arc<Context>,
 }
 
 // SAFETY: the driver lets any thread use a graph, one at a time, and a template cannot be shared: it is not `Sync`.
@@ -35,17 +35,7 @@ impl Template {
         Self { graph, context: context.clone() }
     }
 
-    /// The handle, valid during the borrow.
-    pub fn raw(&self) -> sys::CUgraph {
-        self.graph
-    }
-
-    pub fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-
-    /// An executable graph, the caller's to destroy. If this has conditional nodes there may be one at a time, and it
-    /// must not outlive this.
+    /// An executable graph, the caller's to destroy. With conditional nodes, one at a time, which this must outlive.
     pub fn instantiate(&self) -> Result<sys::CUgraphExec, DriverError> {
         // SAFETY: this value owns the graph.
         unsafe { result::graph::instantiate(self.graph, sys::CUgraphInstantiate_flags(0)) }
