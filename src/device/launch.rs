@@ -128,13 +128,11 @@ impl Launch {
         Self { gate: Some(gate), ..self }
     }
 
-    /// Fails if a view or the gate is another device's memory; a [`Backend`](super::Backend) checks it before a launch.
+    /// Fails if a view or the gate is memory of another device than `device`. A [`Backend`](super::Backend) calls it first.
     pub fn check_device(&self, device: DeviceId) -> Result<()> {
         let mut owners = self.views.iter().chain(&self.gate).filter_map(View::device);
-        match owners.all(|owner| owner == device) {
-            true => Ok(()),
-            false => Err(Error::invalid(self.kernel.name, "a launch on memory of another device")),
-        }
+        let all = owners.all(|owner| owner == device);
+        Error::check(all, self.kernel.name, || "a launch on memory of another device".into())
     }
 
     /// The entry point.

@@ -9,10 +9,8 @@ use crate::{Error, Result};
 
 /// Fails unless `bytes` bytes from `offset` on lie in memory of `of` bytes; `what` names their use.
 pub(super) fn check_range(what: &str, offset: usize, bytes: usize, of: usize) -> Result<()> {
-    match offset.checked_add(bytes) {
-        Some(end) if end <= of => Ok(()),
-        _ => Err(Error::invalid(what, format!("bytes {offset}..+{bytes} of {of}"))),
-    }
+    let holds = offset.checked_add(bytes).is_some_and(|end| end <= of);
+    Error::check(holds, what, || format!("bytes {offset}..+{bytes} of {of}"))
 }
 
 /// Identifies a device within this process, and so the owner of memory.
@@ -224,10 +222,8 @@ struct Foreign {
 
 impl Foreign {
     fn refuse<T>(&self, what: &str) -> Result<T> {
-        Err(Error::unsupported(
-            format!("{what} foreign memory at {:#x}", self.address),
-            "its owner copies; this library only runs kernels on it",
-        ))
+        let reason = "its owner copies; this library only runs kernels on it";
+        Err(Error::unsupported(format!("{what} foreign memory at {:#x}", self.address), reason))
     }
 }
 

@@ -24,9 +24,6 @@ pub enum Device {
     Kernels(Arc<dyn Backend>),
 }
 
-/// The names that [`Device::parse`] knows.
-const NAMES: [&str; 4] = ["auto", "cpu", "cuda", "sim"];
-
 impl Device {
     /// The CPU.
     pub fn cpu() -> Self {
@@ -41,11 +38,8 @@ impl Device {
     /// The device that a user names: `auto` (the best), `cpu`, `cuda`, `cuda:N` or `sim`. If there is none, the error
     /// says what is missing and how to get it.
     pub fn parse(name: &str) -> Result<Self> {
-        let unknown = || Error::Unknown {
-            kind: "device",
-            name: name.to_string(),
-            nearest: NAMES.iter().map(|n| n.to_string()).collect(),
-        };
+        let known = || ["auto", "cpu", "cuda", "sim"].map(String::from).into();
+        let unknown = || Error::Unknown { kind: "device", name: name.into(), nearest: known() };
         match name {
             "auto" => Ok(Self::best()),
             "cpu" => Ok(Self::Cpu),

@@ -1,6 +1,6 @@
-//! Matrix products without the `gemm` crate, for processors on which the crate panics or never returns; see
-//! `docs/notes/cpu.md`.
+//! Matrix products without the `gemm` crate, for processors on which it panics or never returns: `docs/notes/cpu.md`.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -67,7 +67,7 @@ fn tile(has: impl Fn(&str) -> bool) -> Tile {
 }
 
 /// A cache that holds data.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Cache {
     level: usize,
     bytes: usize,
@@ -79,10 +79,8 @@ struct Cache {
 
 /// The crate's assumption for a level that the system does not describe.
 const DEFAULT: [Cache; 3] = {
-    const fn level(level: usize, bytes: usize) -> Cache {
-        Cache { level, bytes, ways: 8, line: 64, shared: 1 }
-    }
-    [level(1, 32 << 10), level(2, 256 << 10), level(3, 2 << 20)]
+    let first = Cache { level: 1, bytes: 32 << 10, ways: 8, line: 64, shared: 1 };
+    [first, Cache { level: 2, bytes: 256 << 10, ..first }, Cache { level: 3, bytes: 2 << 20, ..first }]
 };
 
 /// True if the crate can split products by the caches that the system describes in `folder`.
@@ -94,16 +92,11 @@ fn can_use_caches(folder: &Path, tile: Tile) -> bool {
     }
     // The crate may look at any processor. It counts the processor's share of a cache, or all of it if it asks `lscpu`.
     let level = |level: usize, whole: bool| {
-        let mut all: Vec<Cache> = Vec::new();
-        for c in caches.iter().filter(|c| c.level == level && c.bytes > 0) {
-            let bytes = if whole || level == 3 { c.bytes } else { c.bytes / c.shared };
-            let c = Cache { bytes, shared: 1, ..*c };
-            if !all.contains(&c) {
-                all.push(c);
-            }
-        }
+        let share = |c: &Cache| if whole || level == 3 { c.bytes } else { c.bytes / c.shared };
+        let all = caches.iter().filter(|c| c.level == level && c.bytes > 0);
+        let mut all: HashSet<Cache> = all.map(|c| Cache { bytes: share(c), shared: 1, ..*c }).collect();
         if all.is_empty() {
-            all.push(DEFAULT[level - 1]);
+            all.insert(DEFAULT[level - 1]);
         }
         all
     };
@@ -136,11 +129,7 @@ fn fits([l1, l2, l3]: [&Cache; 3], Tile { column, columns }: Tile, element: usiz
 
 /// The greatest common divisor.
 fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 {
-        a
-    } else {
-        gcd(b, a % b)
-    }
+    a.checked_rem(b).map_or(a, |rest| gcd(b, rest))
 }
 
 /// The caches of all processors; fails if a description cannot be read.
@@ -170,20 +159,16 @@ fn caches(folder: &Path) -> std::io::Result<Vec<Cache>> {
 
 /// The folders in `folder` whose names begin with `name`.
 fn folders(folder: &Path, name: &str) -> std::io::Result<Vec<PathBuf>> {
-    let begins =
-        |path: &PathBuf| path.is_dir() && path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(name));
+    let begins = |path: &Path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(name));
     let all = std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
-    Ok(all.collect::<std::io::Result<Vec<_>>>()?.into_iter().filter(begins).collect())
+    all.filter(|path| path.as_ref().map_or(true, |path| path.is_dir() && begins(path))).collect()
 }
 
 /// `48K` as 49,152.
 fn bytes(text: &str) -> Option<usize> {
-    let (digits, unit) = match text.as_bytes().last()? {
-        b'K' => (&text[..text.len() - 1], 1 << 10),
-        b'M' => (&text[..text.len() - 1], 1 << 20),
-        b'G' => (&text[..text.len() - 1], 1 << 30),
-        _ => (text, 1),
-    };
+    let unit = |(letter, unit): (char, usize)| text.strip_suffix(letter).map(|digits| (digits, unit));
+    let (digits, unit) =
+        [('K', 1 << 10), ('M', 1 << 20), ('G', 1 << 30)].into_iter().find_map(unit).unwrap_or((text, 1));
     digits.parse::<usize>().ok()?.checked_mul(unit)
 }
 

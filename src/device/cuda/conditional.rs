@@ -22,11 +22,11 @@ pub(super) fn template(context: &Arc<Context>, launches: &[Loaded]) -> Result<Te
     let api = api.map_err(|reason| Error::unsupported("conditional graph nodes", reason.as_str()))?;
     context.function(conditions::kernel())?;
     let template = Template::empty(context)?;
-    let gate = |loaded: &Loaded| loaded.launch().gate().map(View::address);
+    let gate = |loaded: &Loaded| loaded.launch.gate().map(View::address);
     let first = launches.iter().position(|loaded| gate(loaded).is_some()).unwrap_or(launches.len());
     let (before, behind) = launches.split_at(first);
     // A handle belongs to one node, so a gate has one for each of its runs.
-    let handle = |run: &[Loaded]| match run[0].launch().gate() {
+    let handle = |run: &[Loaded]| match run[0].launch.gate() {
         Some(gate) => Ok(Some((gate.clone(), handle(api, &template)?))),
         None => Ok(None),
     };
@@ -74,12 +74,12 @@ struct Chain<'a> {
 
 impl<'a> Chain<'a> {
     fn launch(&mut self, loaded: &Loaded) -> Result<()> {
-        let kernel = loaded.launch().kernel();
+        let kernel = loaded.launch.kernel();
         loaded.with(|function, arguments| {
             let mut node = Payload { zeros: [0; 29] };
             node.kernel = KernelNode {
                 function,
-                grid: loaded.launch().grid(),
+                grid: loaded.launch.grid(),
                 threads: [kernel.threads, 1, 1],
                 shared_bytes: kernel.shared_bytes,
                 params: arguments.as_mut_ptr(),

@@ -58,7 +58,7 @@ unsafe impl Send for Module {}
 /// A launch on memory of a context, with the function of its kernel, which stays loaded during the borrow.
 #[derive(Debug)]
 pub(super) struct Loaded<'a> {
-    launch: &'a Launch,
+    pub launch: &'a Launch,
     function: Function,
     context: &'a Context,
 }
@@ -209,10 +209,6 @@ impl Context {
 }
 
 impl Loaded<'_> {
-    pub fn launch(&self) -> &Launch {
-        self.launch
-    }
-
     /// Calls `call` with the function and the pointers to its two arguments, valid during the call. Every kernel takes
     /// its parameter struct and the address of its gate, or null.
     pub fn with<R>(&self, call: impl FnOnce(sys::CUfunction, &mut [*mut c_void; 2]) -> R) -> R {

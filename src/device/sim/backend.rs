@@ -1,7 +1,6 @@
 //! The simulator as a [`Backend`].
 
 use std::ffi::{c_void, CString};
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ffi;
@@ -14,12 +13,14 @@ use crate::{Error, Result};
 const NO_MEMORY: &str = "out of memory: ";
 
 /// A simulated device. A launch runs synchronously.
+#[derive(Debug)]
 struct Sim {
     handle: Arc<Handle>,
     options: SimOptions,
 }
 
 /// The simulator's own object: `raw` is from `residuum_sim_new`, and alive until this is dropped.
+#[derive(Debug)]
 struct Handle {
     raw: *mut c_void,
     /// Serialises copies and launches.
@@ -74,12 +75,6 @@ pub(super) fn new(options: SimOptions) -> Result<Arc<dyn Backend>> {
     }
     let handle = Handle { raw: device, queue: Mutex::new(()), id: DeviceId::unique() };
     Ok(Arc::new(Sim { handle: Arc::new(handle), options }))
-}
-
-impl fmt::Debug for Sim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sim").field("options", &self.options).finish_non_exhaustive()
-    }
 }
 
 // SAFETY: `SimMemory` names this device, `launch` checks that and runs the kernel before it returns.
@@ -150,6 +145,7 @@ impl Sim {
 }
 
 /// A guarded buffer: `bytes` bytes from `address` on, which `device` allocated for it alone.
+#[derive(Debug)]
 struct SimMemory {
     device: Arc<Handle>,
     address: *mut u8,
@@ -161,15 +157,8 @@ unsafe impl Send for SimMemory {}
 // SAFETY: as above.
 unsafe impl Sync for SimMemory {}
 
-impl fmt::Debug for SimMemory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes at {:?}", self.bytes, self.address)
-    }
-}
-
 impl SimMemory {
-    /// Calls `copy` with the address of `bytes` bytes at `offset`, which no launch or other copy uses meanwhile; fails
-    /// if they exceed the buffer.
+    /// Calls `copy` with the address of `bytes` bytes at `offset`, while nothing else uses them; fails beyond the end.
     fn with(&self, offset: usize, bytes: usize, copy: impl FnOnce(*mut u8)) -> Result<()> {
         check_range("memory", offset, bytes, self.bytes)?;
         let _queue = self.device.queue.lock().unwrap_or_else(PoisonError::into_inner);

@@ -131,9 +131,8 @@ impl SimOptions {
             self.copies = text.parse()?;
         }
         if let Ok(text) = std::env::var("RESIDUUM_SIM_SEED") {
-            self.seed = text.parse().map_err(|_| {
-                Error::invalid("RESIDUUM_SIM_SEED", format!("`{text}` is not a number from 0 to 2^64 - 1"))
-            })?;
+            let problem = || format!("`{text}` is not a number from 0 to 2^64 - 1");
+            self.seed = text.parse().map_err(|_| Error::invalid("RESIDUUM_SIM_SEED", problem()))?;
         }
         Ok(self)
     }
@@ -143,19 +142,15 @@ impl FromStr for Schedule {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text.split_once(':').map_or((text, None), |(name, depth)| (name, Some(depth))) {
-            ("in-order", None) => return Ok(Self::InOrder),
-            ("reverse", None) => return Ok(Self::Reverse),
-            ("random", None) => return Ok(Self::Random),
-            ("priority", None) => return Ok(Self::Priority { depth: 2 }),
-            ("priority", Some(depth)) => {
-                if let Ok(depth) = depth.parse() {
-                    return Ok(Self::Priority { depth });
-                }
-            }
-            _ => {}
-        }
-        Err(Error::invalid("schedule", format!("`{text}`; expected in-order, reverse, random or priority:DEPTH")))
+        let expected = "expected in-order, reverse, random or priority:DEPTH";
+        let found = match text {
+            "in-order" => Some(Self::InOrder),
+            "reverse" => Some(Self::Reverse),
+            "random" => Some(Self::Random),
+            "priority" => Some(Self::Priority { depth: 2 }),
+            _ => text.strip_prefix("priority:").and_then(|n| n.parse().ok()).map(|depth| Self::Priority { depth }),
+        };
+        found.ok_or_else(|| Error::invalid("schedule", format!("`{text}`; {expected}")))
     }
 }
 
