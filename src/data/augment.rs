@@ -21,7 +21,7 @@ pub struct Augment {
 }
 
 /// The transform of one image in one epoch, drawn by [`Augment::draw`]. See [`Augment`] for an example.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Draw {
     /// The first row of the crop, counted from the first row of the unpadded image.
     pub top: isize,
@@ -35,8 +35,7 @@ impl Draw {
     /// The identity.
     pub const IDENTITY: Self = Self { top: 0, left: 0, mirrored: false };
 
-    /// The index of the source pixel, in an `h` by `w` image, of row `y` and column `x` of the result; `None` for
-    /// padding.
+    /// The source pixel's index in an `h` by `w` image, for row `y` and column `x` of the result; `None` for padding.
     pub fn source(self, y: usize, x: usize, h: usize, w: usize) -> Option<usize> {
         let x = if self.mirrored { w - 1 - x } else { x };
         let y = y.checked_add_signed(self.top).filter(|&y| y < h)?;
@@ -61,9 +60,7 @@ mod tests {
 
     #[test]
     fn the_default_augmentation_is_the_identity() {
-        for index in 0..50 {
-            assert_eq!(Augment::default().draw(3, 1, index), Draw::IDENTITY);
-        }
+        assert!((0..50).all(|index| Augment::default().draw(3, 1, index) == Draw::IDENTITY));
     }
 
     #[test]
@@ -79,11 +76,7 @@ mod tests {
     #[test]
     fn every_offset_and_both_directions_are_drawn() {
         let augment = Augment { pad: 1, flip: true };
-        let mut seen = std::collections::HashSet::new();
-        for index in 0..400 {
-            let draw = augment.draw(0, 0, index);
-            seen.insert((draw.top, draw.left, draw.mirrored));
-        }
+        let seen: std::collections::HashSet<Draw> = (0..400).map(|index| augment.draw(0, 0, index)).collect();
         assert_eq!(seen.len(), 3 * 3 * 2);
     }
 }

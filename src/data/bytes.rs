@@ -37,18 +37,15 @@ impl Layout<'_> {
             let problem = format!("not a folder, expected one that holds {first} ({}){note}", self.origin);
             return Err(Error::file(folder, problem));
         }
-        if self.is_in(folder) {
-            return Ok(folder.to_path_buf());
-        }
-        if let Some(found) = self.folders.iter().map(|below| folder.join(below)).find(|below| self.is_in(below)) {
+        let within = |base: &Path| {
+            let inner = self.folders.iter().map(|inner| base.join(inner));
+            std::iter::once(base.to_path_buf()).chain(inner).find(|path| self.is_in(path))
+        };
+        if let Some(found) = within(folder) {
             return Ok(found);
         }
         let below = children(folder);
-        let within = |base: &PathBuf| {
-            let inner = self.folders.iter().map(|inner| base.join(inner));
-            std::iter::once(base.clone()).chain(inner).find(|path| self.is_in(path))
-        };
-        match below.iter().filter_map(within).collect::<Vec<_>>().as_slice() {
+        match below.iter().filter_map(|base| within(base)).collect::<Vec<_>>().as_slice() {
             [] => {}
             [found] => return Ok(found.clone()),
             [one, two, ..] => {
@@ -60,8 +57,7 @@ impl Layout<'_> {
         let whole = folder.canonicalize().map_err(|e| Error::io(folder, &e))?;
         if let Some(above) = whole.parent() {
             let beside = self.beside.iter().map(|name| above.join(name));
-            let around = beside.chain([above.to_path_buf()]).find(|path| self.is_in(path));
-            if let Some(found) = around {
+            if let Some(found) = beside.chain([above.to_path_buf()]).find(|path| self.is_in(path)) {
                 return Ok(found);
             }
         }
@@ -99,8 +95,8 @@ fn existing(folder: &Path, name: &str) -> Option<PathBuf> {
 
 /// The subfolders of `folder`, sorted by name.
 fn children(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let found: BTreeSet<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let found: BTreeSet<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     found.into_iter().collect()
 }
 
@@ -123,22 +119,21 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// Unpacks the gzip file `packed`. Fails beyond `most` bytes.
 fn unpack(packed: &[u8], most: u64) -> Result<Vec<u8>, String> {
     let mut content = Vec::new();
-    let decoder = MultiGzDecoder::new(packed);
-    decoder.take(most + 1).read_to_end(&mut content).map_err(|e| format!("cannot be unpacked as gzip: {e}"))?;
-    if content.len() as u64 > most {
-        return Err(format!("unpacks to more than {most} bytes"));
+    match MultiGzDecoder::new(packed).take(most + 1).read_to_end(&mut content) {
+        Err(e) => Err(format!("cannot be unpacked as gzip: {e}")),
+        Ok(len) if len as u64 > most => Err(format!("unpacks to more than {most} bytes")),
+        Ok(_) => Ok(content),
     }
-    Ok(content)
 }
 
 /// Adds to `problem` the format of `content`, if it is a known and unexpected one.
 pub fn explain(problem: String, content: &[u8]) -> String {
     match Format::of(content) {
         None | Some(Format::Idx) => problem,
-        Some(format) => {
-            let way = format.unpack().map_or(String::new(), |way| format!(": {way}"));
-            format!("{problem}; it is {format}{way}")
-        }
+        Some(format) => match format.unpack() {
+            Some(way) => format!("{problem}; it is {format}: {way}"),
+            None => format!("{problem}; it is {format}"),
+        },
     }
 }
 

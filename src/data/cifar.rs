@@ -110,8 +110,7 @@ impl Kind {
     }
 }
 
-/// Reads the published training and test images from `folder`, or from the archive's own folder below, beside or above
-/// it.
+/// Reads the published training and test images from `folder`, or from the archive's folder below, beside or above it.
 pub fn read(folder: &Path, kind: Kind) -> Result<Splits> {
     let files = kind.files();
     let names = |name: &String| vec![name.clone(), format!("{name}.gz")];
@@ -133,18 +132,18 @@ pub fn read(folder: &Path, kind: Kind) -> Result<Splits> {
 
 /// Reads a file of exactly `count` records.
 pub fn read_file(path: &Path, kind: Kind, count: usize) -> Result<Dataset> {
-    parse(&bytes::read(path)?, kind, count).map_err(|problem| Error::file(path, problem))?
+    parse(&bytes::read(path)?, kind, count, |problem| Error::file(path, problem))
 }
 
 /// [`read_file`] of a file's content.
 pub fn from_bytes(content: &[u8], kind: Kind, count: usize) -> Result<Dataset> {
-    parse(content, kind, count).map_err(|problem| Error::invalid("CIFAR records", problem))?
+    parse(content, kind, count, |problem| Error::invalid("CIFAR records", problem))
 }
 
-fn parse(content: &[u8], kind: Kind, count: usize) -> Result<Result<Dataset>, String> {
+fn parse(content: &[u8], kind: Kind, count: usize, named: impl FnOnce(String) -> Error) -> Result<Dataset> {
     let (mut images, mut labels) = (Vec::new(), Vec::new());
-    append(content, kind, count, &mut images, &mut labels)?;
-    Ok(Dataset::new(Images::U8(images), labels, kind.classes(), [3, 32, 32], kind.normalize()))
+    append(content, kind, count, &mut images, &mut labels).map_err(named)?;
+    Dataset::new(Images::U8(images), labels, kind.classes(), [3, 32, 32], kind.normalize())
 }
 
 fn append(content: &[u8], kind: Kind, count: usize, images: &mut Vec<u8>, labels: &mut Vec<i32>) -> Result<(), String> {

@@ -78,8 +78,7 @@ pub struct Splits {
 
 impl Dataset {
     /// `labels.len()` images of `shape` C, H, W; `images` is NCHW. Fails if the number of pixels does not match, a
-    /// label is not in `0..classes`, an extent is 0, or `normalize` lacks a mean and a positive deviation for each
-    /// channel.
+    /// label is not in `0..classes`, an extent is 0, or `normalize` lacks a mean or a positive deviation of a channel.
     pub fn new(
         images: Images,
         labels: Vec<i32>,
@@ -87,23 +86,20 @@ impl Dataset {
         shape: [usize; 3],
         normalize: Normalize,
     ) -> Result<Self> {
-        let invalid = |problem: String| Err(Error::invalid("data set", problem));
         let (pixels, count, c) = (shape.iter().product::<usize>(), labels.len(), shape[0]);
-        if pixels == 0 || images.len() != count * pixels {
-            return invalid(format!("{} pixels for {count} images of shape {shape:?}", images.len()));
-        }
-        if u32::try_from(count).is_err() {
-            return invalid(format!("{count} images, expected fewer than 2^32"));
-        }
+        let matches = pixels > 0 && images.len() == count * pixels;
+        let problem = || format!("{} pixels for {count} images of shape {shape:?}", images.len());
+        Error::check(matches, "data set", problem)?;
+        let problem = || format!("{count} images, expected fewer than 2^32");
+        Error::check(u32::try_from(count).is_ok(), "data set", problem)?;
         if let Some(i) = labels.iter().position(|&l| l < 0 || l as usize >= classes) {
-            return invalid(format!("label {} of image {i}, expected 0..{classes}", labels[i]));
+            return Err(Error::invalid("data set", format!("label {} of image {i}, expected 0..{classes}", labels[i])));
         }
         let Normalize { white, mean, deviation } = &normalize;
-        let usable = |v: &f32| v.is_finite() && *v > 0.0;
-        if mean.len() != c || deviation.len() != c || !deviation.iter().chain([white]).all(usable) {
-            let expected = format!("one mean and one positive deviation for each of {c} channels");
-            return invalid(format!("{normalize:?}, expected {expected}"));
-        }
+        let usable = deviation.iter().chain([white]).all(|v| v.is_finite() && *v > 0.0);
+        let problem =
+            || format!("{normalize:?}, expected one mean and one positive deviation for each of {c} channels");
+        Error::check(mean.len() == c && deviation.len() == c && usable, "data set", problem)?;
         Ok(Self { images, labels, classes, shape, normalize })
     }
 

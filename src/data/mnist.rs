@@ -15,8 +15,7 @@ use crate::{Error, Result};
 
 const CLASSES: usize = 10;
 const ORIGIN: &str = "from https://ossci-datasets.s3.amazonaws.com/mnist, compressed or unpacked";
-/// Where torchvision puts MNIST below its root. The other data sets of this form lie beside it and are found if there
-/// is only one.
+/// Where torchvision puts MNIST below its root. Other data sets of this form lie beside it; one alone is found too.
 const FOLDERS: &[&str] = &["MNIST/raw", "raw"];
 const OTHERS: &[(&str, &str)] = &[
     ("training.pt", "torchvision's processed form of the data set, use the files in its folder raw"),
@@ -46,17 +45,14 @@ pub fn read(folder: &Path) -> Result<Splits> {
     let all = files.concat();
     let layout = Layout { files: &all, folders: FOLDERS, beside: &["raw"], others: OTHERS, origin: ORIGIN };
     let found = layout.locate(folder)?;
-    let [train, test] = files.map(|[images, labels]| {
-        let (images, labels) = (layout.file(&found, &images)?, layout.file(&found, &labels)?);
-        read_files(&images, &labels)
-    });
-    let splits = Splits { train: train?, test: test? };
-    if splits.train.shape() != splits.test.shape() {
-        let problem =
-            format!("test images of {:?}, training images of {:?}", splits.test.shape(), splits.train.shape());
+    let [train, test] =
+        files.map(|[images, labels]| read_files(&layout.file(&found, &images)?, &layout.file(&found, &labels)?));
+    let (train, test) = (train?, test?);
+    if train.shape() != test.shape() {
+        let problem = format!("test images of {:?}, training images of {:?}", test.shape(), train.shape());
         return Err(Error::file(found, problem));
     }
-    Ok(splits)
+    Ok(Splits { train, test })
 }
 
 /// Reads the images of one IDX file and the labels of another; either may be gzip.

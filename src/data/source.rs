@@ -9,8 +9,7 @@ use super::dataset::Splits;
 use super::{cifar, digits, mnist};
 use crate::{Error, Result};
 
-/// A data set by name: `digits`, `cifar10:DIR`, `cifar100:DIR` or `mnist:DIR`; `~` at the start of DIR is the home
-/// folder.
+/// A data set by name: `digits`, `cifar10:DIR`, `cifar100:DIR` or `mnist:DIR`; a leading `~` is the home folder.
 ///
 /// ```
 /// use residuum::data::Source;
@@ -75,8 +74,7 @@ impl FromStr for Source {
     }
 }
 
-/// The folder that `text` names. The shell does not expand the `~` in `mnist:~/data`, so it is expanded here; `~user`
-/// is not.
+/// The folder that `text` names. The shell leaves the `~` in `mnist:~/data`, so it is expanded here; `~user` is not.
 fn expand(text: &str) -> PathBuf {
     let home = || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     match text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {

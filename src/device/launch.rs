@@ -128,7 +128,7 @@ impl Launch {
         Self { gate: Some(gate), ..self }
     }
 
-    /// Fails if a view or the gate is memory of another device than `device`. A [`Backend`](super::Backend) calls it first.
+    /// Fails if a view or the gate is of another device than `device`; a [`Backend`](super::Backend) calls it first.
     pub fn check_device(&self, device: DeviceId) -> Result<()> {
         let mut owners = self.views.iter().chain(&self.gate).filter_map(View::device);
         let all = owners.all(|owner| owner == device);

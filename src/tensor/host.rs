@@ -48,8 +48,7 @@ impl HostData {
     }
 }
 
-/// A dense row-major tensor on the host in torch's layout: images NCHW, convolution weights OIHW, linear weights `[out,
-/// in]`.
+/// A dense row-major tensor on the host, as torch has it: images NCHW, convolution weights OIHW, linear `[out, in]`.
 ///
 /// ```
 /// use residuum::tensor::HostTensor;

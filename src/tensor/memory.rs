@@ -27,10 +27,9 @@ pub(crate) fn is_fallible() -> bool {
 /// An empty vector with room for `len` elements; `what` names it in the error.
 pub(crate) fn room<T>(what: &str, len: usize) -> Result<Vec<T>> {
     let mut v = Vec::new();
-    match fallible(|| v.try_reserve_exact(len)) {
-        Ok(()) => Ok(v),
-        Err(_) => Err(Error::out_of_memory(what, len.saturating_mul(size_of::<T>()))),
-    }
+    let refused = |_| Error::out_of_memory(what, len.saturating_mul(size_of::<T>()));
+    fallible(|| v.try_reserve_exact(len)).map_err(refused)?;
+    Ok(v)
 }
 
 /// The elements of `from`; `what` names the vector in the error.

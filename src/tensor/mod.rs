@@ -34,8 +34,7 @@ pub(crate) fn is_addressable(extents: &[usize]) -> bool {
     elements.is_some_and(|elements| elements <= usize::MAX >> 7)
 }
 
-/// The storage type of activations, their gradients and the working copy of the weights. See the [module](self) for an
-/// example.
+/// The storage type of activations, their gradients and the weights' working copy. The [module](self) has an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE single precision.
@@ -99,10 +98,8 @@ impl std::str::FromStr for DType {
     type Err = crate::Error;
 
     fn from_str(s: &str) -> crate::Result<Self> {
-        [Self::F32, Self::F16, Self::BF16, Self::F64]
-            .into_iter()
-            .find(|d| d.name() == s)
-            .ok_or_else(|| crate::Error::invalid("dtype", format!("`{s}`, expected f32, f64, f16 or bf16")))
+        let found = [Self::F32, Self::F16, Self::BF16, Self::F64].into_iter().find(|dtype| dtype.name() == s);
+        found.ok_or_else(|| crate::Error::invalid("dtype", format!("`{s}`, expected f32, f64, f16 or bf16")))
     }
 }
 
@@ -153,8 +150,7 @@ impl Shape {
         &self.0
     }
 
-    /// The extents of a graph value as N, H, W, C; a rank-2 `[N, C]` reads as `[N, 1, 1, C]`. `None` for any other
-    /// rank.
+    /// The extents of a graph value as N, H, W, C; a rank-2 `[N, C]` reads as `[N, 1, 1, C]`, other ranks as `None`.
     pub fn nhwc(&self) -> Option<[usize; 4]> {
         match *self.0 {
             [n, h, w, c] => Some([n, h, w, c]),
@@ -172,21 +168,9 @@ impl Shape {
     }
 }
 
-impl<const R: usize> From<[usize; R]> for Shape {
-    fn from(dims: [usize; R]) -> Self {
-        Self(dims.to_vec())
-    }
-}
-
-impl From<&[usize]> for Shape {
-    fn from(dims: &[usize]) -> Self {
-        Self(dims.to_vec())
-    }
-}
-
-impl From<Vec<usize>> for Shape {
-    fn from(dims: Vec<usize>) -> Self {
-        Self(dims)
+impl<T: Into<Vec<usize>>> From<T> for Shape {
+    fn from(dims: T) -> Self {
+        Self(dims.into())
     }
 }
 

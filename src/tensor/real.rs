@@ -7,7 +7,7 @@ use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 /// `f32` or `f64`: the reference of every op is generic over it, as [`Interpreter`](crate::graph::Interpreter) shows.
 pub trait Real:
-    Copy
+    bytemuck::Pod
     + Default
     + Debug
     + Display
@@ -15,7 +15,6 @@ pub trait Real:
     + Send
     + Sync
     + Sum
-    + bytemuck::Pod
     + Neg<Output = Self>
     + Add<Output = Self>
     + Sub<Output = Self>
@@ -24,7 +23,6 @@ pub trait Real:
     + AddAssign
     + SubAssign
     + MulAssign
-    + 'static
 {
     /// 0.
     const ZERO: Self;
