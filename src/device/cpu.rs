@@ -7,6 +7,7 @@ mod product;
 mod vectorized;
 
 pub use self::arena::{Arena, Elements, HostMut, HostRef, Slot};
-pub use self::gemm::{gemm, has_fast_products};
+pub use self::gemm::gemm;
 pub use self::matrix::Matrix;
+pub use self::product::has_fast_products;
 pub use self::vectorized::vectorized;

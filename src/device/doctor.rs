@@ -103,20 +103,13 @@ fn cuda() -> Vec<Finding> {
 /// A GPU, and whether it can run programs.
 #[cfg(feature = "cuda")]
 fn device(gpu: &super::cuda::GpuInfo) -> Finding {
-    let (major, minor) = gpu.capability;
-    let text = format!(
-        "cuda:{} {}, compute capability {major}.{minor}, {:.1} GiB",
-        gpu.ordinal,
-        gpu.name,
-        gpu.memory_bytes as f64 / (1u64 << 30) as f64
-    );
-    match Device::cuda(gpu.ordinal) {
+    let super::cuda::GpuInfo { ordinal, name, capability: (major, minor), memory_bytes } = gpu;
+    let gib = *memory_bytes as f64 / (1u64 << 30) as f64;
+    let text = format!("cuda:{ordinal} {name}, compute capability {major}.{minor}, {gib:.1} GiB");
+    let remedy = super::embedded::TOOLKIT.map_or(super::embedded::REMEDY, |_| "see the reason, or use `cpu` or `sim`");
+    match Device::cuda(*ordinal) {
         Ok(_) => Finding::good("device", text),
-        Err(error) => {
-            let remedy =
-                super::embedded::TOOLKIT.map_or(super::embedded::REMEDY, |_| "see the reason, or use `cpu` or `sim`");
-            Finding::missing("device", format!("{text}: {error}"), remedy)
-        }
+        Err(error) => Finding::missing("device", format!("{text}: {error}"), remedy),
     }
 }
 
@@ -135,13 +128,8 @@ fn kernels() -> Finding {
         None => Finding::missing("kernels", "no nvcc was found when this was built", REMEDY),
         Some(release) => {
             let bytes: usize = FATBINS.iter().map(|(_, image)| image.len()).sum();
-            let text = format!(
-                "{} kernels for {}, {:.1} MiB, made by nvcc {release}",
-                ENTRIES.len(),
-                TARGETS.join(", "),
-                bytes as f64 / (1u64 << 20) as f64
-            );
-            Finding::good("kernels", text)
+            let (count, targets, mib) = (ENTRIES.len(), TARGETS.join(", "), bytes as f64 / (1u64 << 20) as f64);
+            Finding::good("kernels", format!("{count} kernels for {targets}, {mib:.1} MiB, made by nvcc {release}"))
         }
     }
 }

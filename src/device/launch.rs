@@ -107,11 +107,8 @@ impl Launch {
         views: Vec<View>,
     ) -> Self {
         assert_eq!(size_of::<P>(), kernel.params_bytes, "parameter bytes of {}", kernel.name);
-        assert!(
-            grid.iter().all(|&g| g > 0) && grid[0] <= i32::MAX as u32 && grid[1] <= 65_535 && grid[2] <= 65_535,
-            "grid {grid:?} of {}",
-            kernel.name
-        );
+        let limits = [i32::MAX as u32, 65_535, 65_535];
+        assert!((0..3).all(|axis| (1..=limits[axis]).contains(&grid[axis])), "grid {grid:?} of {}", kernel.name);
         let mut words = vec![0u64; size_of::<P>().div_ceil(8)].into_boxed_slice();
         bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..size_of::<P>()].copy_from_slice(bytemuck::bytes_of(params));
         Self { kernel, grid, params: words, cost, views, gate: None }

@@ -60,10 +60,7 @@ fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) 
     if !names_a_file {
         return Err(Error::file(path, "not the name of a file"));
     }
-    let folder = match target.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
+    let folder = target.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     (|| {
         let temporary = Temporary::create(folder, fs::metadata(&target).ok().as_ref())?;
         let mut out = BufWriter::with_capacity(BUFFER, temporary.file());

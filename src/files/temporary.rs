@@ -67,11 +67,10 @@ impl Temporary {
                 let mut live = live();
                 match live.check().and_then(|()| options.open(&path)) {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => None,
-                    Err(e) => Some(Err(e)),
-                    Ok(file) => {
+                    opened => Some(opened.map(|file| {
                         live.paths.insert(path.clone());
-                        Some(Ok(Self { path, file }))
-                    }
+                        Self { path, file }
+                    })),
                 }
             })
             .unwrap_or_else(|| Err(io::Error::other("no free name for a temporary file")))?;

@@ -1,7 +1,7 @@
 //! Matrix products.
 
 use super::matrix::Matrix;
-use super::product::{crate_works, product};
+use super::product::{has_fast_products, product};
 use super::vectorized::vectorized;
 use crate::tensor::Real;
 
@@ -56,12 +56,6 @@ pub fn gemm<T: Real>(c: (&mut [T], Matrix), a: (&[T], Matrix), b: (&[T], Matrix)
             );
         }
     }
-}
-
-/// True if the `gemm` crate computes matrix products. On the few processors on which it fails, plain loops replace it;
-/// they are slower and round differently.
-pub fn has_fast_products() -> bool {
-    crate_works()
 }
 
 /// True if the crate would compute each element as a separate dot product, whose order depends on the vector width.

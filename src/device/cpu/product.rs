@@ -8,8 +8,9 @@ use super::matrix::Matrix;
 use super::vectorized::vectorized;
 use crate::tensor::Real;
 
-/// True if the `gemm` crate works on this machine.
-pub(super) fn crate_works() -> bool {
+/// True if the `gemm` crate computes matrix products. On the few processors on which it fails, plain loops replace it;
+/// they are slower and round differently.
+pub fn has_fast_products() -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     *WORKS.get_or_init(|| {
         let caches = || !cfg!(target_os = "linux") || can_use_caches(Path::new(SYSTEM), tile(detected));

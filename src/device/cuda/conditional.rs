@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::context::{Context, Loaded};
-use super::nodes::{self, Api, ConditionNode, KernelNode, NodeParams, Payload};
+use super::nodes::{self, Api, ConditionNode, NodeParams, Payload};
 use super::template::Template;
 use crate::device::{conditions, View};
 use crate::{Error, Result};
@@ -55,11 +55,9 @@ pub(super) fn template(context: &Arc<Context>, launches: &[Loaded]) -> Result<Te
 fn handle(api: &Api, template: &Template) -> Result<u64> {
     let (mut handle, context) = (0, &template.context);
     context.call(MAKING, || {
-        let owner = context.primary.cu_ctx();
+        let (owner, first, flags) = (context.primary.cu_ctx(), nodes::OPEN, nodes::ASSIGN_DEFAULT);
         // SAFETY: the template owns the graph and keeps its context alive; the call writes one handle.
-        let made =
-            unsafe { (api.create_handle)(&mut handle, template.graph, owner, nodes::OPEN, nodes::ASSIGN_DEFAULT) };
-        made.result()
+        unsafe { (api.create_handle)(&mut handle, template.graph, owner, first, flags) }.result()
     })?;
     Ok(handle)
 }
@@ -77,16 +75,11 @@ impl<'a> Chain<'a> {
         let kernel = loaded.launch.kernel();
         loaded.with(|function, arguments| {
             let mut node = Payload { zeros: [0; 29] };
-            node.kernel = KernelNode {
-                function,
-                grid: loaded.launch.grid(),
-                threads: [kernel.threads, 1, 1],
-                shared_bytes: kernel.shared_bytes,
-                params: arguments.as_mut_ptr(),
-                extra: null_mut(),
-                kernel: null_mut(),
-                context: null_mut(),
-            };
+            node.kernel.function = function;
+            node.kernel.grid = loaded.launch.grid();
+            node.kernel.threads = [kernel.threads, 1, 1];
+            node.kernel.shared_bytes = kernel.shared_bytes;
+            node.kernel.params = arguments.as_mut_ptr();
             // SAFETY: a kernel's node; `with` gives a function and arguments for it that are valid during this call.
             unsafe { self.add(nodes::KERNEL, node) }.map(|_| ())
         })

@@ -191,18 +191,14 @@ impl Context {
         use sys::{CUdevice_attribute_enum as Device, CUfunction_attribute_enum as Func};
         let failed = |e| self.faults.error(&format!("asking for the limits of {}", kernel.name), e);
         let shared = self.primary.attribute(Device::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
-        let shared = shared.map_err(failed)?;
+        let (shared, most) = (shared.map_err(failed)?, Func::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK);
         // SAFETY: by the contract it is loaded.
-        let threads = unsafe {
-            result::function::get_function_attribute(function, Func::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)
-        };
-        let threads = threads.map_err(failed)?;
+        let threads = unsafe { result::function::get_function_attribute(function, most) }.map_err(failed)?;
         let Kernel { name, threads: wanted, shared_bytes: bytes, .. } = kernel;
         if i64::from(*bytes) > i64::from(shared) || i64::from(*wanted) > i64::from(threads) {
-            return Err(Error::unsupported(
-                format!("{name} with {wanted} threads and {bytes} bytes of shared memory"),
-                format!("{} allows {threads} threads and {shared} bytes in a block", self.gpu.name),
-            ));
+            let what = format!("{name} with {wanted} threads and {bytes} bytes of shared memory");
+            let limits = format!("{} allows {threads} threads and {shared} bytes in a block", self.gpu.name);
+            return Err(Error::unsupported(what, limits));
         }
         Ok(())
     }

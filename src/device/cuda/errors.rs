@@ -13,18 +13,20 @@ struct Text(TextFunction);
 /// The name and the meaning of an error, in the driver's words.
 static TEXTS: OnceLock<[Text; 2]> = OnceLock::new();
 
+const STUB: &str = "the library is the toolkit's stub of the driver, which runs nothing; install NVIDIA's driver, or \
+                    take the folder `stubs` out of LD_LIBRARY_PATH";
+const MISMATCH: &str = "the kernel driver and libcuda are of different releases; restart the machine, or in a \
+                        container take the compatibility library out of LD_LIBRARY_PATH";
+const NO_COMPAT: &str = "the compatibility library was loaded, and this GPU does not support it; take it out of \
+                         LD_LIBRARY_PATH";
+
 /// Errors that a driver may have no text for: a stub has none, an old driver none for later errors.
 const KNOWN: &[(u32, &str, &str)] = &[
     (1, "CUDA_ERROR_INVALID_VALUE", "an argument is not allowed"),
     (2, "CUDA_ERROR_OUT_OF_MEMORY", "no memory is left"),
     (3, "CUDA_ERROR_NOT_INITIALIZED", "the driver was not initialized"),
     (4, "CUDA_ERROR_DEINITIALIZED", "the driver is shutting down"),
-    (
-        34,
-        "CUDA_ERROR_STUB_LIBRARY",
-        "the library is the toolkit's stub of the driver, which runs nothing; install NVIDIA's driver, or take the \
-         folder `stubs` out of LD_LIBRARY_PATH",
-    ),
+    (34, "CUDA_ERROR_STUB_LIBRARY", STUB),
     (35, "CUDA_ERROR_INSUFFICIENT_DRIVER", "the driver is older than the CUDA runtime needs; install a newer one"),
     (46, "CUDA_ERROR_DEVICE_UNAVAILABLE", "the device is busy, or its compute mode allows no further process"),
     (100, "CUDA_ERROR_NO_DEVICE", "there is no GPU that CUDA can use; CUDA_VISIBLE_DEVICES may hide it"),
@@ -55,17 +57,8 @@ const KNOWN: &[(u32, &str, &str)] = &[
     (800, "CUDA_ERROR_NOT_PERMITTED", "the call is not permitted"),
     (801, "CUDA_ERROR_NOT_SUPPORTED", "the call is not supported on this system"),
     (802, "CUDA_ERROR_SYSTEM_NOT_READY", "the system is not ready; with NVSwitch, start nvidia-fabricmanager"),
-    (
-        803,
-        "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
-        "the kernel driver and libcuda are of different releases; restart the machine, or in a container take the \
-         compatibility library out of LD_LIBRARY_PATH",
-    ),
-    (
-        804,
-        "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
-        "the compatibility library was loaded, and this GPU does not support it; take it out of LD_LIBRARY_PATH",
-    ),
+    (803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", MISMATCH),
+    (804, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", NO_COMPAT),
     (805, "CUDA_ERROR_MPS_CONNECTION_FAILED", "the MPS server does not answer"),
     (999, "CUDA_ERROR_UNKNOWN", "the driver gives no details; see `dmesg`, or restart the machine"),
 ];

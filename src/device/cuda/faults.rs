@@ -70,8 +70,7 @@ impl Faults {
         if in_flight.last.len() == REMEMBERED {
             in_flight.last.pop_front();
         }
-        let (kernel, grid) = (launch.kernel(), launch.grid());
-        in_flight.last.push_back(Label { kernel: kernel.name, grid, threads: kernel.threads, launches });
+        in_flight.last.push_back(Label::new(launch, launches));
     }
 
     /// Forgets the launches so far: they have ended without an error.
@@ -95,10 +94,9 @@ impl Faults {
             problem = format!("{problem}; {}", self.embedded);
         }
         let error = Error::Device { device: self.device.clone(), what, problem };
-        if fatal {
-            self.first_fatal.get_or_init(|| error).clone()
-        } else {
-            error
+        match fatal {
+            true => self.first_fatal.get_or_init(|| error).clone(),
+            false => error,
         }
     }
 
@@ -121,6 +119,13 @@ impl Faults {
     }
 }
 
+impl Label {
+    fn new(launch: &Launch, launches: usize) -> Self {
+        let kernel = launch.kernel();
+        Self { kernel: kernel.name, grid: launch.grid(), threads: kernel.threads, launches }
+    }
+}
+
 impl std::fmt::Display for Label {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { kernel, grid: [x, y, z], threads, launches } = self;
@@ -133,14 +138,7 @@ impl std::fmt::Display for Label {
 
 /// A launch with its sizes, for messages.
 pub(super) fn label(launch: &Launch) -> String {
-    let kernel = launch.kernel();
-    let [x, y, z] = launch.grid();
+    let (short, shared) = (Label::new(launch, 1), launch.kernel().shared_bytes);
     let bytes: Vec<String> = launch.views().iter().map(|view| view.bytes().to_string()).collect();
-    format!(
-        "{} on {x}x{y}x{z} blocks of {} threads with {} bytes of shared memory, tensors of {} bytes",
-        kernel.name,
-        kernel.threads,
-        kernel.shared_bytes,
-        bytes.join(", ")
-    )
+    format!("{short} threads with {shared} bytes of shared memory, tensors of {} bytes", bytes.join(", "))
 }

@@ -36,12 +36,10 @@ impl CudaMemory {
             other => other,
         };
         let address = address.map_err(|error| {
-            let free =
-                result::mem_get_info().map_or(String::new(), |(free, total)| format!(", {free} of {total} are free"));
-            match context.faults.error(&format!("allocating {bytes} bytes{free}"), error) {
-                Error::OutOfMemory { .. } => {
-                    Error::out_of_memory(format!("{}{free}: a program", context.faults.device), bytes)
-                }
+            let (info, faults) = (result::mem_get_info(), &context.faults);
+            let free = info.map_or(String::new(), |(free, total)| format!(", {free} of {total} are free"));
+            match faults.error(&format!("allocating {bytes} bytes{free}"), error) {
+                Error::OutOfMemory { .. } => Error::out_of_memory(format!("{}{free}: a program", faults.device), bytes),
                 other => other,
             }
         })?;
@@ -83,10 +81,9 @@ fn allocate(context: &Context, bytes: usize) -> Result<u64, DriverError> {
 fn trim(context: &Context) {
     if context.primary.has_async_alloc() {
         // SAFETY: the context keeps the device alive, and with it the pool.
-        let _ = unsafe {
-            result::device::get_mem_pool(context.primary.cu_device())
-                .and_then(|pool| result::mem_pool::trim_to(pool, 0))
-        };
+        let pool = unsafe { result::device::get_mem_pool(context.primary.cu_device()) };
+        // SAFETY: as above.
+        let _ = pool.and_then(|pool| unsafe { result::mem_pool::trim_to(pool, 0) });
     }
 }
 

@@ -35,19 +35,16 @@ impl Staging {
     /// # Safety
     /// The context of `stream` is current and owns the `src.len()` bytes from `dst` on.
     pub unsafe fn write(&mut self, dst: u64, src: &[u8], stream: &CudaStream) -> Result<(), DriverError> {
-        let mut at = dst;
-        for piece in src.chunks(PIECE) {
+        for (piece, at) in src.chunks(PIECE).zip((dst..).step_by(PIECE)) {
             let place = self.take(piece.len())?;
             let host = self.buffers[place].host;
-            // SAFETY: `take` gave a buffer of at least the piece's bytes that no copy uses; `dst` is by this function's
-            // contract.
+            // SAFETY: `take` gave a buffer of at least the piece's bytes that no copy uses; the contract covers `dst`.
             unsafe {
                 std::ptr::copy_nonoverlapping(piece.as_ptr(), host, piece.len());
                 let staged = std::slice::from_raw_parts(host, piece.len());
                 result::memcpy_htod_async(at, staged, stream.cu_stream())?;
             }
             self.mark(place, stream)?;
-            at += piece.len() as u64;
         }
         Ok(())
     }
@@ -57,12 +54,10 @@ impl Staging {
     /// # Safety
     /// The context of `stream` is current and owns the `dst.len()` bytes from `src` on.
     pub unsafe fn read(&mut self, dst: &mut [u8], src: u64, stream: &CudaStream) -> Result<(), DriverError> {
-        let mut at = src;
-        for piece in dst.chunks_mut(PIECE) {
+        for (piece, at) in dst.chunks_mut(PIECE).zip((src..).step_by(PIECE)) {
             let place = self.take(piece.len())?;
             let host = self.buffers[place].host;
-            // SAFETY: `take` gave a buffer of at least the piece's bytes that no copy uses; `src` is by this function's
-            // contract.
+            // SAFETY: `take` gave a buffer of at least the piece's bytes that no copy uses; the contract covers `src`.
             unsafe {
                 let staged = std::slice::from_raw_parts_mut(host, piece.len());
                 result::memcpy_dtoh_async(staged, at, stream.cu_stream())?;
@@ -71,7 +66,6 @@ impl Staging {
             self.buffers[place].wait()?;
             // SAFETY: the copy to the buffer, of at least the piece's bytes, has ended.
             unsafe { std::ptr::copy_nonoverlapping(host, piece.as_mut_ptr(), piece.len()) };
-            at += piece.len() as u64;
         }
         Ok(())
     }
