@@ -38,8 +38,7 @@ impl Stream {
         self.words[self.used - 1]
     }
 
-    /// An unbiased integer in `0..bound`; 0 for a bound of 0 or 1. After D. Lemire, "Fast random integer generation in
-    /// an interval", 2019.
+    /// An unbiased integer in `0..bound`, 0 if empty: D. Lemire, "Fast random integer generation in an interval", 2019.
     pub fn below(&mut self, bound: u32) -> u32 {
         if bound <= 1 {
             return 0;

@@ -1,5 +1,4 @@
-//! The simulator: the kernels of `kernels/`, compiled by the host's C++ compiler and run on fibers by an adversarial
-//! scheduler.
+//! The simulator: `kernels/`, compiled by the host's C++ compiler and run on fibers by an adversarial scheduler.
 //!
 //! It tests kernels and launch code on any machine and is not meant for real work. `docs/notes/simulator.md` lists its
 //! checks. It needs the feature `sim`.

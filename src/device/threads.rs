@@ -1,8 +1,7 @@
 //! Thread creation that tolerates a system limit: any thread but the first may be refused.
 //!
 //! rayon builds its global pool on first use, panics if it cannot spawn a thread, and can never retry. So this module
-//! spawns the threads first and builds the pool from those that started. If none started, the calling thread becomes a
-//! pool of one.
+//! spawns the threads first and builds the pool from those that started; if none did, the calling thread is the pool.
 
 use std::cell::Cell;
 use std::sync::{mpsc, Arc, Mutex, OnceLock, PoisonError};
@@ -10,8 +9,7 @@ use std::thread;
 
 use crate::tensor::memory;
 
-/// Bytes that a new thread needs: its stack, the stack of its signal handlers, without which Rust aborts, and some for
-/// its work.
+/// Bytes that a new thread needs: its stack, that of its signal handlers, without which Rust aborts, and for its work.
 const ROOM: usize = 8 << 20;
 
 /// Makes rayon usable on this thread. Must come before the first parallel work. Does nothing on a thread of a pool, and

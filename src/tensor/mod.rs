@@ -103,8 +103,7 @@ impl std::str::FromStr for DType {
     }
 }
 
-/// The kind of a value's elements. A program's [`DType`] decides how [`Elem::Real`] is stored. See the [module](self)
-/// for an example.
+/// The kind of a value's elements; [`DType`] says how [`Elem::Real`] is stored. See the [module](self) for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Elem {
     /// Activations, their gradients, and the weights that matrix products read: stored in the program's dtype.

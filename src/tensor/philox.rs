@@ -1,8 +1,7 @@
 //! Philox 4x32-10: the counter-based random number generator of the host and the kernels.
 //!
 //! A block of four words depends on a key and a counter only, so numbers can be drawn in any order: a seed gives the
-//! same numbers on any number of threads. Source: J. K. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-//! SC 2011.
+//! same on any number of threads. Source: J. K. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
 /// The four words at `counter` of the sequence of `key`.
 pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {

@@ -14,8 +14,7 @@ const SMALL: usize = 256;
 /// [`has_fast_products`]). The order of the sums depends on the shapes only, not on caches or the width of vectors.
 ///
 /// # Panics
-/// If the extents do not match, a matrix exceeds its slice, `c` has two elements in one place, or `T` is neither f32
-/// nor f64.
+/// If the extents do not match, a matrix exceeds its slice, two elements of `c` share a place, or `T` is no f32 or f64.
 pub fn gemm<T: Real>(c: (&mut [T], Matrix), a: (&[T], Matrix), b: (&[T], Matrix), accumulate: bool) {
     let ((c, cm), (a, am), (b, bm)) = (c, a, b);
     assert!(cm.rows == am.rows && cm.cols == bm.cols && am.cols == bm.rows, "product {cm:?} = {am:?} {bm:?}");

@@ -57,8 +57,7 @@ pub fn kernels() -> Vec<(String, usize, u32)> {
         .collect()
 }
 
-/// `c + a.b` as a tensor core adds it, for bf16 or f16 bit patterns. Panics if the lengths differ or are no multiple of
-/// 8.
+/// `c + a.b` as a tensor core adds it, for bf16 or f16 bit patterns. Panics unless both lengths are one multiple of 8.
 pub fn dot(bf16: bool, arithmetic: Arithmetic, a: &[u16], b: &[u16], c: f32) -> f32 {
     assert!(a.len() == b.len() && a.len().is_multiple_of(8), "operands of {} and {} elements", a.len(), b.len());
     // SAFETY: both slices have the length that is passed, a multiple of 8.

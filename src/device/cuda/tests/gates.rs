@@ -219,8 +219,7 @@ fn failures() -> (usize, usize, usize) {
 /// If a call for the nodes fails, the recording becomes a graph without them.
 fn node_failures() {
     let (calls, _, without) = failures();
-    // A graph, a handle and a node for each of four runs, a node for each launch and for the setter of conditions, and
-    // the executable graph.
+    // A graph, a handle and a node for each of four runs, a node for each launch and the setter, the executable graph.
     let own = 1 + 4 + 4 + PLAN.len() + 1 + 1;
     assert!(without >= own, "{without} of {calls} failing calls cost the nodes, expected {own} or more");
 }

@@ -158,8 +158,7 @@ fn time() {
     let device = backend().expect("a device");
     let view = View::whole(device.allocate(1024).expect("memory"));
     let fill = launch(&FILL, &view, 1);
-    // Earlier work is not counted. The mock's clock ticks a millisecond for each piece of work, the event at the end
-    // included.
+    // Earlier work is not counted. The mock's clock ticks a millisecond for each piece of work, the last event too.
     device.launch(&fill).expect("a launch");
     for count in [0u64, 1, 5] {
         let taken = device.time(&mut || (0..count).try_for_each(|_| device.launch(&fill))).expect("a time");
