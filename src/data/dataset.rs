@@ -153,7 +153,6 @@ impl Dataset {
         sums.into_iter().map(|(s, q)| (s / count, (q / count - (s / count).powi(2)).sqrt())).unzip()
     }
 
-    /// Element `i` of the images.
     fn pixel(&self, i: usize) -> f64 {
         match &self.images {
             Images::U8(v) => f64::from(v[i]),

@@ -13,7 +13,6 @@ pub(super) fn open(arch: Arch) -> Arc<dyn Backend> {
     Arc::new(Blueprint { arch, id: DeviceId::unique() })
 }
 
-/// A backend for programs that are compiled but not run.
 #[derive(Debug)]
 struct Blueprint {
     arch: Arch,

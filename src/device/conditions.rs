@@ -24,7 +24,6 @@ kernels! {
     SET: Conditions = "gate_conditions_*", (MOST * size_of::<u32>()) as u32;
 }
 
-/// The entry point.
 pub(crate) fn kernel() -> &'static Kernel {
     only(&SET)
 }

@@ -120,7 +120,6 @@ fn gates(gpu: &super::cuda::GpuInfo) -> Option<Finding> {
     Some(Finding::good("gates", format!("cuda:{} {how}", gpu.ordinal)))
 }
 
-/// The kernels in this build.
 #[cfg(feature = "cuda")]
 fn kernels() -> Finding {
     use super::embedded::{ENTRIES, FATBINS, REMEDY, TARGETS, TOOLKIT};

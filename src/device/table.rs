@@ -26,7 +26,6 @@ pub(crate) struct Row {
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// The number of entries of `kind`.
 pub(crate) const fn count(kind: &str) -> usize {
     let (mut i, mut found) = (0, 0);
     while i < ROWS.len() {
@@ -112,12 +111,10 @@ pub(crate) fn on<T: AsRef<Kernel>>(table: &[T], arch: Arch) -> impl Iterator<Ite
     of(Some(arch)).chain(of(None))
 }
 
-/// The entry for `target`.
 pub(crate) fn entry(target: Target, entries: &'static [Entry]) -> Result<&'static Kernel> {
-    match on(entries, target.arch).find(|entry| entry.dtype == target.dtype) {
-        Some(entry) => Ok(&entry.kernel),
-        None => Err(Error::unsupported(entries[0].kernel.name, "kernels compute in f32, f16 and bf16; use the CPU")),
-    }
+    let found = on(entries, target.arch).find(|entry| entry.dtype == target.dtype).map(|entry| &entry.kernel);
+    let reason = "kernels compute in f32, f16 and bf16; use the CPU";
+    found.ok_or_else(|| Error::unsupported(entries[0].kernel.name, reason))
 }
 
 /// The only entry of a kind.

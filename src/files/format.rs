@@ -46,7 +46,6 @@ formats! {
     Matlab "a MATLAB file",
 }
 
-/// The magic bytes of each format.
 const MAGIC: &[(&[u8], Format)] = &[
     (b"version https://git-lfs", Format::GitLfs),
     (b"\x93NUMPY", Format::Npy),

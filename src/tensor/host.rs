@@ -17,7 +17,6 @@ pub enum HostData {
 }
 
 impl HostData {
-    /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::F32(v) => v.len(),

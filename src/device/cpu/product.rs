@@ -128,7 +128,6 @@ fn fits([l1, l2, l3]: [&Cache; 3], Tile { column, columns }: Tile, element: usiz
     fit() == Some(true)
 }
 
-/// The greatest common divisor.
 fn gcd(a: usize, b: usize) -> usize {
     a.checked_rem(b).map_or(a, |rest| gcd(b, rest))
 }
@@ -308,35 +307,25 @@ mod tests {
 
     #[test]
     fn lists_of_processors_are_counted() {
-        for (list, count) in
-            [("0", 1), ("0-3,8", 5), ("1,3,5", 3), ("", 1), ("3-0", 0), ("0-18446744073709551615", 0), ("a-b", 0)]
-        {
-            assert_eq!(processors(list), count, "`{list}`");
-        }
-        assert_eq!(
-            ["48K", "2M", "7", "1G", "", "K", "18446744073709551615K"].map(bytes),
-            [Some(49152), Some(2 << 20), Some(7), Some(1 << 30), None, None, None]
-        );
+        let lists = ["0", "0-3,8", "1,3,5", "", "3-0", "0-18446744073709551615", "a-b"];
+        assert_eq!(lists.map(processors), [1, 5, 3, 1, 0, 0, 0]);
+        let sizes = ["48K", "2M", "7", "1G", "", "K", "18446744073709551615K"];
+        assert_eq!(sizes.map(bytes), [Some(49152), Some(2 << 20), Some(7), Some(1 << 30), None, None, None]);
     }
 
     /// Against three loops, in whole numbers.
     #[test]
     fn products_of_every_shape_are_right() {
-        for (rows, cols, depth) in
-            [(1, 1, 1), (4, 16, 128), (5, 17, 129), (3, 40, 300), (9, 1, 7), (2, 3, 0), (0, 2, 3)]
-        {
+        let shapes = [(1, 1, 1), (4, 16, 128), (5, 17, 129), (3, 40, 300), (9, 1, 7), (2, 3, 0), (0, 2, 3)];
+        for (rows, cols, depth) in shapes {
             let number = |i: usize| (i * 7 % 11) as f64 - 5.0;
             let (am, bm) = (Matrix::rows(rows, depth, depth + 2), Matrix::rows(cols, depth, depth).transposed());
             let a: Vec<f64> = (0..rows * (depth + 2)).map(number).collect();
             let b: Vec<f64> = (0..cols * depth).map(|i| number(i + 3)).collect();
-            let expected =
-                |i: usize, j: usize| (0..depth).map(|k| a[i * (depth + 2) + k] * b[j * depth + k]).sum::<f64>();
+            let product_of = |i: usize, j: usize, k: usize| a[i * (depth + 2) + k] * b[j * depth + k];
+            let expected = |i: usize, j: usize| (0..depth).map(|k| product_of(i, j, k)).sum::<f64>();
             for accumulate in [false, true] {
-                for transposed in [false, true] {
-                    let cm = match transposed {
-                        true => Matrix::rows(cols, rows, rows + 1).transposed(),
-                        false => Matrix::rows(rows, cols, cols + 1),
-                    };
+                for cm in [Matrix::rows(cols, rows, rows + 1).transposed(), Matrix::rows(rows, cols, cols + 1)] {
                     let (mut c, old) = (vec![2.0; (rows + 1) * (cols + 1)], if accumulate { 2.0 } else { 0.0 });
                     product((&mut c, cm), (&a, am), (&b, bm), accumulate);
                     for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {

@@ -9,10 +9,10 @@ use cudarc::driver::{sys, CudaContext, CudaStream};
 
 use super::driver::{Driver, Elapsed, GpuInfo};
 use super::faults::{self, Faults};
-use super::images::{arch_of, oldest_driver, with_remedy, Images};
+use super::images::{arch_of, oldest_driver, Images};
 use super::nodes::Api;
 use super::staging::Staging;
-use crate::device::{Arch, DeviceId, Kernel, Launch, View};
+use crate::device::{embedded, Arch, DeviceId, Kernel, Launch, View};
 use crate::{Error, Result};
 
 /// Dynamic shared memory that a kernel may use by default.
@@ -249,14 +249,16 @@ impl Drop for Context {
 /// The driver, the GPU `ordinal` and the generation whose kernels it runs; fails if one is missing or too old.
 fn find(ordinal: usize, images: &Images) -> Result<(Driver, GpuInfo, Arch)> {
     let missing = |reason: String| Error::NoDevice { device: "cuda", reason };
-    let no_kernels = images.fatbins.is_empty();
-    let driver = Driver::find().map_err(|reason| missing(with_remedy(reason, no_kernels)))?;
+    let no_kernels = format!("this build has no CUDA kernels, as it found no nvcc: {}", embedded::REMEDY);
+    let has_kernels = !images.fatbins.is_empty();
+    let all = |reason| if has_kernels { reason } else { format!("{reason}; moreover {no_kernels}") };
+    let driver = Driver::find().map_err(|reason| missing(all(reason)))?;
     let gpus = driver.gpus().map_err(missing)?;
     let Some(gpu) = gpus.get(ordinal).cloned() else {
         return Err(missing(format!("there is no device {ordinal}, the driver shows {}", gpus.len())));
     };
-    if no_kernels {
-        return Err(missing(with_remedy(String::new(), true)));
+    if !has_kernels {
+        return Err(missing(no_kernels));
     }
     let (arch, code) = arch_of(gpu.capability, images.targets).ok_or_else(|| {
         let ((major, minor), targets) = (gpu.capability, images.targets.join(", "));

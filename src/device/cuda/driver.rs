@@ -39,7 +39,6 @@ pub(crate) struct Driver {
     conditional: Option<Api>,
 }
 
-/// A GPU, as the driver describes it.
 #[derive(Clone, Debug)]
 pub(crate) struct GpuInfo {
     pub ordinal: usize,

@@ -1,7 +1,7 @@
 //! The kernels of a build, and the choice among them for a GPU and its driver.
 
 use super::driver::{Driver, GpuInfo};
-use crate::device::{embedded, Arch};
+use crate::device::Arch;
 
 /// The kernels to load, from `embedded` or a test.
 #[derive(Clone, Copy, Debug)]
@@ -47,15 +47,6 @@ pub(super) fn oldest_driver(nvcc: &str, code: Code) -> i32 {
     let mut parts = nvcc.split('.').map(|part| part.parse::<i32>().unwrap_or(0));
     let (major, minor) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     1000 * major + if code == Code::Ptx { 10 * minor } else { 0 }
-}
-
-/// `reason`, and how to get kernels if the build has none.
-pub(super) fn with_remedy(reason: String, no_kernels: bool) -> String {
-    if !no_kernels {
-        return reason;
-    }
-    let joint = if reason.is_empty() { "" } else { "; moreover " };
-    format!("{reason}{joint}this build has no CUDA kernels, as it found no nvcc: {}", embedded::REMEDY)
 }
 
 impl Images {

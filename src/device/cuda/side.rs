@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::{sys, CudaStream};
+use cudarc::driver::{result, sys, CudaStream};
 
-use super::context::Context;
 use super::event::Event;
 use super::memory::CudaMemory;
 use crate::device::SideQueue;
@@ -35,11 +33,6 @@ impl Side {
         Ok(side)
     }
 
-    fn call(&self, what: &str, call: impl FnOnce(&Context) -> Result<(), DriverError>) -> Result<()> {
-        let context = &self.memory.context;
-        context.call(what, || call(context))
-    }
-
     fn released(&self, place: usize) -> Result<&Event> {
         self.released.get(place).ok_or_else(|| Error::invalid("place", format!("{place}, expected 0 or 1")))
     }
@@ -48,13 +41,15 @@ impl Side {
 impl SideQueue for Side {
     fn write(&self, place: usize, offset: usize, src: &[u8]) -> Result<()> {
         let released = self.released(place)?;
-        self.call("copying to the device during its launches", |_| released.hold_back(&self.stream))?;
+        let wait = || released.hold_back(&self.stream);
+        self.memory.context.call("copying to the device during its launches", wait)?;
         // Dropping `self` makes the device's stream wait for this one, before the memory is dropped.
         self.memory.copy_in(offset, src, &self.stream)
     }
 
     fn join(&self) -> Result<()> {
-        self.call("waiting for copies during launches", |context| {
+        let context = &self.memory.context;
+        context.call("waiting for copies during launches", || {
             self.filled.record(&self.stream)?;
             self.filled.hold_back(&context.stream)
         })
@@ -62,7 +57,8 @@ impl SideQueue for Side {
 
     fn release(&self, place: usize) -> Result<()> {
         let released = self.released(place)?;
-        self.call("marking the end of a run", |context| released.record(&context.stream))
+        let context = &self.memory.context;
+        context.call("marking the end of a run", || released.record(&context.stream))
     }
 }
 

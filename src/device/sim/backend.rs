@@ -104,9 +104,7 @@ unsafe impl Backend for Sim {
         launch.check_device(self.handle.id)?;
         let kernel = launch.kernel();
         let what = || format!("{} on a grid of {:?}", kernel.name, launch.grid());
-        let Ok(name) = CString::new(kernel.name) else {
-            return Err(self.error(what(), "the name holds a zero byte"));
-        };
+        let name = CString::new(kernel.name).map_err(|_| self.error(what(), "the name holds a zero byte"))?;
         let (params, grid) = (launch.params(), launch.grid());
         let gate = launch.gate().map_or(0, View::address) as *const f32;
         let _queue = self.handle.queue.lock().unwrap_or_else(PoisonError::into_inner);

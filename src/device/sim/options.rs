@@ -123,18 +123,14 @@ impl Default for SimOptions {
 
 impl SimOptions {
     /// These options, overridden by the environment.
-    pub(super) fn overridden(mut self) -> Result<Self> {
-        if let Ok(text) = std::env::var("RESIDUUM_SIM_SCHEDULE") {
-            self.schedule = text.parse()?;
-        }
-        if let Ok(text) = std::env::var("RESIDUUM_SIM_COPIES") {
-            self.copies = text.parse()?;
-        }
-        if let Ok(text) = std::env::var("RESIDUUM_SIM_SEED") {
-            let problem = || format!("`{text}` is not a number from 0 to 2^64 - 1");
-            self.seed = text.parse().map_err(|_| Error::invalid("RESIDUUM_SIM_SEED", problem()))?;
-        }
-        Ok(self)
+    pub(super) fn overridden(self) -> Result<Self> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let schedule = variable("RESIDUUM_SIM_SCHEDULE").map_or(Ok(self.schedule), |text| text.parse())?;
+        let copies = variable("RESIDUUM_SIM_COPIES").map_or(Ok(self.copies), |text| text.parse())?;
+        let wrong = |text| Error::invalid("RESIDUUM_SIM_SEED", format!("`{text}` is not a number from 0 to 2^64 - 1"));
+        let seed = |text: String| text.parse().map_err(|_| wrong(text));
+        let seed = variable("RESIDUUM_SIM_SEED").map_or(Ok(self.seed), seed)?;
+        Ok(Self { schedule, copies, seed, ..self })
     }
 }
 
