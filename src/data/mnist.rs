@@ -58,15 +58,9 @@ pub fn read(folder: &Path) -> Result<Splits> {
 /// Reads the images of one IDX file and the labels of another; either may be gzip.
 pub fn read_files(images: &Path, labels: &Path) -> Result<Dataset> {
     let (pixels, values) = (bytes::read(images)?, bytes::read(labels)?);
-    let named = |problem: Problem| match problem {
-        Problem::Images(text) => Error::file(images, text),
-        Problem::Labels(text) => Error::file(labels, text),
-        Problem::Counts(found, count) => {
-            let expected = format!("{count}, the number of labels in {}", labels.display());
-            Error::file(images, format!("{found} images, expected {expected}"))
-        }
-    };
-    join(&pixels, &values).map_err(named)?
+    let wrong: Wrong = [&|text| Error::file(images, text), &|text| Error::file(labels, text)];
+    let expected = |count| format!("{count}, the number of labels in {}", labels.display());
+    join([&pixels, &values], wrong, |found, count| format!("{found} images, expected {}", expected(count)))
 }
 
 /// [`read_files`] of two files' uncompressed contents.
@@ -81,39 +75,30 @@ pub fn read_files(images: &Path, labels: &Path) -> Result<Dataset> {
 /// # Ok::<(), residuum::Error>(())
 /// ```
 pub fn from_bytes(images: &[u8], labels: &[u8]) -> Result<Dataset> {
-    let named = |problem: Problem| match problem {
-        Problem::Images(text) => Error::invalid("IDX images", text),
-        Problem::Labels(text) => Error::invalid("IDX labels", text),
-        Problem::Counts(found, count) => {
-            Error::invalid("IDX images", format!("{found}, expected {count}, the number of labels"))
-        }
-    };
-    join(images, labels).map_err(named)?
+    let wrong: Wrong = [&|text| Error::invalid("IDX images", text), &|text| Error::invalid("IDX labels", text)];
+    join([images, labels], wrong, |found, count| format!("{found}, expected {count}, the number of labels"))
 }
 
-/// The file at fault and its problem.
-enum Problem {
-    Images(String),
-    Labels(String),
-    /// The numbers of images and of labels.
-    Counts(usize, usize),
-}
+/// The errors for a problem of the images and of the labels.
+type Wrong<'a> = [&'a dyn Fn(String) -> Error; 2];
 
-fn join(images: &[u8], labels: &[u8]) -> Result<Result<Dataset>, Problem> {
-    let ([count], values) = parse(labels, "labels").map_err(Problem::Labels)?;
+/// `differ` is the problem if the numbers of images and of labels do.
+fn join(contents: [&[u8]; 2], wrong: Wrong, differ: impl Fn(usize, usize) -> String) -> Result<Dataset> {
+    let ([images, labels], [wrong_images, wrong_labels]) = (contents, wrong);
+    let ([count], values) = parse(labels, "labels").map_err(wrong_labels)?;
     if let Some(i) = values.iter().position(|&label| usize::from(label) >= CLASSES) {
         let problem = format!("label {} of image {i} at offset {}, expected 0..{CLASSES}", values[i], 8 + i);
-        return Err(Problem::Labels(problem));
+        return Err(wrong_labels(problem));
     }
-    let ([found, h, w], pixels) = parse(images, "images").map_err(Problem::Images)?;
+    let ([found, h, w], pixels) = parse(images, "images").map_err(wrong_images)?;
     if found != count {
-        return Err(Problem::Counts(found, count));
+        return Err(wrong_images(differ(found, count)));
     }
     if found * h * w == 0 {
-        return Err(Problem::Images(format!("{found} images of {h} x {w} pixels, expected at least one of each")));
+        return Err(wrong_images(format!("{found} images of {h} x {w} pixels, expected at least one of each")));
     }
     let labels = values.iter().map(|&label| i32::from(label)).collect();
-    Ok(Dataset::new(Images::U8(pixels.to_vec()), labels, CLASSES, [1, h, w], normalize()))
+    Dataset::new(Images::U8(pixels.to_vec()), labels, CLASSES, [1, h, w], normalize())
 }
 
 /// The extents and the data of an IDX file of `RANK` dimensions.

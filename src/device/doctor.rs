@@ -63,12 +63,11 @@ pub fn report() -> Vec<Finding> {
     ];
     findings.extend(cuda());
     findings.push(simulator());
-    let best = Device::best();
-    let name = match &best {
-        Device::Cpu => String::new(),
-        Device::Kernels(backend) => format!(", {}", backend.name()),
+    let text = match Device::best() {
+        Device::Cpu => "`auto` is cpu".into(),
+        Device::Kernels(best) => format!("`auto` is {}, {}", best.kind(), best.name()),
     };
-    findings.push(Finding::good("auto", format!("`auto` is {}{name}", best.kind())));
+    findings.push(Finding::good("auto", text));
     findings
 }
 

@@ -28,12 +28,8 @@ const WITH_AVX512F: &[&str] = &["fma", "avx512bw", "avx512cd", "avx512dq", "avx5
 
 /// True if a processor with the features `has` can run the kernels that the crate chooses for it.
 fn has_features(has: impl Fn(&str) -> bool) -> bool {
-    let all = |names: &[&str]| names.iter().all(|name| has(name));
-    if has("avx512f") {
-        all(WITH_FMA) && all(WITH_AVX512F)
-    } else {
-        !has("fma") || all(WITH_FMA)
-    }
+    let sound = |feature: &str, with: &[&str]| !has(feature) || with.iter().all(|name| has(name));
+    sound("fma", WITH_FMA) && sound("avx512f", WITH_AVX512F)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -135,11 +131,8 @@ fn gcd(a: usize, b: usize) -> usize {
 /// The caches of all processors; fails if a description cannot be read.
 fn caches(folder: &Path) -> std::io::Result<Vec<Cache>> {
     let mut found = Vec::new();
-    for cpu in folders(folder, "cpu")? {
-        if !cpu.join("cache").is_dir() {
-            continue;
-        }
-        for index in folders(&cpu.join("cache"), "index")? {
+    for cache in folders(folder, "cpu")?.iter().map(|cpu| cpu.join("cache")).filter(|cache| cache.is_dir()) {
+        for index in folders(&cache, "index")? {
             let text = |name: &str| std::fs::read_to_string(index.join(name)).map(|text| text.trim().to_string());
             if !["Data", "Unified"].contains(&text("type")?.as_str()) {
                 continue;

@@ -26,12 +26,9 @@ pub(super) fn template(context: &Arc<Context>, launches: &[Loaded]) -> Result<Te
     let first = launches.iter().position(|loaded| gate(loaded).is_some()).unwrap_or(launches.len());
     let (before, behind) = launches.split_at(first);
     // A handle belongs to one node, so a gate has one for each of its runs.
-    let handle = |run: &[Loaded]| match run[0].launch.gate() {
-        Some(gate) => Ok(Some((gate.clone(), handle(api, &template)?))),
-        None => Ok(None),
-    };
+    let handle = |gate: &View| Ok((gate.clone(), handle(api, &template)?));
     let runs: Vec<&[Loaded]> = behind.chunk_by(|a, b| gate(a) == gate(b)).collect();
-    let handles = runs.iter().map(|run| handle(run)).collect::<Result<Vec<_>>>()?;
+    let handles = runs.iter().map(|run| run[0].launch.gate().map(handle).transpose()).collect::<Result<Vec<_>>>()?;
     let set: Vec<(View, u64)> = handles.iter().flatten().cloned().collect();
     // SAFETY: the handles are this graph's, and each gets its node below.
     let set = unsafe { conditions::launches(&set) };
@@ -40,13 +37,9 @@ pub(super) fn template(context: &Arc<Context>, launches: &[Loaded]) -> Result<Te
     before.iter().try_for_each(|loaded| main.launch(loaded))?;
     set.iter().try_for_each(|launch| main.launch(&context.loaded(launch)?))?;
     for (run, handle) in runs.iter().zip(&handles) {
-        match handle {
-            None => run.iter().try_for_each(|loaded| main.launch(loaded))?,
-            Some((_, handle)) => {
-                let mut body = main.branch(*handle)?;
-                run.iter().try_for_each(|loaded| body.launch(loaded))?;
-            }
-        }
+        let mut body = handle.as_ref().map(|(_, handle)| main.branch(*handle)).transpose()?;
+        let chain = body.as_mut().unwrap_or(&mut main);
+        run.iter().try_for_each(|loaded| chain.launch(loaded))?;
     }
     Ok(template)
 }

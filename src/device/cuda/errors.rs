@@ -6,13 +6,10 @@ use std::sync::OnceLock;
 /// `cuGetErrorName` and `cuGetErrorString`, declared with an integer: cudarc's enum lacks the codes of other drivers.
 type TextFunction = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
 
-/// One of these two functions, of a driver that is never closed.
-#[derive(Clone, Copy)]
-struct Text(TextFunction);
+/// These two functions, of a driver that is never closed.
+static TEXTS: OnceLock<[TextFunction; 2]> = OnceLock::new();
 
-/// The name and the meaning of an error, in the driver's words.
-static TEXTS: OnceLock<[Text; 2]> = OnceLock::new();
-
+const UNKNOWN: &str = "unknown to this driver and this library; see `cuda.h` of a newer CUDA";
 const STUB: &str = "the library is the toolkit's stub of the driver, which runs nothing; install NVIDIA's driver, or \
                     take the folder `stubs` out of LD_LIBRARY_PATH";
 const MISMATCH: &str = "the kernel driver and libcuda are of different releases; restart the machine, or in a \
@@ -70,7 +67,7 @@ const KNOWN: &[(u32, &str, &str)] = &[
 pub(super) unsafe fn remember(library: &libloading::Library) {
     let find = |name: &[u8]| {
         // SAFETY: by the contract it is a driver; the symbols have this type in each, where C takes an `int`.
-        unsafe { library.get::<TextFunction>(name) }.ok().map(|symbol| Text(*symbol))
+        unsafe { library.get::<TextFunction>(name) }.ok().map(|symbol| *symbol)
     };
     if let (Some(name), Some(string)) = (find(b"cuGetErrorName"), find(b"cuGetErrorString")) {
         TEXTS.get_or_init(|| [name, string]);
@@ -79,24 +76,22 @@ pub(super) unsafe fn remember(library: &libloading::Library) {
 
 /// Name, number and meaning of an error.
 pub(super) fn describe(number: u32) -> String {
-    let [name, text] = TEXTS.get().map_or([None, None], |texts| texts.map(|text| own_words(text, number)));
+    let [name, text] = [0, 1].map(|which| own_words(which, number));
     let known = KNOWN.iter().find(|(known, ..)| *known == number);
     let name = name.or_else(|| known.map(|(_, name, _)| name.to_string()));
     let text = text.or_else(|| known.map(|(.., text)| text.to_string()));
     match (name, text) {
         (Some(name), Some(text)) => format!("{name} ({number}): {text}"),
         (Some(name), None) => format!("{name} ({number})"),
-        (None, text) => {
-            let unknown = "unknown to this driver and this library; see `cuda.h` of a newer CUDA";
-            format!("CUDA error {number}: {}", text.unwrap_or_else(|| unknown.into()))
-        }
+        (None, Some(text)) => format!("CUDA error {number}: {text}"),
+        (None, None) => format!("CUDA error {number}: {UNKNOWN}"),
     }
 }
 
-/// The driver's text for error `number`, if it has one.
-fn own_words(Text(function): Text, number: u32) -> Option<String> {
-    let mut text = std::ptr::null();
-    // SAFETY: `Text` says that it is the driver's and still there; it writes one pointer, null or to a static text.
+/// The driver's name (0) or meaning (1) of error `number`, if it has one.
+fn own_words(which: usize, number: u32) -> Option<String> {
+    let (function, mut text) = (TEXTS.get()?[which], std::ptr::null());
+    // SAFETY: by `TEXTS` it is the driver's and still there; it writes one pointer, null or to a static text.
     let found = unsafe { function(number, &mut text) } == 0 && !text.is_null();
     // SAFETY: it is not null, and the driver's texts end with a zero.
     let text = found.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_string());

@@ -83,8 +83,7 @@ impl Staging {
 
     /// The place of a buffer of at least `bytes` bytes that no copy uses.
     fn take(&mut self, bytes: usize) -> Result<usize, DriverError> {
-        let idle = self.buffers.iter().position(|b| b.bytes >= bytes && b.is_idle());
-        if let Some(place) = idle {
+        if let Some(place) = self.buffers.iter().position(|b| b.bytes >= bytes && b.is_idle()) {
             return Ok(place);
         }
         if self.buffers.len() < BUFFERS {
