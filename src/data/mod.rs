@@ -1,7 +1,6 @@
 //! Image data sets in memory: readers, normalisation, augmentation and batches.
 //!
-//! Nothing is downloaded. Images are NCHW everywhere in this module. Order and augmentation depend on the seed, the
-//! epoch and the image only, not on threads.
+//! Nothing is downloaded. Images are NCHW everywhere here. Order and augmentation depend on (seed, epoch, image) alone.
 //!
 //! ```
 //! use residuum::data::{digits, Augment, Loader};

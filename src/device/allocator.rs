@@ -4,7 +4,7 @@
 //! prints a message and a backtrace and aborts, which a program's user does not understand.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::io::Write;
+use std::io::{Cursor, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -21,8 +21,7 @@ use crate::tensor::memory;
 pub struct ExitWhereMemoryEnds;
 
 impl ExitWhereMemoryEnds {
-    /// True if the system gives `bytes` bytes now. Ask before optional work whose allocations end the process if
-    /// refused.
+    /// True if the system gives `bytes` bytes now. Ask before optional work: a refused allocation ends the process.
     pub fn has_room(bytes: usize) -> bool {
         memory::room::<u8>("room", bytes).is_ok()
     }
@@ -69,12 +68,10 @@ fn end(bytes: usize) -> ! {
             std::thread::sleep(Duration::from_secs(1));
         }
     }
-    let mut line = [0u8; 96];
-    let mut rest = &mut line[..];
+    let mut line = Cursor::new([0u8; 96]);
     // It fits.
-    let _ = writeln!(rest, "error: out of memory: {bytes} bytes were wanted");
-    let left = rest.len();
-    exit(&line[..line.len() - left])
+    let _ = writeln!(line, "error: out of memory: {bytes} bytes were wanted");
+    exit(&line.get_ref()[..line.position() as usize])
 }
 
 /// Prints `line` and ends the process at once: an orderly exit may need memory, and a thread that waits for this one

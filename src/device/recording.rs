@@ -27,8 +27,7 @@ pub struct Recording {
 impl Recording {
     /// Records `launches` without running them.
     ///
-    /// No launch may write a gate after the first gated launch: a device may read all gates at that point and skip the
-    /// launches behind closed ones.
+    /// No launch may write a gate after the first gated launch, where a device may read all gates to skip launches.
     pub fn new(backend: Arc<dyn Backend>, launches: Vec<Launch>) -> Result<Self> {
         let launches = launches.into();
         let replay = backend.record(&launches)?;

@@ -12,8 +12,7 @@ use crate::tensor::memory;
 /// Bytes that a new thread needs: its stack, that of its signal handlers, without which Rust aborts, and for its work.
 const ROOM: usize = 8 << 20;
 
-/// Makes rayon usable on this thread. Must come before the first parallel work. Does nothing on a thread of a pool, and
-/// keeps an existing global pool.
+/// Makes rayon usable on this thread, before its first parallel work. Leaves a pool's thread and a global pool alone.
 pub(crate) fn ensure() {
     thread_local! {
         static READY: Cell<bool> = const { Cell::new(false) };

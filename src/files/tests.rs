@@ -150,8 +150,8 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
         out.write_all(&[0; 1 << 21])?;
         Err(io::Error::from(io::ErrorKind::StorageFull))
     };
-    let text_of = |error: Error| error.to_string();
-    assert!(text_of(write_atomically(&path, full).unwrap_err()).starts_with(&path.display().to_string()));
+    let found = write_atomically(&path, full).unwrap_err().to_string();
+    assert!(found.starts_with(&path.display().to_string()), "{found}");
     let panics = std::panic::catch_unwind(|| {
         write_atomically(&path, |out| {
             out.write_all(&[0; 1 << 21])?;
@@ -165,7 +165,7 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     write_atomically(&path, text("new")).unwrap();
 
     assert!(write_atomically(folder.path().join("missing/out"), text("")).is_err());
-    let found = text_of(write_atomically(folder.path(), text("")).unwrap_err());
+    let found = write_atomically(folder.path(), text("")).unwrap_err().to_string();
     assert!(found.ends_with("a folder, expected the name of a file"), "{found}");
     for name in ["", "/", "..", "new/"] {
         assert!(write_atomically(name, text("")).is_err(), "`{name}`");

@@ -17,8 +17,7 @@ pub(super) struct Options {
 }
 
 // A device is alive from `residuum_sim_new` to `residuum_sim_free` and may be used from any thread: allocations and
-// releases concurrently, launches and accesses to its memory one at a time. Strings end with a zero, and output
-// pointers are valid.
+// releases concurrently, launches and copies one at a time. Strings end with a zero, and output pointers are valid.
 extern "C" {
     /// Copies the options. If it returns null, `problem` is a text.
     pub(super) fn residuum_sim_new(options: *const Options, problem: *mut *mut c_char) -> *mut c_void;

@@ -161,22 +161,20 @@ impl fmt::Display for Schedule {
     }
 }
 
-impl Copies {
-    const NAMES: [(Self, &str); 3] = [(Self::Early, "early"), (Self::Late, "late"), (Self::Random, "random")];
-}
+const COPIES: [(Copies, &str); 3] = [(Copies::Early, "early"), (Copies::Late, "late"), (Copies::Random, "random")];
 
 impl FromStr for Copies {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let found = Self::NAMES.iter().find(|(_, name)| *name == text).map(|(copies, _)| *copies);
+        let found = COPIES.iter().find(|(_, name)| *name == text).map(|(copies, _)| *copies);
         found.ok_or_else(|| Error::invalid("copies", format!("`{text}`; expected early, late or random")))
     }
 }
 
 impl fmt::Display for SimOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (schedule, copies) = (self.schedule, Copies::NAMES[self.copies as usize].1);
+        let (schedule, copies) = (self.schedule, COPIES[self.copies as usize].1);
         write!(f, "schedule {schedule}, copies {copies}, {:?} sums, seed {}", self.arithmetic, self.seed)
     }
 }
