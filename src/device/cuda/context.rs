@@ -109,7 +109,7 @@ impl Context {
 
     /// Makes the context current on this thread; fails if the context is lost.
     pub fn enter(&self) -> Result<()> {
-        self.faults.fatal().cloned().map_or(Ok(()), Err)?;
+        self.faults.fatal.get().cloned().map_or(Ok(()), Err)?;
         self.primary.bind_to_thread().map_err(|e| self.faults.error("entering the context", e))
     }
 

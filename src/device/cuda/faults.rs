@@ -32,7 +32,8 @@ pub(super) struct Faults {
     pub device: String,
     /// The build's kernels, for messages about images.
     embedded: String,
-    first_fatal: OnceLock<Error>,
+    /// The error that ended the context, if one has.
+    pub fatal: OnceLock<Error>,
     in_flight: Mutex<InFlight>,
 }
 
@@ -55,12 +56,7 @@ struct Label {
 
 impl Faults {
     pub fn new(device: String, embedded: String) -> Self {
-        Self { device, embedded, first_fatal: OnceLock::new(), in_flight: Mutex::default() }
-    }
-
-    /// The error that ended the context, if one has.
-    pub fn fatal(&self) -> Option<&Error> {
-        self.first_fatal.get()
+        Self { device, embedded, fatal: OnceLock::new(), in_flight: Mutex::default() }
     }
 
     /// Remembers that `launch`, or a graph of `launches` launches that starts with it, is under way.
@@ -95,7 +91,7 @@ impl Faults {
         }
         let error = Error::Device { device: self.device.clone(), what, problem };
         match fatal {
-            true => self.first_fatal.get_or_init(|| error).clone(),
+            true => self.fatal.get_or_init(|| error).clone(),
             false => error,
         }
     }

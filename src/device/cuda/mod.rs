@@ -135,7 +135,7 @@ unsafe impl Backend for Cuda {
     }
 
     fn failure(&self) -> Option<Error> {
-        self.0.faults.fatal().cloned()
+        self.0.faults.fatal.get().cloned()
     }
 }
 

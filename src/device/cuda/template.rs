@@ -45,7 +45,7 @@ impl Template {
 impl Drop for Template {
     fn drop(&mut self) {
         // A graph belongs to no context that must be current; only a lost one has lost its graphs.
-        if self.context.faults.fatal().is_none() {
+        if self.context.faults.fatal.get().is_none() {
             // SAFETY: destroyed here alone, with its nodes and their bodies. Errors have nowhere to go.
             let _ = unsafe { result::graph::destroy(self.graph) };
         }

@@ -56,9 +56,13 @@ const IMAGES: Images = Images {
     toolkit: Some("12.2.140"),
 };
 
+fn open(images: Images, stream: Option<u64>) -> Result<Arc<Context>> {
+    // SAFETY: every stream is the mock's, which are valid and never freed.
+    unsafe { Context::open(0, stream, images) }
+}
+
 fn backend() -> Result<Arc<dyn Backend>> {
-    // SAFETY: no stream is given.
-    Ok(Arc::new(Cuda(unsafe { Context::open(0, None, IMAGES)? })))
+    Ok(Arc::new(Cuda(open(IMAGES, None)?)))
 }
 
 /// A launch of `kernel` that fills `view` with `value`. SHIFT copies the bytes that follow the view into it.

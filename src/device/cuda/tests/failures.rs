@@ -79,8 +79,7 @@ fn limits() {
     device.synchronize().expect("nothing was launched that fails");
 
     const BROKEN_IMAGES: Images = Images { fatbins: &[("broken", &BROKEN.0)], ..IMAGES };
-    // SAFETY: no stream is given.
-    let device = Cuda(unsafe { Context::open(0, None, BROKEN_IMAGES) }.expect("images load later"));
+    let device = Cuda(open(BROKEN_IMAGES, None).expect("images load later"));
     let view = View::whole(device.allocate(64).expect("memory"));
     let text = device.launch(&launch(&FILL, &view, 1)).expect_err("no image").to_string();
     assert!(text.contains("loading the kernels of broken") && text.contains("nvcc 12.2.140 for sm_80"), "{text}");

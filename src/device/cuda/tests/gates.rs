@@ -95,11 +95,6 @@ impl Scene {
     }
 }
 
-fn context(images: Images) -> Arc<Context> {
-    // SAFETY: no stream is given.
-    unsafe { Context::open(0, None, images) }.expect("a device")
-}
-
 fn nodes() {
     let scene = Scene::new(backend().expect("a device"));
     let mock = Mock::new();
@@ -121,7 +116,10 @@ fn nodes() {
     recording.replay().expect("it keeps gates and words");
     drop((recording, other));
     device.synchronize().expect("the memory was still there");
-    assert_eq!(skips(&context(IMAGES)), "conditional graph nodes skip the launches of a closed block");
+    assert_eq!(
+        skips(&open(IMAGES, None).expect("a device")),
+        "conditional graph nodes skip the launches of a closed block"
+    );
     drop(device);
     assert_eq!(mock.live(), [0; 7]);
 }
@@ -168,7 +166,7 @@ fn without_kernel() {
 
 /// Without conditional nodes, because of `reason`, gated launches start and return at once.
 fn falls_back(images: Images, reason: &str) {
-    let context = context(images);
+    let context = open(images, None).expect("a device");
     let (said, mock) = (skips(&context), Mock::new());
     assert!(said.starts_with("the launches of a closed block return at once") && said.contains(reason), "{said}");
     let scene = Scene::new(Arc::new(Cuda(context)));

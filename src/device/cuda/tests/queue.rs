@@ -149,8 +149,7 @@ fn thousand_replays() {
     assert!(free.is_some());
 
     // Another library's stream gets all work, so there is no side queue.
-    // SAFETY: the stream is valid and never freed.
-    let foreign = Cuda(unsafe { Context::open(0, Some(mock.stream(true)), IMAGES) }.expect("a device"));
+    let foreign = Cuda(open(IMAGES, Some(mock.stream(true))).expect("a device"));
     assert!(foreign.allocate(64).expect("memory").side_queue().expect("an answer").is_none());
 }
 
@@ -177,11 +176,9 @@ fn foreign_stream() {
     let (ours, theirs) = (mock.stream(true), mock.stream(false));
     // SAFETY: it has this type and takes any stream of the mock.
     let idle = |stream| unsafe { mock.symbol::<unsafe extern "C" fn(u64) -> i32>("mock_idle")(stream) };
-    // SAFETY: the stream is valid and never freed.
-    let text = unsafe { Context::open(0, Some(theirs), IMAGES) }.expect_err("another context").to_string();
+    let text = open(IMAGES, Some(theirs)).expect_err("another context").to_string();
     assert!(text.contains("opening the device"), "{text}");
-    // SAFETY: as above.
-    let device = Cuda(unsafe { Context::open(0, Some(ours), IMAGES) }.expect("a device"));
+    let device = Cuda(open(IMAGES, Some(ours)).expect("a device"));
 
     let mut words = vec![0u32; 64];
     // SAFETY: the memory of the mock is the host's, and outlives the launches.
