@@ -5,25 +5,16 @@
 //           result is finite
 //
 // Tensors   grad[len] f32, a multiple of 4 elements, 16-byte aligned. flags[blocks] u32. loss: one f32. state[6] f32:
-//           see State.
+//           see control/state.cuh.
 // Method    every factor is a power of two, so the scale does not change the bits of gradients that neither overflow
 //           nor underflow. Every block writes its own flag in every run, so nothing is cleared or atomic.
 // Grid      check: one block per flag, in a grid-stride loop; decide: one block.
 // Threads   256. Shared memory: 256 floats.
 // Counted   check: 4 bytes per element; decide: 4 bytes per flag.
 #include "common/tree.cuh"
+#include "control/state.cuh"
 
 namespace control {
-
-// Indices into the state.
-enum State {
-  SCALE,  // the factor on the next run's gradients
-  GOOD,   // good steps in a row since the scale last changed
-  FRESH,  // 1 until a step has been taken: the velocities hold nothing yet
-  USED,   // the factor on this run's gradients
-  SKIP,   // 1 if this run's step is skipped
-  FIRST,  // 1 if this run's step is the first
-};
 
 struct LossScaleCheck {
   const float* grad;

@@ -13,6 +13,7 @@
 // Threads   256. Shared memory: none.
 // Counted   8 FLOPs and 20 bytes per element, and 2 bytes for a 16-bit working copy.
 #include "common/vec.cuh"
+#include "control/state.cuh"
 
 namespace control {
 
@@ -23,7 +24,7 @@ struct SgdStep {
   float* velocity;
   S* copy;
   const float* control;
-  const float* loss_scale;  // the state of kernels/control/loss_scale.cu; may be null
+  const float* loss_scale;  // the State of kernels/control/state.cuh; may be null
   const float* loss;        // null: skips no step
   i64 len, decay_end;
   float momentum, keep, decay, scale;
@@ -33,8 +34,6 @@ static_assert(sizeof(SgdStep<float>) == 96, "as in src/control/sgd/launch.rs");
 
 constexpr int THREADS = 256;
 constexpr int PER_THREAD = 4;
-// Indices into the loss scale's state.
-constexpr int USED = 3, SKIP = 4, FIRST = 5;
 
 template <typename S>
 __device__ __forceinline__ void sgd_step(const SgdStep<S>& p) {

@@ -38,7 +38,7 @@ pub const LEAST: f64 = 1.0;
 
 /// Elements of the state in device memory.
 pub const STATE: usize = 6;
-/// The index of the scale in the state; `kernels/control/loss_scale.cu` has the others.
+/// The index of the scale in the state; `kernels/control/state.cuh` has the others.
 pub(crate) const SCALE: usize = 0;
 /// The index of the number that is 1 until a step has been taken.
 pub(crate) const FRESH: usize = 2;
