@@ -109,12 +109,6 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned int (&r)[4], const vo
 struct F16 {};
 struct BF16 {};
 
-// d[i][j] += a[i] b[j] for every pair of fragments: d[i][j] 16x8, a[i] 16x16 row-major, b[j] 16x8 column-major;
-// accumulates in f32, with MI * NJ mma.sync.m16n8k16 instructions.
-template <typename Type, int MI, int NJ>
-__device__ __forceinline__ void mma_m16n8k16(float (&d)[MI][NJ][4], const unsigned int (&a)[MI][4],
-                                             const unsigned int (&b)[NJ][2]);
-
 template <int MI, int NJ>
 __device__ __forceinline__ void mma_tiles(F16, float (&d)[MI][NJ][4], const unsigned int (&a)[MI][4],
                                           const unsigned int (&b)[NJ][2]) {
@@ -141,6 +135,8 @@ __device__ __forceinline__ void mma_tiles(BF16, float (&d)[MI][NJ][4], const uns
           : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]));
 }
 
+// d[i][j] += a[i] b[j] for every pair of fragments: d[i][j] 16x8, a[i] 16x16 row-major, b[j] 16x8 column-major;
+// accumulates in f32, with MI * NJ mma.sync.m16n8k16 instructions.
 template <typename Type, int MI, int NJ>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[MI][NJ][4], const unsigned int (&a)[MI][4],
                                              const unsigned int (&b)[NJ][2]) {

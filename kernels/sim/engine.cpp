@@ -14,8 +14,8 @@ __thread Engine* engine = nullptr;
 
 namespace {
 
-// Threads in flight in the random schedules, unless a block has more; each has a stack.
-constexpr u32 IN_FLIGHT = 1024;
+// Warps in flight in the random schedules, in at most eight blocks; each thread has a stack.
+constexpr u32 WARPS_IN_FLIGHT = 64;
 // Yields without other progress after which a launch is given up.
 constexpr u64 PATIENCE = 5'000'000;
 // depth - 1 in this many steps change a priority, on average.
@@ -91,8 +91,7 @@ std::string Engine::run(const Job& job, const Options& options, u64 launch, cons
 
 void Engine::start_blocks() {
   const u32 warps = (job_.threads + 31) / 32;
-  const u32 most = std::max(2 * 32u, IN_FLIGHT / 32);
-  const u32 flight = deterministic() ? 1 : std::clamp(most / warps, 1u, 8u);
+  const u32 flight = deterministic() ? 1 : std::clamp(WARPS_IN_FLIGHT / warps, 1u, 8u);
   total_blocks_ = u64(job_.grid[0]) * job_.grid[1] * job_.grid[2];
   next_block_ = 0;
   order_.clear();
