@@ -1,7 +1,7 @@
 // Applies a batch norm, or folds it into the convolution before it.
 //   apply  y = gamma (x - mean) invstd + beta, optionally max(y, 0); at inference invstd = 1 / sqrt(running_var + eps)
-//   fold   scale = share gamma / sqrt(running_var + eps),  shift = share beta + (bias - running_mean) scale, see
-//          norm/line.cuh; share is the branch's survival probability, else 1
+//   fold   scale = survival gamma / sqrt(running_var + eps),  shift = survival beta + (bias - running_mean) scale, see
+//          norm/line.cuh; survival is the branch's survival probability, or 1
 //
 // Tensors   x, y: rows of C channels in T, any pixel stride, 16-byte aligned if strips.wide is set; the rest dense f32.
 // Method    apply subtracts the mean before it scales: with a single scale and shift, a mean far from 0 would cost y
@@ -41,7 +41,7 @@ struct Fold {
   float* shift;
   u32 channels;
   float eps;
-  float share;
+  float survival;
   u32 unused;
 };
 static_assert(sizeof(Fold) == 72, "as in src/ops/batch_norm/launch.rs");
@@ -76,7 +76,7 @@ __device__ __forceinline__ void fold(const Fold& p) {
   if (c >= p.channels) return;
   const float deviation = sqrtf(p.var[c] + p.eps);
   const float bias = p.bias ? p.bias[c] : 0.0f;
-  const float beta = p.share * p.beta[c], gamma = p.share * p.gamma[c];
+  const float beta = p.survival * p.beta[c], gamma = p.survival * p.gamma[c];
   const norms::Line line = norms::line_through(p.mean[c] - bias, deviation, beta, gamma / deviation);
   p.scale[c] = line.scale;
   p.shift[c] = line.shift;

@@ -61,10 +61,10 @@ template <typename T, int V>
 __device__ __forceinline__ void load_dy(float (&dy)[V], const T* from, const T* y, int n, u32 wide) {
   load_strip<T, V>(dy, from, n, wide);
   if (!y) return;
-  float open[V];
-  load_strip<T, V>(open, y, n, wide);
+  float relu_y[V];
+  load_strip<T, V>(relu_y, y, n, wide);
 #pragma unroll
-  for (int j = 0; j < V; ++j) dy[j] = passed(dy[j], open[j]);
+  for (int j = 0; j < V; ++j) dy[j] = passed(dy[j], relu_y[j]);
 }
 
 template <typename T>

@@ -17,7 +17,7 @@ struct Epilogue {
   const float* shift;
   const float* mean[2];
   float* sums[3];  // [bands][C]: of v, and of v (y - mean) for each norm
-  const float* open;  // with SIGNS, may be null: if it is 0, y[0] and mean[0] are not read and their sums are 0
+  const float* gate;  // with SIGNS, may be null: if it is 0, y[0] and mean[0] are not read and their sums are 0
   i64 g_stride, y_stride[2], bits_stride;
   u32 relu, scaled, accumulate, unused;
 };
@@ -43,7 +43,7 @@ struct GradientStrip {
 
   __device__ __forceinline__ void begin(const Epilogue<T>& e, u32 first, int width, u32 is_wide) {
     channel = first, n = width, wide = is_wide;
-    open = !SIGNS || e.open == nullptr || *e.open != 0.0f;
+    open = !SIGNS || e.gate == nullptr || *e.gate != 0.0f;
     if constexpr (!SIGNS) {
       load_channels<V>(scale, e.scale, channel, n);
       load_channels<V>(shift, e.shift, channel, n);

@@ -14,14 +14,14 @@ namespace pool {
 
 // Pool is MaxFwd or AvgFwd.
 template <typename T, typename Pool>
-struct NormFwd {
+struct FusedFwd {
   Pool pool;
   const float* scale;
   const float* shift;
   u32 relu, unused;
 };
-static_assert(sizeof(NormFwd<float, MaxFwd<float>>) == 152, "as in src/ops/pool/launch/params.rs");
-static_assert(sizeof(NormFwd<float, AvgFwd<float>>) == 136, "as in src/ops/pool/launch/params.rs");
+static_assert(sizeof(FusedFwd<float, MaxFwd<float>>) == 152, "as in src/ops/pool/launch/params.rs");
+static_assert(sizeof(FusedFwd<float, AvgFwd<float>>) == 136, "as in src/ops/pool/launch/params.rs");
 
 // Loads pixels through the batch norm and the ReLU.
 template <typename T>
@@ -33,7 +33,7 @@ struct Activated {
   float scale[WIDE], shift[WIDE];
 
   template <typename Pool>
-  __device__ __forceinline__ Activated(const NormFwd<T, Pool>& p, u32 channel, int n)
+  __device__ __forceinline__ Activated(const FusedFwd<T, Pool>& p, u32 channel, int n)
       : x(p.pool.x + channel), stride(p.pool.x_stride), relu(p.relu) {
     load_channels<WIDE>(scale, p.scale, channel, n);
     load_channels<WIDE>(shift, p.shift, channel, n);
@@ -48,39 +48,39 @@ struct Activated {
 };
 
 template <typename T>
-using NormMaxFwd = NormFwd<T, MaxFwd<T>>;
+using FusedMaxFwd = FusedFwd<T, MaxFwd<T>>;
 template <typename T>
-using NormAvgFwd = NormFwd<T, AvgFwd<T>>;
+using FusedAvgFwd = FusedFwd<T, AvgFwd<T>>;
 
 template <typename T>
-__device__ __forceinline__ void max_fwd(const NormMaxFwd<T>& p) {
+__device__ __forceinline__ void max_fwd(const FusedMaxFwd<T>& p) {
   const Share share = thread_share<WIDTH<T>>(p.pool.strips);
   const int n = strip_width<WIDTH<T>>(p.pool.strips, 0, share.channel);
   max_of_windows(p.pool, share, n, Activated<T>(p, share.channel, n));
 }
 
 template <typename T>
-__device__ __forceinline__ void avg_fwd(const NormAvgFwd<T>& p) {
+__device__ __forceinline__ void avg_fwd(const FusedAvgFwd<T>& p) {
   const Share share = thread_share<WIDTH<T>>(p.pool.strips);
   const int n = strip_width<WIDTH<T>>(p.pool.strips, 0, share.channel);
   mean_of_windows(p.pool, share, n, Activated<T>(p, share.channel, n));
 }
 
 template <typename T>
-__device__ __forceinline__ void avg_fwd_tree(const NormAvgFwd<T>& p) {
+__device__ __forceinline__ void avg_fwd_tree(const FusedAvgFwd<T>& p) {
   const Share share = block_share<WIDTH<T>>(p.pool.strips);
   const int n = strip_width<WIDTH<T>>(p.pool.strips, 0, share.channel);
   mean_of_window(p.pool, share, n, Activated<T>(p, share.channel, n));
 }
 
-KERNEL(pool_fused_max_fwd_f32, NormMaxFwd<float>, STRIP_THREADS, 2, max_fwd<float>)
-KERNEL(pool_fused_max_fwd_f16, NormMaxFwd<f16>, STRIP_THREADS, 2, max_fwd<f16>)
-KERNEL(pool_fused_max_fwd_bf16, NormMaxFwd<bf16>, STRIP_THREADS, 2, max_fwd<bf16>)
-KERNEL(pool_fused_avg_fwd_f32, NormAvgFwd<float>, STRIP_THREADS, 2, avg_fwd<float>)
-KERNEL(pool_fused_avg_fwd_f16, NormAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd<f16>)
-KERNEL(pool_fused_avg_fwd_bf16, NormAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd<bf16>)
-KERNEL(pool_fused_avg_fwd_f32_tree, NormAvgFwd<float>, STRIP_THREADS, 2, avg_fwd_tree<float>)
-KERNEL(pool_fused_avg_fwd_f16_tree, NormAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd_tree<f16>)
-KERNEL(pool_fused_avg_fwd_bf16_tree, NormAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd_tree<bf16>)
+KERNEL(pool_fused_max_fwd_f32, FusedMaxFwd<float>, STRIP_THREADS, 2, max_fwd<float>)
+KERNEL(pool_fused_max_fwd_f16, FusedMaxFwd<f16>, STRIP_THREADS, 2, max_fwd<f16>)
+KERNEL(pool_fused_max_fwd_bf16, FusedMaxFwd<bf16>, STRIP_THREADS, 2, max_fwd<bf16>)
+KERNEL(pool_fused_avg_fwd_f32, FusedAvgFwd<float>, STRIP_THREADS, 2, avg_fwd<float>)
+KERNEL(pool_fused_avg_fwd_f16, FusedAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd<f16>)
+KERNEL(pool_fused_avg_fwd_bf16, FusedAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd<bf16>)
+KERNEL(pool_fused_avg_fwd_f32_tree, FusedAvgFwd<float>, STRIP_THREADS, 2, avg_fwd_tree<float>)
+KERNEL(pool_fused_avg_fwd_f16_tree, FusedAvgFwd<f16>, STRIP_THREADS, 2, avg_fwd_tree<f16>)
+KERNEL(pool_fused_avg_fwd_bf16_tree, FusedAvgFwd<bf16>, STRIP_THREADS, 2, avg_fwd_tree<bf16>)
 
 }  // namespace pool

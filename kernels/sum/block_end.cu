@@ -1,11 +1,11 @@
 // The end of a residual block, batch norms included.
 //   fwd  y = a a_scale + a_shift + b b_scale + b_shift, each pair optional; optionally a ReLU on either term before the
-//        addition, and on y; with a gate, if *open is 0, y has the first term alone, and b, b_scale and b_shift are not
+//        addition, and on y; with a gate, if *gate is 0, y has the first term alone, and b, b_scale and b_shift are not
 //        read
 //        signs: bit c % 8 of byte c / 8 of a pixel is 0 if y, as stored, is 0 or less in channel c
 //
 // Tensors   a, b, y: rows of C channels in T, any pixel stride, 16-byte aligned if strips.wide is set; signs: rows of
-//           ceil(C / 8) bytes, any stride; scales and shifts [C], f32; open: one f32, or null if the branch is never
+//           ceil(C / 8) bytes, any stride; scales and shifts [C], f32; gate: one f32, or null if the branch is never
 //           dropped.
 // Method    a thread takes 8 channels, one byte of signs, whatever T is: one 16-byte access, or two in f32. Adds in f32
 //           and rounds once.
@@ -32,7 +32,7 @@ struct BlockEnd {
   Term<T> terms[2];
   T* y;
   u8* signs;  // null if not needed
-  const float* open;
+  const float* gate;
   i64 y_stride, signs_stride;
   Strips strips;
   u32 relu, activated;  // bit t of `activated`: term t ends in a ReLU
@@ -97,7 +97,7 @@ __device__ __forceinline__ void block_end(const BlockEnd<T>& p) {
   const Share share = thread_share<EIGHT>(p.strips);
   const int n = strip_width<EIGHT>(p.strips, 0, share.channel);
   if (n == 0) return;
-  const bool open = p.open == nullptr || *p.open != 0.0f;
+  const bool open = p.gate == nullptr || *p.gate != 0.0f;
   const Numbers of_a = numbers_of(p.terms[0], share.channel, n);
   const Numbers of_b = open ? numbers_of(p.terms[1], share.channel, n) : of_a;
   for (i64 row = share.first; row < share.end; row += share.step) {

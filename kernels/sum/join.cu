@@ -1,8 +1,8 @@
 // The end of a residual block whose branch may be dropped.
-//   fwd  y = a + share b, optionally max(y, 0); with a gate, if *open is 0, y = a and b is not read
+//   fwd  y = a + survival b, optionally max(y, 0); with a gate, if *gate is 0, y = a and b is not read
 //
 // Tensors   a, b, y: rows of channels in T, any pixel stride, 16-byte aligned if strips.wide is set. Adds in f32.
-//           share: the survival probability at inference, else 1. open: one f32, or null without a gate.
+//           survival: the survival probability at inference, else 1. gate: one f32, or null without a gate.
 // Grid      x: strips.blocks_per_row * ceil(rows / rows_per_block).
 // Threads   256. Shared memory: none.
 // Counted   per element: 2 FLOPs (3 with the ReLU) and 3 sizeof(T) bytes; 2 sizeof(T) bytes behind a closed gate.
@@ -15,10 +15,10 @@ struct Join {
   const T* a;
   const T* b;
   T* y;
-  const float* open;
+  const float* gate;
   i64 a_stride, b_stride, y_stride;  // elements from one row to the next
   Strips strips;
-  float share;
+  float survival;
   u32 relu;
 };
 static_assert(sizeof(Join<float>) == 96, "as in src/ops/sum/launch.rs");
@@ -26,7 +26,7 @@ static_assert(sizeof(Join<float>) == 96, "as in src/ops/sum/launch.rs");
 template <typename T>
 __device__ __forceinline__ void join_fwd(const Join<T>& p) {
   constexpr int V = WIDTH<T>;
-  const bool open = p.open == nullptr || *p.open != 0.0f;
+  const bool open = p.gate == nullptr || *p.gate != 0.0f;
   const Share share = thread_share<V>(p.strips);
   for (i64 row = share.first; row < share.end; row += share.step) {
     const int n = strip_width<V>(p.strips, row, share.channel);
@@ -35,7 +35,7 @@ __device__ __forceinline__ void join_fwd(const Join<T>& p) {
     if (open) {
       load_strip<T, V>(b, p.b + row * p.b_stride + share.channel, n, p.strips.wide);
 #pragma unroll
-      for (int j = 0; j < V; ++j) y[j] = fmaf(p.share, b[j], y[j]);
+      for (int j = 0; j < V; ++j) y[j] = fmaf(p.survival, b[j], y[j]);
     }
     if (p.relu) {
 #pragma unroll

@@ -1,17 +1,17 @@
 // y = relu(scale[k] * sum_{r,s,c} z[...] * w[k,r,s,c] + shift[k] + residual), as conv2d_fwd, with the activation
-// z = relu(x * in_scale[c] + in_shift[c]), padded with 0; also, for each tile and column of y as stored, the mean and
+// z = relu(x * x_scale[c] + x_shift[c]), padded with 0; also, for each tile and column of y as stored, the mean and
 // the sum of squared deviations. Each part optional.
 //
-// Tensors   as conv2d_fwd; in_scale[C], in_shift[C], mean and m2 [row tiles][K] in f32.
+// Tensors   as conv2d_fwd; x_scale[C], x_shift[C], mean and m2 [row tiles][K] in f32.
 // Method    conv2d_fwd's. The thread that copied 16 bytes of x to shared memory transforms them into z there, before
 //           the barrier that publishes the stage: once for each element of the tile and tap.
 // Grid      as conv2d_fwd; mean and m2 need splits = 1.
 // Threads   set by the tile. Shared memory: as conv2d_fwd.
 // Counted   2*N*P*Q*K*R*S*C/G FLOPs; bytes: x, w, y (and residual) once each, 8 bytes per row tile and column.
-// Entries   *_packed compute several narrow groups as one (conv2d/packed.cuh) and need 16-byte accesses to x, in_scale
-//           and in_shift; *_stem take x as it is, of one group, at most 4 channels and a pixel stride of 4
-//           (conv2d/stem.cuh); *_scalar take any number of channels; the others need 16-byte accesses to x, w, in_scale
-//           and in_shift.
+// Entries   *_packed compute several narrow groups as one (conv2d/packed.cuh) and need 16-byte accesses to x, x_scale
+//           and x_shift; *_stem take x as it is, of one group, at most 4 channels and a pixel stride of 4
+//           (conv2d/stem.cuh); *_scalar take any number of channels; the others need 16-byte accesses to x, w, x_scale
+//           and x_shift.
 #include "conv2d/packed.cuh"
 #include "conv2d/stem.cuh"
 #include "conv2d/fused/forward.cuh"
@@ -21,7 +21,7 @@ namespace conv2d::fused {
 template <typename T, class Tile, bool VECTOR, class B = WeightRows<T, Tile, VECTOR>>
 __device__ __forceinline__ void fwd(const ForwardParams& p) {
   const Block block(p.n_tiles, p.groups);
-  const Activated<T> in(p.input, p.in_stride, p.in_scale, p.in_shift, block.group * p.in_c, p.flags);
+  const Activated<T> in(p.input, p.in_stride, p.x_scale, p.x_shift, block.group * p.in_c, p.flags);
   measured<T, Tile, VECTOR, B>(p, in, block);
 }
 

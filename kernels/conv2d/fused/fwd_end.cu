@@ -1,17 +1,17 @@
 // The end of a residual block and the 1x1 convolution after it:
-// z[n,h,w,c] = max(a * a_scale[c] + a_shift[c] + b * b_scale[c] + b_shift[c], 0), each scale and shift optional,
-// and y[n,h,w,k] = sum_c z[n,h,w,c] * w[k,c]; signs, one bit per element of z, 0 if z <= 0;
+// z[n,h,w,c] = max(x * x_scale[c] + x_shift[c] + other * other_scale[c] + other_shift[c], 0), each scale and shift
+// optional, and y[n,h,w,k] = sum_c z[n,h,w,c] * w[k,c]; signs, one bit per element of z, 0 if z <= 0;
 // and for each tile and column of y as stored, the mean and the sum of squared deviations.
 //
-// Tensors   a, b, z[N,H,W,C], w[K,C], y[N,H,W,K] in f32, f16 or bf16, a, b, z and w with 16-byte accesses; C a multiple
+// Tensors   x, other, z[N,H,W,C], w[K,C], y[N,H,W,K] in f32, f16 or bf16, all but y with 16-byte accesses; C a multiple
 //           of 8; signs[N,H,W,C/8], bit c % 8 of byte c / 8; scales and shifts [C], 16-byte aligned, and mean and m2
 //           [row tiles][K] in f32.
-// Method    conv2d_fused_fwd's. A stage holds a, w and b; each thread transforms its own chunks into z. Blocks of the
-//           first column tile also store them: every chunk of z is in exactly one row tile.
+// Method    conv2d_fused_fwd's. A stage holds x, w and other; each thread transforms its own chunks into z. Blocks
+//           of the first column tile also store z and its signs: every chunk of z is in exactly one row tile.
 // Grid      as conv2d_fwd; mean and m2 need splits = 1.
 // Threads   set by the tile. Shared memory: three stages with a second operand A, or the finished tile; the rows.
-// Counted   2*N*H*W*K*C + 5*N*H*W*C FLOPs; bytes: a, b, w, y, z and signs once each, 8 bytes per row tile and column.
-//           The other column tiles read a and b again, from the L2 cache.
+// Counted   2*N*H*W*K*C + 5*N*H*W*C FLOPs; bytes: x, other, w, y, z and signs once each, 8 bytes per row tile and
+//           column. The other column tiles read x and other again, from the L2 cache.
 #include "conv2d/fused/forward.cuh"
 
 namespace conv2d::fused {

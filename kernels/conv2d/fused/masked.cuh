@@ -21,7 +21,7 @@ struct MaskedOutput {
 
   // For the eight columns from `col` on, of which `count` exist.
   __device__ __forceinline__ MaskedOutput(const DataGradientParams& params, int col, int count)
-      : p(params), reads_y0(p.y0 && (p.open == nullptr || *p.open != 0.0f)) {
+      : p(params), reads_y0(p.y0 && (p.gate == nullptr || *p.gate != 0.0f)) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       scale[e] = p.scale && e < count ? p.scale[col + e] : 0.0f;
@@ -40,7 +40,7 @@ struct MaskedOutput {
     if (accumulate) there = load<T, W>(dst);
     if (reads_y0) y0 = load<T, W>(static_cast<const T*>(p.y0) + row * p.y0_stride + col);
     if (p.y1) y1 = load<T, W>(static_cast<const T*>(p.y1) + row * p.y1_stride + col);
-    const u32 open = p.bits ? u32(p.bits[row * p.bits_stride + col / 8]) >> (col % 8) : ~0u;
+    const u32 bits = p.bits ? u32(p.bits[row * p.bits_stride + col / 8]) >> (col % 8) : ~0u;
 #pragma unroll
     for (int e = 0; e < W; ++e) {
       const int j = at + e;
@@ -48,7 +48,7 @@ struct MaskedOutput {
       float v = results[e];
       if (accumulate && !scaled) v = __fadd_rn(v, old);
       if ((p.flags & MASK) != 0 && to_float(from_float<T>(fmaf(to_float(y0.v[e]), scale[j], shift[j]))) <= 0) v = 0;
-      if ((open >> e & 1) == 0) v = 0;
+      if ((bits >> e & 1) == 0) v = 0;
       const float stored = !scaled ? v : accumulate ? fmaf(scale[j], v, old) : __fmul_rn(scale[j], v);
       there.v[e] = from_float<T>(stored);
       if (!scaled) v = to_float(there.v[e]);

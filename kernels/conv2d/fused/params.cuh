@@ -13,21 +13,21 @@ constexpr int SCALED = 64;    // bwd_x: dx is multiplied by `scale`, after the s
 
 // fwd. Arrays per channel cover all groups.
 struct ForwardParams : GatherParams {
-  const float* in_scale;  // prologue, per input channel, or null
-  const float* in_shift;
+  const float* x_scale;  // prologue, per input channel, or null
+  const float* x_shift;
   float* mean;  // moments of each tile, [row tiles][output channels], or null
   float* m2;
 };
 static_assert(sizeof(ForwardParams) == 200, "as in params.rs");
 
-// fwd_end: `input` is the first operand of the block end, with in_scale and in_shift.
+// fwd_end: `input` is the first operand of the block end, with x_scale and x_shift.
 struct EndParams : ForwardParams {
-  const void* b;  // the second operand, of x's shape
-  const float* b_scale;  // its batch norm, per input channel, or null
-  const float* b_shift;
-  void* z;    // the end of the block, of x's shape
-  u8* signs;  // [N,H,W,C/8]: 0 if z is 0 or less
-  int b_stride, z_stride, signs_stride;
+  const void* other;         // the second operand, of x's shape
+  const float* other_scale;  // its batch norm, per input channel, or null
+  const float* other_shift;
+  void* z;                   // the end of the block, of x's shape
+  u8* signs;                 // [N,H,W,C/8]: 0 if z is 0 or less
+  int other_stride, z_stride, signs_stride;
   int unused_too;
 };
 static_assert(sizeof(EndParams) == 256, "as in params.rs");
@@ -44,7 +44,7 @@ struct DataGradientParams : GatherParams {
   const float* mean0;
   const float* mean1;
   float* sums;     // [2 or 3][bands][input channels of the convolution], or null
-  const float* open;  // if it is 0, y0 and mean0 are not read; or null
+  const float* gate;  // may be null; if it is 0, y0 and mean0 are not read
   int y_stride, bits_stride, y0_stride, y1_stride;
   int m_tiles, bands;  // row tiles of the largest residue, and of all residues
 };

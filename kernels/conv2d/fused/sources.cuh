@@ -145,41 +145,41 @@ struct Corrected {
   }
 };
 
-// z = max(a * a_scale + b * b_scale + a_shift + b_shift, 0), each scale and shift optional: the end of a residual
-// block. The chunk of b lies SECOND bytes after the chunk of a. If it `keeps`, z and its signs are also stored to
-// global memory.
+// z = max(x * x_scale + other * other_scale + x_shift + other_shift, 0), each scale and shift optional: the end of a
+// residual block. The chunk of other lies SECOND bytes after the chunk of x. If it `keeps`, z and its signs are also
+// stored to global memory.
 template <typename T, int SECOND>
 struct Joined {
   static constexpr bool PENDING = true, KEPT = true, activates = true;
   static constexpr int W = WIDTH<T>;
   using Raw = ChunkPair;
   struct Numbers {
-    float a[W], b[W], shift[W];
+    float x[W], other[W], shift[W];
   };
 
-  Pixels<T> a, b;
+  Pixels<T> x, other;
   const EndParams& p;
   bool keeps;
 
   __device__ __forceinline__ Joined(const EndParams& params, bool keep)
-      : a(params.input, 0, params.in_stride), b(params.b, 0, params.b_stride), p(params), keeps(keep) {}
+      : x(params.input, 0, params.in_stride), other(params.other, 0, params.other_stride), p(params), keeps(keep) {}
 
   __device__ __forceinline__ void copy(u8* dst, u32 pixel, int channel, bool inside) const {
-    ptx::cp_async_16(dst, a.at(pixel, channel), inside ? 16 : 0);
-    ptx::cp_async_16(dst + SECOND, b.at(pixel, channel), inside ? 16 : 0);
+    ptx::cp_async_16(dst, x.at(pixel, channel), inside ? 16 : 0);
+    ptx::cp_async_16(dst + SECOND, other.at(pixel, channel), inside ? 16 : 0);
   }
 
   __device__ __forceinline__ bool pending() const { return true; }
 
   __device__ __forceinline__ Numbers numbers(int channel) const {
     Numbers n;
-    float more[W];
+    float shift[W];
 #pragma unroll
-    for (int e = 0; e < W; ++e) n.a[e] = n.b[e] = 1.0f, n.shift[e] = more[e] = 0.0f;
-    if (p.in_scale) load_numbers(n.a, p.in_scale + channel), load_numbers(n.shift, p.in_shift + channel);
-    if (p.b_scale) load_numbers(n.b, p.b_scale + channel), load_numbers(more, p.b_shift + channel);
+    for (int e = 0; e < W; ++e) n.x[e] = n.other[e] = 1.0f, n.shift[e] = shift[e] = 0.0f;
+    if (p.x_scale) load_numbers(n.x, p.x_scale + channel), load_numbers(n.shift, p.x_shift + channel);
+    if (p.other_scale) load_numbers(n.other, p.other_scale + channel), load_numbers(shift, p.other_shift + channel);
 #pragma unroll
-    for (int e = 0; e < W; ++e) n.shift[e] += more[e];
+    for (int e = 0; e < W; ++e) n.shift[e] += shift[e];
     return n;
   }
 
@@ -187,11 +187,11 @@ struct Joined {
 
   template <bool RELU>
   __device__ __forceinline__ Chunk finished(const Raw& raw, const Numbers& n) const {
-    float z[W], other[W];
+    float z[W], second[W];
     unpack<T>(z, raw.first);
-    unpack<T>(other, raw.second);
+    unpack<T>(second, raw.second);
 #pragma unroll
-    for (int e = 0; e < W; ++e) z[e] = fmaf(other[e], n.b[e], fmaf(z[e], n.a[e], n.shift[e]));
+    for (int e = 0; e < W; ++e) z[e] = fmaf(second[e], n.other[e], fmaf(z[e], n.x[e], n.shift[e]));
     return pack<T, RELU>(z);
   }
 

@@ -38,7 +38,7 @@ params! {
     /// `Fold` of kernels/batch_norm/apply.cu.
     struct Fold {
         gamma: u64, beta: u64, mean: u64, var: u64, bias: u64, scale: u64, shift: u64,
-        channels: u32, eps: f32, share: f32, unused: u32,
+        channels: u32, eps: f32, survival: f32, unused: u32,
     }
 
     /// `BandSums` of kernels/batch_norm/bwd.cu.
@@ -237,7 +237,7 @@ impl Node {
             shift: shift.address(),
             channels: channels as u32,
             eps: self.bn.spec.eps as f32,
-            share: share as f32,
+            survival: share as f32,
             unused: 0,
         };
         let grid = [channels.div_ceil(THREADS as usize) as u32, 1, 1];

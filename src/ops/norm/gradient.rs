@@ -12,7 +12,7 @@ use crate::Result;
 params! {
     /// `Epilogue` of kernels/norm/gradient.cuh.
     pub(in crate::ops) struct Operands {
-        g: u64, y: [u64; 2], bits: u64, scale: u64, shift: u64, mean: [u64; 2], sums: [u64; 3], open: u64,
+        g: u64, y: [u64; 2], bits: u64, scale: u64, shift: u64, mean: [u64; 2], sums: [u64; 3], gate: u64,
         g_stride: i64, y_stride: [i64; 2], bits_stride: i64,
         relu: u32, scaled: u32, accumulate: u32, unused: u32,
     }
@@ -109,7 +109,7 @@ impl<'a> Bound<'a> {
                 y: [address(first.y), second.map_or(0, |n| address(n.y))],
                 y_stride: [rows.stride(first.y), second.map_or(0, |n| rows.stride(n.y))],
                 mean: [address(first.mean), second.map_or(0, |n| address(n.mean))],
-                open: gate.map_or(0, address),
+                gate: gate.map_or(0, address),
                 relu: 1,
                 ..params
             },

@@ -3,7 +3,7 @@
 mod params;
 
 use self::params::{
-    AvgBwd, AvgFwd, AvgGradient, MaxBwd, MaxFwd, MaxGradient, NormAvgFwd, NormMaxFwd, Numbers, OfAvg, OfMax,
+    AvgBwd, AvgFwd, AvgGradient, FusedAvgFwd, FusedMaxFwd, MaxBwd, MaxFwd, MaxGradient, Numbers, OfAvg, OfMax,
 };
 use super::{Bwd, Fwd, Node, Pass};
 use crate::device::table::{entry, kernels, Entry};
@@ -27,9 +27,9 @@ kernels! {
     AVG_FWD: AvgFwd = "pool_avg_fwd_*", 0;
     AVG_FWD_TREE: AvgFwd = "pool_avg_fwd_*_tree", THREADS * 8 * 4;
     AVG_BWD: AvgBwd = "pool_avg_bwd_*", 0;
-    NORM_MAX_FWD: NormMaxFwd = "pool_fused_max_fwd_*", 0;
-    NORM_AVG_FWD: NormAvgFwd = "pool_fused_avg_fwd_*", 0;
-    NORM_AVG_FWD_TREE: NormAvgFwd = "pool_fused_avg_fwd_*_tree", THREADS * 8 * 4;
+    FUSED_MAX_FWD: FusedMaxFwd = "pool_fused_max_fwd_*", 0;
+    FUSED_AVG_FWD: FusedAvgFwd = "pool_fused_avg_fwd_*", 0;
+    FUSED_AVG_FWD_TREE: FusedAvgFwd = "pool_fused_avg_fwd_*_tree", THREADS * 8 * 4;
     MAX_BWD_AFFINE: OfMax = "pool_fused_max_bwd_*_affine", sums_shared(2);
     MAX_BWD_SIGNS: OfMax = "pool_fused_max_bwd_*_signs", sums_shared(2);
     MAX_BWD_SIGNS_TWO: OfMax = "pool_fused_max_bwd_*_signs_two", sums_shared(3);
@@ -114,12 +114,12 @@ fn max_fwd(
 ) -> Result<Launch> {
     let pool = MaxFwd::new(&node.pool, target.dtype, x.value, [y, index])?;
     let (grid, cost) = (pool.strips.grid()?, fwd_cost(node, x.value, numbers.is_none(), target, io));
-    let kernel = entry(target, if numbers.is_some() { &NORM_MAX_FWD } else { &MAX_FWD })?;
+    let kernel = entry(target, if numbers.is_some() { &FUSED_MAX_FWD } else { &MAX_FWD })?;
     Ok(match numbers {
         Some(numbers) => {
             // SAFETY: `strips` covers y and index, windows lie inside x, and the views hold these, scale and shift
             // (`Io::check`).
-            unsafe { Launch::new(kernel, grid, &NormMaxFwd { pool, numbers }, cost, io.views()) }
+            unsafe { Launch::new(kernel, grid, &FusedMaxFwd { pool, numbers }, cost, io.views()) }
         }
         // SAFETY: as above, without scale and shift.
         None => unsafe { Launch::new(kernel, grid, &pool, cost, io.views()) },
@@ -138,14 +138,14 @@ fn avg_fwd(
     let entries: &[Entry] = match (&numbers, tree) {
         (None, false) => &AVG_FWD,
         (None, true) => &AVG_FWD_TREE,
-        (Some(_), false) => &NORM_AVG_FWD,
-        (Some(_), true) => &NORM_AVG_FWD_TREE,
+        (Some(_), false) => &FUSED_AVG_FWD,
+        (Some(_), true) => &FUSED_AVG_FWD_TREE,
     };
     let kernel = entry(target, entries)?;
     Ok(match numbers {
         Some(numbers) => {
             // SAFETY: `strips` covers y, windows lie inside x, and the views hold these, scale and shift (`Io::check`).
-            unsafe { Launch::new(kernel, grid, &NormAvgFwd { pool, numbers }, cost, io.views()) }
+            unsafe { Launch::new(kernel, grid, &FusedAvgFwd { pool, numbers }, cost, io.views()) }
         }
         // SAFETY: as above, without scale and shift.
         None => unsafe { Launch::new(kernel, grid, &pool, cost, io.views()) },

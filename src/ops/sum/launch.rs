@@ -24,15 +24,15 @@ params! {
 
     /// `Join` of kernels/sum/join.cu.
     struct Join {
-        a: u64, b: u64, y: u64, open: u64,
+        a: u64, b: u64, y: u64, gate: u64,
         a_stride: i64, b_stride: i64, y_stride: i64,
-        strips: Strips, share: f32, relu: u32,
+        strips: Strips, survival: f32, relu: u32,
     }
 
     /// `BlockEnd` of kernels/sum/block_end.cu.
     struct BlockEnd {
         terms: [Term; 2],
-        y: u64, signs: u64, open: u64,
+        y: u64, signs: u64, gate: u64,
         y_stride: i64, signs_stride: i64,
         strips: Strips, relu: u32, activated: u32,
     }
@@ -85,17 +85,17 @@ fn join(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         a: a.address(),
         b: b.address(),
         y: y.address(),
-        open: gate.map_or(0, Arg::address),
+        gate: gate.map_or(0, Arg::address),
         a_stride: rows.stride(a),
         b_stride: rows.stride(b),
         y_stride: rows.stride(y),
         strips,
-        share: node.share as f32,
+        survival: node.share as f32,
         relu: node.relu.into(),
     };
     let kernel = entry(target, &JOIN)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape and the gate (`Io::check`);
-    // without a gate `open` is null.
+    // without a gate `gate` is null.
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), io.views()) })
 }
 
@@ -114,7 +114,7 @@ fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         terms: [first.0, second.0],
         y: y.address(),
         signs: signs.map_or(0, Arg::address),
-        open: gate.map_or(0, Arg::address),
+        gate: gate.map_or(0, Arg::address),
         y_stride: rows.stride(y),
         signs_stride: signs.map_or(0, |s| rows.stride(s)),
         strips,

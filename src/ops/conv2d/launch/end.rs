@@ -24,7 +24,7 @@ impl<'a> Run<'a> {
         };
         let Load::Sum { own, other, others } = x.load else { unreachable!("the end of a block is a sum") };
         let mut reader = Reader::default();
-        let b = reader.pixels("the other operand", other, [rows, channels], elem)?;
+        let second = reader.pixels("the other operand", other, [rows, channels], elem)?;
         let (own, others) = (reader.affine(own, channels)?, reader.affine(others, channels)?);
         let End { z, signs } = end;
         let z = Matrix::pixels("z", z, [rows, channels], elem)?;
@@ -38,12 +38,12 @@ impl<'a> Run<'a> {
         let (tiles, grid) = (self.tiles(&bound)?, bound.grid()?);
         let params = EndParams {
             forward: forward(&bound, &own, &tiles.views)?,
-            b: address(b),
-            b_scale: address(others.scale),
-            b_shift: address(others.shift),
+            other: address(second),
+            other_scale: address(others.scale),
+            other_shift: address(others.shift),
             z: z.address(),
             signs: signs.address(),
-            b_stride: stride(b),
+            other_stride: stride(second),
             z_stride: z.stride(),
             signs_stride: signs.stride(),
             unused: 0,

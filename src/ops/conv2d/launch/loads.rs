@@ -41,7 +41,7 @@ pub struct Masking<'a> {
     mean: [Option<Matrix<'a>>; 2],
     scale: Option<Matrix<'a>>,
     shift: Option<Matrix<'a>>,
-    open: Option<Matrix<'a>>,
+    gate: Option<Matrix<'a>>,
     flags: i32,
 }
 
@@ -115,7 +115,7 @@ impl<'a> Reader<'a> {
                     m.mean[i] = self.numbers("mean", mean, channels)?;
                 }
                 if let Some(gate) = gate {
-                    m.open = self.numbers("gate", gate, 1)?;
+                    m.gate = self.numbers("gate", gate, 1)?;
                 }
             }
         }
@@ -149,8 +149,8 @@ pub fn forward(bound: &Bound<'_>, x: &Activating<'_>, tiles: &[View]) -> Result<
     gather.flags |= x.flag;
     Ok(ForwardParams {
         gather,
-        in_scale: address(x.scale),
-        in_shift: address(x.shift),
+        x_scale: address(x.scale),
+        x_shift: address(x.shift),
         mean: tiles.first().map_or(0, View::address),
         m2: tiles.get(1).map_or(0, View::address),
     })
@@ -179,7 +179,7 @@ pub fn data_gradient(
         mean0: address(masking.mean[0]),
         mean1: address(masking.mean[1]),
         sums: tiles.first().map_or(0, View::address),
-        open: address(masking.open),
+        gate: address(masking.gate),
         y_stride: stride(correcting.y),
         bits_stride: stride(masking.bits),
         y0_stride: stride(masking.y[0]),

@@ -52,11 +52,11 @@ params! {
         strips: Strips, accumulate: u32, unused: u32,
     }
 
-    /// `NormMaxFwd` of kernels/pool/fused_fwd.cu.
-    pub(super) struct NormMaxFwd { pool: MaxFwd, numbers: Numbers }
+    /// `FusedMaxFwd` of kernels/pool/fused_fwd.cu.
+    pub(super) struct FusedMaxFwd { pool: MaxFwd, numbers: Numbers }
 
-    /// `NormAvgFwd` of kernels/pool/fused_fwd.cu.
-    pub(super) struct NormAvgFwd { pool: AvgFwd, numbers: Numbers }
+    /// `FusedAvgFwd` of kernels/pool/fused_fwd.cu.
+    pub(super) struct FusedAvgFwd { pool: AvgFwd, numbers: Numbers }
 
     /// The end of both.
     pub(super) struct Numbers { scale: u64, shift: u64, relu: u32, unused: u32 }

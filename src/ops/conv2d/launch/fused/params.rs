@@ -12,19 +12,19 @@ pub const SCALED: i32 = 64;
 
 params! {
     /// For fwd.
-    pub struct ForwardParams { gather: GatherParams, in_scale: u64, in_shift: u64, mean: u64, m2: u64 }
+    pub struct ForwardParams { gather: GatherParams, x_scale: u64, x_shift: u64, mean: u64, m2: u64 }
 
     /// For fwd that loads the end of a block.
     pub struct EndParams {
         forward: ForwardParams,
-        b: u64, b_scale: u64, b_shift: u64, z: u64, signs: u64,
-        b_stride: i32, z_stride: i32, signs_stride: i32, unused: i32,
+        other: u64, other_scale: u64, other_shift: u64, z: u64, signs: u64,
+        other_stride: i32, z_stride: i32, signs_stride: i32, unused: i32,
     }
 
     /// For bwd_x.
     pub struct DataGradientParams {
         gather: GatherParams,
-        y: u64, a: u64, b: u64, c: u64, bits: u64, y0: u64, y1: u64, mean0: u64, mean1: u64, sums: u64, open: u64,
+        y: u64, a: u64, b: u64, c: u64, bits: u64, y0: u64, y1: u64, mean0: u64, mean1: u64, sums: u64, gate: u64,
         y_stride: i32, bits_stride: i32, y0_stride: i32, y1_stride: i32, m_tiles: i32, bands: i32,
     }
 
