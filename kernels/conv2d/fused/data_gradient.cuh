@@ -18,6 +18,7 @@ __device__ __forceinline__ void no_sums(const DataGradientParams& p, i64 band, i
 // Computes one tile of dx. B is the weight loader.
 template <typename T, class Tile, bool VECTOR, class B>
 __device__ __forceinline__ void data_gradient(const DataGradientParams& p, const Block& block) {
+  static_assert(Tile::A_TENSORS == 2, "a stage has room for the second tensor of operand A: take Tile::Paired");
   const int across = residues(p.axis_w), n0 = block.n_tile * Tile::N, col0 = block.group * p.out_c + n0;
   const Slice slice_h = residue_slice(p.axis_h, block.residue / across), slice_w = residue_slice(p.axis_w,
       block.residue % across);

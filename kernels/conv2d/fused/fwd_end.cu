@@ -18,6 +18,7 @@ namespace conv2d::fused {
 
 template <typename T, class Tile>
 __device__ __forceinline__ void fwd_end(const EndParams& p) {
+  static_assert(Tile::A_TENSORS == 2, "a stage has room for the second tensor of operand A: take Tile::Paired");
   const Block block(p.n_tiles, p.groups);
   const Joined<T, Tile::SECOND> in(p, block.n_tile == 0);
   measured<T, Tile, true, WeightRows<T, Tile, true>>(p, in, block);

@@ -8,6 +8,7 @@ namespace conv2d::fused {
 
 template <typename T, class Tile>
 __device__ __forceinline__ Corrected<T, Tile::SECOND> gradient_source(const WeightGradientParams& p, int group) {
+  static_assert(Tile::A_TENSORS == 2, "a stage has room for the second tensor of operand A: take Tile::Paired");
   return {p.dy, p.dy_stride, p.y, p.y_stride, p.a, p.b, p.c, group * p.dy_c};
 }
 
