@@ -39,4 +39,22 @@ struct Moments {
   }
 };
 
+// Merges bands first, first + step, ... below `end` of one channel; every band but the last has `rows_per_band` rows.
+template <int UNROLL>
+__device__ __forceinline__ Moments<1> merge_bands(const float* means, const float* m2s, i64 rows, i64 rows_per_band,
+                                                  u32 channels, u32 channel, u32 first, u32 end, u32 step) {
+  Moments<1> moments;
+  moments.clear();
+#pragma unroll UNROLL
+  for (u32 band = first; band < end; band += step) {
+    const i64 left = rows - band * rows_per_band, at = i64(band) * channels + channel;
+    Moments<1> other;
+    other.count() = float(left < rows_per_band ? left : rows_per_band);
+    other.mean(0) = means[at];
+    other.m2(0) = m2s[at];
+    moments.take(other);
+  }
+  return moments;
+}
+
 }  // namespace batch_norm

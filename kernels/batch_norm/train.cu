@@ -93,18 +93,8 @@ constexpr int WALKERS = STRIP_THREADS / LANES;
 __device__ __forceinline__ void finalize(const Finalize& p) {
   SHARED(float, shared);
   const u32 channel = blockIdx.x * LANES + threadIdx.x % LANES, walker = threadIdx.x / LANES;
-  Moments<1> moments;
-  moments.clear();
-  if (channel < p.channels) {
-    for (u32 band = walker; band < p.bands; band += WALKERS) {
-      const i64 begin = i64(band) * p.rows_per_band, left = p.rows - begin;
-      Moments<1> other;
-      other.count() = float(left < p.rows_per_band ? left : p.rows_per_band);
-      other.mean(0) = p.band_mean[i64(band) * p.channels + channel];
-      other.m2(0) = p.band_m2[i64(band) * p.channels + channel];
-      moments.take(other);
-    }
-  }
+  Moments<1> moments = merge_bands<1>(p.band_mean, p.band_m2, p.rows, p.rows_per_band, p.channels, channel, walker,
+                                      channel < p.channels ? p.bands : 0, WALKERS);
   merge_walkers(moments, shared, LANES, WALKERS);
   if (walker != 0 || channel >= p.channels) return;
   const float count = float(p.rows);

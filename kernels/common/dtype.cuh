@@ -29,6 +29,12 @@ __device__ __forceinline__ bf16 from_float<bf16>(float v) { return bf16{ptx::flo
 // False for infinities and NaN.
 __device__ __forceinline__ bool is_finite(float v) { return v - v == 0.0f; }
 
+// max(v, 0); NaN stays NaN.
+__device__ __forceinline__ float rectified(float v) { return v < 0.0f ? 0.0f : v; }
+
+// The gradient d through a ReLU with output z: 0 if z <= 0. A NaN z passes d, as in torch.
+__device__ __forceinline__ float passed(float d, float z) { return z <= 0.0f ? 0.0f : d; }
+
 // Packs two values into a word, in the type of the first argument. RELU applies max(v, 0) first: NaN stays NaN, and a
 // zero may have either sign.
 template <bool RELU>

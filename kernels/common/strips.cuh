@@ -99,8 +99,18 @@ __device__ __forceinline__ void load_channels(float (&v)[V], const float* p, u32
   for (int j = 0; j < V; ++j) v[j] = j < n ? p[channel + j] : 0.0f;
 }
 
-// max(v, 0); NaN stays NaN.
-__device__ __forceinline__ float rectified(float v) { return v < 0.0f ? 0.0f : v; }
+// The position of a pixel in a batch of images.
+struct Pixel {
+  i64 image;
+  int row, column;
+};
 
-// The gradient d through a ReLU with output z: 0 if z <= 0. A NaN z passes d, as in torch.
-__device__ __forceinline__ float passed(float d, float z) { return z <= 0.0f ? 0.0f : d; }
+// The position of pixel `index` among images of `height` by `width`. A 64-bit division is many times slower.
+__device__ __forceinline__ Pixel pixel_at(i64 index, u32 height, u32 width) {
+  if (index >> 32 == 0) {
+    const u32 i = u32(index), line = i / width;
+    return Pixel{i64(line / height), int(line % height), int(i % width)};
+  }
+  const i64 line = index / width;
+  return Pixel{line / height, int(line % height), int(index % width)};
+}

@@ -55,7 +55,7 @@ __device__ __forceinline__ Chunk pack(const float (&f)[WIDTH<T>]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if constexpr (sizeof(T) == 4)
-      chunk.v[i] = ptx::float_to_bits(RELU && f[i] < 0 ? 0.0f : f[i]);
+      chunk.v[i] = ptx::float_to_bits(RELU ? rectified(f[i]) : f[i]);
     else
       chunk.v[i] = pair<RELU>(T{}, f[2 * i], f[2 * i + 1]);
   }

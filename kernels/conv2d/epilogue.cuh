@@ -29,7 +29,7 @@ struct Output {
       if (scale) v = __fmul_rn(v, scale[col + e]);
       if (shift) v = __fadd_rn(v, shift[col + e]);
       if (residual) v = __fadd_rn(v, to_float(other.v[e]));
-      if (relu) v = v < 0 ? 0.0f : v;
+      if (relu) v = rectified(v);
       if (accumulate) v = __fadd_rn(v, to_float(old.v[e]));
       old.v[e] = from_float<T>(v);
     }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "common/dtype.cuh"
-#include "common/strips.cuh"
 
 namespace norms {  // CUDA has a function `norm`
 

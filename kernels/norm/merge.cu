@@ -55,17 +55,8 @@ __device__ __forceinline__ Column column_of(u32 bands, u32 channels, u32 bands_p
 __device__ __forceinline__ void merge_moments(const MergeMoments& p) {
   SHARED(float, shared);
   const Column c = column_of(p.bands, p.channels, p.bands_per_part);
-  batch_norm::Moments<1> moments;
-  moments.clear();
-#pragma unroll 4
-  for (u32 band = c.first; band < c.end; band += WALKERS) {
-    const i64 left = p.rows - band * p.rows_per_band, at = i64(band) * p.channels + c.channel;
-    batch_norm::Moments<1> other;
-    other.count() = float(left < p.rows_per_band ? left : p.rows_per_band);
-    other.mean(0) = p.band_mean[at];
-    other.m2(0) = p.band_m2[at];
-    moments.take(other);
-  }
+  batch_norm::Moments<1> moments = batch_norm::merge_bands<4>(p.band_mean, p.band_m2, p.rows, p.rows_per_band,
+                                                              p.channels, c.channel, c.first, c.end, WALKERS);
   merge_walkers(moments, shared, LANES, WALKERS);
   if (c.walker != 0 || c.channel >= p.channels) return;
   const i64 at = i64(c.part) * p.channels + c.channel;

@@ -57,20 +57,4 @@ __device__ __forceinline__ int extent_of(const Axis& a, int i) {
   return int((begin + a.kernel < padded ? begin + a.kernel : padded) - begin);
 }
 
-// The position of a pixel in a batch of images.
-struct Pixel {
-  i64 image;
-  int row, column;
-};
-
-// The position of pixel `index` among images of `height` by `width`.
-__device__ __forceinline__ Pixel pixel_at(i64 index, u32 height, u32 width) {
-  if (index >> 32 == 0) {
-    const u32 i = u32(index), line = i / width;
-    return Pixel{i64(line / height), int(line % height), int(i % width)};
-  }
-  const i64 line = index / width;
-  return Pixel{line / height, int(line % height), int(index % width)};
-}
-
 }  // namespace pool

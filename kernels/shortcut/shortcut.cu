@@ -21,17 +21,6 @@ struct Shortcut {
 };
 static_assert(sizeof(Shortcut<float>) == 96, "as in src/ops/shortcut/launch.rs");
 
-// The position of pixel `row` among images of `height` by `width`.
-struct Position {
-  i64 image;
-  u32 row, column;
-};
-
-__device__ __forceinline__ Position position_at(i64 row, u32 height, u32 width) {
-  const i64 line = row / width;
-  return Position{line / height, u32(line % height), u32(row % width)};
-}
-
 // Loads channels `channel` .. `channel` + V of the output, `lead` lower in the input; zeros outside the input.
 template <typename T, int V>
 __device__ __forceinline__ void load_shifted(float (&v)[V], const Shortcut<T>& p, const T* pixel, u32 channel) {
@@ -50,7 +39,7 @@ __device__ __forceinline__ void shortcut_fwd(const Shortcut<T>& p) {
   const Share share = thread_share<V>(p.strips);
   const int n = strip_width<V>(p.strips, 0, share.channel);
   for (i64 row = share.first; row < share.end; row += share.step) {
-    const Position at = position_at(row, p.p, p.q);
+    const Pixel at = pixel_at(row, p.p, p.q);
     const i64 pixel = (at.image * p.h + at.row * p.stride) * p.w + at.column * p.stride;
     float v[V];
     load_shifted<T, V>(v, p, p.src + pixel * p.src_stride, share.channel);
@@ -64,7 +53,7 @@ __device__ __forceinline__ void shortcut_bwd(const Shortcut<T>& p) {
   const Share share = thread_share<V>(p.strips);
   const int n = strip_width<V>(p.strips, 0, share.channel);
   for (i64 row = share.first; row < share.end; row += share.step) {
-    const Position at = position_at(row, p.h, p.w);
+    const Pixel at = pixel_at(row, p.h, p.w);
     const bool kept = at.row % p.stride == 0 && at.column % p.stride == 0;
     if (!kept && p.accumulate) continue;
     const i64 pixel = (at.image * p.p + at.row / p.stride) * p.q + at.column / p.stride;

@@ -12,7 +12,7 @@ namespace conv2d::fused {
 template <class Tile>
 __device__ __forceinline__ void no_sums(const DataGradientParams& p, i64 band, int col0, int columns) {
   const int column = int(threadIdx.x);
-  if (p.sums && column < Tile::N && column < columns) store_sums(p, band, col0 + column, {0.0f, 0.0f, 0.0f});
+  if (p.sums && column < Tile::N && column < columns) store_sums(p, band, col0 + column, Sums<3>{});
 }
 
 // Computes one tile of dx. B is the weight loader.
@@ -40,7 +40,7 @@ __device__ __forceinline__ void data_gradient(const DataGradientParams& p, const
   MaskedOutput<T> output(p, col0 + mine, columns - mine);
   write_tile<Tile>(staged, [&](int i) { return i64(rows[i].out); }, col0, columns, output);
   if (!p.sums) return;
-  merge_columns<Tile, Added<3>>(output.sums, staged, [&](int column, const float(&sums)[3]) {
+  merge_columns<Tile>(output.sums, staged, [&](int column, const Sums<3>& sums) {
     if (column < columns) store_sums(p, band, col0 + column, sums);
   });
 }

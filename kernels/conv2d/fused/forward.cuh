@@ -22,13 +22,13 @@ __device__ __forceinline__ void measured(const ForwardParams& p, const Source& i
   MeasuredOutput<T> output(gather_output<T>(p));
   write_tile<Tile>(staged, [&](int i) { return i64(rows[i].out); }, col0, columns, output);
   if (!p.mean) return;
-  float moments[8][Moments::COUNT];
+  Moments moments[8];
   output.moments(moments);
-  merge_columns<Tile, Moments>(moments, staged, [&](int column, const float(&m)[Moments::COUNT]) {
+  merge_columns<Tile>(moments, staged, [&](int column, const Moments& m) {
     if (column >= columns) return;
     const i64 at = i64(block.m_tile) * p.groups * p.out_c + col0 + column;
-    p.mean[at] = m[1];
-    p.m2[at] = m[2];
+    p.mean[at] = m.f[1];
+    p.m2[at] = m.f[2];
   });
 }
 

@@ -1,5 +1,5 @@
-// The epilogue of bwd_x: masks the gradient by the ReLU before x and leaves the sums that the gradient of the batch
-// norm before x needs.
+// The epilogue of bwd_x: masks the gradient by the ReLU before x and leaves the sums for the gradient of the batch norm
+// before x.
 #pragma once
 
 #include "conv2d/epilogue.cuh"
@@ -9,14 +9,13 @@
 namespace conv2d::fused {
 
 // v = result (+ old dx, unless SCALED), or 0 if the ReLU output is 0. Stores v, or with SCALED scale * v (+ old dx).
-// Sums v, v (y0 - mean0) and v (y1 - mean1) per column, with v as stored unless SCALED; behind a closed gate y0 and
-// mean0 are not read, and their sum is 0.
+// Sums v, v (y0 - mean0) and v (y1 - mean1) per column: v after rounding to T, or before if SCALED. Behind a closed
+// gate y0 and mean0 are not read, and their sum is 0.
 template <typename T>
 struct MaskedOutput {
-  static constexpr int COUNT = 3;
   const DataGradientParams& p;
   float scale[8], shift[8], mean0[8], mean1[8];
-  float sums[8][COUNT] = {};
+  Sums<3> sums[8] = {};
   const bool reads_y0;
 
   // For the eight columns from `col` on, of which `count` exist.
@@ -52,9 +51,10 @@ struct MaskedOutput {
       const float stored = !scaled ? v : accumulate ? fmaf(scale[j], v, old) : __fmul_rn(scale[j], v);
       there.v[e] = from_float<T>(stored);
       if (!scaled) v = to_float(there.v[e]);
-      sums[j][0] += v;
-      sums[j][1] = fmaf(v, to_float(y0.v[e]) - mean0[j], sums[j][1]);
-      sums[j][2] = fmaf(v, to_float(y1.v[e]) - mean1[j], sums[j][2]);
+      float(&sum)[3] = sums[j].f;
+      sum[0] += v;
+      sum[1] = fmaf(v, to_float(y0.v[e]) - mean0[j], sum[1]);
+      sum[2] = fmaf(v, to_float(y1.v[e]) - mean1[j], sum[2]);
     }
     store(dst, there);
   }
@@ -72,10 +72,10 @@ struct MaskedOutput {
 };
 
 // Stores a tile's sums of column `col`, which counts the channels of all groups.
-__device__ __forceinline__ void store_sums(const DataGradientParams& p, i64 band, int col, const float (&sums)[3]) {
+__device__ __forceinline__ void store_sums(const DataGradientParams& p, i64 band, int col, const Sums<3>& sums) {
   const i64 channels = i64(p.groups) * p.out_c;
   const int count = p.y1 ? 3 : 2;
-  for (int i = 0; i < count; ++i) p.sums[(i * i64(p.bands) + band) * channels + col] = sums[i];
+  for (int i = 0; i < count; ++i) p.sums[(i * i64(p.bands) + band) * channels + col] = sums.f[i];
 }
 
 }  // namespace conv2d::fused

@@ -40,14 +40,13 @@ struct MeasuredOutput {
   }
 
   // Count, mean and sum of squared deviations of each column.
-  __device__ __forceinline__ void moments(float (&m)[8][Moments::COUNT]) const {
+  __device__ __forceinline__ void moments(Moments (&m)[8]) const {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const float d = rows == 0 ? 0.0f : sum[e] / rows;
-      m[e][0] = rows;
-      m[e][1] = rows == 0 ? 0.0f : first[e] + d;
-      const float m2 = fmaf(-sum[e], d, squares[e]);
-      m[e][2] = m2 < 0 ? 0.0f : m2;  // keeps NaN
+      m[e].f[0] = rows;
+      m[e].f[1] = rows == 0 ? 0.0f : first[e] + d;
+      m[e].f[2] = rectified(fmaf(-sum[e], d, squares[e]));  // keeps NaN
     }
   }
 };

@@ -62,7 +62,7 @@ struct Activated {
     const T v = read<T>(x.at(pixel, channel));
     if (!scale) return v;
     const float z = fmaf(to_float(v), scale[channel], shift[channel]);
-    return from_float<T>(activates && z < 0 ? 0.0f : z);  // keeps NaN
+    return from_float<T>(activates ? rectified(z) : z);
   }
 
   __device__ __forceinline__ bool pending() const { return scale != nullptr; }
