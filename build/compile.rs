@@ -13,7 +13,7 @@ use super::table::{sources, write_if_changed};
 /// The flags of every compilation.
 const FLAGS: &[&str] = &["-std=c++17", "-O3", "-Xptxas", "-v", "-I", "kernels"];
 
-/// Environment variables that change what nvcc does.
+/// Environment variables that change nvcc's behaviour.
 const NVCC_VARIABLES: &[&str] = &["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
 
 /// A compiled kernel file.
@@ -26,7 +26,7 @@ struct Compiled {
     usage: Vec<Usage>,
 }
 
-/// What ptxas reports about one entry point on one target.
+/// The resources of one entry point on one target, from `ptxas -v`.
 #[derive(Default)]
 struct Usage {
     kernel: String,
@@ -37,7 +37,7 @@ struct Usage {
     spill_bytes: u32,
 }
 
-/// Embeds the kernels, or nothing without nvcc; the error is the text to print before the build fails.
+/// Embeds the kernels, or nothing without nvcc; the error is the text to print when the build fails.
 pub fn build() -> Result<(), String> {
     for variable in nvcc::VARIABLES.iter().chain(NVCC_VARIABLES) {
         println!("cargo:rerun-if-env-changed={variable}");
@@ -59,7 +59,7 @@ pub fn build() -> Result<(), String> {
             let dependencies: BTreeSet<&PathBuf> = compiled.iter().flat_map(|c| &c.dependencies).collect();
             dependencies.iter().for_each(|path| println!("cargo:rerun-if-changed={}", path.display()));
             for Usage { kernel, target, .. } in compiled.iter().flat_map(|c| &c.usage).filter(|u| u.spill_bytes > 0) {
-                // Slower but correct: an nvcc other than in ci/requirements-nvcc.txt must not fail a user's build.
+                // Slower but correct: another nvcc than ci/requirements-nvcc.txt's must not fail a user's build.
                 println!("cargo:warning=nvcc {} spills registers of {kernel} for {target}", nvcc.version);
             }
             embed(Some(&nvcc), &targets, &compiled)?
@@ -201,7 +201,7 @@ fn embed(nvcc: Option<&Nvcc>, targets: &[Target], compiled: &[Compiled]) -> Resu
         text,
         "/// The release of the nvcc that compiled the kernels.\npub static TOOLKIT: Option<&str> = {version:?};"
     );
-    let _ = writeln!(text, "/// How to get a build with kernels.\npub static REMEDY: &str = {:?};", nvcc::REMEDY);
+    let _ = writeln!(text, "/// Advice for a build with kernels.\npub static REMEDY: &str = {:?};", nvcc::REMEDY);
     let _ = writeln!(text, "/// The targets of every kernel.\npub static TARGETS: &[&str] = &{codes:?};");
     let _ =
         writeln!(text, "/// Every kernel file and its fatbin.\npub static FATBINS: &[(&str, &[u8])] = &[\n{images}];");
@@ -212,7 +212,7 @@ fn embed(nvcc: Option<&Nvcc>, targets: &[Target], compiled: &[Compiled]) -> Resu
     );
     let _ = writeln!(
         text,
-        "/// What ptxas reported about every entry point on every target.\npub static USAGE: &[Usage] = &[\n{usage}];"
+        "/// Every entry point's resources on every target, from ptxas.\npub static USAGE: &[Usage] = &[\n{usage}];"
     );
     Ok(text)
 }

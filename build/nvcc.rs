@@ -4,11 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Every environment variable that the search reads.
+/// The environment variables that the search reads.
 pub const VARIABLES: &[&str] =
     &["RESIDUUM_NVCC", "NVCC", "PATH", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX"];
 
-/// What a user without nvcc can do.
+/// Advice for a user without nvcc.
 pub const REMEDY: &str = "install the CUDA toolkit (12.0 or later) and put nvcc on PATH or in RESIDUUM_NVCC, or run \
      `pip install -r ci/requirements-nvcc.txt` in an active virtual environment (for drivers for CUDA 13.0 and \
      later); then build again";
@@ -62,7 +62,7 @@ fn candidates(var: &dyn Fn(&str) -> Option<OsString>, root: &Path) -> Vec<PathBu
     found
 }
 
-/// Where NVIDIA's installers and distributions put the toolkit: the selected one, then the newest first.
+/// The places of NVIDIA's installers and of distributions: the selected toolkit, then numbered ones, newest first.
 fn toolkits(root: &Path) -> Vec<PathBuf> {
     let local = root.join("usr").join("local");
     let release = |folder: &PathBuf| -> Option<Vec<u32>> {

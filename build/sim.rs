@@ -53,7 +53,7 @@ fn wrap(kernel: &Path, kernels: &Path, out: &Path) -> PathBuf {
     wrapper
 }
 
-/// The host's C++ compiler. It compiles only what has changed, since there are many kernels.
+/// The host's C++ compiler. It compiles only changed files, since there are many kernels.
 struct Compiler<'a> {
     build: cc::Build,
     tool: cc::Tool,
@@ -130,7 +130,7 @@ impl<'a> Compiler<'a> {
 }
 
 /// True if `object` is newer than all its inputs in `depfile`, and they include `source` and files of these `kernels`:
-/// a build folder that was copied, or that two checkouts share, may name the other's files.
+/// in a copied build folder, or one that two checkouts share, the inputs may be another checkout's.
 fn is_fresh(source: &Path, object: &Path, depfile: &Path, kernels: &Path) -> bool {
     let changed = |path: &Path| -> Option<SystemTime> { fs::metadata(path).and_then(|m| m.modified()).ok() };
     let (Some(made), Ok(text)) = (changed(object), fs::read_to_string(depfile)) else { return false };

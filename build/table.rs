@@ -1,6 +1,6 @@
-//! Reads the table of kernels: the `KERNEL` lines of `kernels/**/*.cu`, as text, so that a build without nvcc has it.
+//! Reads the table of kernels, the `KERNEL` lines of `kernels/**/*.cu`, as text: a build without nvcc has it, too.
 //!
-//! `KERNEL(conv2d_fwd_bf16_128x64_packed, GatherParams, 128, 3, (fwd_packed<bf16, Tile128x64>))` is all that the host
+//! `KERNEL(conv2d_fwd_bf16_128x32_packed, GatherParams, 128, 4, (fwd_packed<bf16, Tile128x32>))` is all that the host
 //! knows about that entry. The host chooses by name, but the arguments decide what runs, so both must agree on dtype,
 //! tiles, access and threads; a line in which they differ fails the build.
 
@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 
 use super::arch::{family, TARGETS};
 
-/// What a `KERNEL` line says.
+/// The content of a `KERNEL` line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The entry point: `<op>_<pass>_<dtype>[_<M>x<N>]..[_<form>][_sm<NN>]`.
     pub name: String,
-    /// The name with `*` for the dtype and without tiles, their access and the family: `conv2d_fwd_*`. All entries of a
-    /// kind compute the same result; one of them is chosen.
+    /// The name with `*` for the dtype and without tiles, access and family: `conv2d_fwd_*`. All entries of a kind
+    /// compute the same result; the host chooses one.
     pub kind: String,
     /// `f32`, `f16` or `bf16`.
     pub dtype: String,
@@ -28,7 +28,7 @@ pub struct Row {
     pub family: Option<u32>,
     /// The struct of its parameters, without template arguments.
     pub params: String,
-    /// The size of that struct in bytes, as a `static_assert` states.
+    /// The size of that struct in bytes, from its `static_assert`.
     pub params_bytes: usize,
     /// Threads per block.
     pub threads: usize,
@@ -86,7 +86,7 @@ pub fn read(kernels: &Path) -> Result<Vec<Row>, String> {
 
 /// A kernel file.
 struct File {
-    /// The beginnings that its entries' names may have: its folders, and its own name.
+    /// Allowed first parts of its entries' names: its folders and its own name.
     places: Vec<String>,
     family: Option<u32>,
     /// Without comments.
@@ -129,7 +129,7 @@ impl File {
         Ok(row)
     }
 
-    /// Checks that the name, which has tiles of `sizes`, agrees with the arguments; takes the row's tiles from these.
+    /// Checks that the name, with tiles of `sizes`, agrees with the arguments, and sets the row's tiles from them.
     fn check(&self, row: &mut Row, sizes: &[[usize; 2]], [params, body]: [&str; 2]) -> Result<(), String> {
         if !self.places.iter().any(|place| row.name.starts_with(&format!("{place}_"))) {
             return Err(format!("it begins with none of {}", self.places.join(", ")));
@@ -246,8 +246,7 @@ fn words(text: &str) -> Vec<&str> {
     text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect()
 }
 
-/// How a body over tiles loads its operands: its function's name says packed or stem; for others, its last argument
-/// says whether accesses are 16 bytes wide.
+/// How a body over tiles loads its operands: by the function's suffix `_stem` or `_packed`, else by the last argument.
 fn access(body: &str) -> &'static str {
     let words = words(body);
     let (function, last) = (words.first().copied().unwrap_or_default(), words.last().copied().unwrap_or_default());

@@ -1,6 +1,6 @@
 //! The table of kernels: a row for every `KERNEL` line of `kernels/**/*.cu`, as `build/table.rs` reads it.
 //!
-//! An op names its kinds of entries in [`kernels!`]; names, dtypes, tiles, threads and the family of GPUs come from the
+//! An op names its kinds of entries in [`kernels!`]; names, dtypes, tiles, threads and the GPU family come from the
 //! rows. At compile time the op's struct must have the name and the size of the kernel's.
 
 use super::{Arch, Kernel, Target};
@@ -14,9 +14,9 @@ pub(crate) struct Row {
     /// The name with `*` for the dtype, cut off before any tile: `conv2d_fwd_*`, `pool_avg_fwd_*_tree`.
     pub kind: &'static str,
     pub dtype: DType,
-    /// The tiles of a product: rows, columns, bytes of a row in a stage, stages.
+    /// The tiles of a product: rows, columns, bytes per row of a stage, stages.
     pub tiles: &'static [[usize; 4]],
-    /// `vector`, `packed`, `stem` or `scalar`, for products.
+    /// `vector`, `packed`, `stem` or `scalar`; empty without tiles.
     pub access: &'static str,
     pub family: Option<Arch>,
     pub params: &'static str,
@@ -94,8 +94,8 @@ pub(crate) const fn entries<P: bytemuck::Pod, const N: usize>(kind: &str, params
     entries
 }
 
-/// Declares the kernels of an op. `FWD: Add = "sum_fwd_*", 0;` is a static of the entries of that kind, which take an
-/// `Add` and 0 bytes of shared memory; `KERNELS` is all of them.
+/// Declares the kernels of an op. `FWD: Add = "sum_fwd_*", 0;` declares a static with the entries of this kind, which
+/// take an `Add` and 0 bytes of shared memory; `KERNELS` lists all entries.
 macro_rules! kernels {
     ($($name:ident: $params:ident = $kind:literal, $shared:expr;)+) => {
         $(static $name: [$crate::device::table::Entry; $crate::device::table::count($kind)] =
@@ -105,16 +105,20 @@ macro_rules! kernels {
 }
 pub(crate) use kernels;
 
-/// The entries of `table` that a device of `arch` runs: those of its own family, then those of every device.
+/// The entries of `table` that a device of `arch` runs: first its own family's, then the general ones.
 pub(crate) fn on<T: AsRef<Kernel>>(table: &[T], arch: Arch) -> impl Iterator<Item = &T> {
     let of = move |family| table.iter().filter(move |entry| entry.as_ref().family == family);
     of(Some(arch)).chain(of(None))
 }
 
 pub(crate) fn entry(target: Target, entries: &'static [Entry]) -> Result<&'static Kernel> {
-    let found = on(entries, target.arch).find(|entry| entry.dtype == target.dtype).map(|entry| &entry.kernel);
-    let reason = "kernels compute in f32, f16 and bf16; use the CPU";
-    found.ok_or_else(|| Error::unsupported(entries[0].kernel.name, reason))
+    match on(entries, target.arch).find(|entry| entry.dtype == target.dtype) {
+        Some(entry) => Ok(&entry.kernel),
+        None => {
+            let what = format!("{} in {}", entries[0].kernel.name.replace("_f32", ""), target.dtype);
+            Err(Error::unsupported(what, "kernels compute in f32, f16 and bf16; use the CPU"))
+        }
+    }
 }
 
 /// The only entry of a kind.
