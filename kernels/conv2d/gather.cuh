@@ -17,7 +17,7 @@ __device__ __forceinline__ i64 gather_length(const GatherParams& p, const Slice&
   return i64(slice_h.taps) * slice_w.taps * p.in_c;
 }
 
-// With packed groups: the sum of column n over the channels of its own group, from `begin` to `end` of the reduction.
+// With packed groups: the sum that belongs to column n, over its own group's channels and k from `begin` to `end`.
 template <typename T, class B, class Source>
 __device__ __forceinline__ float own_sum(const GatherParams& p, const Source& in, const Slice& slice_h,
                                          const Slice& slice_w, const Row& row, int group, int n, i64 begin, i64 end) {
@@ -38,7 +38,7 @@ __device__ __forceinline__ float own_sum(const GatherParams& p, const Source& in
   return sum;
 }
 
-// Replaces each staged sum that is not finite over its own group: FiniteOnly left non-finite pixels out. Ends with a
+// Replaces each staged sum whose own group makes it non-finite: FiniteOnly left those elements out. Ends with a
 // barrier.
 template <typename T, class Tile, class B, class Source>
 __device__ __forceinline__ void restore_own(const GatherParams& p, const Source& in, const Slice& slice_h,
@@ -54,15 +54,15 @@ __device__ __forceinline__ void restore_own(const GatherParams& p, const Source&
   __syncthreads();
 }
 
-// Reduces the tile of `block` over the slices of `in` and leaves it at the start of `shared`, as write_tile expects it,
-// and its rows in `rows`. B is the weight loader; K-major in fwd.
+// Reduces the tile of `block` over `in` and stages it at the start of `shared`, for write_tile; decodes its rows into
+// `rows`. B is the weight loader; it is K-major in fwd.
 template <typename T, class Tile, bool VECTOR, class B, bool B_K_MAJOR, class Source>
 __device__ __forceinline__ float* gather_tile(const GatherParams& p, const Source& in, const Slice& slice_h,
                                               const Slice& slice_w, const Block& block, u8* shared, Row* rows) {
   decode_rows<Tile>(rows, p, slice_h, slice_w, block.m_tile);
   const i64 length = gather_length(p, slice_h, slice_w);
   Multiply<T, Tile, true, B_K_MAJOR, 0> multiply;
-  bool again = false;  // with packed groups: a sum is not finite
+  bool again = false;  // packed groups with a sum that is not finite
   if (length > 0) {
     const Range range(length, DEPTH<T, Tile>, p.splits, block.split);
     const i64 k0 = i64(range.begin) * DEPTH<T, Tile>;
@@ -87,7 +87,7 @@ __device__ __forceinline__ float* gather_tile(const GatherParams& p, const Sourc
   return staged;
 }
 
-// Writes the partial sums of a tile, if p.splits > 1.
+// Writes the partial sums of a tile, for p.splits > 1.
 template <class Tile>
 __device__ __forceinline__ void write_partial(const GatherParams& p, const Block& block, const float* staged,
                                               const Row* rows) {
@@ -104,7 +104,7 @@ __device__ __forceinline__ Output<T> gather_output(const GatherParams& p) {
           p.residual_stride, (p.flags & RELU) != 0, (p.flags & ACCUMULATE) != 0, (p.flags & VECTOR_OUT) != 0};
 }
 
-// Computes one tile for the slices of `in`, a source of the block's group.
+// Computes one tile. `in` is the source of the block's group; the slices say which pixels and taps are the block's.
 template <typename T, class Tile, bool VECTOR, class B, bool B_K_MAJOR, class Source>
 __device__ __forceinline__ void gather(const GatherParams& p, const Source& in, const Slice& slice_h,
                                        const Slice& slice_w) {
@@ -126,7 +126,7 @@ __device__ __forceinline__ void gather(const GatherParams& p, const Source& in, 
                    gather_output<T>(p));
 }
 
-// As above, from a tensor as it is.
+// As above, for a tensor as it is.
 template <typename T, class Tile, bool VECTOR, class B, bool B_K_MAJOR>
 __device__ __forceinline__ void gather(const GatherParams& p, const Slice& slice_h, const Slice& slice_w) {
   const int group = Block(p.n_tiles, p.groups).group;

@@ -4,18 +4,18 @@
 // with cp.async if VECTOR (16-byte accesses: the channels of a group, pixel strides and addresses are multiples of 16
 // bytes), else element by element. Elements outside the tensor become zero.
 //
-// Activations come from a Source: AsItIs, or one of fused/sources.cuh that computes the operand. Those are PENDING:
+// Activations come from a Source: AsItIs, or a source of fused/sources.cuh, which computes the operand and is PENDING:
 // once a thread's copies of a stage have landed, finish() computes the operand in their place from the raw() chunks of
-// all the source's tensors and the numbers() of the channels, with a ReLU if the source `activates` (a constant in some
-// sources, a flag of the launch in others). Element by element, a source is computed as it is loaded. A KEPT source
-// also stores each finished chunk to global memory.
+// the source's tensors and the numbers() of the channels, with a ReLU if the source `activates` (a constant in some
+// sources, a flag of the launch in others). Without VECTOR, value() returns each element of the operand, computed. A
+// KEPT source also stores each finished chunk to global memory if it `keeps`.
 #pragma once
 
 #include "conv2d/tile.cuh"
 
 namespace conv2d {
 
-// A row of the tile: an output pixel and the input pixel at which it begins to read.
+// A row of the tile: an output pixel and the first input pixel that it reads.
 struct Row {
   int out;    // pixel of the output tensor, or -1 below the last row
   int image;  // in both tensors
@@ -23,7 +23,7 @@ struct Row {
 };
 static_assert(sizeof(Row) == 16, "16 bytes a row of the tile, as in variants.rs");
 
-constexpr int NOWHERE = -(1 << 30);  // a coordinate that no tap brings inside; the host keeps extents below 2^30
+constexpr int NOWHERE = -(1 << 30);  // outside under every tap: the host keeps extents below 2^30
 
 // Decodes the rows of the tile, once for all stages. Ends with a barrier.
 template <class Tile>
@@ -46,7 +46,7 @@ __device__ __forceinline__ void decode_rows(Row* rows, const GatherParams& p, co
   __syncthreads();
 }
 
-// base + row * row_bytes, in one multiply-add. Out of bounds is allowed if it is not read.
+// base + row * row_bytes, in one multiply-add. May be out of bounds if it is not read.
 __device__ __forceinline__ const u8* row_address(const u8* base, u32 row, u32 row_bytes) {
   return reinterpret_cast<const u8*>(reinterpret_cast<u64>(base) + u64(row) * row_bytes);
 }
@@ -56,7 +56,7 @@ __device__ __forceinline__ const u8* bytes_of(const void* tensor, i64 element) {
   return reinterpret_cast<const u8*>(static_cast<const T*>(tensor) + element);
 }
 
-// Reads an element that no block writes, as global memory: the compiler cannot infer the address space of p.
+// Reads an element, which no block writes, from global memory: the compiler cannot infer the address space of p.
 template <typename T>
 __device__ __forceinline__ T read(const u8* p) {
   return T{__ldg(reinterpret_cast<const u16*>(p))};
@@ -107,7 +107,7 @@ struct AsItIs {
   __device__ __forceinline__ T value(u32 pixel, int channel) const { return read<T>(x.at(pixel, channel)); }
 };
 
-// Which of a thread's chunks lie inside the image, for each stage in flight: a pending source transforms only these.
+// A bit for each of a thread's chunks in flight, 1 inside the image: a pending source transforms only these.
 template <int PASSES, int STAGES>
 struct Inside {
   static_assert(PASSES * STAGES <= 32, "a bit for each chunk in flight");
@@ -121,8 +121,8 @@ struct Inside {
   __device__ __forceinline__ u32 get(int stage) const { return bits >> (stage * PASSES) & ALL; }
 };
 
-// Finishes a thread's chunks, all of the same channels, whose bits are set. Reads all chunks before it stores any, so
-// that latencies overlap; the results of other chunks are discarded.
+// Finishes a thread's chunks whose bits are set; all chunks have the same channels. Reads every chunk before it stores
+// any, so that latencies overlap, and discards the results of the others.
 template <bool RELU, class Mine, class Source>
 __device__ __forceinline__ void finish_all(const Source& source, u8* tile, int slot, int channel, u32 chunks) {
   const typename Source::Numbers numbers = source.numbers(channel);
@@ -146,7 +146,7 @@ __device__ __forceinline__ void finish_chunks(const Source& source, u8* tile, in
     finish_all<false, Mine>(source, tile, slot, channel, chunks);
 }
 
-// Operand A of fwd and bwd_x: row m is an output pixel, and k = (tap row, tap column, channel) walks over the input
+// Operand A of fwd and bwd_x: row m is an output pixel, k = (tap row, tap column, channel) an element of the input
 // pixels that it gathers. Rows of K_BYTES in shared memory.
 template <typename T, class Tile, bool VECTOR, class Source>
 struct PixelRows {
@@ -184,7 +184,7 @@ struct PixelRows {
     return c.hi < taps && u32(h[i] + c.hi * shift_h) < u32(in_h) && u32(w[i] + c.mid * shift_w) < u32(in_w);
   }
 
-  // The pixel at c for the row of pass i; valid if inside(c, i).
+  // The input pixel of pass i's row under tap c; valid if inside(c, i).
   __device__ __forceinline__ u32 pixel_at(const Counter& c, int i) const {
     return pixel[i] + u32(c.hi * shift_h) * u32(in_w) + u32(c.mid * shift_w);
   }
@@ -215,7 +215,7 @@ struct PixelRows {
     radix.advance(k, step);
   }
 
-  // Only for 1x1 kernels, whose one tap is the pixel itself.
+  // For 1x1 kernels only, whose one tap is the pixel itself.
   __device__ __forceinline__ void keep(const u8* tile, u32 chunks) const {
     if (!in.keeps) return;
 #pragma unroll
@@ -240,7 +240,7 @@ struct WeightRows {
 
   const u8* w;    // the thread's next chunk in pass 0
   i64 pass_bytes;  // from pass to pass
-  int slot, rows, left;
+  int slot, rows, left;  // rows and elements from `w` on
 
   __device__ __forceinline__ WeightRows(const GatherParams& p, const Slice&, const Slice&, int group, int n0, i64 k0)
       : slot(Mine::slot()), rows(p.out_c - n0 - Mine::row(0)) {
@@ -271,7 +271,7 @@ struct WeightColumns {
   using Mine = ThreadChunks<Layout, ROWS, Tile::THREADS>;
 
   const u8* w;     // the thread's channels under the first tap of output channel 0 of the group
-  u32 tap_bytes;   // from a tap to the next
+  u32 tap_bytes;   // from one tap to the next
   int slot, taps_h, taps, step_h, step_w, left;
   Radix radix;
   Counter k[Mine::PASSES], step;

@@ -16,7 +16,7 @@ struct GradientColumns {
 
   Source dy;
   u32 pixels, k;
-  int slot, column, left;  // column: the thread's first channel; left: how many channels there are from it on
+  int slot, column, left;  // column: the thread's first channel; left: the channels from it on
   Inside<Mine::PASSES, Tile::STAGES> held;
 
   __device__ __forceinline__ GradientColumns(const WeightParams& p, const Source& source, int m0, i64 k0)

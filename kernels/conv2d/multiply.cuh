@@ -25,8 +25,8 @@ struct TensorCoreType<bf16> {
 };
 
 // The row addresses that a lane gives ldmatrix.x4, for blocks of 16 rows or columns by 16 of k. Lane l gives the
-// address of row l % 8 of the 8x8 matrix l / 8; the matrices are ordered like the registers of a fragment: in A by m,
-// then k; in B by k, then n. Only the permuted offsets are kept; the rest are constants.
+// address of row l % 8 of the 8x8 matrix l / 8. The matrices have the order of a fragment's registers: in A by m, then
+// k; in B by k, then n. Only the permuted offsets are in registers; the rest are constants.
 template <class Op, int BLOCKS, int STEPS, bool IS_A>
 struct Fragments {
   using Layout = typename Op::Layout;
@@ -51,7 +51,7 @@ struct Fragments {
 };
 
 // f16 and bf16: mma.sync.m16n8k16. With PROMOTE, the sums move to a second set of registers every PROMOTE stages:
-// tensor cores truncate, so the error of a long sum grows with its length, not with the square root of it.
+// tensor cores truncate, so the error of a sum grows with its length instead of the square root of its length.
 template <typename T, class Tile, bool A_K_MAJOR, bool B_K_MAJOR, int PROMOTE>
 struct Multiply {
   using A = Operand<T, Tile, Tile::M, A_K_MAJOR>;
@@ -142,7 +142,7 @@ struct Multiply<float, Tile, A_K_MAJOR, B_K_MAJOR, PROMOTE> {
 
   float sum[TM][TN] = {};
 
-  // The i-th row or column of a lane, one of LANES, in the warp's tile: those loaded together are adjacent.
+  // The i-th row or column of one of LANES lanes, in the warp's tile: rows or columns loaded together are adjacent.
   template <class Op, int LANES>
   __device__ static __forceinline__ int extent_index(int lane, int i) {
     return Op::K_MAJOR ? lane + LANES * i : (lane + LANES * (i / 4)) * 4 + i % 4;

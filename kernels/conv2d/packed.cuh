@@ -1,19 +1,19 @@
 // Packed groups: several adjacent narrow groups are computed as one, so that their channels fill 16-byte accesses and
 // the columns of a tile. The pixel loaders see one group of in_c (or dy_c, x_c) and out_c channels. Its weights are
 // block-diagonal: for an output channel and a tap, w has only the w_c input channels of the channel's own group. The
-// loaders here fill in zeros beside them, and bwd_w stores only the blocks on the diagonal (weigh_diagonal).
+// loaders here fill in the zeros, and bwd_w stores only the blocks on the diagonal (weigh_diagonal).
 //
-// A zero weight times an infinity or NaN of another group would spoil a sum. If a sum of a tile is not finite, the tile
-// is computed again with zeros in place of non-finite elements (FiniteOnly), so that the other sums have the bits that
-// finite groups beside them would give; then the affected sums are found and computed one by one (restore_own).
+// A zero weight times an infinity or NaN of another group is NaN. If a sum of a tile is not finite, the tile is
+// computed again with zeros for all non-finite elements (FiniteOnly), which gives groups without such elements their
+// usual bits; then each sum with a non-finite element in its own group is computed alone (restore_own).
 #pragma once
 
 #include "conv2d/load.cuh"
 
 namespace conv2d {
 
-// Copies channels `channel`, channel + 1, ... of the `count` at src into a chunk, in pieces of BYTES; zeros for those
-// out of range. `channel` may be negative; both are multiples of a piece.
+// Copies `count` channels at src from `channel` on into a chunk, in pieces of BYTES; channels out of range become zero.
+// `channel` may be negative; both are multiples of a piece.
 template <typename T, int BYTES>
 __device__ __forceinline__ void copy_pieces(u8* dst, const u8* src, int channel, int count) {
   constexpr int STEP = BYTES / int(sizeof(T));
@@ -28,14 +28,14 @@ __device__ __forceinline__ void copy_pieces(u8* dst, const u8* src, int channel,
   }
 }
 
-// The largest piece, at most 16 bytes, to which the rows of w are aligned.
+// The largest piece, at most 16 bytes, that the alignment of w's rows allows.
 template <typename T>
 __device__ __forceinline__ u32 piece_bytes(const GatherParams& p) {
   const u32 bits = u32(p.w_c) * u32(sizeof(T)) | u32(reinterpret_cast<u64>(p.w)) | 16;
   return bits & (0u - bits);
 }
 
-// As copy_pieces, with `piece` bytes, uniform over the grid.
+// As copy_pieces, with pieces of `piece` bytes, the same in the whole grid.
 template <typename T>
 __device__ __forceinline__ void copy_diagonal(u8* dst, const u8* src, int channel, int count, u32 piece) {
   if (piece == 16) return copy_pieces<T, 16>(dst, src, channel, count);
@@ -91,7 +91,7 @@ struct PackedRows {
   using Mine = ThreadChunks<Layout, Tile::N, Tile::THREADS>;
   static constexpr bool PENDING = false, PACKED = true;
 
-  // How many groups are packed.
+  // The number of packed groups.
   __device__ __forceinline__ static int packed(const GatherParams& p) { return p.in_c / p.w_c; }
 
   // The weight of channel c of a group and column n, under tap (r, s) of the slices.
@@ -145,7 +145,7 @@ struct PackedColumns {
   using Layout = Swizzled<ROWS, Tile::N * int(sizeof(T))>;
   using Mine = ThreadChunks<Layout, ROWS, Tile::THREADS>;
 
-  // How many groups are packed.
+  // The number of packed groups.
   __device__ __forceinline__ static int packed(const GatherParams& p) { return p.out_c / p.w_c; }
 
   // The weight of channel c of the group of column n, under tap (r, s) of the slices.

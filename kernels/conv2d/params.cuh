@@ -24,7 +24,7 @@ struct Axis {
 constexpr int RELU = 1;             // replace negative results by 0
 constexpr int ACCUMULATE = 2;       // add to the output
 constexpr int VECTOR_OUT = 4;       // the output and the residual take 16-byte accesses
-constexpr int VECTOR_PARTIAL = 8;   // so do the partial sums
+constexpr int VECTOR_PARTIAL = 8;   // the partial sums take 16-byte accesses
 
 // fwd and bwd_x. Channels are those of one group; a stride is a pixel stride, in elements.
 struct GatherParams {
@@ -86,7 +86,7 @@ struct BiasParams {
 static_assert(sizeof(BiasParams) == 40, "as in params.rs");
 
 // A block's part of an axis: output first + i * step, i < count, reads input origin + i * stride + t * shift through
-// tap number tap + t * tap_step, for every t < taps for which that is inside the input.
+// tap number tap + t * tap_step, for every t < taps whose input is inside the image.
 struct Slice {
   int count, first, step;
   int origin, stride, shift;
@@ -99,7 +99,7 @@ __device__ __forceinline__ Slice forward_slice(const Axis& a) {
 }
 
 // bwd_x: the outputs residue, residue + stride, ... Every tap_step-th tap reaches them, from the first whose distance
-// is a multiple of the stride, so no product with a zero between strides is formed. There may be no such tap.
+// is a multiple of the stride, if there is one; so no product with a zero between strides is formed.
 __device__ __forceinline__ Slice residue_slice(const Axis& a, int residue) {
   int tap = 0, distance = residue + a.pad;
   const int last = a.tap_step < a.taps ? a.tap_step : a.taps;
@@ -112,7 +112,7 @@ __device__ __forceinline__ Slice residue_slice(const Axis& a, int residue) {
           taps, tap, a.tap_step};
 }
 
-// How many residues of the stride occur among the outputs.
+// The number of residues of the stride among the outputs.
 __device__ __forceinline__ int residues(const Axis& a) { return a.stride < a.output ? a.stride : a.output; }
 
 // A block's place in the problem. Consecutive blocks share their rows, for the L2 cache.

@@ -1,6 +1,6 @@
-// The first layer of a network: at most four channels, with a pixel stride of four elements. The reduction is
-// (r, s, four channels); a chunk holds two taps of 16-bit elements or one of f32. The gap between the channels and the
-// next pixel is never read: cp.async writes zeros in its place.
+// The first layer of a network: at most four channels at a pixel stride of four elements. The reduction runs over
+// (r, s, four channels); a chunk holds two taps of 16-bit elements or one of f32. The elements between the channels and
+// the next pixel are never read: cp.async writes zeros instead.
 #pragma once
 
 #include "conv2d/load_weight.cuh"
@@ -9,11 +9,11 @@ namespace conv2d {
 
 constexpr int STEM_C = 4;
 
-// How many taps a chunk holds.
+// Taps per chunk.
 template <typename T>
 constexpr int STEM_TAPS = WIDTH<T> / STEM_C;
 
-// The source of these pixels: a tensor of `channels` channels.
+// The source of a stem: images of `channels` channels, at most four, at a pixel stride of four elements.
 template <typename T>
 struct StemPixels {
   static constexpr bool PENDING = false;
@@ -23,7 +23,7 @@ struct StemPixels {
   __device__ __forceinline__ StemPixels(const void* tensor, int channels)
       : x(tensor, 0, STEM_C), bytes(u32(channels) * u32(sizeof(T))) {}
 
-  // Copies tap `i` of a chunk: the four elements of a pixel, or zeros if it is not inside the image.
+  // Copies tap `i` of a chunk: the channels of a pixel and zeros up to four, or only zeros outside the image.
   __device__ __forceinline__ void copy(u8* chunk, int i, u32 pixel, bool inside) const {
     const u8* src = x.at(pixel, 0);
     u8* dst = chunk + i * STEM_C * int(sizeof(T));
@@ -87,8 +87,7 @@ struct PixelColumns<T, Tile, true, StemPixels<T>> : PixelColumns<T, Tile, true, 
   }
 };
 
-// Operand B of fwd: column n is an output channel, k = (tap, four channels), of which w has w_c. It is small enough to
-// stay in L1.
+// Operand B of fwd: column n is an output channel, k = (tap, four channels); w has only w_c of the four. It fits in L1.
 template <typename T, class Tile>
 struct StemRows {
   using Layout = Swizzled<Tile::N, Tile::K_BYTES>;

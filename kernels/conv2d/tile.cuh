@@ -35,7 +35,7 @@ struct Tile {
 };
 
 // The larger a warp's tile, the fewer bytes of shared memory a product reads: 64x64 reads two thirds as much as two
-// warps of 64x32. Its sums take 128 registers, which leaves no room for a second set, nor for f32.
+// warps of 64x32. Its sums take 128 registers; bwd_w, which keeps a second set, and f32 take eight warps instead.
 using Tile128x128 = Tile<128, 128, 2, 2, 64, 4>;
 using Tile128x128EightWarps = Tile<128, 128, 2, 4, 64, 4>;
 using Tile128x64 = Tile<128, 64, 2, 2, 64, 4>;
@@ -47,12 +47,12 @@ using Tile128x16 = Tile<128, 16, 4, 1, 64, 4>;
 using Tile16x128 = Tile<16, 128, 1, 4, 64, 4>;
 using Tile16x64 = Tile<16, 64, 1, 4, 64, 4>;
 
-// How many elements of the reduction a stage holds.
+// Elements of the reduction per stage.
 template <typename T, class Tile>
 constexpr int DEPTH = Tile::K_BYTES / int(sizeof(T));
 
-// ROWS rows of ROW_BYTES bytes in shared memory. The 16-byte chunks of a row are permuted so that one chunk of eight
-// consecutive rows, which ldmatrix reads at once, lies in different banks.
+// ROWS rows of ROW_BYTES bytes in shared memory. The 16-byte chunks of a row are permuted so that the chunks
+// that ldmatrix reads at once, one of each of eight consecutive rows, lie in different banks.
 template <int ROWS, int ROW_BYTES>
 struct Swizzled {
   static constexpr int CHUNKS = ROW_BYTES / 16, BYTES = ROWS * ROW_BYTES;
@@ -76,7 +76,7 @@ struct ThreadChunks {
   __device__ static __forceinline__ int row(int pass) { return int(threadIdx.x) / Layout::CHUNKS + pass * PER_PASS; }
   // True if the thread has a row in this pass; known to the compiler if the rows divide evenly.
   __device__ static __forceinline__ bool has(int pass) { return ROWS % PER_PASS == 0 || row(pass) < ROWS; }
-  // The offset of its chunk in a tile: computed once for pass 0, then a constant apart if the permutation repeats.
+  // The offset of the thread's chunk in a tile: computed for pass 0; others add a constant if the permutation repeats.
   __device__ static __forceinline__ int slot() { return Layout::offset(row(0), chunk()); }
   __device__ static __forceinline__ int slot(int first, int pass) {
     return PER_PASS % 8 == 0 ? first + pass * PER_PASS * Layout::CHUNKS * 16 : Layout::offset(row(pass), chunk());

@@ -45,8 +45,8 @@ __device__ __forceinline__ void weigh(const WeightParams& p, const DySource& dy,
   write_tile<Tile>(staged, row_of, n0, columns - n0, weigh_output(p, block.split, columns));
 }
 
-// As weigh, but stores only p.w_c of the p.x_c columns of a tap: in row m those from m / group_rows * p.w_c on.
-// Adjacent threads write adjacent elements.
+// As weigh, but stores only p.w_c of the p.x_c columns of a tap: in row m, the columns from
+// m / group_rows * p.w_c on. Adjacent threads write adjacent elements.
 template <typename T, class Tile, class DySource, class XSource>
 __device__ __forceinline__ void weigh_diagonal(const WeightParams& p, const DySource& dy, const XSource& x,
                                                int group_rows, const Block& block) {

@@ -1,5 +1,5 @@
-// The gradient epilogue: masks dz by the ReLU, stores g, and leaves the sums that batch norms need for each band of
-// rows; src/ops/norm/mod.rs defines it. A From computes dz of a strip:
+// The gradient epilogue: masks dz by the ReLU to v, stores g, and leaves the sums that batch norms need for each band
+// of rows, from v before it is rounded to T; src/ops/norm/mod.rs defines it. A From computes dz of a strip:
 // `load(float (&v)[V], i64 row, u32 channel, int n, u32 wide)`.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The forward passes of pooling, for pixels as they are or transformed. A Load reads the thread's channels of a pixel
+// The forward passes of pooling, for plain or transformed pixels. A Load reads the thread's channels of a pixel
 // of x: `load(float (&v)[V], i64 pixel, int n, u32 wide)`.
 #pragma once
 
@@ -28,7 +28,7 @@ struct AvgFwd {
 };
 static_assert(sizeof(AvgFwd<float>) == 112, "as in src/ops/pool/launch/params.rs");
 
-// Loads pixels as they are.
+// Loads pixels without a transform.
 template <typename T>
 struct Plain {
   const T* x;  // at the thread's channels
@@ -132,7 +132,7 @@ __device__ __forceinline__ Share block_share(const Strips& s) {
   return Share{row, row + 1, strip_walkers(s), ((column << s.lanes_log2) + strip_lane(s)) * V};
 }
 
-// Pixels to sum before they are added to the rest: keeps the rounding error of a large window small.
+// Pixels per partial sum: keeps the rounding error of a large window small.
 constexpr int GROUP = 32;
 
 template <typename T, typename Load>

@@ -1,5 +1,5 @@
-// The simulator's functions for compiled kernels. Included by cuda_builtins.hpp, before common/ptx.cuh, which uses them.
-// Without standard headers, so that a kernel sees no more than under nvcc.
+// The simulator's functions for compiled kernels. Included by cuda_builtins.hpp, before common/ptx.cuh, which uses
+// them. No standard headers, so that a kernel sees no more than under nvcc.
 #pragma once
 
 struct uint3 {

@@ -8,7 +8,7 @@
 //           provides it, so nothing is linked.
 // Grid      one block.
 // Threads   128. Shared memory: 128 flags.
-// Counted   no FLOPs; 4 bytes per gate, and what the driver writes for each condition.
+// Counted   no FLOPs; 4 bytes per gate, and the driver's writes for each condition.
 #include "common/kernel.cuh"
 
 namespace control {
@@ -21,7 +21,7 @@ struct Conditions {
   u32 count, unused;
 };
 static_assert(sizeof(Conditions) == 2056, "as in src/device/conditions.rs");
-static_assert(sizeof(Conditions) + 8 <= 4096, "what a kernel's parameters may take, with the gate's address");
+static_assert(sizeof(Conditions) + 8 <= 4096, "a kernel's parameters, gate included, take at most 4096 bytes");
 
 // Toolkits before CUDA 12.4 lack the function: their builds have no such kernel and skip blocks without it.
 #if !defined(__CUDACC__) || CUDART_VERSION >= 12040

@@ -2,16 +2,17 @@
 // same time.
 //
 // Tensors   as conv2d_fused_bwd_x and conv2d_fused_bwd_w, with g and y in common.
-// Method    theirs, block by block. The grid has one segment per split of bwd_w: first the tiles of dw over that split
-//           of the pixels, then the tiles of dx for about the same pixels. The latter find g, y and x in the L2 cache
-//           if a segment of them fits.
-// Grid      x: segments, each of all tiles of bwd_w and, divided evenly among the segments, tiles of bwd_x; these are
-//           ordered by column tile, group, residue, row tile (columns fastest). conv2d_reduce_f32 adds the splits.
-// Threads   the same number for both tiles. Shared memory: that of the tile that needs more.
+// Method    theirs, block by block. The grid has one segment per split of bwd_w: first the tiles of dw over the split's
+//           pixels, then the tiles of dx for about the same pixels. The tiles of dx find g, y and x in the L2 cache if
+//           a segment of them fits.
+// Grid      x: segments, each of all tiles of bwd_w and an even share of the tiles of bwd_x, which are ordered by
+//           column tile, group, residue, row tile (columns fastest). conv2d_reduce_f32 adds the splits.
+// Threads   as many for either tile. Shared memory: the larger of the two tiles' needs.
 // Counted   4*N*P*Q*K*R*S*C/G FLOPs; bytes: g, y, w, x, dx, dw and the operands of bwd_x's epilogue once each, x only
 //           once if it is also y of the epilogue; 8 or 12 bytes per row tile and column; each split writes and reads
 //           K*R*S*C/G floats.
-// Entries   named by the tile of dx, then the tile of dw. *_packed, *_scalar and the others: as for both.
+// Entries   named by the tile of dx, then the tile of dw; each needs the accesses of the bwd_x and the bwd_w entry of
+//           its form.
 #include "conv2d/fused/data_gradient.cuh"
 #include "conv2d/fused/weight_gradient.cuh"
 
@@ -29,7 +30,7 @@ struct Weights<T, Tile, PACKED> {
   using Loader = PackedColumns<T, Tile>;
 };
 
-// Block number `at` of bwd_x.
+// The bwd_x block with index `at`.
 __device__ __forceinline__ Block data_block(const GradientsParams& p, u32 at) {
   const u32 row = u32(p.x.n_tiles) * u32(p.x.groups), outer = at / row, residues = u32(p.x_residues);
   return Block(p.x.n_tiles, p.x.groups, outer / residues * row + at % row, int(outer % residues), 0);
@@ -39,7 +40,7 @@ template <typename T, class XTile, class WTile, Access ACCESS>
 __device__ __forceinline__ void bwd(const GradientsParams& p) {
   using X = typename XTile::Paired;
   using W = typename WTile::Paired;
-  static_assert(X::THREADS == W::THREADS, "one launch");
+  static_assert(X::THREADS == W::THREADS, "one launch has blocks of one size");
   const u32 segment = u32(p.w_blocks) + u32(p.x_segment), split = blockIdx.x / segment, at = blockIdx.x % segment;
   if (at < u32(p.w_blocks)) {
     const Block block(p.w.n_tiles, p.w.groups, at, 0, int(split));
