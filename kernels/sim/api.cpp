@@ -54,7 +54,7 @@ Kernels& kernels() {
   return all;
 }
 
-// The same kernels, compiled to report their accesses, and the mutex under which they are loaded and found.
+// The kernels again, compiled to report their accesses, and the mutex that guards them.
 Kernels& counted_kernels() {
   static Kernels all;
   return all;
@@ -77,7 +77,7 @@ struct Device {
   u64 launches = 0;
 };
 
-// Idle engines, kept with their stacks for later launches: as many as ever ran at once.
+// Idle engines, kept with their stacks for later launches; never more than ran at once.
 class Pool {
  public:
   std::unique_ptr<Engine> take() {
@@ -172,7 +172,7 @@ std::string run(Device& device, const Job& launch, size_t params_bytes) {
   return error.empty() ? error : error + " [launch " + std::to_string(number) + "]";
 }
 
-// The text if there is no memory, not even for a text.
+// The message if there is no memory even for a message.
 char no_memory[] = "out of memory: the simulator";
 
 char* copy_text(const std::string& text) {

@@ -1,4 +1,4 @@
-// Launches, blocks and threads: what runs next, and what happens when a thread waits or ends.
+// Launches, blocks and threads: the choice of the next thread; waiting and exit.
 #include "engine.hpp"
 
 #include <algorithm>
@@ -199,7 +199,7 @@ void Engine::resume(Thread* next, Context* from) {
   switch_context(from, &next->context);
 }
 
-// Runs what the schedule picks until the running thread, which is ready or parked, is picked again.
+// Runs the schedule's picks until it picks the running thread, which is ready or parked, again.
 void Engine::give_way() {
   Thread* self = running_;
   resume(pick(), &self->context);

@@ -21,10 +21,10 @@ using u64 = uint64_t;
 
 // The order in which ready threads run.
 enum class Schedule : u32 {
-  in_order,  // one block after the other, the ready thread of the lowest number first
+  in_order,  // one block after the other, the lowest-numbered ready thread first
   reverse,   // in_order backwards
   random,    // several blocks, any ready thread
-  priority,  // several blocks, a ready thread of the warp of the highest priority; priorities change at random moments
+  priority,  // several blocks, a ready thread of the highest-priority warp; priorities change at random moments
 };
 
 // When an asynchronous copy happens.

@@ -19,7 +19,7 @@ void install() {
   for (int signal : SIGNALS) sigaction(signal, &action, &previous_actions[signal]);
 }
 
-// Calls the handler that was installed before ours.
+// Calls the previously installed handler.
 void chain(int signal, siginfo_t* info, void* context) {
   const struct sigaction& previous = previous_actions[signal];
   if (previous.sa_flags & SA_SIGINFO) {

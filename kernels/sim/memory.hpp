@@ -36,7 +36,7 @@ class Guarded {
   size_t bytes_ = 0;
 };
 
-// A block's shared memory, aligned to 128 bytes and, in some blocks, no more.
+// A block's shared memory, aligned to 128 bytes and in some blocks to no more.
 class SharedArena {
  public:
   static constexpr size_t ALIGNMENT = 128, REDZONE = 256, MOST_SHIFT = 7;
@@ -44,7 +44,7 @@ class SharedArena {
   // Poisons and returns the memory of a block that asked for `bytes`. It ends, up to its alignment, at the guard page
   // or `shift` times the alignment before it; `shift` is at most MOST_SHIFT.
   unsigned char* reset(size_t bytes, size_t shift);
-  // Empty, or the byte outside that was written.
+  // Describes a byte written outside; else empty.
   std::string check() const;
   bool owns(const void* address) const { return pages_.owns(address); }
   unsigned char* begin() const { return begin_; }
@@ -63,7 +63,7 @@ class Memory {
   // poisoned and checked. nullptr if out of memory.
   void* allocate(size_t bytes, size_t alignment);
   void release(void* address);
-  // Empty, or the byte outside all buffers that was written; poisons it again.
+  // Describes a byte written outside all buffers and poisons it again; else empty.
   std::string check();
   // The address and size in bytes of every buffer.
   std::vector<std::pair<const void*, size_t>> buffers() const;

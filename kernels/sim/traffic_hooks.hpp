@@ -1,7 +1,7 @@
 // Reports every load and store of the kernels that include it to the simulator.
 //
 // With -fsanitize=thread, g++ inserts a call before every memory access. These are the called functions, in place of
-// the sanitizer's library, which is not linked. Kernels are compiled in this way only to count what they touch.
+// the sanitizer's library, which is not linked. Kernels are compiled in this way only to count their traffic.
 // Included by cuda_builtins.hpp.
 #pragma once
 

@@ -55,7 +55,7 @@ void shuffle_lanes(Warp& w, u32 lanes) {
   for_lanes(lanes, [&](u32 lane) {
     auto& a = arguments<ShuffleArguments>(w, lane);
     const u32 source = source_lane(lane, a);
-    // A lane outside the mask has no value to give.
+    // A lane outside the mask provides no value.
     a.result = lanes >> source & 1 ? arguments<ShuffleArguments>(w, source).value : ~u64(0);
   });
 }
@@ -208,7 +208,7 @@ void copy_async(void* dst, const void* src, u32 size, u32 bytes, const char* fil
     finish(copy);
     return;
   }
-  if (bytes != 0) {  // a bad address faults here, not where the copy is waited for
+  if (bytes != 0) {  // a bad address faults here, not in the later wait
     static_cast<void>(*static_cast<const volatile u8*>(copy.src));
     static_cast<void>(*static_cast<const volatile u8*>(copy.src + bytes - 1));
   }

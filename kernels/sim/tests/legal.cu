@@ -23,7 +23,7 @@ __device__ void block_sum(const LegalParams& p) {
   const u32 i = threadIdx.x;
   u32 v = i < p.n ? x_of(p)[i] : 0;
   for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffff, v, d);
-  if (i >= 48) return;  // the barrier does not wait for these
+  if (i >= 48) return;  // the barrier does not wait for exited threads
   if (i % 32 == 0) partial[i / 32] = v;
   __syncthreads();
   if (i == 0) y_of(p)[0] = partial[0] + partial[1];
