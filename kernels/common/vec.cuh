@@ -10,7 +10,7 @@ struct alignas(N * sizeof(T)) Vec {
   T v[N];
 };
 
-// How many values of T fill a 16-byte access.
+// Values of T per 16-byte access.
 template <typename T>
 constexpr int WIDTH = 16 / int(sizeof(T));
 

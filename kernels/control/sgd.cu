@@ -8,7 +8,7 @@
 //           learning rate, and 1 at the first step else 0, in device memory so that a captured step can be replayed
 //           with other values. The old velocity is unused at the first step and without momentum.
 // Method    a non-finite loss skips the step: nothing is written. With a loss scale (kernels/control/loss_scale.cu),
-//           its state says whether to skip the step and whether it is the first, and is a further divisor of gradients.
+//           its state says whether to skip the step and whether it is the first, and holds a second divisor of grad.
 // Grid      x: ceil(len / 1024), 4 elements per thread.
 // Threads   256. Shared memory: none.
 // Counted   8 FLOPs and 20 bytes per element, and 2 bytes for a 16-bit working copy.

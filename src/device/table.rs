@@ -36,7 +36,7 @@ pub(crate) const fn count(kind: &str) -> usize {
     found
 }
 
-/// The rows of `kind`, in the order of their lines.
+/// The rows of `kind`, in line order.
 pub(crate) const fn rows<const N: usize>(kind: &str) -> [&'static Row; N] {
     let mut rows = [&ROWS[0]; N];
     let (mut i, mut found) = (0, 0);
@@ -112,13 +112,11 @@ pub(crate) fn on<T: AsRef<Kernel>>(table: &[T], arch: Arch) -> impl Iterator<Ite
 }
 
 pub(crate) fn entry(target: Target, entries: &'static [Entry]) -> Result<&'static Kernel> {
-    match on(entries, target.arch).find(|entry| entry.dtype == target.dtype) {
-        Some(entry) => Ok(&entry.kernel),
-        None => {
-            let what = format!("{} in {}", entries[0].kernel.name.replace("_f32", ""), target.dtype);
-            Err(Error::unsupported(what, "kernels compute in f32, f16 and bf16; use the CPU"))
-        }
-    }
+    let found = on(entries, target.arch).find(|entry| entry.dtype == target.dtype);
+    found.map(|entry| &entry.kernel).ok_or_else(|| {
+        let what = format!("{} in {}", entries[0].kernel.name.replace("_f32", ""), target.dtype);
+        Error::unsupported(what, "kernels compute in f32, f16 and bf16; use the CPU")
+    })
 }
 
 /// The only entry of a kind.

@@ -2,9 +2,9 @@
 // same time.
 //
 // Tensors   as conv2d_fused_bwd_x and conv2d_fused_bwd_w, with g and y in common.
-// Method    theirs, block by block. The grid has one segment per split of bwd_w: first the tiles of dw over the split's
-//           pixels, then the tiles of dx for about the same pixels. The tiles of dx find g, y and x in the L2 cache if
-//           a segment of them fits.
+// Method    each block runs bwd_w or bwd_x. The grid has one segment per split of bwd_w: first the tiles of dw over the
+//           split's pixels, then the tiles of dx for about the same pixels. The tiles of dx find g, y and x in the L2
+//           cache if a segment of them fits.
 // Grid      x: segments, each of all tiles of bwd_w and an even share of the tiles of bwd_x, which are ordered by
 //           column tile, group, residue, row tile (columns fastest). conv2d_reduce_f32 adds the splits.
 // Threads   as many for either tile. Shared memory: the larger of the two tiles' needs.
