@@ -28,7 +28,7 @@ struct Clear {
   const float* gates;
   const u32* ranges;
   float* grad;
-  u32 units, unused;  // units in grad: nothing beyond is written, whatever the ranges say
+  u32 units, unused;  // units in grad: no range writes beyond them
 };
 static_assert(sizeof(Clear) == 32, "as in src/control/gate/launch.rs");
 
