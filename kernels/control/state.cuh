@@ -7,7 +7,7 @@ namespace control {
 enum State {
   SCALE,  // the factor on the next run's gradients
   GOOD,   // good steps in a row since the scale last changed
-  FRESH,  // 1 until a step has been taken: velocities are uninitialised
+  FRESH,  // 1 until a step has been taken; the first ignores the velocities
   USED,   // the factor on this run's gradients
   SKIP,   // 1 if this run's step is skipped
   FIRST,  // 1 if this run's step is the first
