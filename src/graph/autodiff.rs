@@ -29,12 +29,19 @@ impl Graph {
     /// Appends the ops that compute the gradient of the loss with respect to every parameter.
     ///
     /// Fails if the graph has no loss or is differentiated already, if an op has no gradient, and if a parameter is
-    /// used twice or does not affect the loss. [`Graph`] has an example.
+    /// used twice or does not affect the loss. A failure leaves the graph as it was. [`Graph`] has an example.
     pub fn differentiate(&mut self) -> Result<()> {
+        let mut graph = self.clone();
+        graph.append_backward()?;
+        *self = graph;
+        Ok(())
+    }
+
+    /// As [`differentiate`](Self::differentiate), but a failure leaves the graph half differentiated.
+    fn append_backward(&mut self) -> Result<()> {
         let loss = self.loss.ok_or_else(|| Error::invalid("differentiate", "the graph has no loss"))?;
-        if self.parameters.iter().any(|p| p.grad.is_some()) {
-            return Err(Error::invalid("differentiate", "the graph has been differentiated already"));
-        }
+        let fresh = self.parameters.iter().all(|p| p.grad.is_none());
+        Error::check(fresh, "differentiate", || "the graph has been differentiated already".into())?;
         let (needed, gates) = (self.depends_on_parameters(), self.writer_gates());
         let mut backward = Backward { needed, gates, parts: HashMap::new() };
         for i in (0..self.nodes.len()).rev() {
@@ -126,5 +133,24 @@ impl Graph {
             }
         }
         depends
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::graph::{Builder, ConvOptions, LossOptions, Mode};
+
+    #[test]
+    fn a_failure_leaves_the_graph_as_it_was() {
+        let mut b = Builder::new(Mode::Train);
+        let x = b.input("input", [2, 1, 1, 3]);
+        b.conv2d("unused", x, ConvOptions::default()).unwrap();
+        let logits = b.linear("fc", x, 2).unwrap();
+        b.loss(logits, LossOptions::default()).unwrap();
+        let mut graph = b.finish();
+        let before = format!("{graph:?}");
+        let problem = graph.differentiate().unwrap_err().to_string();
+        assert_eq!(problem, "unused.weight: the loss does not depend on this parameter");
+        assert_eq!(format!("{graph:?}"), before);
     }
 }
