@@ -58,9 +58,8 @@ impl Builder {
     /// # Ok::<(), residuum::Error>(())
     /// ```
     pub fn branch(&mut self, survival: f64, layers: impl FnOnce(&mut Self) -> Result<ValueId>) -> Result<Branch> {
-        if !(0.0..=1.0).contains(&survival) {
-            return Err(Error::invalid("survival of a branch", format!("{survival}, expected 0..=1")));
-        }
+        let known = (0.0..=1.0).contains(&survival);
+        Error::check(known, "survival of a branch", || format!("{survival}, expected 0..=1"))?;
         if self.gate.is_some() {
             return Err(Error::unsupported("a branch in a branch that may be dropped", "one gate decides over both"));
         }
@@ -80,8 +79,7 @@ impl Builder {
         let shape = self.common_shape("join", shortcut, branch.value)?;
         let share = if branch.gate.is_some() { 1.0 } else { branch.survival };
         let call = sum::Fwd { a: shortcut.into(), b: branch.value.into(), gate: branch.gate, y: None, signs: None };
-        let op = Op::Sum(sum::Node { form: call.form(), share, ..sum::Node::of(shape) });
-        Ok(self.graph.add(op, call, self.gate).y)
+        Ok(self.push(Op::Sum(sum::Node { form: call.form(), share, ..sum::Node::of(shape) }), call)?.y)
     }
 }
 
@@ -89,9 +87,11 @@ impl Builder {
 type Gates = BTreeSet<ValueId>;
 
 impl Node {
-    /// The op's own gate, its last input, if `is_behind` says so of the operands behind it.
+    /// The op's own gate, if `is_behind` says so of the operands behind it.
     fn own_gate(&self, is_behind: impl Fn(&Behind) -> bool) -> Option<ValueId> {
-        self.inputs.last().copied().filter(|_| is_behind(&self.op.operator().behind_gate()))
+        let operator = self.op.operator();
+        let gate = operator.operands().reads.iter().position(|(name, _)| *name == "gate")?;
+        is_behind(&operator.behind_gate()).then(|| self.inputs[gate])
     }
 
     /// The gate that decides whether the node reads input `j`: the op's own, else the branch's.
@@ -194,20 +194,17 @@ impl Graph {
         for node in &self.nodes {
             let name = node.op.operator().name();
             for (j, &v) in node.inputs.iter().enumerate().filter(|&(_, &v)| computed(v)) {
-                if !behind[v.index()].is_subset(&node.reads_behind(j)) {
-                    return Err(Error::invalid(name, format!("it reads input {j} of a branch that may be dropped")));
-                }
+                let kept = behind[v.index()].is_subset(&node.reads_behind(j));
+                Error::check(kept, name, || format!("it reads input {j} of a branch that may be dropped"))?;
             }
-            if node.written(Write::Accumulate).any(|(j, v)| !behind[v.index()].is_subset(&node.leaves_behind(j))) {
-                return Err(Error::invalid(name, "it adds to a value of a branch that may be dropped"));
-            }
+            let mut added = node.written(Write::Accumulate);
+            let kept = added.all(|(j, v)| behind[v.index()].is_subset(&node.leaves_behind(j)));
+            Error::check(kept, name, || "it adds to a value of a branch that may be dropped".into())?;
         }
-        match self.outputs.iter().find(|(_, v)| computed(*v) && !behind[v.index()].is_empty()) {
-            Some((name, _)) => {
-                Err(Error::invalid(format!("output `{name}`"), "it is inside a branch that may be dropped"))
-            }
-            None => Ok(()),
-        }
+        self.outputs.iter().try_for_each(|(name, v)| {
+            let kept = !computed(*v) || behind[v.index()].is_empty();
+            Error::check(kept, format!("output `{name}`"), || "it is inside a branch that may be dropped".into())
+        })
     }
 }
 
@@ -257,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_of_a_branch_is_behind_its_gate() {
+    fn readers_of_a_branch_are_behind_its_gate() {
         assert!(fused().check_gates().is_ok());
         let of_end = |node: &mut Node| match &mut node.op {
             Op::Sum(end) => end.form.gate.take().is_some(),

@@ -4,9 +4,8 @@ use std::collections::HashSet;
 
 use super::state::check_shape;
 use super::{Buffer, Graph, Mode, Origin, Parameter, ParameterKind, ValueId};
-use crate::ops::conv2d::Fwd;
 use crate::ops::store::Epilogue;
-use crate::ops::{batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, shortcut, Op};
+use crate::ops::{batch_norm, concat, conv2d, cross_entropy, linear, pool, relu, shortcut, Call, Op};
 use crate::tensor::{Shape, TensorType};
 use crate::{Error, Result};
 
@@ -54,7 +53,11 @@ impl Default for LossOptions {
 }
 
 /// Builds a [`Graph`] layer by layer. Shapes are NHWC. Parameters have torch's names (layer `conv1` has `conv1.weight`)
-/// and, in state dicts, torch's layouts. A layer fails on invalid options and on a name in use.
+/// and, in state dicts, torch's layouts. A layer fails on invalid options and on a name in use, and then adds no tensor.
+/// If two inputs or two outputs have one name, all later layers and [`Program::compile`](super::Program::compile) fail.
+///
+/// # Panics
+/// A layer may panic if its input is the loss or a value of another builder.
 ///
 /// ```
 /// use residuum::graph::{Builder, ConvOptions, LossOptions, Mode};
@@ -131,14 +134,14 @@ impl Builder {
         let ConvOptions { k, kernel, stride, padding, dilation, groups, bias } = options;
         let spec = conv2d::Spec { n, h, w, c, k, kernel, stride, padding, dilation, groups };
         let conv = within(name, conv2d::Conv2d::new(spec))?;
+        self.claim(name, if bias { &["weight", "bias"] } else { &["weight"] })?;
         let [k, r, s, cg] = conv.w_shape();
         let (shape, ty) = ([k, cg, r, s].into(), TensorType::real([k, r, s, cg]));
-        let weight = self.parameter(format!("{name}.weight"), shape, ParameterKind::ConvWeight, ty)?;
-        let shift = bias.then(|| self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)).transpose()?;
+        let w = self.parameter(format!("{name}.weight"), shape, ParameterKind::ConvWeight, ty);
+        let shift = bias.then(|| self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias));
         let epilogue = Epilogue { shift, ..Epilogue::default() };
-        let call = Fwd { x: x.into(), w: weight, epilogue, y: None, moments: None, end: None };
-        let op = Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::fwd(bias) });
-        Ok(self.graph.add(op, call, self.gate).y)
+        let call = conv2d::Fwd { x: x.into(), w, epilogue, y: None, moments: None, end: None };
+        Ok(self.push(Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::fwd(bias) }), call)?.y)
     }
 
     /// A batch norm (momentum 0.1) over the channels of `[N,H,W,C]`, with the parameters `{name}.weight`, `{name}.bias`
@@ -146,36 +149,36 @@ impl Builder {
     pub fn batch_norm(&mut self, name: &str, x: ValueId, eps: f64) -> Result<ValueId> {
         let shape = self.shape(x);
         let bn = within(name, batch_norm::BatchNorm::new(batch_norm::Spec { x: shape, eps, momentum: 0.1 }))?;
+        let op = Op::BatchNorm(match self.graph.mode {
+            Mode::Train => within(name, bn.train(false))?,
+            Mode::Infer => bn.infer(false),
+        });
+        self.claim(name, &["weight", "bias", "running_mean", "running_var"])?;
         let c = shape[3];
-        let gamma = self.per_channel(format!("{name}.weight"), c, ParameterKind::BatchNormWeight)?;
-        let beta = self.per_channel(format!("{name}.bias"), c, ParameterKind::BatchNormBias)?;
-        let running_mean = self.buffer(format!("{name}.running_mean"), c)?;
-        let running_var = self.buffer(format!("{name}.running_var"), c)?;
+        let gamma = self.per_channel(format!("{name}.weight"), c, ParameterKind::BatchNormWeight);
+        let beta = self.per_channel(format!("{name}.bias"), c, ParameterKind::BatchNormBias);
+        let [running_mean, running_var] =
+            ["running_mean", "running_var"].map(|leaf| self.buffer(format!("{name}.{leaf}"), c));
         Ok(match self.graph.mode {
             Mode::Train => {
-                let node = within(name, bn.train(false))?;
                 let (running_mean, running_var) = (Some(running_mean), Some(running_var));
                 let (y, mean, invstd) = (None, None, None);
-                let call = batch_norm::Train { x, gamma, beta, y, mean, invstd, running_mean, running_var };
-                self.graph.add(Op::BatchNorm(node), call, self.gate).y
+                self.push(op, batch_norm::Train { x, gamma, beta, y, mean, invstd, running_mean, running_var })?.y
             }
-            Mode::Infer => {
-                let call = batch_norm::Infer { x, gamma, beta, running_mean, running_var, y: None };
-                self.graph.add(Op::BatchNorm(bn.infer(false)), call, self.gate).y
-            }
+            Mode::Infer => self.push(op, batch_norm::Infer { x, gamma, beta, running_mean, running_var, y: None })?.y,
         })
     }
 
     /// `max(x, 0)`, for x of any shape.
     pub fn relu(&mut self, x: ValueId) -> Result<ValueId> {
         let shape = self.graph.ty(x).shape.clone();
-        let op = Op::Relu(relu::Node { shape, pass: relu::Pass::Fwd });
-        Ok(self.graph.add(op, relu::Fwd { x, y: None }, self.gate).y)
+        Ok(self.push(Op::Relu(relu::Node { shape, pass: relu::Pass::Fwd }), relu::Fwd { x, y: None })?.y)
     }
 
     /// `a + b`, of any shape. Fails if their shapes differ.
     pub fn add(&mut self, a: ValueId, b: ValueId) -> Result<ValueId> {
         self.common_shape("add", a, b)?;
+        self.graph.check_names()?;
         Ok(self.graph.add_sum(a, b, None, self.gate))
     }
 
@@ -196,8 +199,7 @@ impl Builder {
         }
         let channels = shapes.iter().map(|shape| shape[3]).collect();
         let concat = concat::Concat::new(concat::Spec { pixels, channels })?;
-        let call = concat::Fwd { x: parts.to_vec(), y: None };
-        Ok(self.graph.add(Op::Concat(concat.fwd()), call, self.gate).y)
+        Ok(self.push(Op::Concat(concat.fwd()), concat::Fwd { x: parts.to_vec(), y: None })?.y)
     }
 
     /// Pooling from `[N,H,W,C]` to `[N,P,Q,C]`.
@@ -206,47 +208,43 @@ impl Builder {
         let node = pool.fwd();
         let pool::Pass::Fwd(form) = node.pass else { unreachable!("it is the forward pass") };
         let call = pool::Fwd { x: x.into(), y: None, index: form.index.map(|()| None) };
-        Ok(self.graph.add(Op::Pool(node), call, self.gate).y)
+        Ok(self.push(Op::Pool(node), call)?.y)
     }
 
     /// The parameter-free shortcut (option A), `[N,H,W,C]` to `[N,P,Q,k]`: every `stride`-th pixel, with `lead` zero
     /// channels before the input's channels and zeros after them up to `k`.
     pub fn shortcut(&mut self, x: ValueId, k: usize, stride: usize, lead: usize) -> Result<ValueId> {
         let shortcut = shortcut::Shortcut::new(shortcut::Spec { x: self.shape(x), k, stride, lead })?;
-        Ok(self.graph.add(Op::Shortcut(shortcut.fwd()), shortcut::Fwd { x, y: None }, self.gate).y)
+        Ok(self.push(Op::Shortcut(shortcut.fwd()), shortcut::Fwd { x, y: None })?.y)
     }
 
     /// A fully connected layer from `[N,H,W,C]` to `[N,k]` with the parameters `{name}.weight` and `{name}.bias`. In
     /// state dicts its weight is torch's `[k, C*H*W]`: images are flattened with channels slowest.
     pub fn linear(&mut self, name: &str, x: ValueId, k: usize) -> Result<ValueId> {
-        let x_shape = self.shape(x);
-        let [_, h, w, c] = x_shape;
-        let linear = within(name, linear::Linear::new(linear::Spec { x: x_shape, k }))?;
-        let (shape, ty) = ([k, c * h * w].into(), TensorType::real(linear.w_shape()));
-        let weight = self.parameter(format!("{name}.weight"), shape, ParameterKind::LinearWeight, ty)?;
-        let bias = self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias)?;
-        let call = linear::Fwd { x, w: weight, bias: Some(bias), y: None };
-        Ok(self.graph.add(Op::Linear(linear.fwd(true)), call, self.gate).y)
+        let shape = self.shape(x);
+        let linear = within(name, linear::Linear::new(linear::Spec { x: shape, k }))?;
+        self.claim(name, &["weight", "bias"])?;
+        let (torch, ty) = ([k, shape[1..].iter().product()].into(), TensorType::real(linear.w_shape()));
+        let w = self.parameter(format!("{name}.weight"), torch, ParameterKind::LinearWeight, ty);
+        let bias = Some(self.per_channel(format!("{name}.bias"), k, ParameterKind::Bias));
+        Ok(self.push(Op::Linear(linear.fwd(true)), linear::Fwd { x, w, bias, y: None })?.y)
     }
 
     /// The softmax cross-entropy of `logits`, `[N,classes]`. Adds the input `labels`, `[N]`, and two outputs of shape
     /// `[1]`: `loss`, the batch mean in nats, and `correct`, a number of images. Fails if there is a loss already.
     pub fn loss(&mut self, logits: ValueId, options: LossOptions) -> Result<ValueId> {
-        if self.graph.loss.is_some() {
-            return Err(Error::invalid("loss", "the graph has one already"));
-        }
+        Error::check(self.graph.loss.is_none(), "loss", || "the graph has one already".into())?;
         let [n, h, w, classes] = self.shape(logits);
-        if (h, w) != (1, 1) {
-            return Err(Error::invalid("loss", format!("logits of {h}x{w} pixels, expected one")));
-        }
+        Error::check((h, w) == (1, 1), "loss", || format!("logits of {h}x{w} pixels, expected one"))?;
         let LossOptions { smoothing, grad_scale } = options;
         let spec = cross_entropy::Spec { n, classes, smoothing, grad_scale };
         let loss = cross_entropy::CrossEntropy::new(spec)?;
         let labels = self.add_input("labels", TensorType::index([n]));
         let call = cross_entropy::Fwd { logits, labels, loss: None, correct: None };
-        let cross_entropy::Fwd { loss, correct, .. } = self.graph.add(Op::CrossEntropy(loss.fwd()), call, self.gate);
+        let cross_entropy::Fwd { loss, correct, .. } = self.push(Op::CrossEntropy(loss.fwd()), call)?;
         self.output("loss", loss);
         self.output("correct", correct);
+        self.graph.check_names()?;
         self.graph.loss = Some(loss);
         self.graph.grad_scale = grad_scale;
         Ok(loss)
@@ -268,27 +266,52 @@ impl Builder {
         value
     }
 
-    fn per_channel(&mut self, name: String, c: usize, kind: ParameterKind) -> Result<ValueId> {
+    /// Appends `op` in the branch under construction.
+    pub(super) fn push<C: Call<ValueId, Option<ValueId>> + Clone>(
+        &mut self,
+        op: Op,
+        call: C,
+    ) -> Result<C::Of<ValueId, ValueId>> {
+        self.graph.check_names()?;
+        Ok(self.graph.add(op, call, self.gate))
+    }
+
+    fn per_channel(&mut self, name: String, c: usize, kind: ParameterKind) -> ValueId {
         self.parameter(name, [c].into(), kind, TensorType::stat([c]))
     }
 
-    fn parameter(&mut self, name: String, shape: Shape, kind: ParameterKind, ty: TensorType) -> Result<ValueId> {
-        self.claim(&name)?;
+    fn parameter(&mut self, name: String, shape: Shape, kind: ParameterKind, ty: TensorType) -> ValueId {
         let value = self.graph.add_value(ty, Origin::Parameter(self.graph.parameters.len()));
         self.graph.parameters.push(Parameter { name, shape, kind, value, grad: None });
-        Ok(value)
+        value
     }
 
-    fn buffer(&mut self, name: String, c: usize) -> Result<ValueId> {
-        self.claim(&name)?;
+    fn buffer(&mut self, name: String, c: usize) -> ValueId {
         let value = self.graph.add_value(TensorType::stat([c]), Origin::Buffer(self.graph.buffers.len()));
         self.graph.buffers.push(Buffer { name, shape: [c].into(), value });
-        Ok(value)
+        value
     }
 
-    fn claim(&mut self, name: &str) -> Result<()> {
-        if !self.names.insert(name.into()) {
+    /// Claims the names of the tensors of `layer`. Fails, and claims none, if one is in use.
+    fn claim(&mut self, layer: &str, tensors: &[&str]) -> Result<()> {
+        self.graph.check_names()?;
+        let names: Vec<String> = tensors.iter().map(|tensor| format!("{layer}.{tensor}")).collect();
+        if let Some(name) = names.iter().find(|&name| self.names.contains(name)) {
             return Err(Error::invalid(name, "a tensor of that name exists already"));
+        }
+        self.names.extend(names);
+        Ok(())
+    }
+}
+
+impl Graph {
+    /// Fails if two inputs or two outputs have one name.
+    pub(super) fn check_names(&self) -> Result<()> {
+        for (kind, named) in [("input", &self.inputs), ("output", &self.outputs)] {
+            let mut seen = HashSet::new();
+            if let Some((name, _)) = named.iter().find(|(name, _)| !seen.insert(name)) {
+                return Err(Error::invalid(format!("{kind} `{name}`"), "another has that name"));
+            }
         }
         Ok(())
     }
@@ -300,4 +323,39 @@ fn within<T>(layer: &str, result: Result<T>) -> Result<T> {
         Error::Invalid { what, problem } => Error::Invalid { what: format!("{layer}: {what}"), problem },
         other => other,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_fails_adds_no_tensor() {
+        let mut b = Builder::new(Mode::Train);
+        let x = b.input("input", [1, 1, 1, 3]);
+        b.linear("fc", x, 2).unwrap();
+        // The batch norm has one element per channel; the others meet names in use.
+        assert!(b.batch_norm("norm", x, 1e-5).is_err());
+        assert!(b.linear("fc", x, 2).is_err());
+        b.names.insert("conv.bias".into());
+        assert!(b.conv2d("conv", x, ConvOptions { bias: true, ..Default::default() }).is_err());
+        b.conv2d("conv", x, ConvOptions::default()).unwrap();
+        assert_eq!((b.graph.parameters.len(), b.graph.buffers.len()), (3, 0));
+    }
+
+    #[test]
+    fn names_of_inputs_and_outputs_are_unique() {
+        let problem = |twice: fn(&mut Builder, ValueId)| {
+            let mut b = Builder::new(Mode::Train);
+            let x = b.input("input", [2, 1, 1, 3]);
+            twice(&mut b, x);
+            let layer = b.loss(x, LossOptions::default()).unwrap_err().to_string();
+            assert_eq!(b.relu(x).unwrap_err().to_string(), layer, "all later layers fail");
+            assert_eq!(b.finish().check_names().unwrap_err().to_string(), layer);
+            layer
+        };
+        assert_eq!(problem(|b, _| drop(b.input("input", [1; 4]))), "input `input`: another has that name");
+        assert_eq!(problem(|b, _| drop(b.input("labels", [1; 4]))), "input `labels`: another has that name");
+        assert_eq!(problem(|b, x| b.output("loss", x)), "output `loss`: another has that name");
+    }
 }

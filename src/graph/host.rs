@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// An op and the places of its operands.
 #[derive(Debug)]
-struct Step {
+struct HostStep {
     op: Op,
     reads: Vec<Slot>,
     writes: Vec<Slot>,
@@ -24,7 +24,7 @@ struct Step {
     gate: Option<Slot>,
 }
 
-impl Step {
+impl HostStep {
     fn run<T: Real>(&self, arena: &mut Arena, dtype: DType) {
         if self.gate.is_some_and(|gate| arena.read::<T>(&gate).real()[0] == T::ZERO) {
             return;
@@ -50,7 +50,7 @@ impl Step {
 pub(super) struct HostProgram<T> {
     arena: Arena,
     dtype: DType,
-    steps: Vec<Step>,
+    steps: Vec<HostStep>,
     prepare: usize,
     flat: Flat,
     gates: GateSlots,
@@ -63,7 +63,7 @@ pub(super) struct HostProgram<T> {
 impl<T: Real> HostProgram<T> {
     pub fn new(fused: &Fused, plan: &Plan, dtype: DType, optimizer: Option<sgd::Sgd>) -> Result<Self> {
         let place = |&v: &super::ValueId| plan.slot(v);
-        let steps = fused.graph.nodes.iter().zip(&plan.scratch).map(|(node, scratch)| Step {
+        let steps = fused.graph.nodes.iter().zip(&plan.scratch).map(|(node, scratch)| HostStep {
             op: node.op.clone(),
             reads: node.inputs.iter().map(place).collect(),
             writes: node.outputs.iter().map(place).collect(),
@@ -150,10 +150,8 @@ impl<T: Real> HostProgram<T> {
 
 impl<T: Real> Executor for HostProgram<T> {
     fn write(&mut self, slot: &Slot, data: &HostData) -> Result<()> {
-        if data.len() != slot.len {
-            let problem = format!("{} elements to a value of {}", data.len(), slot.len);
-            return Err(Error::invalid("write", problem));
-        }
+        let fits = data.len() == slot.len;
+        Error::check(fits, "write", || format!("{} elements to a value of {}", data.len(), slot.len))?;
         let dtype = self.dtype;
         match self.arena.write::<T>(slot) {
             HostMut::Real(place) if slot.elem == Elem::Real => copy(data, place, |v| dtype.round(T::from_f64(v))),

@@ -265,10 +265,7 @@ fn empty<T: Real>(ty: &TensorType) -> Content<T> {
 
 /// Fails unless there is a gate for each block.
 pub(super) fn check_gate_count(given: usize, blocks: usize) -> Result<()> {
-    if given != blocks {
-        return Err(Error::invalid("gates", format!("{given} for {blocks} blocks whose branches may be dropped")));
-    }
-    Ok(())
+    Error::check(given == blocks, "gates", || format!("{given} for {blocks} blocks whose branches may be dropped"))
 }
 
 /// A copy of `v`, in f32 or f64 as `T`.

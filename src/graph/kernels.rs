@@ -60,9 +60,8 @@ impl KernelProgram {
     /// The bytes of `data` in `slot`. Fails if the sizes differ.
     fn encode(&self, slot: &Slot, data: &HostData) -> Result<Vec<u8>> {
         let bytes = encode(slot.elem, self.dtype, data)?;
-        if bytes.len() != self.bytes(slot) {
-            return Err(Error::invalid("write", format!("{} bytes to a value of {} elements", bytes.len(), slot.len)));
-        }
+        let fits = bytes.len() == self.bytes(slot);
+        Error::check(fits, "write", || format!("{} bytes to a value of {} elements", bytes.len(), slot.len))?;
         Ok(bytes)
     }
 }

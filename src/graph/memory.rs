@@ -2,7 +2,7 @@
 //!
 //! The arena starts with the state that persists between runs (parameters, gradients, velocities, buffers). In the rest
 //! values with disjoint lifetimes share bytes. A slice lies inside its root. On devices with kernels every input of a
-//! training program has two places.
+//! program with an optimizer has two places.
 
 use std::collections::BTreeSet;
 
@@ -125,13 +125,13 @@ impl Storage {
 }
 
 /// A range of bytes that is in use while the nodes of its lifetime run.
-struct Block {
+struct Span {
     lifetime: Lifetime,
-    target: Target,
+    owner: Owner,
 }
 
 #[derive(Clone, Copy)]
-enum Target {
+enum Owner {
     Value(ValueId),
     Scratch(usize),
     /// The second place of an input.
@@ -149,17 +149,17 @@ pub(super) fn plan(fused: &Fused, storage: Storage, scratch_bytes: &[usize], opt
     let gates = place_gates(graph, storage, &flat, &mut slots, &mut end);
     let state_bytes = end;
     let mut scratch = vec![None; graph.nodes.len()];
-    let mut blocks = lifetimes(fused, storage, &slots, scratch_bytes);
-    let mut second = if storage.kernels && optimizer { second_inputs(fused, &mut blocks) } else { Vec::new() };
-    let lifetimes: Vec<Lifetime> = blocks.iter().map(|b| b.lifetime).collect();
+    let mut spans = lifetimes(fused, storage, &slots, scratch_bytes);
+    let mut second = if storage.kernels && optimizer { second_inputs(fused, &mut spans) } else { Vec::new() };
+    let lifetimes: Vec<Lifetime> = spans.iter().map(|s| s.lifetime).collect();
     let mut arena_bytes = state_bytes;
-    for (block, offset) in blocks.iter().zip(pack(&lifetimes)) {
+    for (span, offset) in spans.iter().zip(pack(&lifetimes)) {
         let offset = state_bytes + offset;
-        arena_bytes = arena_bytes.max(offset + block.lifetime.bytes);
-        match block.target {
-            Target::Value(v) => slots[v.index()] = Some(slot(offset, graph.ty(v))),
-            Target::Input(i) => second[i].offset = offset,
-            Target::Scratch(i) => scratch[i] = Some(Slot { offset, len: scratch_bytes[i], elem: Elem::Byte }),
+        arena_bytes = arena_bytes.max(offset + span.lifetime.bytes);
+        match span.owner {
+            Owner::Value(v) => slots[v.index()] = Some(slot(offset, graph.ty(v))),
+            Owner::Input(i) => second[i].offset = offset,
+            Owner::Scratch(i) => scratch[i] = Some(Slot { offset, len: scratch_bytes[i], elem: Elem::Byte }),
         }
     }
     let first = graph.inputs.iter().filter_map(|&(_, v)| slots[fused.root(v).index()]);
@@ -192,7 +192,8 @@ fn check_size(graph: &Graph, storage: Storage, scratch_bytes: &[usize]) -> Resul
     let value = |v: &super::Value| {
         let len = v.ty.shape.dims().iter().fold(1u128, |len, &d| len.saturating_mul(d as u128));
         let bytes = len.saturating_mul(storage.bytes(v.ty.elem) as u128).min(u128::from(u64::MAX));
-        // Parameters: master, working copy, gradient, velocity, each padded. Inputs: two places.
+        // At most 14 bytes per parameter of 2 (master, gradient and velocity in f32, the copy), so 8 times its own bytes;
+        // inputs have two places.
         aligned(bytes) * if v.origin == Origin::Node { 1 } else { 8 }
     };
     let values: u128 = graph.values.iter().map(value).sum();
@@ -290,12 +291,12 @@ fn place_views(fused: &Fused, storage: Storage, slots: &mut [Option<Slot>]) {
 }
 
 /// The bytes and lifetime of every value without a slot and of each node's scratch memory.
-fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_bytes: &[usize]) -> Vec<Block> {
+fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_bytes: &[usize]) -> Vec<Span> {
     let graph = &fused.graph;
     let end = graph.nodes.len();
-    let mut spans: Vec<Option<(usize, usize)>> = vec![None; graph.values.len()];
+    let mut touched: Vec<Option<(usize, usize)>> = vec![None; graph.values.len()];
     let mut touch = |v: ValueId, from: usize, to: usize| {
-        let span = spans[fused.root(v).index()].get_or_insert((from, to));
+        let span = touched[fused.root(v).index()].get_or_insert((from, to));
         *span = (span.0.min(from), span.1.max(to));
     };
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -304,27 +305,27 @@ fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_by
     }
     graph.outputs.iter().for_each(|&(_, v)| touch(v, end, end));
     graph.inputs.iter().for_each(|&(_, v)| touch(v, 0, end));
-    let values = spans.iter().enumerate().filter(|&(i, _)| slots[i].is_none()).filter_map(|(i, span)| {
+    let values = touched.iter().enumerate().filter(|&(i, _)| slots[i].is_none()).filter_map(|(i, span)| {
         let (first, last) = (*span)?;
         let bytes = storage.value_bytes(&graph.values[i].ty).next_multiple_of(ALIGN);
-        Some(Block { lifetime: Lifetime { bytes, first, last }, target: Target::Value(ValueId(i as u32)) })
+        Some(Span { lifetime: Lifetime { bytes, first, last }, owner: Owner::Value(ValueId(i as u32)) })
     });
-    let scratch = scratch_bytes.iter().enumerate().filter(|&(_, &b)| b > 0).map(|(i, &b)| Block {
+    let scratch = scratch_bytes.iter().enumerate().filter(|&(_, &b)| b > 0).map(|(i, &b)| Span {
         lifetime: Lifetime { bytes: b.next_multiple_of(ALIGN), first: i, last: i },
-        target: Target::Scratch(i),
+        owner: Owner::Scratch(i),
     });
     values.chain(scratch).collect()
 }
 
-/// Appends a second block for each input, with the lifetime of the first. Returns their slots, yet without offsets.
-fn second_inputs(fused: &Fused, blocks: &mut Vec<Block>) -> Vec<Slot> {
+/// Appends a second span for each input, with the lifetime of the first. Returns their slots, yet without offsets.
+fn second_inputs(fused: &Fused, spans: &mut Vec<Span>) -> Vec<Slot> {
     let second = |(i, &(_, v)): (usize, &(String, ValueId))| {
         let root = fused.root(v);
-        let is_first = |b: &&Block| matches!(b.target, Target::Value(w) if w == root);
-        let Some(&Block { lifetime, .. }) = blocks.iter().find(is_first) else {
-            unreachable!("every input has a block");
+        let is_first = |s: &&Span| matches!(s.owner, Owner::Value(w) if w == root);
+        let Some(&Span { lifetime, .. }) = spans.iter().find(is_first) else {
+            unreachable!("every input has a span");
         };
-        blocks.push(Block { lifetime, target: Target::Input(i) });
+        spans.push(Span { lifetime, owner: Owner::Input(i) });
         slot(0, fused.graph.ty(root))
     };
     fused.graph.inputs.iter().enumerate().map(second).collect()

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::executor::{Executor, Step};
-use super::fuse::{fuse, Fused, Runner, View};
+use super::fuse::{fuse, Fused, Place, Runner};
 use super::host::HostProgram;
 use super::interpreter::check_gate_count;
 use super::kernels::KernelProgram;
@@ -27,7 +27,7 @@ use crate::{Error, Result};
 pub struct Program {
     graph: Graph,
     /// The place of each value that is a slice, such as a padded input.
-    views: Vec<Option<View>>,
+    views: Vec<Option<Place>>,
     pub(super) plan: Plan,
     pub(super) executor: Box<dyn Executor>,
     dtype: DType,
@@ -54,7 +54,7 @@ struct Missing {
 
 impl Missing {
     /// Nothing is missing on a blueprint, whose memory itself fails on reads.
-    fn new(graph: &Graph, views: &[Option<View>], device: &Device, optimizer: bool) -> Self {
+    fn new(graph: &Graph, views: &[Option<Place>], device: &Device) -> Self {
         if device.kind() == "blueprint" {
             return Self { weights: false, inputs: Vec::new(), run: false, learning_rate: false };
         }
@@ -66,17 +66,11 @@ impl Missing {
     }
 
     fn weights(&self, what: &str) -> Result<()> {
-        if self.weights {
-            return Err(Error::invalid(what, "the program has no weights: call load first"));
-        }
-        Ok(())
+        Error::check(!self.weights, what, || "the program has no weights: call load first".into())
     }
 
     fn results(&self, what: impl Into<String>) -> Result<()> {
-        if self.run {
-            return Err(Error::invalid(what, "the program has not run: call run first"));
-        }
-        Ok(())
+        Error::check(!self.run, what, || "the program has not run: call run first".into())
     }
 }
 
@@ -86,12 +80,12 @@ impl Program {
     ///
     /// In f16 a program with an optimizer has a dynamic loss scale besides the graph's fixed one, see
     /// [`loss_scale`](crate::control::loss_scale). On the CPU f16 and bf16 are computed in f32 and rounded after each
-    /// op. Fails if the device does not support `dtype` or lacks memory, and if an optimizer is given for a graph that
-    /// has not been differentiated.
+    /// op. Fails if the device does not support `dtype` or lacks memory, if two inputs or two outputs have one name, and
+    /// if an optimizer is given for a graph that has not been differentiated.
     pub fn compile(graph: &Graph, device: &Device, dtype: DType, optimizer: Option<Sgd>) -> Result<Self> {
-        if optimizer.is_some() && graph.parameters.iter().any(|p| p.grad.is_none()) {
-            return Err(Error::invalid("optimizer", "the graph has not been differentiated"));
-        }
+        graph.check_names()?;
+        let ready = optimizer.is_none() || graph.parameters.iter().all(|p| p.grad.is_some());
+        Error::check(ready, "optimizer", || "the graph has not been differentiated".into())?;
         let runner = match device {
             Device::Cpu => Runner::Host,
             Device::Kernels(_) => Runner::Kernels,
@@ -167,14 +161,12 @@ impl Program {
     /// Sets the optimizer's velocities, as returned by [`velocity`](Self::velocity); an empty dict resets them. Fails
     /// without an optimizer, and if a velocity is missing, surplus or of another shape.
     pub fn load_velocity(&mut self, velocity: &StateDict) -> Result<()> {
-        if self.optimizer.is_none() {
-            return Err(Error::invalid("velocity", "the program has no optimizer"));
-        }
-        if velocity.is_empty() {
-            return self.write_first(true);
-        }
+        Error::check(self.optimizer.is_some(), "velocity", || "the program has no optimizer".into())?;
         // If this fails midway, the optimizer starts anew.
         self.write_first(true)?;
+        if velocity.is_empty() {
+            return Ok(());
+        }
         let parameters = &self.graph.parameters;
         let names: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
         if let Some(name) = velocity.keys().find(|&name| !names.contains(name.as_str())) {

@@ -28,18 +28,18 @@ use crate::tensor::Elem;
 
 /// The place of a slice: channels `channel..` of every pixel of `root`, which has memory of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::graph) struct View {
+pub(in crate::graph) struct Place {
     pub root: ValueId,
     pub channel: usize,
 }
 
 /// Makes slices of parts and removes the ops whose parts are all slices. Returns each value's place; `None` if it has
 /// memory of its own.
-pub(super) fn in_place(graph: &mut Graph) -> Vec<Option<View>> {
+pub(super) fn in_place(graph: &mut Graph) -> Vec<Option<Place>> {
     let views = places(graph);
     let lies_in = |part: ValueId, whole: ValueId, at: usize| {
-        let of = |v: ValueId| views[v.index()].unwrap_or(View { root: v, channel: 0 });
-        of(part) == View { channel: of(whole).channel + at, ..of(whole) }
+        let of = |v: ValueId| views[v.index()].unwrap_or(Place { root: v, channel: 0 });
+        of(part) == Place { channel: of(whole).channel + at, ..of(whole) }
     };
     graph.nodes.retain(|node| match &node.op {
         Op::Concat(op) => {
@@ -97,7 +97,7 @@ impl Touches {
 }
 
 /// The place of each value that can be a slice.
-fn places(graph: &Graph) -> Vec<Option<View>> {
+fn places(graph: &Graph) -> Vec<Option<Place>> {
     let touches = Touches::of(graph);
     // The whole of each part that can be a slice, and the part's first channel in it.
     let mut parent: Vec<Option<(ValueId, usize)>> = vec![None; graph.values.len()];
@@ -123,14 +123,14 @@ fn places(graph: &Graph) -> Vec<Option<View>> {
 }
 
 /// Resolves `value` and the wholes in which it lies.
-fn resolve(value: ValueId, parent: &[Option<(ValueId, usize)>], resolved: &mut [Option<View>]) {
+fn resolve(value: ValueId, parent: &[Option<(ValueId, usize)>], resolved: &mut [Option<Place>]) {
     let mut chain = Vec::new();
     let mut at = value;
     while let (None, Some((whole, channel))) = (resolved[at.index()], parent[at.index()]) {
         chain.push((at, channel));
         at = whole;
     }
-    let mut place = resolved[at.index()].unwrap_or(View { root: at, channel: 0 });
+    let mut place = resolved[at.index()].unwrap_or(Place { root: at, channel: 0 });
     for (part, channel) in chain.into_iter().rev() {
         place.channel += channel;
         resolved[part.index()] = Some(place);
@@ -161,8 +161,8 @@ mod tests {
         graph.nodes.iter().filter(|n| n.op.operator().name() == name).count()
     }
 
-    fn at(root: ValueId, channel: usize) -> Option<View> {
-        Some(View { root, channel })
+    fn at(root: ValueId, channel: usize) -> Option<Place> {
+        Some(Place { root, channel })
     }
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
             assert_eq!(views[new[i].index()], at(whole, channel), "new channels {i}");
         }
         assert!(wholes[..3].iter().all(|v| views[v.index()] == at(whole, 0)), "{views:?}");
-        let slices: Vec<View> = views.iter().flatten().copied().filter(|view| view.root != whole).collect();
+        let slices: Vec<Place> = views.iter().flatten().copied().filter(|view| view.root != whole).collect();
         let gradient = slices[0].root;
         assert!(slices.iter().all(|view| view.root == gradient), "{slices:?}");
         let mut channels: Vec<usize> = slices.iter().map(|view| view.channel).collect();

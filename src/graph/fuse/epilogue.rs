@@ -11,16 +11,16 @@
 //!
 //! Saves writing and reading 2 N P Q K elements for each op that moves.
 //!
-//! A transform is *pending* on a stored value until it is complete; then it goes into the epilogue.
+//! A transform is *deferred* until all its ops are found; then it becomes the epilogue of the convolution that stores
+//! the value.
 
 use std::collections::HashMap;
 
 use super::{count_uses, rectifier, Fused};
 use crate::graph::{Graph, Node, Stored, ValueId};
 use crate::ops::batch_norm::{self, BatchNorm, Bwd, Fold, Infer, Train};
-use crate::ops::conv2d::{Fwd, Pass};
 use crate::ops::load::Affine;
-use crate::ops::{relu, sum, Op};
+use crate::ops::{conv2d, relu, sum, Op};
 
 /// Moves the ops after each convolution into its epilogue, in execution order.
 pub(super) fn absorb(graph: Graph) -> Fused {
@@ -35,13 +35,13 @@ pub(super) fn absorb(graph: Graph) -> Fused {
             _ => {}
         }
     }
-    fuser.apply_pending();
+    fuser.apply_deferred();
     fuser.finish()
 }
 
 /// A transform yet to be applied to a stored value: `relu(scale[c] * v + shift[c] + residual)`.
 #[derive(Clone, Copy, Debug, Default)]
-struct Pending {
+struct Deferred {
     affine: Option<Affine<ValueId>>,
     residual: Option<ValueId>,
     relu: bool,
@@ -54,10 +54,10 @@ struct Fuser {
     producer: HashMap<ValueId, usize>,
     /// The backward node of each training batch norm, by the mean that both share.
     norm_backward: HashMap<ValueId, usize>,
-    /// The stored value behind each pending one.
+    /// The stored value behind each deferred one.
     stored: HashMap<ValueId, ValueId>,
-    /// For each stored value, the pending value that replaces it and its transform.
-    pending: HashMap<ValueId, (ValueId, Pending)>,
+    /// For each stored value, the deferred value that replaces it and its transform.
+    deferred: HashMap<ValueId, (ValueId, Deferred)>,
     removed: Vec<bool>,
     prepare: Vec<Node>,
 }
@@ -79,7 +79,7 @@ impl Fuser {
             graph,
             producer,
             stored: HashMap::new(),
-            pending: HashMap::new(),
+            deferred: HashMap::new(),
             prepare: Vec::new(),
         }
     }
@@ -94,29 +94,29 @@ impl Fuser {
         self.producer.get(&self.stored(v)).copied()
     }
 
-    /// The stored value behind `v`, the convolution that stores it, and the transform pending on it. `None` if `v` has
+    /// The stored value behind `v`, the convolution that stores it, and the transform deferred until then. `None` if `v` has
     /// more than one reader or the epilogue is complete.
-    fn open_conv(&self, v: ValueId) -> Option<(ValueId, Fwd<ValueId, Stored>, Pending)> {
+    fn open_conv(&self, v: ValueId) -> Option<(ValueId, conv2d::Fwd<ValueId, Stored>, Deferred)> {
         let stored = self.stored(v);
         let (_, call) = self.graph.nodes[self.stored_by(v)?].as_conv_fwd()?;
         let e = call.epilogue;
-        let pending = self.pending.get(&stored).map(|&(_, p)| p).unwrap_or_default();
+        let deferred = self.deferred.get(&stored).map(|&(_, p)| p).unwrap_or_default();
         let free = e.scale.is_none() && e.residual.is_none() && !e.relu;
-        let open = self.uses[v.index()] == 1 && free && !pending.relu;
-        open.then_some((stored, call, pending))
+        let open = self.uses[v.index()] == 1 && free && !deferred.relu;
+        open.then_some((stored, call, deferred))
     }
 
-    /// Removes node `i`: its output `y` becomes `pending` on `stored`.
-    fn defer(&mut self, i: usize, y: ValueId, stored: ValueId, pending: Pending) {
+    /// Removes node `i`: its output `y` is `stored` with the transform `deferred`.
+    fn defer(&mut self, i: usize, y: ValueId, stored: ValueId, deferred: Deferred) {
         self.stored.insert(y, stored);
-        self.pending.insert(stored, (y, pending));
+        self.deferred.insert(stored, (y, deferred));
         self.removed[i] = true;
     }
 
-    /// A batch norm on running statistics after a convolution: its scale and shift become pending.
+    /// A batch norm on running statistics after a convolution: its scale and shift are deferred.
     fn defer_norm(&mut self, i: usize, bn: BatchNorm, relu: bool) {
         let Infer { x, gamma, beta, running_mean, running_var, y } = self.graph.nodes[i].bind(Infer::default());
-        let Some((stored, conv, pending @ Pending { affine: None, residual: None, .. })) = self.open_conv(x) else {
+        let Some((stored, conv, deferred @ Deferred { affine: None, residual: None, .. })) = self.open_conv(x) else {
             return;
         };
         let bias = conv.epilogue.shift;
@@ -124,14 +124,14 @@ impl Fuser {
         let call = Fold { gamma, beta, running_mean, running_var, bias, scale: None, shift: None };
         let Fold { scale, shift, .. } = self.graph.add(op, call, None);
         self.prepare.extend(self.graph.nodes.pop());
-        self.defer(i, y.value, stored, Pending { affine: Some(Affine { scale, shift }), relu, ..pending });
+        self.defer(i, y.value, stored, Deferred { affine: Some(Affine { scale, shift }), relu, ..deferred });
     }
 
     /// A ReLU whose input's producer can apply it.
     fn defer_relu(&mut self, i: usize) {
         let relu::Fwd { x, y } = self.graph.nodes[i].bind(relu::Fwd::default());
-        if let Some((stored, _, pending)) = self.open_conv(x) {
-            self.defer(i, y.value, stored, Pending { relu: true, ..pending });
+        if let Some((stored, _, deferred)) = self.open_conv(x) {
+            self.defer(i, y.value, stored, Deferred { relu: true, ..deferred });
         } else if self.uses[x.index()] == 1 {
             self.relu_into_producer(i, x, y.value);
         }
@@ -146,17 +146,17 @@ impl Fuser {
             return;
         }
         let (carrier, residual) = if self.stored_by(a) > self.stored_by(b) { (a, b) } else { (b, a) };
-        let Some((stored, _, pending)) = self.open_conv(carrier) else { return };
-        if pending.residual.is_none() && self.stored_by(residual) < self.stored_by(carrier) {
-            self.defer(i, y.value, stored, Pending { residual: Some(residual), ..pending });
+        let Some((stored, _, deferred)) = self.open_conv(carrier) else { return };
+        if deferred.residual.is_none() && self.stored_by(residual) < self.stored_by(carrier) {
+            self.defer(i, y.value, stored, Deferred { residual: Some(residual), ..deferred });
         }
     }
 
     /// Folds the share of `branch` in the sum of node `i` into the branch's last batch norm, if that is folded itself.
     fn fold_share(&mut self, i: usize, branch: ValueId, share: f64) -> bool {
-        let pending = self.stored.get(&branch).and_then(|stored| self.pending.get(stored)).map(|&(_, p)| p);
+        let deferred = self.stored.get(&branch).and_then(|stored| self.deferred.get(stored)).map(|&(_, p)| p);
         // A ReLU commutes with the share, which is not negative.
-        let Some(Pending { affine: Some(Affine { scale, .. }), residual: None, .. }) = pending else { return false };
+        let Some(Deferred { affine: Some(Affine { scale, .. }), residual: None, .. }) = deferred else { return false };
         let fold = self.prepare.iter_mut().rfind(|n| n.outputs.contains(&scale)).map(|n| &mut n.op);
         let (Some(Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Fold { share: folded, .. }, .. })), 1) =
             (fold, self.uses[branch.index()])
@@ -176,10 +176,10 @@ impl Fuser {
         if self.graph.nodes[p].gate != self.graph.nodes[i].gate {
             return;
         }
-        let is_pending = self.stored.contains_key(&x);
+        let is_deferred = self.stored.contains_key(&x);
         self.graph.nodes[p].op = match self.graph.nodes[p].op.clone() {
-            Op::Sum(node) if !node.relu && !is_pending => Op::Sum(sum::Node { relu: true, ..node }),
-            Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu: false } }) if !is_pending => {
+            Op::Sum(node) if !node.relu && !is_deferred => Op::Sum(sum::Node { relu: true, ..node }),
+            Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu: false } }) if !is_deferred => {
                 Op::BatchNorm(bn.infer(true))
             }
             Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Train { relu: false } })
@@ -216,20 +216,20 @@ impl Fuser {
         true
     }
 
-    /// Moves every pending transform into the epilogue of the convolution that stores the value.
-    fn apply_pending(&mut self) {
-        for (stored, (value, pending)) in std::mem::take(&mut self.pending) {
+    /// Moves every deferred transform into the epilogue of the convolution that stores the value.
+    fn apply_deferred(&mut self) {
+        for (stored, (value, deferred)) in std::mem::take(&mut self.deferred) {
             let node = &mut self.graph.nodes[self.producer[&stored]];
             let Some((conv, mut call)) = node.as_conv_fwd() else {
-                unreachable!("only convolutions store pending values")
+                unreachable!("only convolutions store deferred values")
             };
-            if let Some(Affine { scale, shift }) = pending.affine {
+            if let Some(Affine { scale, shift }) = deferred.affine {
                 (call.epilogue.scale, call.epilogue.shift) = (Some(scale), Some(shift));
             }
-            call.epilogue.residual = pending.residual;
-            call.epilogue.relu = pending.relu;
+            call.epilogue.residual = deferred.residual;
+            call.epilogue.relu = deferred.relu;
             call.y = value.into();
-            *node = Node::conv2d(conv, Pass::Fwd(call), node.gate);
+            *node = Node::conv2d(conv, conv2d::Pass::Fwd(call), node.gate);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::View;
+use super::Place;
 use crate::graph::{Graph, ValueId};
 
 /// A node that reads a value.
@@ -19,7 +19,7 @@ pub(super) struct Index {
     readers: Vec<Vec<Reader>>,
     writers: Vec<Vec<usize>>,
     outputs: Vec<bool>,
-    views: Vec<Option<View>>,
+    views: Vec<Option<Place>>,
     /// The slices of each root.
     slices: HashMap<ValueId, Vec<ValueId>>,
     /// The first node that writes each root or one of its slices.
@@ -27,7 +27,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub fn new(graph: &Graph, views: &[Option<View>]) -> Self {
+    pub fn new(graph: &Graph, views: &[Option<Place>]) -> Self {
         let count = graph.values.len();
         let mut index = Self {
             readers: vec![Vec::new(); count],
@@ -100,8 +100,8 @@ impl Index {
     }
 
     /// The place of `v`: itself if it has memory of its own.
-    pub fn place(&self, v: ValueId) -> View {
-        self.views[v.index()].unwrap_or(View { root: v, channel: 0 })
+    pub fn place(&self, v: ValueId) -> Place {
+        self.views[v.index()].unwrap_or(Place { root: v, channel: 0 })
     }
 
     /// `root` and its slices, in the order in which they were made.

@@ -6,9 +6,9 @@
 //!
 //! Legal if the two are adjacent and load dy in the same way, and if dw is not an operand of that load.
 //!
-//! Saves up to one read of dy and of its correction's operands, to the extent that the L2 cache holds them. Costs count
-//! bytes once per launch and do not show it. After `norms`, and only next to batch norms in pieces: the plain passes
-//! have faster kernels of their own.
+//! Saves one read of dy and of its correction's operands if the L2 cache serves the second read. The launch's cost
+//! assumes that it does. After `masks`, and only next to batch norms in pieces: the plain passes have faster kernels of
+//! their own.
 
 use crate::graph::{Graph, Node};
 use crate::ops::conv2d::{self, Bwd, Pass};

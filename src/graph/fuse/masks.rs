@@ -9,16 +9,17 @@
 //! changes it: g lies where dz does), and nothing touches dy in between. Where the op is in a branch that may be
 //! dropped and the batch norm is not, the pass stays for the runs without the branch.
 //!
-//! Saves writing dz and reading it: 3 elements for each of it. After `signs`, whose masks are taken too.
+//! Saves writing and reading dz: 3 accesses per element. After `signs`, because this rewrite also moves the masks that
+//! `signs` makes.
 
 use std::collections::HashMap;
 
 use super::index::Index;
 use super::{rename, Fused};
 use crate::graph::{Graph, Node, Stored, ValueId};
-use crate::ops::norm::{self, Gradient};
+use crate::ops::conv2d::{self, BwdX, Pass};
 use crate::ops::store::Mask;
-use crate::ops::{conv2d, pool, Call, Op, Write};
+use crate::ops::{norm, pool, Call, Op, Write};
 
 /// Moves every masked gradient of `fused` into the op before it that can take it.
 pub(super) fn append(fused: &mut Fused) {
@@ -46,7 +47,7 @@ pub(super) fn append(fused: &mut Fused) {
 }
 
 /// The operands of `node`, if it is a pass that masks a gradient.
-fn gradient(node: &Node) -> Option<Gradient<ValueId, Stored>> {
+fn gradient(node: &Node) -> Option<norm::Gradient<ValueId, Stored>> {
     match node.op {
         Op::Norm(norm::Node { pass: norm::Pass::Gradient(form), .. }) => Some(node.bind(form)),
         _ => None,
@@ -54,11 +55,11 @@ fn gradient(node: &Node) -> Option<Gradient<ValueId, Stored>> {
 }
 
 /// The node that stores dz of `call`, the operands of node `i`, if it may store g instead.
-fn writer(graph: &Graph, index: &Index, i: usize, call: &Gradient<ValueId, Stored>) -> Option<usize> {
-    let &Gradient { dz, mask, g, .. } = call;
+fn writer(graph: &Graph, index: &Index, i: usize, call: &norm::Gradient<ValueId, Stored>) -> Option<usize> {
+    let &norm::Gradient { dz, mask, g, .. } = call;
     let writer = index.last_writer(dz, i)?;
     let (gate, writer_gate) = (graph.nodes[i].gate, graph.nodes[writer].gate);
-    // What a branch that may be dropped adds comes last, but it does not always come.
+    // A droppable branch adds its gradient last, and only in runs that keep it.
     let reaches = gate.is_none() || gate == writer_gate;
     let free = reaches && index.is_alone(dz) && !index.is_output(dz);
     let fits = match mask {
@@ -75,7 +76,7 @@ fn writer(graph: &Graph, index: &Index, i: usize, call: &Gradient<ValueId, Store
     (free && fits).then_some(writer)
 }
 
-/// True if one of `nodes` reads or writes `v`, or will read what a batch norm leaves there.
+/// True if one of `nodes` reads or writes `v`, or reads a gradient that a batch norm leaves in `v`.
 fn is_touched(graph: &Graph, index: &Index, v: ValueId, nodes: std::ops::Range<usize>) -> bool {
     let moved = index.readers(v).iter().filter_map(|r| gradient(&graph.nodes[r.node]));
     let moved = moved.filter(|call| call.dz == v && !call.mask.is_scaled()).map(|call| call.g.value);
@@ -83,8 +84,8 @@ fn is_touched(graph: &Graph, index: &Index, v: ValueId, nodes: std::ops::Range<u
     readers.chain(index.writers(v).iter().copied()).any(|i| nodes.contains(&i))
 }
 
-/// `node` with what `call` does to its gradient, if it has kernels for that.
-fn join(node: &Node, call: &Gradient<ValueId, Stored>) -> Option<Node> {
+/// `node` extended by the mask and sums of `call`; `None` if there is no such kernel.
+fn join(node: &Node, call: &norm::Gradient<ValueId, Stored>) -> Option<Node> {
     let store = call.mask.is_scaled().then_some(call.g);
     match node.op {
         Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::BwdX(form @ conv2d::BwdX { mask: None, .. }) }) => {

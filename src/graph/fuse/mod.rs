@@ -1,8 +1,8 @@
 //! Fusion: rewrites of a graph that save passes over memory.
 //!
 //! Each rewrite is a file that opens with its diagram, its conditions, what it saves and what must run before it.
-//! Results differ only because intermediate values that are no longer stored are not rounded to the storage type.
-//! [`fuse`] has the list.
+//! Results differ by rounding only: values that are no longer stored are not rounded to the storage type, folded and
+//! split batch norms compute `y scale + shift`, and `transition` pools before it multiplies. [`fuse`] has the list.
 
 mod accumulate;
 mod concat;
@@ -21,7 +21,7 @@ mod slices;
 mod stem;
 mod transition;
 
-pub(super) use self::concat::View;
+pub(super) use self::concat::Place;
 use std::collections::HashMap;
 
 use super::{Graph, Node, Stored, ValueId};
@@ -34,7 +34,7 @@ pub(super) struct Fused {
     /// The number of nodes at the start that depend only on parameters and buffers: they run once per load.
     pub prepare: usize,
     /// For each slice its place; `None` for values with memory of their own. A root lives as long as any of its slices.
-    pub views: Vec<Option<View>>,
+    pub views: Vec<Option<Place>>,
 }
 
 impl Fused {
@@ -99,6 +99,48 @@ fn rectifier(node: &Node) -> Option<relu::Bwd<ValueId, Stored>> {
         Op::Relu(relu::Node { pass: relu::Pass::Bwd, .. }) => Some(node.bind(relu::Bwd::default())),
         _ => None,
     }
+}
+
+/// The sum of `node` with its operands, if it can be the end of a residual block.
+fn block_end(node: &Node) -> Option<(&sum::Node, sum::Fwd<ValueId, Stored>)> {
+    match &node.op {
+        Op::Sum(sum) if sum.share == 1.0 => Some((sum, node.bind(sum.form))),
+        _ => None,
+    }
+}
+
+/// Replaces adjacent nodes of `graph` by one where `join` makes one of them.
+fn join_adjacent(graph: &mut Graph, join: impl Fn(&Node, &Node) -> Option<Node>) {
+    let mut nodes: Vec<Node> = Vec::with_capacity(graph.nodes.len());
+    for node in std::mem::take(&mut graph.nodes) {
+        let joint = nodes.last().and_then(|before| join(before, &node));
+        if joint.is_some() {
+            nodes.pop();
+        }
+        nodes.push(joint.unwrap_or(node));
+    }
+    graph.nodes = nodes;
+}
+
+/// Replaces values of `graph` by the values in whose memory they lie now.
+fn rename(graph: &mut Graph, mut renamed: HashMap<ValueId, ValueId>) {
+    for node in &mut graph.nodes {
+        node.inputs.iter_mut().chain(&mut node.outputs).for_each(|v| *v = last_name(&mut renamed, *v));
+    }
+}
+
+/// The last name of `v`. The gradients of consecutive residual blocks may all lie in one place, each in that of the next
+/// one, so the names in between are updated.
+fn last_name(renamed: &mut HashMap<ValueId, ValueId>, v: ValueId) -> ValueId {
+    let mut last = v;
+    while let Some(&next) = renamed.get(&last) {
+        last = next;
+    }
+    let mut at = v;
+    while let Some(next) = renamed.get_mut(&at).filter(|next| **next != last) {
+        at = std::mem::replace(next, last);
+    }
+    last
 }
 
 /// The number of ops and outputs that read each value.

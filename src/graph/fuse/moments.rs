@@ -8,11 +8,10 @@
 //! `slices`, which put the measuring right after the convolution.
 
 use crate::graph::{Graph, Node};
-use crate::ops::conv2d::{self, Fwd, Pass};
-use crate::ops::norm::{self, Measure};
-use crate::ops::{Call, Op};
+use crate::ops::conv2d::{Fwd, Pass};
+use crate::ops::{norm, Op};
 
-/// Makes every convolution of `graph` leave the moments of its output that are wanted.
+/// Makes each convolution whose output is measured leave the moments itself.
 pub(super) fn leave(graph: &mut Graph) {
     let mut nodes: Vec<Node> = Vec::with_capacity(graph.nodes.len());
     for node in std::mem::take(&mut graph.nodes) {
@@ -33,8 +32,6 @@ fn join(conv: &Node, measure: &Node) -> Option<Node> {
         return None;
     };
     let Op::Norm(norm::Node { pass: norm::Pass::Measure, .. }) = measure.op else { return None };
-    let (mut call, Measure { y, moments }) = (conv.bind(form), measure.bind(Measure::default()));
-    call.moments = Some(moments);
-    let op = Op::Conv2d(conv2d::Node { conv: shape, pass: Pass::Fwd(call.form()) });
-    (call.y.value == y).then(|| Node::new(op, call, conv.gate))
+    let norm::Measure { y, moments } = measure.bind(norm::Measure::default());
+    (call.y.value == y).then(|| Node::conv2d(conv, Pass::Fwd(Fwd { moments: Some(moments), ..call }), gate))
 }

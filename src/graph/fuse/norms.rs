@@ -7,14 +7,15 @@
 //!      dx = conv'(dy)                       dx = conv'(a g + b y + c)
 //! ```
 //!
-//! Legal if every reader of z (a convolution, a pooling, the end of a block) can load it so, and
+//! Legal if every reader of z (a convolution, a pooling, the end of a block) can apply scale, shift and ReLU while it
+//! loads, and
 //!
 //! * y is the output of a convolution that nobody else reads, and that convolution's backward passes alone read dy; or
-//! * y is a sum that others read too (pre-activation): then g is scaled and added to dy, to which those others
-//!   contribute, and one pass adds `b y + c` where dy lies.
+//! * y is a sum with more readers (pre-activation): g is then scaled and added to dy, which the other readers' gradients
+//!   share, and one pass adds `b y + c` in place.
 //!
 //! Saves writing and reading z and dy. With `moments`, `signs` and `masks`, the measuring and the gradient's pass cost
-//! nothing either: 8 elements in all for each of y. After `concat`: slices of concatenations are left to `slices`.
+//! nothing either: together 8 accesses per element of y. After `concat`: slices of concatenations are left to `slices`.
 
 use super::index::{Index, Reader};
 use super::pieces::{corrected, Numbers, Pair, Pieces};
@@ -25,7 +26,7 @@ use crate::ops::load::{Load, Operand};
 use crate::ops::store::Moments;
 use crate::ops::{sum, Op, Write};
 
-/// Takes every batch norm of `fused` to pieces that can be, but for those of concatenations.
+/// Splits every batch norm that meets these conditions; `slices` handles concatenations.
 pub(super) fn split(fused: &mut Fused) {
     let index = Index::new(&fused.graph, &fused.views);
     let graph = &mut fused.graph;

@@ -10,14 +10,12 @@
 use std::collections::HashMap;
 
 use super::index::{Index, Reader};
-use super::{block_end, Fused, View};
+use super::{block_end, Fused, Place};
 use crate::graph::{Graph, Node, Origin, Stored, ValueId};
 use crate::ops::batch_norm::{self, BatchNorm, Bwd, Train};
-use crate::ops::conv2d::{self, Pass};
 use crate::ops::load::{Affine, Load, Operand};
-use crate::ops::norm::{self, Coefficients, Gradient, Measure, Scale};
 use crate::ops::store::{Mask, Moments};
-use crate::ops::{pool, sum, Call, Op, Write};
+use crate::ops::{conv2d, norm, pool, sum, Call, Op, Write};
 use crate::tensor::TensorType;
 
 /// A batch norm in training whose readers can all load its activation, with its backward pass.
@@ -88,7 +86,7 @@ pub(super) struct Pieces {
 impl Pieces {
     /// Measures `y`, of the shape of `bn`'s input, after node `writer`, which stores it.
     pub fn measure(&mut self, graph: &Graph, writer: usize, bn: BatchNorm, y: ValueId, moments: Moments<ValueId>) {
-        let call = Measure { y, moments: moments.map(|_, v| v.into()) };
+        let call = norm::Measure { y, moments: moments.map(|_, v| v.into()) };
         self.measures.insert(writer, piece(bn, norm::Pass::Measure, call, graph.nodes[writer].gate));
     }
 
@@ -118,18 +116,18 @@ impl Pieces {
         let node = &graph.nodes[fwd];
         let Train { gamma, beta, running_mean, running_var, .. } = node.bind(Train::default());
         let (scale, shift) = (scale.into(), shift.into());
-        let call = Scale { gamma, beta, moments, scale, shift, running_mean, running_var };
+        let call = norm::Scale { gamma, beta, moments, scale, shift, running_mean, running_var };
         self.replaced.insert(fwd, vec![piece(bn, norm::Pass::Scale, call, node.gate)]);
         let node = &graph.nodes[bwd];
         let Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd(form), .. }) = node.op else {
             unreachable!("a pair has a backward pass")
         };
         let Bwd { dgamma, dbeta, .. } = node.bind(form);
-        let call = Gradient { dz, mask, g, sums: sums.map(|_, v| v.into()) };
+        let call = norm::Gradient { dz, mask, g, sums: sums.map(|_, v| v.into()) };
         let gradient = piece(bn, norm::Pass::Gradient(call.form()), call, node.gate);
         let (dy_sum, dyx_sum) = (sums.dy, sums.first);
         let (a_stored, dbias) = (a.map(Stored::from), dbias.map(Stored::from));
-        let call = Coefficients { dy_sum, dyx_sum, gamma, moments, dgamma, dbeta, a: a_stored, b, c, dbias };
+        let call = norm::Coefficients { dy_sum, dyx_sum, gamma, moments, dgamma, dbeta, a: a_stored, b, c, dbias };
         let coefficients = piece(bn, norm::Pass::Coefficients(call.form()), call, node.gate);
         self.replaced.insert(bwd, vec![gradient, coefficients]);
         self.loads.insert(z, Operand { value: y, load: Load::Affine { affine, relu } });
@@ -143,7 +141,7 @@ impl Pieces {
         self.loads.insert(dy, Operand { value: g, load: correction });
     }
 
-    /// Puts `node` after those that replace node `i`.
+    /// Puts `node` after the replacement of node `i`.
     pub fn append(&mut self, i: usize, node: Node) {
         self.replaced.entry(i).or_default().push(node);
     }
@@ -173,7 +171,8 @@ impl Pieces {
 
     /// `node` with its loads. A gradient that it cannot correct while it loads is corrected before, in `nodes`.
     fn loaded(&self, graph: &mut Graph, mut node: Node, nodes: &mut Vec<Node>) -> Node {
-        let backward = matches!(node.op, Op::Conv2d(conv2d::Node { pass: Pass::BwdX(_) | Pass::BwdW(_), .. }));
+        let backward =
+            matches!(node.op, Op::Conv2d(conv2d::Node { pass: conv2d::Pass::BwdX(_) | conv2d::Pass::BwdW(_), .. }));
         for (at, (operand, _)) in node.op.operator().operands().reads.into_iter().enumerate() {
             let Some(&gradient) = self.loads.get(&node.inputs[at]) else { continue };
             let Load::Corrected { .. } = gradient.load else { continue };
@@ -193,10 +192,10 @@ impl Pieces {
             Op::Conv2d(conv2d::Node { conv, pass }) => {
                 let mut pass = node.bind(pass);
                 match &mut pass {
-                    Pass::Fwd(call) => load(&mut call.x),
-                    Pass::BwdX(call) => load(&mut call.dy),
-                    Pass::BwdW(call) => [&mut call.dy, &mut call.x].into_iter().for_each(load),
-                    Pass::Bwd(_) | Pass::BwdBias(_) => {}
+                    conv2d::Pass::Fwd(call) => load(&mut call.x),
+                    conv2d::Pass::BwdX(call) => load(&mut call.dy),
+                    conv2d::Pass::BwdW(call) => [&mut call.dy, &mut call.x].into_iter().for_each(load),
+                    conv2d::Pass::Bwd(_) | conv2d::Pass::BwdBias(_) => {}
                 }
                 Node::new(Op::Conv2d(conv2d::Node { conv, pass: pass.form() }), pass, node.gate)
             }
@@ -230,10 +229,10 @@ pub(super) fn corrected(graph: &Graph, gradient: Operand<ValueId>, dy: ValueId, 
     Node::new(Op::Sum(sum::Node { form: call.form(), ..sum::Node::of(graph.ty(g).shape.clone()) }), call, gate)
 }
 
-/// A value for a number of each channel of a slice at `view`, or for the slice itself, of type `ty`.
-pub(super) fn slice(fused: &mut Fused, ty: TensorType, view: View) -> ValueId {
+/// A value for a number of each channel of a slice at `place`, or for the slice itself, of type `ty`.
+pub(super) fn slice(fused: &mut Fused, ty: TensorType, place: Place) -> ValueId {
     let value = fused.graph.add_value(ty, Origin::Node);
     fused.views.resize(fused.graph.values.len(), None);
-    fused.views[value.index()] = Some(view);
+    fused.views[value.index()] = Some(place);
     value
 }

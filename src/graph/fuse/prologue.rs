@@ -13,9 +13,8 @@ use super::index::Index;
 use super::Fused;
 use crate::graph::{Node, Origin, ValueId};
 use crate::ops::batch_norm::{self, Fold, Infer};
-use crate::ops::conv2d::{Fwd, Pass};
 use crate::ops::load::{Affine, Load, Operand};
-use crate::ops::{pool, Call, Op};
+use crate::ops::{conv2d, pool, Call, Op};
 
 /// Moves every such batch norm into its readers.
 pub(super) fn load_norms(fused: &mut Fused) {
@@ -51,7 +50,7 @@ pub(super) fn load_norms(fused: &mut Fused) {
 /// A convolution's or pooling's forward pass with another x; `None` for other nodes.
 fn loading(node: &Node, x: Operand<ValueId>) -> Option<Node> {
     if let Some((conv, call)) = node.as_conv_fwd() {
-        return Some(Node::conv2d(conv, Pass::Fwd(Fwd { x, ..call }), node.gate));
+        return Some(Node::conv2d(conv, conv2d::Pass::Fwd(conv2d::Fwd { x, ..call }), node.gate));
     }
     let Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd(form) }) = node.op else { return None };
     let call = pool::Fwd { x, ..node.bind(form) };

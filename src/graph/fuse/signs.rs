@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Legal if the batch norms have no ReLU of their own and nothing changes ds before the last reader of g1 and g2, which
-//! then lie where it does. With a gate, the sums of the branch that may be dropped are left only where it was kept.
+//! then lie where it does. With a gate, the sums of the branch that may be dropped are computed only in runs that keep
+//! the branch.
 //!
 //! Saves reading z for one bit an element, reading ds, and writing g1 and g2. After `norms`, whose gradients it joins.
 
@@ -25,14 +26,14 @@ use crate::ops::store::{sign_bytes, Mask, Normalised, Sums};
 use crate::ops::{relu, sum, Call, Op};
 use crate::tensor::TensorType;
 
-/// Joins the gradients at the end of every block of `fused` that can be.
+/// Joins the gradients at each block end that meets the conditions.
 pub(super) fn mask(fused: &mut Fused) {
     let index = Index::new(&fused.graph, &fused.views);
     let graph = &mut fused.graph;
     let mut renamed = HashMap::new();
     let mut gone = vec![false; graph.nodes.len()];
     for i in 0..graph.nodes.len() {
-        let Some(End { bwd, first, second, gate }) = find(graph, &index, i) else { continue };
+        let Some(MaskedEnd { bwd, first, second, gate }) = find(graph, &index, i) else { continue };
         let Some((sum, end)) = block_end(&graph.nodes[i]) else { continue };
         let Some(relu::Bwd { dy: dz, dx: ds, .. }) = rectifier(&graph.nodes[bwd]) else { continue };
         let Some([n, h, w, c]) = graph.ty(ds.value).shape.nhwc() else { continue };
@@ -59,7 +60,7 @@ pub(super) fn mask(fused: &mut Fused) {
 }
 
 /// The end of a block whose gradients can be joined.
-struct End {
+struct MaskedEnd {
     /// The backward node of its ReLU.
     bwd: usize,
     first: Norm,
@@ -78,8 +79,8 @@ struct Norm {
     sums: Sums<Stored>,
 }
 
-/// The end of a block of node `i`. With a gate its second operand may be dropped.
-fn find(graph: &Graph, index: &Index, i: usize) -> Option<End> {
+/// The block end that node `i` computes. With a gate its second operand may be dropped.
+fn find(graph: &Graph, index: &Index, i: usize) -> Option<MaskedEnd> {
     let (&sum::Node { relu: true, .. }, end) = block_end(&graph.nodes[i])? else { return None };
     let z = end.y.value;
     let of_z = |i: usize| rectifier(&graph.nodes[i]).filter(|relu| relu.y == z).map(|relu| (i, relu.dx.value));
@@ -88,10 +89,10 @@ fn find(graph: &Graph, index: &Index, i: usize) -> Option<End> {
     let gate = end.gate.filter(|_| b.is_some());
     let mut found = if gate.is_some() { [b, a] } else { [a, b] }.into_iter().flatten();
     let (first, second) = (found.next()?, found.next());
-    index.is_alone(ds).then_some(End { bwd, first, second, gate })
+    index.is_alone(ds).then_some(MaskedEnd { bwd, first, second, gate })
 }
 
-/// The batch norm of the block's operand `term`, if its gradient is `ds`, which node `bwd` stores, and nothing more.
+/// The batch norm of the block's operand `term`, if its gradient is exactly `ds`, as node `bwd` stores it.
 fn norm(graph: &Graph, index: &Index, term: Operand<ValueId>, bwd: usize, ds: ValueId) -> Option<Norm> {
     let Load::Affine { affine: Affine { scale: own, .. }, .. } = term.load else { return None };
     index.readers(ds).iter().find_map(|r| {

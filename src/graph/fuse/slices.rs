@@ -13,7 +13,7 @@
 
 use super::index::{Index, Reader};
 use super::pieces::{slice, Numbers, Pair, Pieces};
-use super::{block_end, Fused, View};
+use super::{block_end, Fused, Place};
 use crate::graph::{Origin, Stored, ValueId};
 use crate::ops::batch_norm::{self, BatchNorm};
 use crate::ops::load::Load;
@@ -21,7 +21,7 @@ use crate::ops::store::Moments;
 use crate::ops::{Op, Write};
 use crate::tensor::TensorType;
 
-/// Takes the batch norms of every concatenation of `fused` to pieces, where all of one can be.
+/// Splits the batch norms of each concatenation if all of them can be split.
 pub(super) fn split(fused: &mut Fused) {
     let index = Index::new(&fused.graph, &fused.views);
     let mut pieces = Pieces::default();
@@ -37,7 +37,7 @@ pub(super) fn split(fused: &mut Fused) {
 }
 
 /// The batch norms of slices of `root`, and the value whose memory their gradients are added in. `None` if there is
-/// none, or something else is added to that gradient.
+/// none, or if another node adds to that gradient.
 fn pairs(fused: &Fused, index: &Index, root: ValueId) -> Option<(Vec<Pair>, ValueId)> {
     let graph = &fused.graph;
     let mut pairs = Vec::new();
@@ -59,7 +59,7 @@ fn pairs(fused: &Fused, index: &Index, root: ValueId) -> Option<(Vec<Pair>, Valu
     expected.sort_unstable();
     let same_place = pairs.iter().all(|p| {
         let (y, dy) = (index.place(p.y), index.place(p.dy));
-        y.root == root && dy == View { root: gradient, channel: y.channel }
+        y.root == root && dy == Place { root: gradient, channel: y.channel }
     });
     // The first to write leaves all channels.
     let first = pairs.iter().find(|p| p.bwd == writers[0])?;
@@ -76,7 +76,7 @@ fn split_all(fused: &mut Fused, index: &Index, pieces: &mut Pieces, [root, gradi
     let all = TensorType::stat([channels(fused, root)]);
     let [mean, var, b, c] = std::array::from_fn(|_| fused.graph.add_value(all.clone(), Origin::Node));
     let numbers = |fused: &mut Fused, whole: ValueId, channel: usize, count: usize| {
-        slice(fused, TensorType::stat([count]), View { root: whole, channel })
+        slice(fused, TensorType::stat([count]), Place { root: whole, channel })
     };
     for v in index.family(root) {
         let (at, count) = (index.place(v).channel, channels(fused, v));
@@ -97,7 +97,7 @@ fn split_all(fused: &mut Fused, index: &Index, pieces: &mut Pieces, [root, gradi
     for g in index.family(gradient).filter(|&g| !index.readers(g).is_empty()) {
         let (at, count) = (index.place(g).channel, channels(fused, g));
         let ty = fused.graph.ty(g).clone();
-        let y = slice(fused, ty, View { root, channel: at });
+        let y = slice(fused, ty, Place { root, channel: at });
         let [b, c] = [b, c].map(|whole| numbers(fused, whole, at, count));
         pieces.correct(g, g, Load::Corrected { y, a: None, b, c });
     }

@@ -8,7 +8,7 @@
 //! element, and x grows by a third. Before `norms`, which may add readers.
 
 use super::index::{Index, Reader};
-use super::{Fused, View};
+use super::{Fused, Place};
 use crate::graph::Origin;
 use crate::ops::Op;
 use crate::tensor::{Elem, TensorType};
@@ -28,6 +28,6 @@ pub(super) fn pad_inputs(fused: &mut Fused) {
         }
         let root = fused.graph.add_value(TensorType::real([n, h, w, PIXEL]), Origin::Input);
         fused.views.resize(fused.graph.values.len(), None);
-        fused.views[x.index()] = Some(View { root, channel: 0 });
+        fused.views[x.index()] = Some(Place { root, channel: 0 });
     }
 }
