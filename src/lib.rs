@@ -82,18 +82,14 @@
 //! layouts (NHWC, weights KRSC):
 //!
 //! ```
-//! use residuum::ops::linear::{Linear, Spec};
-//! use residuum::ops::{HostIo, HostMut, HostOp, HostRef, Write};
+//! use residuum::ops::linear::{Fwd, Linear, Spec};
+//! use residuum::ops::{HostIo, HostMut, HostOp, HostRef};
 //!
 //! // y[n,k] = bias[k] + sum_f x[n,f] w[k,f]
 //! let op = Linear::new(Spec { x: [2, 1, 1, 3], k: 1 })?.fwd(true);
 //! let (x, w, bias, mut y) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 0.0, -1.0], [10.0], [f64::NAN; 2]);
-//! op.reference(&mut HostIo {
-//!     inputs: vec![HostRef::Real(&x), HostRef::Real(&w), HostRef::Real(&bias)],
-//!     outputs: vec![HostMut::Real(&mut y)],
-//!     writes: vec![Write::Overwrite],
-//!     scratch: &mut [],
-//! });
+//! let (x, w, bias) = (HostRef::Real(&x), HostRef::Real(&w), Some(HostRef::Real(&bias)));
+//! op.reference(&mut HostIo::of(Fwd { x, w, bias, y: HostMut::Real(&mut y) }));
 //! assert_eq!(y, [8.0, 8.0]);
 //! # Ok::<(), residuum::Error>(())
 //! ```

@@ -13,7 +13,8 @@ use crate::Result;
 pub struct Step {
     /// The kernel's name.
     pub kernel: &'static str,
-    /// The name of the op that the launch computes, wholly or in part.
+    /// The name of the op that the launch computes, wholly or in part. After fusion its kernel may be of another kind:
+    /// `conv2d_fwd` with moments runs `conv2d_fused_fwd_*`.
     pub op: &'static str,
     /// A summary of the op's extents, as `n256 56x56 c64`.
     pub shape: String,

@@ -72,7 +72,7 @@ use crate::ops::conv2d::{self, Conv2d};
 use crate::ops::{linear, sum, Call, Op, Write};
 use crate::tensor::{Shape, TensorType};
 
-/// The purpose of a graph, which decides how batch norms normalise. [`Graph`] has an example.
+/// The purpose of a graph, which decides how batch norms normalise; see the example of [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// By batch statistics, which update the running statistics.
@@ -192,7 +192,7 @@ pub enum ParameterKind {
     BatchNormBias,
 }
 
-/// A trained tensor of a [`Graph`], which has an example.
+/// A trained tensor of a graph; see the example of [`Graph`].
 #[derive(Clone, Debug)]
 pub struct Parameter {
     /// The name in torch's state dict.
@@ -205,7 +205,7 @@ pub struct Parameter {
     pub(crate) grad: Option<ValueId>,
 }
 
-/// The running mean or variance of a batch norm of a [`Graph`], which has an example.
+/// The running mean or variance of a batch norm; see the example of [`Graph`].
 #[derive(Clone, Debug)]
 pub struct Buffer {
     /// The name in torch's state dict.
@@ -359,10 +359,16 @@ impl Graph {
         self.nodes.retain(|_| gone.next() != Some(true));
     }
 
-    /// Appends `a + b` in the branch of `gate`; where the gate `open` is closed, the sum is a.
-    pub(crate) fn add_sum(&mut self, a: ValueId, b: ValueId, open: Option<ValueId>, gate: Option<ValueId>) -> ValueId {
-        let call = sum::Fwd { a: a.into(), b: b.into(), gate: open, y: None, signs: None };
+    /// Appends `a + b` in `branch`; if `gate` is there and holds 0, the sum is a.
+    pub(crate) fn add_sum(
+        &mut self,
+        a: ValueId,
+        b: ValueId,
+        gate: Option<ValueId>,
+        branch: Option<ValueId>,
+    ) -> ValueId {
+        let call = sum::Fwd { a: a.into(), b: b.into(), gate, y: None, signs: None };
         let op = Op::Sum(sum::Node { form: call.form(), ..sum::Node::of(self.ty(a).shape.clone()) });
-        self.add(op, call, gate).y
+        self.add(op, call, branch).y
     }
 }
