@@ -145,12 +145,8 @@ const SHOWN: usize = 600;
 
 /// `text` as one line of bounded length: control characters are escaped, the middle of a long text is left out.
 pub(crate) fn line(text: String) -> String {
-    let text = match text.chars().any(char::is_control) {
-        true => {
-            text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
-        }
-        false => text,
-    };
+    let escaped = |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };
+    let text = if text.contains(char::is_control) { text.chars().map(escaped).collect() } else { text };
     if text.len() <= 2 * SHOWN {
         return text;
     }
@@ -167,10 +163,9 @@ fn needs(bytes: Option<usize>) -> String {
 }
 
 fn suggestion(nearest: &[String]) -> String {
-    if nearest.is_empty() {
-        String::new()
-    } else {
-        format!("; did you mean {}?", nearest.join(", "))
+    match nearest {
+        [] => String::new(),
+        names => format!("; did you mean {}?", names.join(", ")),
     }
 }
 

@@ -9,8 +9,8 @@ use crate::control::loss_scale::{self, State};
 use crate::control::sgd::{self, StepState};
 use crate::device::cpu::{Arena, Slot};
 use crate::device::threads;
-use crate::ops::{HostIo, HostMut, HostRef, Op, Write};
-use crate::tensor::{memory, DType, Elem, HostData, Real};
+use crate::ops::{HostIo, HostMut, Op, Write};
+use crate::tensor::{DType, Elem, HostData, Real};
 use crate::{Error, Result};
 
 /// An op and the places of its operands.
@@ -163,13 +163,7 @@ impl<T: Real> Executor for HostProgram<T> {
     }
 
     fn read(&self, slot: &Slot) -> Result<HostData> {
-        match self.arena.read::<T>(slot) {
-            HostRef::Real(v) => host_data(v),
-            HostRef::Index(v) => Ok(HostData::I64(memory::collect("labels", v.iter().map(|&v| i64::from(v)))?)),
-            HostRef::Byte(v) => {
-                Ok(HostData::I64(memory::collect("window positions", v.iter().map(|&v| i64::from(v)))?))
-            }
-        }
+        host_data(self.arena.read::<T>(slot))
     }
 
     fn prepare(&mut self) -> Result<()> {

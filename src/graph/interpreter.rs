@@ -175,7 +175,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
             let dropped = writers[grad.index()].is_some_and(|gate| self.is_closed(gate));
             let unscaled = |&g: &T| if dropped { T::ZERO } else { g / scale };
             let data: Vec<T> = self.contents[grad.index()].as_ref().real().iter().map(unscaled).collect();
-            Some((p.name.clone(), held(to_torch(held(host_data(&data)), self.graph.ty(grad), &p.shape))))
+            Some((p.name.clone(), held(to_torch(held(host_data(HostRef::Real(&data))), self.graph.ty(grad), &p.shape))))
         };
         self.graph.parameters.iter().filter_map(gradient).collect()
     }
@@ -220,11 +220,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
     }
 
     fn data(&self, value: ValueId) -> HostData {
-        match &self.contents[value.index()] {
-            Content::Real(v) => held(host_data(v)),
-            Content::Index(v) => HostData::I64(v.iter().map(|&a| i64::from(a)).collect()),
-            Content::Byte(v) => HostData::I64(v.iter().map(|&a| i64::from(a)).collect()),
-        }
+        held(host_data(self.contents[value.index()].as_ref()))
     }
 }
 
@@ -268,13 +264,14 @@ pub(super) fn check_gate_count(given: usize, blocks: usize) -> Result<()> {
     Error::check(given == blocks, "gates", || format!("{given} for {blocks} blocks whose branches may be dropped"))
 }
 
-/// A copy of `v`, in f32 or f64 as `T`.
-pub(super) fn host_data<T: Real>(v: &[T]) -> Result<HostData> {
+/// A copy of `tensor`; numbers are in f32 or f64 as `T`.
+pub(super) fn host_data<T: Real>(tensor: HostRef<'_, T>) -> Result<HostData> {
     let what = "a copy of a tensor";
-    Ok(if size_of::<T>() == 8 {
-        HostData::F64(memory::collect(what, v.iter().map(|a| a.to_f64()))?)
-    } else {
-        HostData::F32(memory::collect(what, v.iter().map(|a| a.to_f64() as f32))?)
+    Ok(match tensor {
+        HostRef::Real(v) if size_of::<T>() == 8 => HostData::F64(memory::collect(what, v.iter().map(|a| a.to_f64()))?),
+        HostRef::Real(v) => HostData::F32(memory::collect(what, v.iter().map(|a| a.to_f64() as f32))?),
+        HostRef::Index(v) => HostData::I64(memory::collect("labels", v.iter().map(|&a| a.into()))?),
+        HostRef::Byte(v) => HostData::I64(memory::collect("window positions", v.iter().map(|&a| a.into()))?),
     })
 }
 

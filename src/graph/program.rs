@@ -95,19 +95,10 @@ impl Program {
         fused.graph.check_gates()?;
         let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
         let Fused { graph, views, .. } = fused;
-        let missing = Missing::new(&graph, &views, device, optimizer.is_some());
-        let mut program = Self {
-            graph,
-            views,
-            plan,
-            executor,
-            dtype,
-            optimizer,
-            batches: 0,
-            learning_rate: 0.0,
-            first_step: true,
-            missing,
-        };
+        let missing = Missing::new(&graph, &views, device);
+        let (batches, learning_rate, first_step) = (0, 0.0, true);
+        let mut program =
+            Self { graph, views, plan, executor, dtype, optimizer, batches, learning_rate, first_step, missing };
         program.write_control()?;
         program.prepare_gates()?;
         if program.plan.flat.loss_scale.len > 0 {

@@ -37,21 +37,18 @@ impl Graph {
         let wanted: BTreeMap<&str, &Shape> = self.tensors().map(|(name, shape, _)| (name, shape)).collect();
         for (&name, &shape) in &wanted {
             let what = format!("tensor `{name}`");
-            let Some(tensor) = state.get(name) else {
-                return Err(Error::invalid(what, format!("missing, expected shape {shape}")));
-            };
-            if matches!(tensor.data, HostData::I64(_)) {
-                return Err(Error::invalid(what, "integers, expected floating-point numbers"));
-            }
-            tensor.check(what.as_str())?;
+            let missing = || Error::invalid(&what, format!("missing, expected shape {shape}"));
+            let tensor = state.get(name).ok_or_else(missing)?;
+            let floating = !matches!(tensor.data, HostData::I64(_));
+            Error::check(floating, &what, || "integers, expected floating-point numbers".into())?;
             check_shape(what, shape.clone(), &tensor.shape)?;
         }
         let counters: BTreeSet<_> = self.counters().collect();
         for (name, tensor) in state.iter().filter(|(name, _)| !wanted.contains_key(name.as_str())) {
             let what = format!("tensor `{name}`");
-            if !counters.contains(name) {
-                return Err(Error::invalid(what, format!("not a tensor of this network, which has {}", wanted.len())));
-            }
+            Error::check(counters.contains(name), &what, || {
+                format!("not a tensor of this network, which has {}", wanted.len())
+            })?;
             if tensor.len() != 1 {
                 return Err(Error::Shape { what, expected: Shape::default(), found: tensor.shape.clone() });
             }
@@ -64,10 +61,7 @@ impl Graph {
     pub(super) fn check_input(&self, name: &str, tensor: &HostTensor) -> Result<(ValueId, HostData)> {
         let value = find(&self.inputs, "input", name)?;
         let (ty, what) = (self.ty(value), format!("input `{name}`"));
-        if ty.elem != Elem::Real {
-            return Err(Error::invalid(what, "it takes labels, which set_labels sets"));
-        }
-        tensor.check(what.as_str())?;
+        Error::check(ty.elem == Elem::Real, &what, || "it takes labels, which set_labels sets".into())?;
         check_shape(what, torch_shape(ty), &tensor.shape)?;
         Ok((value, to_library(tensor, ty)?))
     }

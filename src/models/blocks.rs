@@ -9,15 +9,7 @@ pub(super) const EPS: f64 = 1e-5;
 
 /// A square convolution with `k` output channels, without bias; its padding keeps the size at stride 1.
 pub(super) fn conv(k: usize, kernel: usize, stride: usize) -> ConvOptions {
-    ConvOptions {
-        k,
-        kernel: [kernel; 2],
-        stride: [stride; 2],
-        padding: [kernel / 2; 2],
-        dilation: [1; 2],
-        groups: 1,
-        bias: false,
-    }
+    ConvOptions { k, kernel: [kernel; 2], stride: [stride; 2], padding: [kernel / 2; 2], ..ConvOptions::default() }
 }
 
 /// Batch norm and ReLU.

@@ -48,20 +48,18 @@ pub fn initialise(graph: &Graph, scheme: &Scheme, seed: u64) -> StateDict {
     let mut state = StateDict::new();
     let mut fan_in = 1;
     for Parameter { name, shape, kind, .. } in graph.parameters() {
-        let fill = match kind {
-            ParameterKind::ConvWeight => scheme.conv,
-            ParameterKind::LinearWeight => scheme.linear,
-            ParameterKind::Bias => scheme.bias,
-            ParameterKind::BatchNormWeight => {
-                state.insert(name.clone(), constant(shape, 1.0));
-                continue;
-            }
-            ParameterKind::BatchNormBias => Fill::Zero,
-        };
         if shape.dims().len() > 1 {
             fan_in = shape.dims()[1..].iter().product();
         }
-        state.insert(name.clone(), filled(name, shape, fill, fan_in, seed));
+        let filled = |fill| filled(name, shape, fill, fan_in, seed);
+        let tensor = match kind {
+            ParameterKind::ConvWeight => filled(scheme.conv),
+            ParameterKind::LinearWeight => filled(scheme.linear),
+            ParameterKind::Bias => filled(scheme.bias),
+            ParameterKind::BatchNormWeight => constant(shape, 1.0),
+            ParameterKind::BatchNormBias => constant(shape, 0.0),
+        };
+        state.insert(name.clone(), tensor);
     }
     for buffer in graph.buffers() {
         let value = if buffer.name.ends_with("running_var") { 1.0 } else { 0.0 };
@@ -109,20 +107,20 @@ mod tests {
         model.initialise(&graph, seed)
     }
 
-    fn deviation(tensor: &HostTensor) -> f64 {
-        let v = tensor.to_real::<f64>();
-        (v.iter().map(|a| a * a).sum::<f64>() / v.len() as f64).sqrt()
+    /// He normal: standard deviation sqrt(2 / fan).
+    fn assert_he_normal(name: &str, tensor: &HostTensor, fan: u32) {
+        let (v, expected) = (tensor.to_real::<f64>(), (2.0 / f64::from(fan)).sqrt());
+        let found = (v.iter().map(|a| a * a).sum::<f64>() / v.len() as f64).sqrt();
+        // The sample deviation of n normal numbers has a relative standard error of 1 / sqrt(2 n).
+        let bound = 5.0 / (2.0 * v.len() as f64).sqrt();
+        assert!((found / expected - 1.0).abs() < bound, "{name}: deviation {found}, expected {expected}");
     }
 
     #[test]
     fn residual_networks_start_as_in_the_authors_code() {
         let s = state("resnet20_cifar", 3);
         for (name, fan_out) in [("layer1.1.conv2.weight", 16 * 9), ("layer3.0.conv1.weight", 64 * 9)] {
-            let expected = (2.0 / f64::from(fan_out)).sqrt();
-            // The sample deviation of n normal numbers has a relative standard error of 1 / sqrt(2 n).
-            let bound = 5.0 / (2.0 * s[name].len() as f64).sqrt();
-            let found = deviation(&s[name]);
-            assert!((found / expected - 1.0).abs() < bound, "{name}: deviation {found}, expected {expected}");
+            assert_he_normal(name, &s[name], fan_out);
         }
         let fc = s["fc.weight"].to_real::<f64>();
         assert!(fc.iter().all(|v| v.abs() <= 0.125) && fc.iter().any(|v| v.abs() > 0.12));
@@ -137,11 +135,7 @@ mod tests {
     fn densenets_start_as_in_torchvision() {
         let s = state("densenet_bc22_k8_cifar", 3);
         for (name, fan_in) in [("denseblock3.denselayer3.conv2", 32 * 9), ("transition2.conv", 44)] {
-            let weights = &s[&format!("features.{name}.weight")];
-            let expected = (2.0 / f64::from(fan_in)).sqrt();
-            let bound = 5.0 / (2.0 * weights.len() as f64).sqrt();
-            let found = deviation(weights);
-            assert!((found / expected - 1.0).abs() < bound, "{name}: deviation {found}, expected {expected}");
+            assert_he_normal(name, &s[&format!("features.{name}.weight")], fan_in);
         }
     }
 

@@ -196,12 +196,10 @@ impl Model {
         classes: usize,
         options: BuildOptions,
     ) -> Result<Graph> {
-        for (what, value) in
-            [("batch", batch), ("channels", channels), ("height", height), ("width", width), ("classes", classes)]
-        {
-            if value == 0 {
-                return Err(Error::invalid(what, format!("0 for {}, expected at least 1", self.name)));
-            }
+        let extents =
+            [("batch", batch), ("channels", channels), ("height", height), ("width", width), ("classes", classes)];
+        for (what, value) in extents {
+            Error::check(value > 0, what, || format!("0 for {}, expected at least 1", self.name))?;
         }
         let mut b = Builder::new(mode);
         let x = b.input("input", [batch, height, width, channels]);

@@ -138,26 +138,14 @@ impl Checkpoint {
             }),
             _ => None,
         };
-        Ok(Self {
-            settings,
-            classes: parse(metadata, "classes")?,
-            input,
-            normalize: Normalize {
-                white: parse(metadata, "white")?,
-                mean: list(metadata, "mean")?,
-                deviation: list(metadata, "deviation")?,
-            },
-            step: parse(metadata, "step")?,
-            epoch: parse(metadata, "epoch")?,
-            sums: Sums {
-                loss: parse(metadata, "epoch_loss")?,
-                correct: parse(metadata, "epoch_correct")?,
-                steps: parse(metadata, "epoch_steps")?,
-            },
-            state,
-            velocity,
-            loss_scale,
-        })
+        let classes = parse(metadata, "classes")?;
+        let (white, mean, deviation) =
+            (parse(metadata, "white")?, list(metadata, "mean")?, list(metadata, "deviation")?);
+        let normalize = Normalize { white, mean, deviation };
+        let (step, epoch) = (parse(metadata, "step")?, parse(metadata, "epoch")?);
+        let [loss, correct] = [parse(metadata, "epoch_loss")?, parse(metadata, "epoch_correct")?];
+        let sums = Sums { loss, correct, steps: parse(metadata, "epoch_steps")? };
+        Ok(Self { settings, classes, input, normalize, step, epoch, sums, state, velocity, loss_scale })
     }
 }
 

@@ -118,15 +118,10 @@ pub fn describe(bytes: &[u8], error: &SafeTensorError) -> String {
         ),
         SafeTensorError::MetadataIncompleteBuffer => {
             let (header, data) = rest.split_at(rest.len().min(length as usize));
-            match (data.len(), end_of_data(header)) {
-                (found, Some(end)) if found < end => {
-                    format!("truncated: {found} bytes of tensor data, the header describes {end}")
-                }
-                (found, end) => format!(
-                    "{found} bytes of tensor data, the header describes {}",
-                    end.map_or("another number".into(), |end| end.to_string())
-                ),
-            }
+            let (found, end) = (data.len(), end_of_data(header));
+            let truncated = if end.is_some_and(|end| found < end) { "truncated: " } else { "" };
+            let end = end.map_or("another number".into(), |end| end.to_string());
+            format!("{truncated}{found} bytes of tensor data, the header describes {end}")
         }
         _ => format!("not a safetensors file: {error}"),
     }
