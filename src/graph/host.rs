@@ -63,30 +63,19 @@ pub(super) struct HostProgram<T> {
 impl<T: Real> HostProgram<T> {
     pub fn new(fused: &Fused, plan: &Plan, dtype: DType, optimizer: Option<sgd::Sgd>) -> Result<Self> {
         let place = |&v: &super::ValueId| plan.slot(v);
+        let empty = Slot { offset: 0, len: 0, elem: Elem::Real };
         let steps = fused.graph.nodes.iter().zip(&plan.scratch).map(|(node, scratch)| HostStep {
             op: node.op.clone(),
             reads: node.inputs.iter().map(place).collect(),
             writes: node.outputs.iter().map(place).collect(),
             modes: node.writes.clone(),
             gate: node.gate.as_ref().map(place),
-            scratch: scratch.map_or(Slot { offset: 0, len: 0, elem: Elem::Real }, |s| Slot {
-                len: s.len / size_of::<T>(),
-                elem: Elem::Real,
-                ..s
-            }),
+            scratch: scratch.map_or(empty, |s| Slot { len: s.len / size_of::<T>(), elem: Elem::Real, ..s }),
         });
-        Ok(Self {
-            arena: Arena::new(plan.arena_bytes)?,
-            dtype,
-            steps: steps.collect(),
-            prepare: fused.prepare,
-            flat: plan.flat.clone(),
-            gates: plan.gates.clone(),
-            optimizer,
-            grad_scale: fused.graph.grad_scale,
-            loss: fused.graph.loss.as_ref().map(place),
-            marker: std::marker::PhantomData,
-        })
+        let (arena, steps, marker) = (Arena::new(plan.arena_bytes)?, steps.collect(), std::marker::PhantomData);
+        let (flat, gates, prepare) = (plan.flat.clone(), plan.gates.clone(), fused.prepare);
+        let (grad_scale, loss) = (fused.graph.grad_scale, fused.graph.loss.as_ref().map(place));
+        Ok(Self { arena, dtype, steps, prepare, flat, gates, optimizer, grad_scale, loss, marker })
     }
 
     /// Runs the steps on a thread of rayon's pool, where an op starts its tasks without waking another thread first.

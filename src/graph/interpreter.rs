@@ -142,10 +142,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
                 _ => None,
             });
             last = own.or(last);
-            let is_bad = |v: &ValueId| match &self.contents[v.index()] {
-                Content::Real(v) => v.iter().any(|a| !a.to_f64().is_finite()),
-                Content::Index(_) | Content::Byte(_) => false,
-            };
+            let is_bad = |v: &ValueId| matches!(&self.contents[v.index()], Content::Real(v) if v.iter().any(|a| !a.to_f64().is_finite()));
             if node.outputs.iter().any(is_bad) {
                 let op = node.op.operator().name();
                 return Some(match (own, last) {
@@ -212,10 +209,8 @@ impl<'g, T: Real> Interpreter<'g, T> {
     }
 
     fn round(&mut self, value: ValueId) {
-        let (elem, storage) = (self.graph.ty(value).elem, self.storage);
-        match &mut self.contents[value.index()] {
-            Content::Real(v) if elem == Elem::Real => v.iter_mut().for_each(|a| *a = storage.round(*a)),
-            _ => {}
+        if let (Content::Real(v), Elem::Real) = (&mut self.contents[value.index()], self.graph.ty(value).elem) {
+            v.iter_mut().for_each(|a| *a = self.storage.round(*a));
         }
     }
 

@@ -6,7 +6,7 @@
 //! at O(log n) sets of ranges. Adjacent ranges are merged, which leaves few in a set if there are few sizes, as in deep
 //! networks: time and memory then grow with n log n, at worst with n^2.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A number of bytes that are in use from moment `first` to moment `last`.
 #[derive(Clone, Copy, Debug)]
@@ -66,14 +66,9 @@ impl Taken {
     }
 
     /// The ancestors of `nodes`, each once.
-    fn above(nodes: &[usize]) -> Vec<usize> {
-        let mut above: Vec<usize> = nodes
-            .iter()
-            .flat_map(|&node| std::iter::successors(Some(node / 2), |n| Some(n / 2)).take_while(|&n| n > 0))
-            .collect();
-        above.sort_unstable();
-        above.dedup();
-        above
+    fn above(nodes: &[usize]) -> BTreeSet<usize> {
+        let above = |&node: &usize| std::iter::successors(Some(node / 2), |n| Some(n / 2)).take_while(|&n| n > 0);
+        nodes.iter().flat_map(above).collect()
     }
 
     /// Puts `block` at the lowest offset that is free during its lifetime.

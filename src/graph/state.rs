@@ -116,8 +116,7 @@ pub(super) fn counter(state: &StateDict) -> i64 {
 
 /// The elements of `tensor` in the library's layout; `ty` is the value's type.
 pub(super) fn to_library(tensor: &HostTensor, ty: &TensorType) -> Result<HostData> {
-    let Some(dims) = spatial(ty) else { return tensor.data.copy() };
-    let [n, h, w, c] = dims;
+    let Some([n, h, w, c]) = spatial(ty) else { return tensor.data.copy() };
     Ok(match &tensor.data {
         HostData::F32(v) => HostData::F32(layout::nchw_to_nhwc(v, n, c, h, w)?),
         HostData::F64(v) => HostData::F64(layout::nchw_to_nhwc(v, n, c, h, w)?),

@@ -27,11 +27,9 @@ const FEATURES: [Layer; 8] = [
     Layer::Pool,
 ];
 
-/// AlexNet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Spec;
 
-/// The network called `name`.
 pub(super) fn parse(name: &str) -> Option<Spec> {
     (name == "alexnet").then_some(Spec)
 }

@@ -31,7 +31,6 @@ enum Stem {
     Cifar,
 }
 
-/// A densely connected network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Spec {
     stem: Stem,
@@ -47,7 +46,6 @@ pub(super) struct Spec {
     blocks: Vec<usize>,
 }
 
-/// The network called `name`.
 pub(super) fn parse(name: &str) -> Option<Spec> {
     let rest = name.strip_prefix("densenet")?;
     if let Some(body) = rest.strip_suffix("_cifar") {

@@ -115,7 +115,6 @@ impl Survival {
     }
 }
 
-/// A residual network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Spec {
     stem: Stem,
@@ -129,7 +128,6 @@ pub(super) struct Spec {
     survival: Option<Survival>,
 }
 
-/// The network called `name`.
 pub(super) fn parse(name: &str) -> Option<Spec> {
     let (name, survival) = Survival::split(name)?;
     let spec = parse_network(name)?;
@@ -261,15 +259,9 @@ impl Architecture for Spec {
                 block += 1;
                 let stride = if stage > 0 && unit == 0 { 2 } else { 1 };
                 let activated = stage == 0 && unit == 0 && self.stem != Stem::CifarBare;
-                let unit = Unit {
-                    spec: self,
-                    name: format!("layer{}.{unit}", stage + 1),
-                    planes: self.planes << stage,
-                    stride,
-                    activated,
-                    survival: self.survival.map(|s| s.of(block, blocks)),
-                };
-                x = unit.layers(b, x)?;
+                let (name, planes) = (format!("layer{}.{unit}", stage + 1), self.planes << stage);
+                let survival = self.survival.map(|s| s.of(block, blocks));
+                x = Unit { spec: self, name, planes, stride, activated, survival }.layers(b, x)?;
             }
         }
         x = match self.order {
@@ -284,17 +276,12 @@ impl Architecture for Spec {
 
 impl Spec {
     fn first_layers(&self, b: &mut Builder, x: ValueId) -> Result<ValueId> {
+        let (kernel, stride) = if self.stem == Stem::ImageNet { (7, 2) } else { (3, 1) };
+        let x = b.conv2d("conv1", x, conv(self.planes, kernel, stride))?;
         match self.stem {
-            Stem::ImageNet => {
-                let x = b.conv2d("conv1", x, conv(self.planes, 7, 2))?;
-                let x = norm_relu(b, "bn1", x)?;
-                max_pool(b, x, 3, 2, 1)
-            }
-            Stem::Cifar => {
-                let x = b.conv2d("conv1", x, conv(self.planes, 3, 1))?;
-                norm_relu(b, "bn1", x)
-            }
-            Stem::CifarBare => b.conv2d("conv1", x, conv(self.planes, 3, 1)),
+            Stem::ImageNet => norm_relu(b, "bn1", x).and_then(|x| max_pool(b, x, 3, 2, 1)),
+            Stem::Cifar => norm_relu(b, "bn1", x),
+            Stem::CifarBare => Ok(x),
         }
     }
 }

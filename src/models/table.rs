@@ -6,7 +6,6 @@ use super::Published;
 pub(super) struct Row {
     /// A name in the grammar of its family.
     pub name: &'static str,
-    /// Its published figures.
     pub published: Published,
 }
 

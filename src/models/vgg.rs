@@ -11,7 +11,6 @@ use crate::Result;
 /// Output channels of the 3x3 convolutions of each stage.
 const WIDTHS: [usize; 5] = [64, 128, 256, 512, 512];
 
-/// A VGG network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Spec {
     /// The convolutions of each stage, which a pooling ends.
@@ -20,7 +19,6 @@ pub(super) struct Spec {
     norm: bool,
 }
 
-/// The network called `name`.
 pub(super) fn parse(name: &str) -> Option<Spec> {
     let depth = name.strip_prefix("vgg")?;
     let (depth, norm) = depth.strip_suffix("_bn").map_or((depth, false), |d| (d, true));

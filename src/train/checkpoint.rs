@@ -10,9 +10,7 @@ use crate::models::weights::{self, Metadata};
 use crate::tensor::{DType, StateDict};
 use crate::{Error, Result};
 
-/// The prefix of the velocities' names.
 const VELOCITY: &str = "optim.velocity.";
-/// The prefix of all tensors of the optimizer.
 const OPTIMIZER: &str = "optim.";
 
 /// The sums over the steps of an epoch so far. See [`Checkpoint`] for an example.

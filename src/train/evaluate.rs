@@ -104,10 +104,8 @@ impl Evaluator {
     /// With the weights `state`, the first layer whose output is not finite for the first image of the last run with a
     /// non-finite logit: see [`Model::first_non_finite`]. `None` if there was no such image.
     pub fn first_non_finite(&self, state: &StateDict) -> Result<Option<String>> {
-        match &self.non_finite {
-            Some(image) => self.model.first_non_finite(state, image, self.program.dtype()),
-            None => Ok(None),
-        }
+        let find = |image| self.model.first_non_finite(state, image, self.program.dtype());
+        self.non_finite.as_ref().map_or(Ok(None), find)
     }
 }
 

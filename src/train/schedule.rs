@@ -180,10 +180,7 @@ impl FromStr for Schedule {
         };
         let (curve, warmup) = match text.split_once('+') {
             None => (text, 0.0),
-            Some((curve, rest)) => {
-                let epochs = rest.strip_prefix("warmup:").and_then(|n| n.parse().ok()).ok_or_else(fail)?;
-                (curve, epochs)
-            }
+            Some((curve, rest)) => (curve, rest.strip_prefix("warmup:").and_then(|n| n.parse().ok()).ok_or_else(fail)?),
         };
         let curve = match curve {
             "constant" => Curve::Constant,

@@ -75,12 +75,8 @@ pub fn grad_scale(dtype: DType) -> f64 {
 impl Settings {
     /// The optimizer. Fails on invalid momentum or weight decay.
     pub fn optimizer(&self) -> Result<sgd::Sgd> {
-        sgd::Sgd::new(sgd::Spec {
-            momentum: self.momentum,
-            dampening: 0.0,
-            nesterov: self.momentum > 0.0,
-            weight_decay: self.weight_decay,
-        })
+        let Self { momentum, weight_decay, .. } = *self;
+        sgd::Sgd::new(sgd::Spec { momentum, dampening: 0.0, nesterov: momentum > 0.0, weight_decay })
     }
 
     /// Fails on invalid settings: no epoch, a batch size of 0, a learning rate that is not positive and finite, a
@@ -158,7 +154,6 @@ impl Settings {
     }
 }
 
-/// Parses the value of `key`.
 pub(super) fn parse<T: FromStr>(metadata: &Metadata, key: &str) -> Result<T> {
     let what = || format!("metadata `{key}`");
     let text = metadata.get(key).ok_or_else(|| Error::invalid(what(), "missing: not a checkpoint of a run"))?;

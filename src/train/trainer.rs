@@ -168,18 +168,10 @@ impl<'a> Trainer<'a> {
                 return Err(self.diverged(format!("{kind} `{name}` is not finite"), name, &state));
             }
         }
-        Ok(Checkpoint {
-            settings: self.settings.clone(),
-            classes: self.splits.train.classes(),
-            input: self.splits.train.shape(),
-            normalize: self.splits.train.normalize().clone(),
-            step: self.step,
-            epoch: self.epoch(),
-            sums: self.sums,
-            state,
-            velocity,
-            loss_scale: self.program.loss_scale()?,
-        })
+        let (settings, train) = (self.settings.clone(), &self.splits.train);
+        let (classes, input, normalize) = (train.classes(), train.shape(), train.normalize().clone());
+        let (step, epoch, sums, loss_scale) = (self.step, self.epoch(), self.sums, self.program.loss_scale()?);
+        Ok(Checkpoint { settings, classes, input, normalize, step, epoch, sums, state, velocity, loss_scale })
     }
 
     /// Runs to the end.
@@ -227,7 +219,6 @@ impl<'a> Trainer<'a> {
         Error::Diverged { what, step: self.step, learning_rate: self.last_rate(), layer }
     }
 
-    /// The last step's learning rate.
     fn last_rate(&self) -> f64 {
         self.rate(self.step.saturating_sub(1))
     }

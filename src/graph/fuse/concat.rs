@@ -22,7 +22,8 @@
 //! themselves resolve to one root: a dense block is one buffer, and its gradient another, to which every layer adds the
 //! gradient of the channels that it read.
 
-use crate::graph::{Graph, Node, Origin, Value, ValueId};
+use super::index::Index;
+use crate::graph::{Graph, Node, Origin, ValueId};
 use crate::ops::{concat, Op};
 use crate::tensor::Elem;
 
@@ -65,54 +66,38 @@ fn sides(op: &concat::Node, node: &Node) -> (ValueId, Vec<ValueId>) {
     }
 }
 
-/// The nodes that write and read a value.
-#[derive(Clone, Default)]
-struct Touches {
-    writes: Vec<usize>,
-    last_read: Option<usize>,
-    /// True if the value must be dense: a tensor of the caller, or one that an op does not take as images.
-    dense: bool,
-}
-
-impl Touches {
-    /// The touches of each value of `graph`.
-    fn of(graph: &Graph) -> Vec<Self> {
-        let is_dense = |v: &Value| v.origin != Origin::Node || v.ty.elem != Elem::Real;
-        let mut touches: Vec<Self> =
-            graph.values.iter().map(|v| Self { dense: is_dense(v), ..Self::default() }).collect();
-        for (i, node) in graph.nodes.iter().enumerate() {
-            node.inputs.iter().for_each(|v| touches[v.index()].last_read = Some(i));
-            node.outputs.iter().for_each(|v| touches[v.index()].writes.push(i));
-            let types = node.op.operator().inputs().into_iter().chain(node.op.operator().outputs());
-            for (v, ty) in node.inputs.iter().chain(&node.outputs).zip(types) {
-                touches[v.index()].dense |= ty.shape.dims().len() != 4;
-            }
+/// For each value, true if it must be dense: a tensor of the caller, or one that an op does not take as images.
+fn dense(graph: &Graph) -> Vec<bool> {
+    let mut dense: Vec<bool> =
+        graph.values.iter().map(|v| v.origin != Origin::Node || v.ty.elem != Elem::Real).collect();
+    for node in &graph.nodes {
+        let types = node.op.operator().inputs().into_iter().chain(node.op.operator().outputs());
+        for (v, ty) in node.inputs.iter().chain(&node.outputs).zip(types) {
+            dense[v.index()] |= ty.shape.dims().len() != 4;
         }
-        for v in graph.outputs.iter().map(|&(_, v)| v).chain(graph.parameters.iter().filter_map(|p| p.grad)) {
-            touches[v.index()].dense = true;
-            touches[v.index()].last_read = Some(usize::MAX);
-        }
-        touches
     }
+    let gradients = graph.parameters.iter().filter_map(|p| p.grad);
+    graph.outputs.iter().map(|&(_, v)| v).chain(gradients).for_each(|v| dense[v.index()] = true);
+    dense
 }
 
 /// The place of each value that can be a slice.
 fn places(graph: &Graph) -> Vec<Option<Place>> {
-    let touches = Touches::of(graph);
+    let (index, dense) = (Index::new(graph, &[]), dense(graph));
     // The whole of each part that can be a slice, and the part's first channel in it.
     let mut parent: Vec<Option<(ValueId, usize)>> = vec![None; graph.values.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
         let Op::Concat(op) = &node.op else { continue };
         let (whole, parts) = sides(op, node);
-        let (w, is_owned) = (&touches[whole.index()], graph.values[whole.index()].origin == Origin::Node);
+        let is_owned = graph.values[whole.index()].origin == Origin::Node;
+        let before = |v: ValueId| index.writers(v).iter().all(|&at| at < i);
+        let read_last = index.readers(whole).last().is_some_and(|r| r.node == i) && !index.is_output(whole);
         for (channel, part) in op.concat.offsets().into_iter().zip(parts) {
-            let p = &touches[part.index()];
-            let before = |t: &Touches| t.writes.iter().all(|&at| at < i);
             let unchanged = match op.pass {
-                concat::Pass::Fwd => w.writes == [i] && before(p),
-                concat::Pass::Bwd => before(w) && w.last_read == Some(i) && p.writes.first() == Some(&i),
+                concat::Pass::Fwd => index.writers(whole) == [i] && before(part),
+                concat::Pass::Bwd => before(whole) && read_last && index.writers(part).first() == Some(&i),
             };
-            if parent[part.index()].is_none() && is_owned && !p.dense && unchanged {
+            if parent[part.index()].is_none() && is_owned && !dense[part.index()] && unchanged {
                 parent[part.index()] = Some((whole, channel));
             }
         }

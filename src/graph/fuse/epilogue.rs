@@ -35,8 +35,7 @@ pub(super) fn absorb(graph: Graph) -> Fused {
             _ => {}
         }
     }
-    fuser.apply_deferred();
-    fuser.finish()
+    fuser.apply_deferred()
 }
 
 /// A transform yet to be applied to a stored value: `relu(scale[c] * v + shift[c] + residual)`.
@@ -72,16 +71,10 @@ impl Fuser {
             }
             _ => None,
         });
-        Self {
-            norm_backward: backward.collect(),
-            uses: count_uses(&graph),
-            removed: vec![false; graph.nodes.len()],
-            graph,
-            producer,
-            stored: HashMap::new(),
-            deferred: HashMap::new(),
-            prepare: Vec::new(),
-        }
+        let norm_backward = backward.collect();
+        let (uses, removed) = (count_uses(&graph), vec![false; graph.nodes.len()]);
+        let (stored, deferred, prepare) = (HashMap::new(), HashMap::new(), Vec::new());
+        Self { graph, uses, producer, norm_backward, stored, deferred, removed, prepare }
     }
 
     /// The value in memory behind `v`.
@@ -217,8 +210,8 @@ impl Fuser {
     }
 
     /// Moves every deferred transform into the epilogue of the convolution that stores the value.
-    fn apply_deferred(&mut self) {
-        for (stored, (value, deferred)) in std::mem::take(&mut self.deferred) {
+    fn apply_deferred(mut self) -> Fused {
+        for (stored, (value, deferred)) in self.deferred {
             let node = &mut self.graph.nodes[self.producer[&stored]];
             let Some((conv, mut call)) = node.as_conv_fwd() else {
                 unreachable!("only convolutions store deferred values")
@@ -231,9 +224,6 @@ impl Fuser {
             call.y = value.into();
             *node = Node::conv2d(conv, conv2d::Pass::Fwd(call), node.gate);
         }
-    }
-
-    fn finish(mut self) -> Fused {
         self.graph.remove(self.removed);
         let prepare = self.prepare.len();
         self.graph.nodes.splice(..0, self.prepare);

@@ -9,7 +9,6 @@ use crate::graph::{Graph, ValueId};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader {
     pub node: usize,
-    /// The name of the operand.
     pub operand: &'static str,
     /// The operand's position among the node's inputs.
     pub at: usize,
@@ -19,7 +18,7 @@ pub(super) struct Index {
     readers: Vec<Vec<Reader>>,
     writers: Vec<Vec<usize>>,
     outputs: Vec<bool>,
-    views: Vec<Option<Place>>,
+    places: Vec<Option<Place>>,
     /// The slices of each root.
     slices: HashMap<ValueId, Vec<ValueId>>,
     /// The first node that writes each root or one of its slices.
@@ -29,14 +28,10 @@ pub(super) struct Index {
 impl Index {
     pub fn new(graph: &Graph, views: &[Option<Place>]) -> Self {
         let count = graph.values.len();
-        let mut index = Self {
-            readers: vec![Vec::new(); count],
-            writers: vec![Vec::new(); count],
-            outputs: vec![false; count],
-            views: (0..count).map(|i| views.get(i).copied().flatten()).collect(),
-            slices: HashMap::new(),
-            begun: HashMap::new(),
-        };
+        let (readers, writers, outputs) = (vec![Vec::new(); count], vec![Vec::new(); count], vec![false; count]);
+        let places = (0..count).map(|i| views.get(i).copied().flatten()).collect();
+        let (slices, begun) = (HashMap::new(), HashMap::new());
+        let mut index = Self { readers, writers, outputs, places, slices, begun };
         for (i, node) in graph.nodes.iter().enumerate() {
             let names = node.op.operator().operands().reads.into_iter().map(|(name, _)| name);
             for ((at, v), operand) in node.inputs.iter().enumerate().zip(names) {
@@ -47,7 +42,8 @@ impl Index {
         graph.outputs.iter().for_each(|(_, v)| index.outputs[v.index()] = true);
         let slices = views.iter().enumerate().filter_map(|(i, view)| Some((view.as_ref()?.root, ValueId(i as u32))));
         slices.for_each(|(root, v)| index.slices.entry(root).or_default().push(v));
-        let first = |&root: &ValueId| Some((root, index.family(root).filter_map(|v| index.first_writer(v)).min()?));
+        let first =
+            |&root: &ValueId| Some((root, index.family(root).filter_map(|v| index.writers(v).first()).min().copied()?));
         index.begun = index.slices.keys().filter_map(first).collect();
         index
     }
@@ -60,10 +56,6 @@ impl Index {
     /// The nodes that write `v` or add to it.
     pub fn writers(&self, v: ValueId) -> &[usize] {
         &self.writers[v.index()]
-    }
-
-    fn first_writer(&self, v: ValueId) -> Option<usize> {
-        self.writers(v).first().copied()
     }
 
     /// The last node before `before` that writes `v`.
@@ -86,7 +78,7 @@ impl Index {
     /// True if a node before `before` writes to the root of `v` or one of its slices.
     pub fn has_begun(&self, v: ValueId, before: usize) -> bool {
         let root = self.place(v).root;
-        self.begun.get(&root).copied().or_else(|| self.first_writer(root)).is_some_and(|first| first < before)
+        self.begun.get(&root).or(self.writers(root).first()).is_some_and(|&first| first < before)
     }
 
     /// True if `v` can be read after a run.
@@ -96,12 +88,12 @@ impl Index {
 
     /// True if `v` neither is a slice nor has slices.
     pub fn is_alone(&self, v: ValueId) -> bool {
-        self.views[v.index()].is_none() && !self.slices.contains_key(&v)
+        self.places[v.index()].is_none() && !self.slices.contains_key(&v)
     }
 
     /// The place of `v`: itself if it has memory of its own.
     pub fn place(&self, v: ValueId) -> Place {
-        self.views[v.index()].unwrap_or(Place { root: v, channel: 0 })
+        self.places[v.index()].unwrap_or(Place { root: v, channel: 0 })
     }
 
     /// `root` and its slices, in the order in which they were made.

@@ -39,8 +39,8 @@ pub(super) fn split(fused: &mut Fused) {
         if !alone || pieces.is_measured(writer) || shares_gradient(graph, &index, &pieces, pair.z) {
             continue;
         }
-        let bias = bias(graph, &index, pair.dy);
-        let own = is_own(graph, &index, &pair, writer, bias);
+        let (bias_node, dbias) = bias_gradient(graph, &index, pair.dy).unzip();
+        let own = is_own(graph, &index, &pair, writer, bias_node);
         if !own && graph.ty(pair.y).shape.dims().len() != 4 {
             continue;
         }
@@ -48,10 +48,10 @@ pub(super) fn split(fused: &mut Fused) {
         let moments = Moments { mean: number(), var: number() };
         let (a, b, c) = (own.then(&mut number), number(), number());
         pieces.measure(graph, writer, pair.bn, pair.y, moments);
-        let dbias = bias.filter(|_| own).map(|bias| bias.dbias);
+        let dbias = dbias.filter(|_| own);
         pieces.split(graph, &pair, Numbers { moments, a, b: b.into(), c: c.into(), dbias });
         if own {
-            bias.into_iter().for_each(|bias| pieces.remove(bias.node));
+            bias_node.into_iter().for_each(|node| pieces.remove(node));
         } else {
             let gradient = Operand { value: pair.dy, load: Load::Corrected { y: pair.y, a: None, b, c } };
             pieces.append(pair.bwd, corrected(graph, gradient, pair.dy, graph.nodes[pair.bwd].gate));
@@ -71,32 +71,25 @@ fn shares_gradient(graph: &Graph, index: &Index, pieces: &Pieces, z: ValueId) ->
     })
 }
 
-/// The node that computes the gradient of a bias, and that gradient.
-#[derive(Clone, Copy)]
-struct Bias {
-    node: usize,
-    dbias: ValueId,
-}
-
-/// The bias whose gradient is computed from `dy`.
-fn bias(graph: &Graph, index: &Index, dy: ValueId) -> Option<Bias> {
+/// The node that computes the gradient of a bias from `dy`, and that gradient.
+fn bias_gradient(graph: &Graph, index: &Index, dy: ValueId) -> Option<(usize, ValueId)> {
     index.readers(dy).iter().find_map(|r| match graph.nodes[r.node].op {
         Op::Conv2d(conv2d::Node { pass: Pass::BwdBias(form), .. }) => {
-            Some(Bias { node: r.node, dbias: graph.nodes[r.node].bind(form).dbias.value })
+            Some((r.node, graph.nodes[r.node].bind(form).dbias.value))
         }
         _ => None,
     })
 }
 
 /// True if the batch norm `pair` alone reads the output of `writer`, a convolution, and the backward passes of that
-/// convolution and of its `bias` alone read the gradient.
-fn is_own(graph: &Graph, index: &Index, pair: &Pair, writer: usize, bias: Option<Bias>) -> bool {
+/// convolution and of its bias, node `bias`, alone read the gradient.
+fn is_own(graph: &Graph, index: &Index, pair: &Pair, writer: usize, bias: Option<usize>) -> bool {
     let Op::Conv2d(conv2d::Node { conv, pass }) = graph.nodes[writer].op else { return false };
     let plain = [false, true].map(Pass::fwd).contains(&pass) && pair.write == Write::Overwrite;
     let private = index.readers(pair.y).iter().all(|r| r.node == pair.fwd || r.node == pair.bwd);
     let corrects = |r: &Reader| match graph.nodes[r.node].op {
         Op::Conv2d(conv2d::Node { conv: of, pass: Pass::BwdX(_) | Pass::BwdW(_) }) => r.operand == "dy" && of == conv,
-        _ => bias.is_some_and(|bias| bias.node == r.node),
+        _ => bias == Some(r.node),
     };
     let corrected = index.writers(pair.dy) == [pair.bwd] && index.readers(pair.dy).iter().all(corrects);
     plain && private && corrected && !index.is_output(pair.y)

@@ -11,6 +11,8 @@
 //! Saves what `norms` saves, for each of the batch norms: a layer of a DenseNet reads the concatenation once, and its
 //! batch norm makes no pass over it. After `norms`, whose batch norms have tensors of their own.
 
+use std::collections::BTreeSet;
+
 use super::index::{Index, Reader};
 use super::pieces::{slice, Numbers, Pair, Pieces};
 use super::{block_end, Fused, Place};
@@ -25,9 +27,7 @@ use crate::tensor::TensorType;
 pub(super) fn split(fused: &mut Fused) {
     let index = Index::new(&fused.graph, &fused.views);
     let mut pieces = Pieces::default();
-    let mut roots: Vec<ValueId> = fused.views.iter().flatten().map(|view| view.root).collect();
-    roots.sort_unstable();
-    roots.dedup();
+    let roots: BTreeSet<ValueId> = fused.views.iter().flatten().map(|place| place.root).collect();
     for root in roots {
         if let Some((pairs, gradient)) = pairs(fused, &index, root) {
             split_all(fused, &index, &mut pieces, [root, gradient], &pairs);
@@ -43,26 +43,22 @@ fn pairs(fused: &Fused, index: &Index, root: ValueId) -> Option<(Vec<Pair>, Valu
     let mut pairs = Vec::new();
     for v in index.family(root) {
         for &Reader { node: i, .. } in index.readers(v) {
-            let train = matches!(
-                graph.nodes[i].op,
-                Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Train { .. }, .. })
-            );
-            if train && graph.nodes[i].bind(batch_norm::Train::default()).x == v {
+            let node = &graph.nodes[i];
+            let train = matches!(&node.op, Op::BatchNorm(op) if matches!(op.pass, batch_norm::Pass::Train { .. }));
+            if train && node.bind(batch_norm::Train::default()).x == v {
                 pairs.push(Pair::find(graph, index, i)?);
             }
         }
     }
     let gradient = index.place(pairs.first()?.dy).root;
-    let mut writers: Vec<usize> = index.family(gradient).flat_map(|v| index.writers(v).to_vec()).collect();
-    writers.sort_unstable();
-    let mut expected: Vec<usize> = pairs.iter().map(|p| p.bwd).collect();
-    expected.sort_unstable();
+    let writers: BTreeSet<usize> = index.family(gradient).flat_map(|v| index.writers(v)).copied().collect();
+    let expected: BTreeSet<usize> = pairs.iter().map(|p| p.bwd).collect();
     let same_place = pairs.iter().all(|p| {
         let (y, dy) = (index.place(p.y), index.place(p.dy));
         y.root == root && dy == Place { root: gradient, channel: y.channel }
     });
     // The first to write leaves all channels.
-    let first = pairs.iter().find(|p| p.bwd == writers[0])?;
+    let first = pairs.iter().find(|p| Some(&p.bwd) == writers.first())?;
     let covers = first.bn.spec().x[3] == graph.ty(root).shape.dims()[3]
         && pairs.iter().all(|p| (p.write == Write::Overwrite) == (p.fwd == first.fwd));
     let ends = |p: &Pair| index.readers(p.z).iter().any(|r| block_end(&graph.nodes[r.node]).is_some());
