@@ -85,10 +85,18 @@ impl Node {
     }
 }
 
-/// The input row (`axis` 0) or column (`axis` 1) that tap `r` of output `p` reads; `None` in the padding.
-fn read_by(spec: &Spec, axis: usize, p: usize, r: usize) -> Option<usize> {
-    let size = [spec.h, spec.w][axis];
-    (p * spec.stride[axis] + r * spec.dilation[axis]).checked_sub(spec.padding[axis]).filter(|&h| h < size)
+/// The pixel of an image, `h W + w`, that tap `[r, s]` of output `[p, q]` reads; `None` in the padding.
+fn pixel(spec: &Spec, output: [usize; 2], tap: [usize; 2]) -> Option<usize> {
+    let read = |axis: usize, size: usize| {
+        let padded = output[axis] * spec.stride[axis] + tap[axis] * spec.dilation[axis];
+        padded.checked_sub(spec.padding[axis]).filter(|&at| at < size)
+    };
+    Some(read(0, spec.h)? * spec.w + read(1, spec.w)?)
+}
+
+/// Every pair of a row and a column.
+fn grid([rows, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 2]> {
+    (0..rows).flat_map(move |row| (0..columns).map(move |column| [row, column]))
 }
 
 fn fwd<T: Real>(conv: &Conv2d, epilogue: Epilogue<&[T]>, x: &[T], w: &[T], y: &mut [T]) {
@@ -98,14 +106,12 @@ fn fwd<T: Real>(conv: &Conv2d, epilogue: Epilogue<&[T]>, x: &[T], w: &[T], y: &m
     y.par_iter_mut().enumerate().for_each(|(at, y)| {
         let (n, i, j, k) = (at / (p * q * spec.k), at / (q * spec.k) % p, at / spec.k % q, at % spec.k);
         let mut sum = T::ZERO;
-        for r_ in 0..r {
-            for s_ in 0..s {
-                let (Some(h), Some(v)) = (read_by(&spec, 0, i, r_), read_by(&spec, 1, j, s_)) else { continue };
-                let x_at = ((n * spec.h + h) * spec.w + v) * spec.c + k / kg * cg;
-                let w_at = ((k * r + r_) * s + s_) * cg;
-                for c in 0..cg {
-                    sum += x[x_at + c] * w[w_at + c];
-                }
+        for (tap, place) in grid([r, s]).enumerate() {
+            let Some(pixel) = pixel(&spec, [i, j], place) else { continue };
+            let x_at = (n * spec.h * spec.w + pixel) * spec.c + k / kg * cg;
+            let w_at = (k * r * s + tap) * cg;
+            for c in 0..cg {
+                sum += x[x_at + c] * w[w_at + c];
             }
         }
         if let Some(scale) = epilogue.scale {
@@ -127,13 +133,13 @@ fn bwd_x<T: Real>(conv: &Conv2d, dy: &[T], w: &[T]) -> Vec<T> {
     let kg = spec.k / spec.groups;
     let mut dx = vec![T::ZERO; conv.x().shape.len()];
     dx.par_chunks_exact_mut(spec.h * spec.w * spec.c).enumerate().for_each(|(n, dx)| {
-        for (i, j) in (0..p).flat_map(|i| (0..q).map(move |j| (i, j))) {
-            for (r_, s_) in (0..r).flat_map(|r| (0..s).map(move |s| (r, s))) {
-                let (Some(h), Some(v)) = (read_by(&spec, 0, i, r_), read_by(&spec, 1, j, s_)) else { continue };
+        for (at, output) in grid([p, q]).enumerate() {
+            for (tap, place) in grid([r, s]).enumerate() {
+                let Some(pixel) = pixel(&spec, output, place) else { continue };
                 for k in 0..spec.k {
-                    let dy = dy[((n * p + i) * q + j) * spec.k + k];
-                    let x_at = (h * spec.w + v) * spec.c + k / kg * cg;
-                    let w_at = ((k * r + r_) * s + s_) * cg;
+                    let dy = dy[(n * p * q + at) * spec.k + k];
+                    let x_at = pixel * spec.c + k / kg * cg;
+                    let w_at = (k * r * s + tap) * cg;
                     for c in 0..cg {
                         dx[x_at + c] += dy * w[w_at + c];
                     }
@@ -150,11 +156,11 @@ fn bwd_w<T: Real>(conv: &Conv2d, dy: &[T], x: &[T]) -> Vec<T> {
     let kg = spec.k / spec.groups;
     let mut dw = vec![T::ZERO; conv.w_shape().iter().product()];
     dw.par_chunks_exact_mut(cg).enumerate().for_each(|(at, dw)| {
-        let (k, r_, s_) = (at / (r * s), at / s % r, at % s);
-        for (n, i, j) in (0..spec.n).flat_map(|n| (0..p).flat_map(move |i| (0..q).map(move |j| (n, i, j)))) {
-            let (Some(h), Some(v)) = (read_by(&spec, 0, i, r_), read_by(&spec, 1, j, s_)) else { continue };
-            let dy = dy[((n * p + i) * q + j) * spec.k + k];
-            let x_at = ((n * spec.h + h) * spec.w + v) * spec.c + k / kg * cg;
+        let (k, tap) = (at / (r * s), [at / s % r, at % s]);
+        for (n, (at, output)) in (0..spec.n).flat_map(|n| grid([p, q]).enumerate().map(move |output| (n, output))) {
+            let Some(pixel) = pixel(&spec, output, tap) else { continue };
+            let dy = dy[(n * p * q + at) * spec.k + k];
+            let x_at = (n * spec.h * spec.w + pixel) * spec.c + k / kg * cg;
             for c in 0..cg {
                 dw[c] += dy * x[x_at + c];
             }
