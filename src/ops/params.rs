@@ -19,6 +19,6 @@ pub(crate) use params;
 pub(super) fn narrow(op: &str, v: usize) -> Result<u32> {
     match i32::try_from(v) {
         Ok(v) => Ok(v as u32),
-        Err(_) => Err(Error::unsupported(op, format!("an extent of {v}, the most is 2^31 - 1"))),
+        Err(_) => Err(Error::unsupported(op, format!("an extent or a stride of {v}, the most is 2^31 - 1"))),
     }
 }

@@ -23,7 +23,7 @@ use self::choose::{bias_splits, y_dims, Problem, Product};
 use self::params::{BiasParams, ReduceParams};
 use self::passes::Run;
 use self::product::{address, grid, stride, Extras};
-use self::variants::{BIAS_COLS, REDUCE_THREADS};
+use self::variants::{Variant, BIAS_COLS, REDUCE_THREADS};
 use super::{BwdBias, BwdW, BwdX, Conv2d, Fwd, Node, Pass};
 use crate::device::{Cost, Kernel, Launch, Target};
 use crate::ops::batch_norm::{self, BatchNorm};
@@ -39,24 +39,32 @@ pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
     entries.chain(variants::all()).chain(fused::variants::all())
 }
 
+/// Launches after a product that is split: one adds the splits, two more may measure the result.
+const ADDED: usize = 1;
+const ADDED_AND_MEASURED: usize = 3;
+
 /// The product of `node`; of two products the one that may be split. `None` for the bias gradient.
 fn problem(node: &Node) -> Option<Problem> {
     let plain = node.pass.is_plain();
-    let (product, table, split_launches, raw): (_, &[_], _, _) = match node.pass {
-        Pass::Fwd(_) if plain => (Product::Fwd, &variants::FWD, Some(1), true),
-        Pass::Fwd(_) if node.loads_sum() => (Product::Fwd, &fused::variants::END, Some(3), false),
-        Pass::Fwd(Fwd { x, moments, .. }) => {
-            let launches = if moments.is_some() { 3 } else { 1 };
-            (Product::Fwd, &fused::variants::FWD, Some(launches), x.load.is_as_it_is())
-        }
-        Pass::BwdX(_) if plain => (Product::BwdX, &variants::BWD_X, Some(1), true),
-        Pass::BwdX(BwdX { mask, .. }) => (Product::BwdX, &fused::variants::BWD_X, mask.is_none().then_some(1), true),
-        Pass::BwdW(_) if plain => (Product::BwdW, &variants::BWD_W, Some(1), true),
-        Pass::BwdW(BwdW { x, .. }) => (Product::BwdW, &fused::variants::BWD_W, Some(1), x.load.is_as_it_is()),
-        Pass::Bwd(_) => return Some(both::problems(node).w),
-        Pass::BwdBias(_) => return None,
+    let of = |product, table: &'static [Variant], split_launches, raw| {
+        Some(Problem { conv: node.conv, product, table, split_launches, raw })
     };
-    Some(Problem { conv: node.conv, product, table, split_launches, raw })
+    match node.pass {
+        Pass::Fwd(_) if plain => of(Product::Fwd, &variants::FWD, Some(ADDED), true),
+        Pass::Fwd(_) if node.loads_sum() => of(Product::Fwd, &fused::variants::END, Some(ADDED_AND_MEASURED), false),
+        Pass::Fwd(Fwd { x, moments, .. }) => {
+            let launches = if moments.is_some() { ADDED_AND_MEASURED } else { ADDED };
+            of(Product::Fwd, &fused::variants::FWD, Some(launches), x.load.is_as_it_is())
+        }
+        Pass::BwdX(_) if plain => of(Product::BwdX, &variants::BWD_X, Some(ADDED), true),
+        Pass::BwdX(BwdX { mask, .. }) => {
+            of(Product::BwdX, &fused::variants::BWD_X, mask.is_none().then_some(ADDED), true)
+        }
+        Pass::BwdW(_) if plain => of(Product::BwdW, &variants::BWD_W, Some(ADDED), true),
+        Pass::BwdW(BwdW { x, .. }) => of(Product::BwdW, &fused::variants::BWD_W, Some(ADDED), x.load.is_as_it_is()),
+        Pass::Bwd(_) => Some(both::problems(node).w),
+        Pass::BwdBias(_) => None,
+    }
 }
 
 /// Every plan for `node`, for tests and benchmarks.
@@ -72,9 +80,9 @@ fn choose(node: &Node, target: Target) -> Option<Plan> {
 }
 
 /// Numbers that a tile leaves per column.
-fn left(node: &Node, plan: Plan) -> usize {
+fn numbers_per_column(node: &Node, plan: Plan) -> usize {
     match node.pass {
-        Pass::Fwd(Fwd { moments: Some(_), .. }) if plan.splits() == 1 => 2,
+        Pass::Fwd(Fwd { moments: Some(_), .. }) if plan.splits == 1 => 2,
         Pass::BwdX(BwdX { mask: Some(mask), .. }) | Pass::Bwd(super::Bwd { mask: Some(mask), .. }) => {
             mask.sums().count()
         }
@@ -84,7 +92,7 @@ fn left(node: &Node, plan: Plan) -> usize {
 
 /// The separate pass for the moments of y, if they are wanted and the tiles of `plan` do not compute them.
 fn measuring(node: &Node, plan: Plan) -> Result<Option<BatchNorm>> {
-    if plan.splits() == 1 || !matches!(node.pass, Pass::Fwd(Fwd { moments: Some(_), .. })) {
+    if plan.splits == 1 || !matches!(node.pass, Pass::Fwd(Fwd { moments: Some(_), .. })) {
         return Ok(None);
     }
     let (spec, [p, q]) = (node.conv.spec(), node.conv.output());
@@ -123,7 +131,7 @@ fn rows(node: &Node, plan: Plan) -> [usize; 2] {
 pub(super) fn scratch_bytes(node: &Node, target: Target, plan: Option<Plan>) -> usize {
     let Some(problem) = problem(node) else { return bias_splits(y_dims(&node.conv)[0]) * node.conv.spec.k * 4 };
     let Some(plan) = plan.or_else(|| choose(node, target)) else { return 0 };
-    let numbers = left(node, plan);
+    let numbers = numbers_per_column(node, plan);
     // Addresses decide which of the plan's kernels runs: enough for either.
     let tiles = rows(node, plan).map(|rows| match numbers {
         0 => 0,

@@ -2,13 +2,23 @@
 
 use super::variants::STEM_C;
 use crate::device::View;
-use crate::ops::{touched, Arg};
+use crate::ops::{params, touched, Arg};
 use crate::{Error, Result};
 
 /// `v` as a kernel's parameter.
 pub fn int(v: usize) -> Result<i32> {
-    i32::try_from(v)
-        .map_err(|_| Error::unsupported(format!("conv2d with an extent or a stride of {v}"), "2^31 - 1 at most"))
+    params::narrow("conv2d", v).map(|v| v as i32)
+}
+
+/// The tensors of a product.
+#[derive(Clone, Copy, Debug)]
+pub struct Factors<T> {
+    /// Operand A: x in fwd, dy in bwd_x and bwd_w.
+    pub a: T,
+    /// Operand B: the weights in fwd and bwd_x, x in bwd_w.
+    pub b: T,
+    /// The result: y, dx or dw.
+    pub out: T,
 }
 
 /// A matrix in device memory whose rows are `stride` elements apart.
@@ -18,7 +28,8 @@ pub struct Matrix<'a> {
     pub rows: usize,
     pub cols: usize,
     pub stride: usize,
-    elem: usize,
+    /// Bytes of an element.
+    pub elem: usize,
 }
 
 impl<'a> Matrix<'a> {
@@ -70,11 +81,6 @@ impl<'a> Matrix<'a> {
     /// True if the stem's kernels can read it.
     pub fn is_stem(&self) -> bool {
         self.stride == STEM_C && self.address().is_multiple_of((STEM_C * self.elem) as u64)
-    }
-
-    /// Bytes of an element.
-    pub fn element_bytes(&self) -> usize {
-        self.elem
     }
 
     /// Bytes touched by reading or writing all elements.

@@ -2,7 +2,7 @@
 //!
 //! The plan is bwd_w's. Each row of its table has a partner in bwd_x's table, which is the same entry.
 
-use super::bind::{int, Matrix};
+use super::bind::{int, Factors, Matrix};
 use super::choose::{self, x_dims, y_dims, Plan, Problem, Product};
 use super::fused::params::GradientsParams;
 use super::fused::variants::{BOTH_W, BOTH_X};
@@ -37,7 +37,7 @@ fn partner(v: &'static Variant) -> &'static Variant {
     BOTH_W.iter().position(|w| w == v).map_or(v, |i| &BOTH_X[i])
 }
 
-/// `plan` for dx.
+/// The joint `plan` as bwd_x sees it: the same entries with their tile of dx, and no splits.
 pub fn data_plan(plan: Plan) -> Plan {
     Plan { vector: plan.vector.map(partner), scalar: partner(plan.scalar), splits: 1, ..plan }
 }
@@ -62,10 +62,13 @@ impl<'a> Run<'a> {
         let activating = reader.activating(x.load, conv.spec().c)?;
         let masking = reader.masking(mask, x_dims(conv), dtype)?;
         let (problems, none) = (problems(self.node), Extras::default());
-        let mut data = self.bound(problems.x, data_plan(self.plan), [dy.value, w, dx], none)?;
+        let factors = Factors { a: dy.value, b: w, out: dx };
+        let mut data = self.bound(problems.x, data_plan(self.plan), factors, none)?;
         correcting.beside(&mut data);
         masking.beside(&mut data);
-        let mut weight = self.bound(problems.w, self.plan, [dy.value, x.value, dw], none)?;
+        data.whole_out = true; // the fused kernel also visits pixels that no tap reaches
+        let factors = Factors { a: dy.value, b: x.value, out: dw };
+        let mut weight = self.bound(problems.w, self.plan, factors, none)?;
         correcting.beside(&mut weight);
         activating.beside(&mut weight);
         if !(data.is_fast() && weight.is_fast()) {
@@ -74,7 +77,7 @@ impl<'a> Run<'a> {
         }
         let tiles = self.tiles(&data)?;
 
-        let (formed, splits) = (data.formed(), self.plan.splits());
+        let (formed, splits) = (data.formed(), self.plan.splits);
         let x_blocks = formed.blocks().saturating_mul(formed.shape.residues);
         let (x_segment, w_blocks) = (x_blocks.div_ceil(splits), weight.formed().blocks());
         let params = GradientsParams {
@@ -90,8 +93,8 @@ impl<'a> Run<'a> {
         let grid = grid(conv, self.node.name(), [blocks, 1, 1])?;
         let beside = reader.read.iter().map(|&m| (m, m.bytes()));
         let read: Vec<(Matrix<'_>, u64)> = data.reads().into_iter().chain(weight.reads()).chain(beside).collect();
-        let left = Cost { flops: 0, bytes_read: once(&read), bytes_written: tiles.bytes() as u64 };
-        let cost = data.result_cost() + weight.result_cost() + left;
+        let besides = Cost { flops: 0, bytes_read: once(&read), bytes_written: tiles.bytes() as u64 };
+        let cost = data.result_cost() + weight.result_cost() + besides;
         let views: Vec<View> = Self::views(&data, &reader.read, &tiles).into_iter().chain(weight.views()).collect();
         // SAFETY: the rows of the tables BOTH take GradientsParams; every matrix was checked to lie in its view, the
         // tiles' sums in the scratch memory after the partial sums.

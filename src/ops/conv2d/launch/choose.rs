@@ -35,13 +35,14 @@ pub struct Problem {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     /// The kernel for operands that fit its `Access`.
-    pub vector: Option<&'static Variant>,
-    /// The kernel for any operands.
-    pub scalar: &'static Variant,
-    /// Adjacent groups that `vector` computes as one.
-    pub pack: usize,
+    pub(super) vector: Option<&'static Variant>,
+    /// The kernel for other operands. `conv2d_fused_fwd_end_*` has none: there it is a vector kernel, and the launch
+    /// refuses operands that do not fit.
+    pub(super) scalar: &'static Variant,
+    /// Adjacent groups that `vector` computes as one; `scalar` computes each alone.
+    pub(super) pack: usize,
     /// Splits of the reduction; they are added in order.
-    pub splits: usize,
+    pub(super) splits: usize,
 }
 
 impl Plan {
@@ -62,16 +63,15 @@ impl Plan {
     }
 
     /// Rows of the tiles of the scalar and the vector kernel.
-    pub fn rows(&self) -> [usize; 2] {
+    pub(super) fn rows(&self) -> [usize; 2] {
         [self.scalar.tile.m, self.vector.unwrap_or(self.scalar).tile.m]
     }
 
     /// Bytes of the partial sums of `problem`.
-    pub fn partial_bytes(&self, problem: &Problem) -> usize {
-        if self.splits > 1 {
-            self.splits * problem.result_len() * 4
-        } else {
-            0
+    pub(super) fn partial_bytes(&self, problem: &Problem) -> usize {
+        match self.splits {
+            1 => 0,
+            splits => splits * problem.result_len() * 4,
         }
     }
 }
@@ -109,20 +109,17 @@ impl Problem {
     /// The matrix products, with the extents of the largest residue.
     pub fn shape(&self) -> Shape {
         let s = self.conv.spec;
-        let (cg, kg) = (s.c / s.groups, s.k / s.groups);
-        let [r, t] = s.kernel;
-        let groups = s.groups;
-        let pixels = y_dims(&self.conv)[0];
+        let (groups, cg, kg) = (s.groups, s.c / s.groups, s.k / s.groups);
+        let (pixels, taps) = (y_dims(&self.conv)[0], s.kernel[0] * s.kernel[1]);
         match self.product {
-            Product::Fwd => Shape { m: pixels, n: kg, depth: r * t * cg, groups, residues: 1 },
-            Product::BwdW => Shape { m: kg, n: r * t * cg, depth: pixels, groups, residues: 1 },
+            Product::Fwd => Shape { m: pixels, n: kg, depth: taps * cg, groups, residues: 1 },
+            Product::BwdW => Shape { m: kg, n: taps * cg, depth: pixels, groups, residues: 1 },
             Product::BwdX => {
-                let axis = |i: usize, extent: usize, taps: usize| {
-                    let (rows, residues) = (extent.div_ceil(s.stride[i]), s.stride[i].min(extent));
-                    (rows, residues, taps.div_ceil(s.stride[i] / gcd(s.stride[i], s.dilation[i])))
-                };
-                let (h, v) = (axis(0, s.h, r), axis(1, s.w, t));
-                Shape { m: s.n * h.0 * v.0, n: cg, depth: h.2 * v.2 * kg, groups, residues: h.1 * v.1 }
+                let on_both = |along: &dyn Fn(usize, usize) -> usize| along(0, s.h) * along(1, s.w);
+                let rows = on_both(&|i, extent| extent.div_ceil(s.stride[i]));
+                let taps = on_both(&|i, _| s.kernel[i].div_ceil(s.stride[i] / gcd(s.stride[i], s.dilation[i])));
+                let residues = on_both(&|i, extent| s.stride[i].min(extent));
+                Shape { m: s.n * rows, n: cg, depth: taps * kg, groups, residues }
             }
         }
     }
@@ -139,12 +136,9 @@ impl Problem {
     /// The products as a kernel of `access` computes them: `pack` groups as one; in the stem, [`STEM_C`] channels.
     pub fn formed(&self, access: Access, pack: usize) -> Shape {
         let s = self.shape();
-        let taps = |products: usize| {
-            if access == Access::Stem {
-                products / self.conv.spec.c * STEM_C
-            } else {
-                products * pack
-            }
+        let taps = |products: usize| match access {
+            Access::Stem => products / self.conv.spec.c * STEM_C,
+            _ => products * pack,
         };
         let groups = s.groups / pack;
         match self.product {
@@ -233,7 +227,8 @@ impl Problem {
 pub fn fits(plan: Plan, problem: &Problem, target: Target) -> bool {
     let known = |v: &Variant| problem.entries(target).any(|entry| entry == v);
     let allowed = |v: &Variant| match v.access {
-        Access::Vector | Access::Packed => problem.allows_vectors(target.dtype, plan.pack),
+        Access::Vector => plan.pack == 1 && problem.allows_vectors(target.dtype, 1),
+        Access::Packed => plan.pack > 1 && problem.allows_vectors(target.dtype, plan.pack),
         Access::Stem => problem.is_stem(target.dtype),
         Access::Scalar => false,
     };
@@ -241,7 +236,7 @@ pub fn fits(plan: Plan, problem: &Problem, target: Target) -> bool {
     known(plan.scalar)
         && plan.vector.is_none_or(|v| known(v) && allowed(v))
         && problem.conv.spec.groups.is_multiple_of(plan.pack)
-        && plan.splits <= most
+        && (1..=most).contains(&plan.splits)
 }
 
 /// Elements of the reduction per stage.

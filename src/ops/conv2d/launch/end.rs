@@ -1,11 +1,11 @@
 //! The end of a residual block, and the convolution that loads it.
 
-use super::bind::Matrix;
+use super::bind::{Factors, Matrix};
 use super::choose::x_dims;
 use super::fused::params::EndParams;
 use super::loads::{forward, Reader};
 use super::passes::Run;
-use super::product::{address, stride, Extras};
+use super::product::{address, Extras};
 use crate::device::{Cost, Launch};
 use crate::ops::conv2d::{End, Fwd};
 use crate::ops::load::Load;
@@ -24,12 +24,13 @@ impl<'a> Run<'a> {
         };
         let Load::Sum { own, other, others } = x.load else { unreachable!("the end of a block is a sum") };
         let mut reader = Reader::default();
-        let second = reader.pixels("the other operand", other, [rows, channels], elem)?;
+        let other = reader.pixels("the other operand", other, [rows, channels], elem)?;
         let (own, others) = (reader.affine(own, channels)?, reader.affine(others, channels)?);
         let End { z, signs } = end;
         let z = Matrix::pixels("z", z, [rows, channels], elem)?;
         let signs = Matrix::pixels("signs", signs, [rows, sign_bytes(channels)], 1)?;
-        let mut bound = self.bound(self.problem, self.plan, [x.value, w, y], Extras::default())?;
+        let factors = Factors { a: x.value, b: w, out: y };
+        let mut bound = self.bound(self.problem, self.plan, factors, Extras::default())?;
         bound.beside.x = reader.read.iter().copied().chain([z]).collect();
         if !bound.is_fast() {
             let reason = "both operands, z and w take 16-byte accesses";
@@ -38,19 +39,22 @@ impl<'a> Run<'a> {
         let (tiles, grid) = (self.tiles(&bound)?, bound.grid()?);
         let params = EndParams {
             forward: forward(&bound, &own, &tiles.views)?,
-            other: address(second),
-            other_scale: address(others.scale),
-            other_shift: address(others.shift),
+            b: other.address(),
+            b_scale: address(others.scale),
+            b_shift: address(others.shift),
             z: z.address(),
             signs: signs.address(),
-            other_stride: stride(second),
+            b_stride: other.stride(),
             z_stride: z.stride(),
             signs_stride: signs.stride(),
             unused: 0,
         };
-        let left = tiles.bytes() + z.bytes() as usize + signs.bytes() as usize;
-        let end = Cost { flops: self.node.flops() - 2 * conv.macs(), ..Cost::default() };
-        let cost = Self::cost(&bound, &reader.read, left) + end;
+        let end = Cost {
+            flops: self.node.flops() - 2 * conv.macs(),
+            bytes_read: 0,
+            bytes_written: z.bytes() + signs.bytes(),
+        };
+        let cost = Self::cost(&bound, &reader.read, &tiles) + end;
         let mut views = Self::views(&bound, &reader.read, &tiles);
         views.extend([z, signs].map(|m| m.view.clone()));
         let kernel = &bound.formed().variant.kernel;

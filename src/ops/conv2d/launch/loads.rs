@@ -16,7 +16,7 @@ pub struct Reader<'a> {
     pub read: Vec<Matrix<'a>>,
 }
 
-/// Scale, shift and the flag of the ReLU of an x loaded as an activation.
+/// The scale, the shift and the flag of the ReLU of an x loaded as an activation.
 #[derive(Clone, Copy, Default)]
 pub struct Activating<'a> {
     pub scale: Option<Matrix<'a>>,
@@ -46,80 +46,70 @@ pub struct Masking<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// `[channels]`, f32.
-    pub fn numbers(&mut self, what: &str, arg: &'a Arg, channels: usize) -> Result<Option<Matrix<'a>>> {
-        let matrix = Matrix::dense(what, &arg.view, [1, channels], 4)?;
-        self.read.push(matrix);
-        Ok(Some(matrix))
+    /// Binds per-channel f32 numbers.
+    fn numbers(&mut self, what: &str, arg: &'a Arg, channels: usize) -> Result<Matrix<'a>> {
+        self.read.push(Matrix::dense(what, &arg.view, [1, channels], 4)?);
+        Ok(self.read[self.read.len() - 1])
     }
 
-    /// An activation with elements of `elem` bytes.
-    pub fn pixels(&mut self, what: &str, arg: &'a Arg, dims: [usize; 2], elem: usize) -> Result<Option<Matrix<'a>>> {
-        let matrix = Matrix::pixels(what, arg, dims, elem)?;
-        self.read.push(matrix);
-        Ok(Some(matrix))
+    /// Binds an activation with elements of `elem` bytes.
+    pub fn pixels(&mut self, what: &str, arg: &'a Arg, dims: [usize; 2], elem: usize) -> Result<Matrix<'a>> {
+        self.read.push(Matrix::pixels(what, arg, dims, elem)?);
+        Ok(self.read[self.read.len() - 1])
     }
 
+    /// Binds a scale and a shift.
     pub fn affine(&mut self, affine: Option<Affine<&'a Arg>>, channels: usize) -> Result<Activating<'a>> {
         let Some(Affine { scale, shift }) = affine else { return Ok(Activating::default()) };
         let (scale, shift) = (self.numbers("scale", scale, channels)?, self.numbers("shift", shift, channels)?);
-        Ok(Activating { scale, shift, flag: 0 })
+        Ok(Activating { scale: Some(scale), shift: Some(shift), flag: 0 })
     }
 
-    /// The load of x.
+    /// Binds the operands of the load of x.
     pub fn activating(&mut self, load: Load<&'a Arg>, channels: usize) -> Result<Activating<'a>> {
         match load {
             Load::AsIs => Ok(Activating::default()),
             Load::Affine { affine, relu } => {
                 Ok(Activating { flag: flag(ACTIVATE, relu), ..self.affine(Some(affine), channels)? })
             }
-            Load::Corrected { .. } | Load::Sum { .. } => {
-                Err(Error::unsupported("conv2d", "an x that is neither as it is nor a batch norm's input"))
-            }
+            _ => Err(Error::unsupported("conv2d", "an x that is neither as it is nor a batch norm's input")),
         }
     }
 
-    /// The load of dy.
+    /// Binds the operands of the load of dy.
     pub fn correcting(&mut self, load: Load<&'a Arg>, dims: [usize; 2], dtype: DType) -> Result<Correcting<'a>> {
         match load {
             Load::AsIs => Ok(Correcting::default()),
             Load::Corrected { y, a, b, c } => Ok(Correcting {
-                y: self.pixels("y", y, dims, dtype.bytes())?,
-                a: a.map_or(Ok(None), |a| self.numbers("a", a, dims[1]))?,
-                b: self.numbers("b", b, dims[1])?,
-                c: self.numbers("c", c, dims[1])?,
+                y: Some(self.pixels("y", y, dims, dtype.bytes())?),
+                a: a.map(|a| self.numbers("a", a, dims[1])).transpose()?,
+                b: Some(self.numbers("b", b, dims[1])?),
+                c: Some(self.numbers("c", c, dims[1])?),
             }),
-            Load::Affine { .. } | Load::Sum { .. } => {
-                Err(Error::unsupported("conv2d", "a load of dy as an activation"))
-            }
+            _ => Err(Error::unsupported("conv2d", "a load of dy as an activation")),
         }
     }
 
-    /// The mask of dx.
+    /// Binds the operands of the mask of dx.
     pub fn masking(&mut self, mask: Option<Mask<&'a Arg>>, dims: [usize; 2], dtype: DType) -> Result<Masking<'a>> {
-        let ([rows, channels], elem) = (dims, dtype.bytes());
-        let mut m = Masking::default();
+        let ([rows, channels], mut masking) = (dims, Masking::default());
+        let Some(mask) = mask else { return Ok(masking) };
+        for (i, Normalised { y, mean }) in mask.normalised().into_iter().enumerate() {
+            masking.y[i] = Some(self.pixels("y of the mask", *y, dims, dtype.bytes())?);
+            masking.mean[i] = Some(self.numbers("mean", *mean, channels)?);
+        }
         match mask {
-            None => {}
-            Some(Mask::Affine { y, scale, shift, mean, relu, scaled }) => {
-                m.y[0] = self.pixels("y of the mask", y, dims, elem)?;
-                m.scale = self.numbers("scale", scale, channels)?;
-                m.shift = self.numbers("shift", shift, channels)?;
-                m.mean[0] = self.numbers("mean", mean, channels)?;
-                m.flags = flag(MASK, relu) | flag(SCALED, scaled);
+            Mask::Affine { scale, shift, relu, scaled, .. } => {
+                masking.scale = Some(self.numbers("scale", scale, channels)?);
+                masking.shift = Some(self.numbers("shift", shift, channels)?);
+                masking.flags = flag(MASK, relu) | flag(SCALED, scaled);
             }
-            Some(Mask::Signs { bits, first, second, gate }) => {
-                m.bits = self.pixels("signs", bits, [rows, sign_bytes(channels)], 1)?;
-                for (i, Normalised { y, mean }) in [Some(first), second].into_iter().flatten().enumerate() {
-                    m.y[i] = self.pixels("y of the mask", y, dims, elem)?;
-                    m.mean[i] = self.numbers("mean", mean, channels)?;
-                }
-                if let Some(gate) = gate {
-                    m.gate = self.numbers("gate", gate, 1)?;
-                }
+            Mask::Signs { bits, gate, .. } => {
+                masking.bits = Some(self.pixels("signs", bits, [rows, sign_bytes(channels)], 1)?);
+                masking.open = gate.map(|gate| self.numbers("gate", gate, 1)).transpose()?;
             }
         }
-        Ok(m)
+        Ok(masking)
     }
 }
 

@@ -2,11 +2,11 @@
 
 use bytemuck::Pod;
 
-use super::bind::Matrix;
+use super::bind::{Factors, Matrix};
 use super::choose::{x_dims, y_dims, Plan, Problem};
 use super::loads::{data_gradient, forward, weight_gradient, Reader};
 use super::product::{Bound, Extras};
-use super::{bands, left, measuring, Node};
+use super::{bands, measuring, numbers_per_column, Node};
 use crate::device::{Cost, Launch, Target, View};
 use crate::ops::conv2d::{BwdW, BwdX, Fwd, Pass};
 use crate::ops::norm;
@@ -58,27 +58,33 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Binds two operands and the result of `problem`.
-    pub fn bound(&self, problem: Problem, plan: Plan, args: [&'a Arg; 3], extras: Extras<'a>) -> Result<Bound<'a>> {
-        let accumulate = args[2].adds();
-        Bound::new(problem, plan, self.target.dtype, args, Extras { accumulate, ..extras }, self.scratch)
+    /// Binds the operands and the result of `problem`.
+    pub fn bound(
+        &self,
+        problem: Problem,
+        plan: Plan,
+        factors: Factors<&'a Arg>,
+        extras: Extras<'a>,
+    ) -> Result<Bound<'a>> {
+        let accumulate = factors.out.adds();
+        Bound::new(problem, plan, self.target.dtype, factors, Extras { accumulate, ..extras }, self.scratch)
     }
 
-    /// The cost of a launch that also reads `read`, and writes `left` bytes besides its result.
-    pub fn cost(bound: &Bound<'_>, read: &[Matrix<'_>], left: usize) -> Cost {
-        let more = Cost { bytes_read: read.iter().map(Matrix::bytes).sum(), bytes_written: left as u64, flops: 0 };
-        bound.cost() + more
+    /// The cost of a launch that also reads `read` and leaves the numbers of `tiles`.
+    pub fn cost(bound: &Bound<'_>, read: &[Matrix<'_>], tiles: &Tiles) -> Cost {
+        let bytes_read = read.iter().map(Matrix::bytes).sum();
+        bound.cost() + Cost { flops: 0, bytes_read, bytes_written: tiles.bytes() as u64 }
     }
 
     pub fn views(bound: &Bound<'_>, read: &[Matrix<'_>], tiles: &Tiles) -> Vec<View> {
         let read = read.iter().map(|m| m.view.clone());
-        bound.views().into_iter().chain(read).chain(tiles.views.first().cloned()).collect()
+        bound.views().into_iter().chain(read).chain(tiles.views.iter().cloned()).collect()
     }
 
     /// The launch of the product.
     ///
     /// # Safety
-    /// The kernels of a plain pass take a `P`, those of any other pass an `F`.
+    /// The entry of a plain pass takes a `P`, the entry of a fused pass an `F`.
     unsafe fn product<P: Pod, F: Pod>(
         &self,
         bound: &Bound<'a>,
@@ -87,7 +93,7 @@ impl<'a> Run<'a> {
         (plain, fused): (P, F),
     ) -> Result<Launch> {
         let (kernel, grid) = (&bound.formed().variant.kernel, bound.grid()?);
-        let cost = Self::cost(bound, &reader.read, tiles.bytes());
+        let cost = Self::cost(bound, &reader.read, tiles);
         let views = Self::views(bound, &reader.read, tiles);
         Ok(match self.node.pass.is_plain() {
             // SAFETY: the struct is the kernel's, as the caller promises. Every matrix was checked to lie in its view,
@@ -106,7 +112,7 @@ impl<'a> Run<'a> {
         let (conv, mut reader) = (&self.node.conv, Reader::default());
         let activating = reader.activating(x.load, conv.spec().c)?;
         let extras = Extras::new(conv, self.target.dtype, epilogue)?;
-        let mut bound = self.bound(self.problem, self.plan, [x.value, w, y], extras)?;
+        let mut bound = self.bound(self.problem, self.plan, Factors { a: x.value, b: w, out: y }, extras)?;
         activating.beside(&mut bound);
         let tiles = self.tiles(&bound)?;
         let params = (bound.gather_params()?, forward(&bound, &activating, &tiles.views)?);
@@ -142,7 +148,8 @@ impl<'a> Run<'a> {
         let (conv, mut reader) = (&self.node.conv, Reader::default());
         let correcting = reader.correcting(dy.load, y_dims(conv), self.target.dtype)?;
         let activating = reader.activating(x.load, conv.spec().c)?;
-        let mut bound = self.bound(self.problem, self.plan, [dy.value, x.value, dw], Extras::default())?;
+        let factors = Factors { a: dy.value, b: x.value, out: dw };
+        let mut bound = self.bound(self.problem, self.plan, factors, Extras::default())?;
         correcting.beside(&mut bound);
         activating.beside(&mut bound);
         let params = (bound.weight_params()?, weight_gradient(&bound, &correcting, &activating)?);
@@ -156,10 +163,11 @@ impl<'a> Run<'a> {
         let (conv, mut reader) = (&self.node.conv, Reader::default());
         let correcting = reader.correcting(dy.load, y_dims(conv), self.target.dtype)?;
         let masking = reader.masking(mask, x_dims(conv), self.target.dtype)?;
-        let mut bound = self.bound(self.problem, self.plan, [dy.value, w, dx], Extras::default())?;
+        let factors = Factors { a: dy.value, b: w, out: dx };
+        let mut bound = self.bound(self.problem, self.plan, factors, Extras::default())?;
         correcting.beside(&mut bound);
         masking.beside(&mut bound);
-        bound.whole_out = sums.is_some();
+        bound.whole_out = !self.node.pass.is_plain(); // the fused kernel also visits pixels that no tap reaches
         let tiles = self.tiles(&bound)?;
         let params = (bound.gather_params()?, data_gradient(&bound, &correcting, &masking, &tiles.views)?);
         // SAFETY: the rows of the plain table take GatherParams, the rows of the fused one DataGradientParams.
@@ -173,7 +181,7 @@ impl<'a> Run<'a> {
     /// The places of the numbers that the tiles of `bound` leave.
     pub fn tiles(&self, bound: &Bound<'_>) -> Result<Tiles> {
         let rows = bound.formed().variant.tile.m;
-        let (bands, count) = (bands(self.node, rows), left(self.node, self.plan));
+        let (bands, count) = (bands(self.node, rows), numbers_per_column(self.node, self.plan));
         let views = match &self.tiles {
             Some(scratch) => {
                 (0..count).map(|i| scratch.part(i * bands.bytes(), bands.bytes())).collect::<Result<_>>()?

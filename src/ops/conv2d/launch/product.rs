@@ -1,6 +1,6 @@
 //! A product with its operands bound: parameters, grid and cost.
 
-use super::bind::{int, Matrix};
+use super::bind::{int, Factors, Matrix};
 use super::choose::{gcd, x_dims, y_dims, Plan, Problem, Product, Shape};
 use super::params::{Axis, GatherParams, WeightParams};
 use super::params::{ACCUMULATE, RELU, VECTOR_OUT, VECTOR_PARTIAL};
@@ -49,11 +49,7 @@ pub fn grid(conv: &Conv2d, name: &str, [x, y, z]: [usize; 3]) -> Result<[u32; 3]
 }
 
 pub fn flag(bit: i32, on: bool) -> i32 {
-    if on {
-        bit
-    } else {
-        0
-    }
+    bit * i32::from(on)
 }
 
 /// The epilogue's operands, and the flag to accumulate.
@@ -115,10 +111,7 @@ pub fn stride(m: Option<Matrix<'_>>) -> i32 {
 pub struct Bound<'a> {
     problem: Problem,
     plan: Plan,
-    /// The gathered activation or gradient, and the weights; in bwd_w dy and x.
-    pub operands: [Matrix<'a>; 2],
-    /// The result.
-    pub out: Matrix<'a>,
+    pub factors: Factors<Matrix<'a>>,
     /// The epilogue's operands.
     pub extras: Extras<'a>,
     partial: Option<Matrix<'a>>,
@@ -164,26 +157,27 @@ impl<'a> Bound<'a> {
         problem: Problem,
         plan: Plan,
         dtype: DType,
-        [first, second, out]: [&'a Arg; 3],
+        Factors { a, b, out }: Factors<&'a Arg>,
         extras: Extras<'a>,
         scratch: Option<&'a View>,
     ) -> Result<Self> {
         let (conv, elem) = (&problem.conv, dtype.bytes());
         let [k, r, s, cg] = conv.w_shape();
         let (x, y, w) = (x_dims(conv), y_dims(conv), [k, r * s * cg]);
-        let weights = || Matrix::dense("weights", &second.view, w, elem);
-        let (operands, out) = match problem.product {
-            Product::Fwd => ([Matrix::pixels("x", first, x, elem)?, weights()?], Matrix::pixels("y", out, y, elem)?),
-            Product::BwdX => ([Matrix::pixels("dy", first, y, elem)?, weights()?], Matrix::pixels("dx", out, x, elem)?),
-            Product::BwdW => (
-                [Matrix::pixels("dy", first, y, elem)?, Matrix::pixels("x", second, x, elem)?],
-                Matrix::dense("dw", &out.view, w, 4)?,
-            ),
+        let pixels = |what, arg, dims| Matrix::pixels(what, arg, dims, elem);
+        let weights = || Matrix::dense("weights", &b.view, w, elem);
+        let factors = match problem.product {
+            Product::Fwd => Factors { a: pixels("x", a, x)?, b: weights()?, out: pixels("y", out, y)? },
+            Product::BwdX => Factors { a: pixels("dy", a, y)?, b: weights()?, out: pixels("dx", out, x)? },
+            Product::BwdW => {
+                let out = Matrix::dense("dw", &out.view, w, 4)?;
+                Factors { a: pixels("dy", a, y)?, b: pixels("x", b, x)?, out }
+            }
         };
+        let dims = [plan.splits * factors.out.rows, factors.out.cols];
         let partial = scratch.filter(|_| plan.splits > 1);
-        let partial =
-            partial.map(|view| Matrix::dense("scratch", view, [plan.splits * out.rows, out.cols], 4)).transpose()?;
-        Ok(Self { problem, plan, operands, out, extras, partial, whole_out: false, beside: Beside::default() })
+        let partial = partial.map(|view| Matrix::dense("scratch", view, dims, 4)).transpose()?;
+        Ok(Self { problem, plan, factors, extras, partial, whole_out: false, beside: Beside::default() })
     }
 
     /// Channels per group of x and of y.
@@ -193,8 +187,8 @@ impl<'a> Bound<'a> {
     }
 
     /// True if the operands fit kernels of `access` that compute `pack` groups as one.
-    fn lie(&self, access: Access, pack: usize) -> bool {
-        let ([cg, kg], [a, b]) = (self.channels(), self.operands);
+    fn operands_fit(&self, access: Access, pack: usize) -> bool {
+        let ([cg, kg], Factors { a, b, .. }) = (self.channels(), self.factors);
         let takes = |m: &Matrix<'_>, beside: &[Matrix<'_>], channels: usize| {
             m.takes_vectors(channels) && beside.iter().all(|m| m.takes_vectors(channels))
         };
@@ -214,7 +208,7 @@ impl<'a> Bound<'a> {
 
     /// True if the plan's vector kernel runs.
     pub fn is_fast(&self) -> bool {
-        self.plan.vector.is_some_and(|v| self.lie(v.access, self.plan.pack))
+        self.plan.vector.is_some_and(|v| self.operands_fit(v.access, self.plan.pack))
     }
 
     /// Selects the kernel for any operands.
@@ -225,7 +219,7 @@ impl<'a> Bound<'a> {
     /// The plan's vector kernel if the operands fit it, else the scalar one, and its products.
     pub fn formed(&self) -> Formed {
         let (variant, pack) = match self.plan.vector {
-            Some(v) if self.lie(v.access, self.plan.pack) => (v, self.plan.pack),
+            Some(v) if self.is_fast() => (v, self.plan.pack),
             _ => (self.plan.scalar, 1),
         };
         let [cg, kg] = self.channels();
@@ -241,7 +235,7 @@ impl<'a> Bound<'a> {
     }
 
     fn flags(&self, columns: usize) -> i32 {
-        let mut matrices = [self.out].into_iter().chain(self.extras.residual).chain(self.beside.out.iter().copied());
+        let mut matrices = std::iter::once(&self.factors.out).chain(&self.extras.residual).chain(&self.beside.out);
         let vector_out = matrices.all(|m| m.takes_vectors(columns));
         let whole = columns.is_multiple_of(8);
         self.extras.flags()
@@ -254,12 +248,12 @@ impl<'a> Bound<'a> {
         let (spec, formed) = (&self.problem.conv.spec, self.formed());
         let Formed { x_c, y_c, .. } = formed;
         let (in_c, out_c) = if self.problem.product == Product::BwdX { (y_c, x_c) } else { (x_c, y_c) };
-        let (e, [input, w]) = (&self.extras, self.operands);
+        let (e, Factors { a: input, b: w, out }) = (&self.extras, self.factors);
         let [axis_h, axis_w] = axes(&self.problem.conv, self.problem.product)?;
         Ok(GatherParams {
             input: input.address(),
             w: w.address(),
-            out: self.out.address(),
+            out: out.address(),
             scale: address(e.scale),
             shift: address(e.shift),
             residual: address(e.residual),
@@ -270,7 +264,7 @@ impl<'a> Bound<'a> {
             in_c: int(in_c)?,
             out_c: int(out_c)?,
             in_stride: input.stride(),
-            out_stride: self.out.stride(),
+            out_stride: out.stride(),
             residual_stride: stride(e.residual),
             groups: int(formed.shape.groups)?,
             n_tiles: int(formed.tiles()[1])?,
@@ -283,12 +277,13 @@ impl<'a> Bound<'a> {
 
     /// The parameters of bwd_w.
     pub fn weight_params(&self) -> Result<WeightParams> {
-        let (spec, formed, [dy, x]) = (&self.problem.conv.spec, self.formed(), self.operands);
+        let (spec, formed) = (&self.problem.conv.spec, self.formed());
+        let Factors { a: dy, b: x, out: dw } = self.factors;
         let [axis_h, axis_w] = axes(&self.problem.conv, self.problem.product)?;
         Ok(WeightParams {
             dy: dy.address(),
             x: x.address(),
-            dw: self.out.address(),
+            dw: dw.address(),
             partial: address(self.partial),
             axis_h,
             axis_w,
@@ -300,7 +295,7 @@ impl<'a> Bound<'a> {
             groups: int(formed.shape.groups)?,
             n_tiles: int(formed.tiles()[1])?,
             splits: int(self.plan.splits)?,
-            flags: self.flags(self.out.cols),
+            flags: self.flags(dw.cols),
             w_c: int(self.channels()[0])?,
         })
     }
@@ -314,25 +309,26 @@ impl<'a> Bound<'a> {
 
     /// The operands, each with the bytes read.
     pub fn reads(&self) -> [(Matrix<'a>, u64); 2] {
-        let [first, second] = self.operands;
+        let Factors { a, b, .. } = self.factors;
         let whole = |m: Matrix<'a>| (m, m.bytes());
         let x = |m: Matrix<'a>| (m, m.bytes() - self.unreached(&m)); // pixels that no tap reaches are not read
         match self.problem.product {
-            Product::Fwd => [x(first), whole(second)],
-            Product::BwdX => [whole(first), whole(second)],
-            Product::BwdW => [whole(first), x(second)],
+            Product::Fwd => [x(a), whole(b)],
+            Product::BwdX => [whole(a), whole(b)],
+            Product::BwdW => [whole(a), x(b)],
         }
     }
 
     /// The cost without the operands.
     pub fn result_cost(&self) -> Cost {
+        let out = &self.factors.out;
         let (epilogue, written) = match self.partial {
             Some(partial) => (0, partial.bytes()),
-            None => (self.extras.bytes(&self.out), self.out.bytes()),
+            None => (self.extras.bytes(out), out.bytes()),
         };
         // An accumulated dx keeps the pixels that no tap reaches.
         let is_added = self.problem.product == Product::BwdX && self.partial.is_none() && self.extras.accumulate;
-        let unreached = if is_added && !self.whole_out { self.unreached(&self.out) } else { 0 };
+        let unreached = if is_added && !self.whole_out { self.unreached(out) } else { 0 };
         Cost {
             flops: 2 * self.problem.conv.macs(),
             bytes_read: epilogue - unreached,
@@ -344,21 +340,22 @@ impl<'a> Bound<'a> {
     fn unreached(&self, x: &Matrix<'_>) -> u64 {
         let Spec { n, h, w, c, .. } = self.problem.conv.spec;
         let reached = [0, 1].map(|axis| self.problem.conv.reached(axis));
-        let element = x.element_bytes();
-        let pitch = x.stride * element;
-        let touched = touched::pixels(x.address(), [n, h, w, c], [pitch, element], [&reached[0], &reached[1]]);
+        let pitch = x.stride * x.elem;
+        let touched = touched::pixels(x.address(), [n, h, w, c], [pitch, x.elem], [&reached[0], &reached[1]]);
         x.bytes().saturating_sub(touched)
     }
 
     /// The views that the launch keeps alive.
     pub fn views(&self) -> Vec<View> {
-        let all = self.operands.into_iter().chain([self.out]).chain(self.partial).chain(self.extras.matrices());
+        let Factors { a, b, out } = self.factors;
+        let all = [a, b, out].into_iter().chain(self.partial).chain(self.extras.matrices());
         all.map(|m| m.view.clone()).collect()
     }
 
     /// The launch that adds the splits, if any, into the result in `target.dtype`.
     pub fn reduce(&self, target: Target) -> Result<Option<Launch>> {
         let Some(partial) = self.partial else { return Ok(None) };
-        super::add_splits(&self.problem.conv, target, [partial, self.out], &self.extras, self.plan.splits).map(Some)
+        let matrices = [partial, self.factors.out];
+        super::add_splits(&self.problem.conv, target, matrices, &self.extras, self.plan.splits).map(Some)
     }
 }
