@@ -74,9 +74,9 @@ impl Io<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Arch, Device};
-    use crate::ops::store::Sums;
-    use crate::ops::{conv2d, pool, relu, sum, Write};
+    use crate::device::{Arch, Device, Launch};
+    use crate::ops::store::{Mask, Moments, Normalised, Sums};
+    use crate::ops::{batch_norm, conv2d, norm, pool, relu, sum, Write};
     use crate::tensor::DType;
 
     #[test]
@@ -118,21 +118,20 @@ mod tests {
         conv2d::Conv2d::new(spec).expect("a convolution")
     }
 
-    /// The number of launches of `op` in buffers of its own, its first output in its first input if `over_its_input`.
-    fn launches(op: &dyn Operator, over_its_input: bool) -> Result<usize> {
+    /// The launches of `op` in f32, in buffers of its own that `change` changed, and the scratch memory.
+    fn launches(op: &dyn Operator, change: impl FnOnce(&mut [Arg], &mut [Arg])) -> Result<(Vec<Launch>, View)> {
         let Device::Kernels(backend) = Device::blueprint(Arch::Sm80) else { unreachable!("it has memory") };
         let view = || View::whole(backend.allocate(1 << 14).expect("addresses"));
         let new = |ty: &TensorType| {
             let pixel_stride = ty.shape.nhwc().map_or(8, |[_, _, _, c]| c);
             Arg { view: view(), pixel_stride, write: Write::Overwrite }
         };
-        let inputs: Vec<Arg> = op.inputs().iter().map(new).collect();
+        let mut inputs: Vec<Arg> = op.inputs().iter().map(new).collect();
         let mut outputs: Vec<Arg> = op.outputs().iter().map(new).collect();
-        if over_its_input {
-            outputs[0].view = inputs[0].view.clone();
-        }
-        let io = Io { inputs: &inputs, outputs: &outputs, scratch: Some(&view()) };
-        op.launches(Target { dtype: DType::F32, arch: Arch::Sm80 }, &io).map(|launches| launches.len())
+        change(&mut inputs, &mut outputs);
+        let scratch = view();
+        let io = Io { inputs: &inputs, outputs: &outputs, scratch: Some(&scratch) };
+        Ok((op.launches(Target { dtype: DType::F32, arch: Arch::Sm80 }, &io)?, scratch))
     }
 
     fn average(x: [usize; 4], kernel: usize, stride: usize, padding: usize) -> pool::Pool {
@@ -145,8 +144,7 @@ mod tests {
     #[test]
     fn only_what_says_so_works_in_place() {
         let x = [2, 4, 4, 8];
-        let conv = pointwise();
-        let pool = average(x, 3, 1, 1);
+        let (conv, pool) = (pointwise(), average(x, 3, 1, 1));
         let shape = || Shape::from(x);
         let relu = |pass| relu::Node { shape: shape(), pass };
         for (op, in_place) in [
@@ -157,10 +155,44 @@ mod tests {
             (&relu(relu::Pass::Bwd), true),
             (&sum::Node::of(shape()), true),
         ] {
-            match launches(op, true) {
+            match launches(op, |inputs, outputs| outputs[0].view = inputs[0].view.clone()) {
                 Ok(_) => assert!(in_place, "{} wrote over its input", op.name()),
                 Err(e) => assert!(!in_place && e.to_string().contains("shares memory with input 0"), "{e}"),
             }
+        }
+    }
+
+    #[test]
+    fn tensors_are_aligned_to_their_elements() {
+        let x = [2, 4, 4, 8];
+        let bn = batch_norm::BatchNorm::new(batch_norm::Spec { x, eps: 1e-5, momentum: 0.1 }).expect("a batch norm");
+        for op in [
+            &relu::Node { shape: x.into(), pass: relu::Pass::Fwd } as &dyn Operator,
+            &sum::Node::of(x),
+            &average(x, 3, 1, 1).fwd(),
+            &norm::Node { bn, pass: norm::Pass::Measure },
+            &bn.infer(false),
+        ] {
+            let shifted = |arg: &mut Arg| arg.view = arg.view.part(2, arg.view.bytes() - 2).expect("a part");
+            let found = launches(op, |inputs, _| shifted(&mut inputs[0])).map(|_| ());
+            let found = [found, launches(op, |_, outputs| shifted(&mut outputs[0])).map(|_| ())];
+            assert!(found.iter().all(|e| e.as_ref().is_err_and(|e| e.to_string().contains("is not a multiple of 4"))));
+        }
+    }
+
+    #[test]
+    fn a_launch_names_all_scratch_memory_that_it_writes() {
+        let (moments, second) = (Some(Moments::default()), Some(Normalised::default()));
+        let mask = Mask::Signs { bits: (), first: Normalised::default(), second, gate: None };
+        let bwd_x = conv2d::BwdX { mask: Some(mask), sums: Some(mask.sums()), ..conv2d::BwdX::default() };
+        for (pass, numbers) in
+            [(conv2d::Pass::Fwd(conv2d::Fwd { moments, ..conv2d::Fwd::default() }), 2), (conv2d::Pass::BwdX(bwd_x), 3)]
+        {
+            let op = conv2d::Node { conv: pointwise(), pass };
+            let (launches, scratch) = launches(&op, |_, _| {}).expect("launches");
+            let views = launches[0].views().iter().filter(|view| view.overlaps(&scratch));
+            let band = 8 * size_of::<f32>();
+            assert_eq!(views.map(View::bytes).sum::<usize>(), numbers * band, "one band of {}", op.name());
         }
     }
 
@@ -181,7 +213,7 @@ mod tests {
             (&lone, "the end of a block is stored where x is loaded as its sum"),
             (&index, "an index goes with max pooling"),
         ] {
-            let e = launches(op, false).expect_err(op.name());
+            let e = launches(op, |_, _| {}).map(|_| ()).expect_err(op.name());
             assert!(e.to_string().contains(cause), "{e}");
         }
     }

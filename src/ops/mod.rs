@@ -1,8 +1,8 @@
 //! Operators: for each op its maths, checked descriptor, cost, gradient, CPU reference and launch code.
 //!
-//! The kernels of an op are in the folder of the same name in `kernels/`. The graph sees an op only through
-//! [`Operator`] and [`HostOp`]. Activations are NHWC, weights KRSC. `[C]` in an operand's documentation is f32: one
-//! number per channel.
+//! The kernels of an op are in the folder of the same name in `kernels/` (`linear` uses conv2d's). The graph sees an op
+//! only through [`Operator`] and [`HostOp`]. Activations are NHWC, weights KRSC. `[C]` in an operand's documentation is
+//! f32: one number per channel.
 
 mod aliasing;
 pub mod batch_norm;
@@ -212,39 +212,36 @@ impl<'a> Io<'a> {
     pub(crate) fn check_counts(&self, op: &dyn Operator) -> Result<()> {
         let Operands { reads, writes } = op.operands();
         for (side, expected, found) in [("input", reads.len(), self.inputs), ("output", writes.len(), self.outputs)] {
-            if found.len() != expected {
-                return Err(Error::invalid(op.name(), format!("{} {side}s bound, expected {expected}", found.len())));
-            }
+            let problem = || format!("{} {side}s bound, expected {expected}", found.len());
+            Error::check(found.len() == expected, op.name(), problem)?;
         }
         Ok(())
     }
 
-    /// Fails if the scratch memory has less than `expected` bytes.
+    /// Fails if the scratch memory has less than `expected` bytes, or is not aligned to its f32 numbers.
     pub(crate) fn check_scratch(&self, op: &str, expected: usize) -> Result<()> {
-        let found = self.scratch.map_or(0, View::bytes);
-        if found < expected {
-            return Err(Error::invalid(op, format!("{found} bytes of scratch memory, expected {expected}")));
-        }
-        Ok(())
+        let (found, address) = self.scratch.map_or((0, 0), |view| (view.bytes(), view.address()));
+        Error::check(found >= expected, op, || format!("{found} bytes of scratch memory, expected {expected}"))?;
+        let aligned = address.is_multiple_of(4);
+        Error::check(aligned, op, || format!("scratch memory at address {address:#x}, which is not a multiple of 4"))
     }
 
     /// Checks what launch code relies on. Fails if a tensor of `op` or its scratch memory has no view, if a view is too
-    /// small for its shape and pixel stride, or if two views share memory and must not.
+    /// small for its shape and pixel stride or not aligned to its elements, or if two views share memory and must not.
     pub fn check(&self, op: &dyn Operator, target: Target) -> Result<()> {
         self.check_counts(op)?;
         let Operands { reads, writes } = op.operands();
         let reads = reads.into_iter().map(|(name, read)| ("input", name, read.ty)).zip(self.inputs);
         let writes = writes.into_iter().map(|(name, written)| ("output", name, written.ty)).zip(self.outputs);
         for ((side, name, ty), arg) in reads.chain(writes) {
-            let needed = arg.elements(&ty.shape).and_then(|n| n.checked_mul(ty.elem.bytes(target.dtype)));
-            if needed.is_none_or(|n| n > arg.view.bytes()) {
-                let (bytes, stride) = (arg.view.bytes(), arg.pixel_stride);
-                let problem = format!(
-                    "a view of {bytes} bytes with a pixel stride of {stride} for {} of shape {}",
-                    target.dtype, ty.shape
-                );
-                return Err(Error::invalid(format!("{side} `{name}` of {}", op.name()), problem));
-            }
+            let (what, element) = (format!("{side} `{name}` of {}", op.name()), ty.elem.bytes(target.dtype));
+            let fits = arg.elements(&ty.shape).is_some_and(|n| n * element <= arg.view.bytes());
+            Error::check(fits, &what, || {
+                let (bytes, stride, dtype) = (arg.view.bytes(), arg.pixel_stride, target.dtype);
+                format!("a view of {bytes} bytes with a pixel stride of {stride} for {dtype} of shape {}", ty.shape)
+            })?;
+            let aligned = arg.address().is_multiple_of(element as u64);
+            Error::check(aligned, what, || format!("address {:#x} is not a multiple of {element}", arg.address()))?;
         }
         self.check_scratch(op.name(), op.scratch_bytes(target))?;
         self.check_aliases(op, target)
