@@ -1,6 +1,7 @@
 //! The launches: kernels, grids and parameters.
 
 use super::{CONTROL_WORDS, PURPOSE, UNIT};
+use crate::control::{are_apart, holds};
 use crate::device::table::{kernels, only};
 use crate::device::{Cost, Launch, View};
 use crate::ops::params::params;
@@ -48,13 +49,17 @@ pub struct Buffers<'a> {
 /// The launches that begin a step: they draw the gates and clear the gradients, if any, of the dropped blocks.
 ///
 /// # Panics
-/// If a buffer is too small or not aligned to 4 bytes (gradients: 16), or `blocks` is not in 1..=65,535.
+/// If a buffer is too small or not aligned to 4 bytes (gradients: 16), a buffer that a launch writes shares memory with
+/// another, or `blocks` is not in 1..=65,535.
 pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
     let Buffers { control, thresholds, gates, closed, grad, blocks, longest } = *buffers;
-    let fits = |view: &View, words: usize| view.bytes() >= 4 * words && view.address().is_multiple_of(4);
     assert!((1..=65_535).contains(&blocks), "gates: {blocks} blocks, expected 1 to 65535");
-    assert!(fits(control, CONTROL_WORDS), "gates: a small buffer");
-    assert!([thresholds, gates, closed].iter().all(|view| fits(view, blocks)), "gates: a small buffer");
+    assert!(holds(control, CONTROL_WORDS), "gates: a small buffer");
+    assert!([thresholds, gates, closed].iter().all(|view| holds(view, blocks)), "gates: a small buffer");
+    let (grads, ranges) = grad.unzip();
+    let written: Vec<&View> = [control, gates, closed].into_iter().chain(grads).collect();
+    let read: Vec<&View> = [thresholds].into_iter().chain(ranges).collect();
+    assert!(are_apart(&written, &read), "gates: a buffer that they write shares memory with another");
     let words = |n: usize| 4 * n as u64;
     let params = Draw {
         control: control.address(),
@@ -70,7 +75,7 @@ pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
     // SAFETY: the views hold the control and, for each block, a threshold, a gate and its inverse, as asserted above.
     let mut all = vec![unsafe { Launch::new(only(&DRAW), [1, 1, 1], &params, cost, views) }];
     if let Some((grad, ranges)) = grad {
-        assert!(fits(ranges, 2 * blocks) && grad.address().is_multiple_of(16), "gates: a small buffer of ranges");
+        assert!(holds(ranges, 2 * blocks) && grad.address().is_multiple_of(16), "gates: a small buffer of ranges");
         assert!(grad.bytes() >= 4 * longest, "gates: a range beyond the gradients");
         let units = (grad.bytes() / (4 * UNIT)).min(u32::MAX as usize) as u32;
         let [gates_at, ranges_at, grad_at] = [gates, ranges, grad].map(View::address);

@@ -1,6 +1,7 @@
 //! The launches: kernels, grids and parameters.
 
 use super::{INTERVAL, LEAST, STATE};
+use crate::control::{are_apart, holds};
 use crate::device::table::{kernels, only};
 use crate::device::{Cost, Launch, View};
 use crate::ops::params::params;
@@ -52,15 +53,18 @@ pub fn flags(len: usize) -> usize {
 /// Checks that the gradients are finite, then decides about the step. Both run before the optimizer, in this order.
 ///
 /// # Panics
-/// If a buffer is too small, `len` is 0 or no multiple of 4, or the gradients are not aligned to 16 bytes.
+/// If a buffer is too small or not aligned to 4 bytes (gradients: 16), the flags or the state share memory with another
+/// buffer, or `len` is 0 or no multiple of 4.
 pub fn launches(buffers: &Buffers<'_>) -> [Launch; 2] {
     let Buffers { grad, flags: flags_view, loss, state, len } = *buffers;
     let blocks = flags(len);
     assert!(len > 0 && len.is_multiple_of(PER_THREAD), "loss scale: {len} gradients, expected a multiple of 4");
     assert!(grad.bytes() >= 4 * len && grad.address().is_multiple_of(16), "loss scale: less than {len} gradients");
-    assert!(flags_view.bytes() >= 4 * blocks, "loss scale: less than {blocks} flags");
-    assert!(state.bytes() >= 4 * STATE, "loss scale: a state of less than {STATE} numbers");
-    assert!(loss.is_none_or(|v| v.bytes() >= 4), "loss scale: a loss of less than 4 bytes");
+    assert!(holds(flags_view, blocks), "loss scale: less than {blocks} flags, or not aligned");
+    assert!(holds(state, STATE), "loss scale: a state of less than {STATE} numbers, or not aligned");
+    assert!(loss.is_none_or(|v| holds(v, 1)), "loss scale: a loss of less than 4 bytes, or not aligned");
+    let read: Vec<&View> = loss.into_iter().chain([grad]).collect();
+    assert!(are_apart(&[flags_view, state], &read), "loss scale: flags or a state that share memory");
     let params = LossScaleCheck { grad: grad.address(), flags: flags_view.address(), len: len as i64 };
     let written = 4 * blocks as u64;
     let cost = Cost { flops: 0, bytes_read: 4 * len as u64, bytes_written: written };

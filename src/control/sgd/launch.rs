@@ -2,6 +2,7 @@
 
 use super::Sgd;
 use crate::control::loss_scale::STATE;
+use crate::control::{are_apart, holds};
 use crate::device::table::{entry, kernels};
 use crate::device::{Cost, Launch, Target, View};
 use crate::ops::params::params;
@@ -53,8 +54,8 @@ pub struct Buffers<'a> {
 /// The launch of a step.
 ///
 /// # Panics
-/// If a buffer is too small or not aligned to 16 bytes, `len` is 0 or no multiple of 4, or there is a working copy and
-/// the dtype is neither f16 nor bf16.
+/// If a buffer is too small or not aligned to 16 bytes (the loss: 4), a buffer that the step writes shares memory with
+/// another, `len` is 0 or no multiple of 4, or there is a working copy and the dtype is neither f16 nor bf16.
 pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
     let Buffers { param, grad, velocity, copy, control, loss_scale, loss, grad_scale, len, decay_end } = *buffers;
     assert!(len > 0 && len.is_multiple_of(PER_THREAD), "sgd: {len} elements, expected a multiple of 4");
@@ -63,7 +64,10 @@ pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
     assert!(copy.is_none_or(|v| fits(v, len * 2)), "sgd: a working copy of less than {len} elements");
     assert!(fits(control, 8), "sgd: a control of less than 2 elements");
     assert!(loss_scale.is_none_or(|v| fits(v, 4 * STATE)), "sgd: a loss scale of less than {STATE} numbers");
-    assert!(loss.is_none_or(|v| v.bytes() >= 4), "sgd: a loss of less than 4 bytes");
+    assert!(loss.is_none_or(|v| holds(v, 1)), "sgd: a loss of less than 4 bytes, or not aligned");
+    let written: Vec<&View> = [param, velocity].into_iter().chain(copy).collect();
+    let read: Vec<&View> = [grad, control].into_iter().chain(loss_scale).chain(loss).collect();
+    assert!(are_apart(&written, &read), "sgd: a buffer that it writes shares memory with another");
     assert!(copy.is_none() || target.dtype.bytes() == 2, "sgd: a working copy in {}", target.dtype);
     let dtype = if copy.is_some() { target.dtype } else { DType::F32 };
     let kernel = entry(Target { dtype, ..target }, &STEP).unwrap_or_else(|_| unreachable!("f32, f16 or bf16"));
@@ -87,10 +91,12 @@ pub fn launch(sgd: &Sgd, target: Target, buffers: &Buffers<'_>) -> Launch {
         plain: (!sgd.has_velocity()).into(),
     };
     let n = len as u64;
-    let read = 12 * n + 8 + 4 * u64::from(loss.is_some());
-    let cost = Cost { flops: 8 * n, bytes_read: read, bytes_written: (8 + 2 * u64::from(copy.is_some())) * n };
-    let mut views = vec![param.clone(), grad.clone(), velocity.clone(), control.clone()];
-    views.extend([copy, loss_scale, loss].into_iter().flatten().cloned());
+    let cost = Cost {
+        flops: 8 * n,
+        bytes_read: 12 * n + 8 + 4 * u64::from(loss.is_some()) + 12 * u64::from(loss_scale.is_some()),
+        bytes_written: (8 + 2 * u64::from(copy.is_some())) * n,
+    };
+    let views = written.into_iter().chain(read).cloned().collect();
     let blocks = len.div_ceil(PER_THREAD * THREADS as usize);
     // SAFETY: the views hold `len` aligned elements each, two of the control, the loss and the loss scale's state, as
     // asserted above; the working copy, the loss and the loss scale may be null.
