@@ -8,7 +8,7 @@ use residuum::device::sim::SimOptions;
 use residuum::device::{Device, Target, View};
 use residuum::ops::conv2d::{Conv2d, Fwd, Node, Pass, Spec};
 use residuum::ops::store::Epilogue;
-use residuum::ops::{Arg, Io, Operator, Write};
+use residuum::ops::{Arg, Call, Io, Operator, Write};
 use residuum::tensor::{DType, TensorType};
 
 fn main() -> residuum::Result<()> {
@@ -30,10 +30,6 @@ fn main() -> residuum::Result<()> {
         dilation: [1, 1],
         groups: 1,
     })?;
-    let op = Node {
-        conv,
-        pass: Pass::Fwd(Fwd { epilogue: Epilogue { relu: true, ..Epilogue::default() }, ..Fwd::default() }),
-    };
     let target = Target { arch: backend.arch(), dtype: DType::F32 };
 
     let tensor = |ty: &TensorType, value: f32| -> residuum::Result<Arg> {
@@ -42,8 +38,17 @@ fn main() -> residuum::Result<()> {
         let pixel_stride = ty.shape.dims().last().copied().unwrap_or(1);
         Ok(Arg { view, pixel_stride, write: Write::Overwrite })
     };
-    let inputs = [tensor(&op.inputs()[0], 1.0)?, tensor(&op.inputs()[1], 0.5)?];
-    let outputs = [tensor(&op.outputs()[0], f32::NAN)?];
+    let call = Fwd {
+        x: tensor(&conv.x(), 1.0)?.into(),
+        w: tensor(&TensorType::real(conv.w_shape()), 0.5)?,
+        epilogue: Epilogue { relu: true, ..Epilogue::default() },
+        y: tensor(&conv.y(), f32::NAN)?,
+        moments: None,
+        end: None,
+    };
+    let op = Node { conv, pass: Pass::Fwd(call.form()) };
+    let y = call.y.view.clone();
+    let (inputs, outputs) = call.into_lists();
     let scratch = match op.scratch_bytes(target) {
         0 => None,
         bytes => Some(View::whole(backend.allocate(bytes)?)),
@@ -55,8 +60,8 @@ fn main() -> residuum::Result<()> {
     }
     backend.synchronize()?;
 
-    let y = outputs[0].view.read()?;
+    let y = y.read()?;
     let first = |pixel: usize| f32::from_le_bytes([0, 1, 2, 3].map(|i| y[pixel * 32 * 4 + i]));
-    println!("y{}: corner {}, inside {}", op.outputs()[0].shape, first(0), first(5));
+    println!("y{}: corner {}, inside {}", conv.y().shape, first(0), first(5));
     Ok(())
 }
