@@ -6,7 +6,7 @@ use residuum::device::{Backend, Target, View};
 use residuum::ops::conv2d::{BwdBias, BwdW, BwdX, Fwd};
 use residuum::ops::store::Epilogue;
 use residuum::ops::{batch_norm, conv2d, cross_entropy, linear, pool, relu, shortcut, sum};
-use residuum::ops::{Arg, Io, Op, Operator, Write};
+use residuum::ops::{Arg, Behind, Io, Op, Operator, Write};
 use residuum::tensor::{DType, Elem, TensorType};
 
 use super::{assert_none, backend, difference};
@@ -85,6 +85,18 @@ fn convolutions_cost_what_they_touch() {
     check(cases::conv2d::layers().into_iter().flat_map(|row| {
         let conv = conv2d::Conv2d::new(conv2d::Spec { n: row.spec.n * IMAGES, ..row.spec }).unwrap();
         passes.map(|pass| (row.name.clone(), Op::Conv2d(conv2d::Node { conv, pass })))
+    }));
+}
+
+/// Strides leave pixels that no tap reaches: the fused kernels rewrite them. Tensors of zeros close every gate.
+#[test]
+fn fused_convolutions_with_a_stride_cost_what_they_touch() {
+    let rows = cases::conv2d::layers().into_iter().filter(|row| row.spec.stride != [1, 1]);
+    check(rows.flat_map(|row| {
+        let conv = conv2d::Conv2d::new(conv2d::Spec { n: row.spec.n * IMAGES, ..row.spec }).unwrap();
+        let fused = cases::conv2d_fused::passes().filter(|(_, pass)| !pass.is_plain());
+        let nodes = fused.map(move |(name, pass)| (format!("{}, {name}", row.name), conv2d::Node { conv, pass }));
+        nodes.filter(|(_, node)| node.behind_gate() == Behind::default()).map(|(name, node)| (name, Op::Conv2d(node)))
     }));
 }
 
