@@ -110,7 +110,8 @@ pub enum Mask<T = ()> {
 }
 
 group! {
-    /// The sums of a masked gradient v, each `[C]`.
+    /// The sums of a masked gradient v, each `[C]`. The kernels of conv2d sum v as it is rounded to the storage type,
+    /// unless it is `scaled`; those of norm and pool sum v before it is rounded.
     pub struct Sums {
         /// `sum v`.
         dy: T [one],
@@ -215,20 +216,23 @@ impl Mask {
     /// The types, for a gradient of `shape` `[N,H,W,C]`.
     pub fn types(self, shape: [usize; 4]) -> Mask<Read> {
         let [n, h, w, c] = shape;
-        let gated = self.gate().is_some();
-        let mut branch = 2;
-        self.map(|name, ()| {
-            let ty = match name {
-                "y" => TensorType::real(shape),
-                "bits" => TensorType::byte([n, h, w, sign_bytes(c)]),
-                "gate" => TensorType::stat([1]),
-                _ => TensorType::stat([c]),
-            };
+        let normalised = |gated: bool| Normalised {
+            y: Read::behind(TensorType::real(shape), gated),
+            mean: Read::behind(TensorType::stat([c]), gated),
+        };
+        match self {
+            Self::Affine { relu, scaled, .. } => {
+                let (Normalised { y, mean }, number) = (normalised(false), || TensorType::stat([c]).into());
+                Mask::Affine { y, scale: number(), shift: number(), mean, relu, scaled }
+            }
             // The first batch norm is in the branch that may be dropped.
-            let behind = gated && branch > 0 && matches!(name, "y" | "mean");
-            branch -= i32::from(behind);
-            Read::behind(ty, behind)
-        })
+            Self::Signs { second, gate, .. } => Mask::Signs {
+                bits: TensorType::byte([n, h, w, sign_bytes(c)]).into(),
+                first: normalised(gate.is_some()),
+                second: second.map(|_| normalised(false)),
+                gate: gate.map(|()| TensorType::stat([1]).into()),
+            },
+        }
     }
 
     /// The form of the sums.
@@ -239,10 +243,7 @@ impl Mask {
 
     /// Fails unless `sums` is the form of the sums of `mask`.
     pub(super) fn check_sums(op: &str, mask: Option<Self>, sums: Option<Sums>) -> Result<()> {
-        if mask.map(|mask| mask.sums()) != sums {
-            return Err(Error::invalid(op, format!("{sums:?} with the mask {mask:?}")));
-        }
-        Ok(())
+        Error::check(mask.map(|mask| mask.sums()) == sums, op, || format!("{sums:?} with the mask {mask:?}"))
     }
 
     /// The types of the sums, for a gradient `[N,H,W,C]`.

@@ -33,7 +33,7 @@ const CHUNK: usize = 1 << 16;
 /// The fewest output pixels of a chunk, however long its rows: each chunk reads all weights.
 const CHUNK_PIXELS: usize = 128;
 /// The fewest weights that a task transposes.
-const TURN: usize = 1 << 14;
+const TRANSPOSED: usize = 1 << 14;
 /// The most elements of all partial weight gradients together.
 const PARTIALS: usize = 1 << 20;
 /// With fewer parts, the weight gradient is also cut into blocks of output channels.
@@ -160,9 +160,9 @@ impl Plan {
         let (x, w, epilogue, y) = (x.value.real(), w.real(), epilogue.map(|_, v| v.real()), y.real());
         let cut = self.cut(self.pixels, 1);
         let k = self.spec.k;
-        let (turned, scratch) = scratch.split_at_mut(self.transposed());
-        self.transpose(w, turned);
-        let turned = &*turned;
+        let (transposed, scratch) = scratch.split_at_mut(self.transposed());
+        self.transpose(w, transposed);
+        let transposed = &*transposed;
         let pieces = Pieces::new(scratch, self.scratch_of(&cut));
         in_lanes(split(y, cut.units * k), |i, y| {
             pieces.with(|rows| {
@@ -171,11 +171,11 @@ impl Plan {
                     let pixels = start..start + y.len() / k;
                     for g in 0..self.spec.groups {
                         let rows = self.rows(x, pixels.clone(), g, rows);
-                        let w = if turned.is_empty() {
+                        let w = if transposed.is_empty() {
                             let (w, matrix) = self.weights(w, g * self.kg..(g + 1) * self.kg);
                             (w, matrix.transposed())
                         } else {
-                            (&turned[g * self.kg * self.row..], Matrix::rows(self.row, self.kg, self.kg))
+                            (&transposed[g * self.kg * self.row..], Matrix::rows(self.row, self.kg, self.kg))
                         };
                         let to = Matrix::rows(pixels.len(), self.kg, k);
                         gemm((&mut y[g * self.kg..], to), rows, w, false);
@@ -294,17 +294,17 @@ impl Plan {
     }
 
     /// `[K, R S C]` to `[R S C, K]`, group by group, in tiles that stay in the L1 cache.
-    fn transpose<T: Real>(&self, w: &[T], turned: &mut [T]) {
+    fn transpose<T: Real>(&self, w: &[T], transposed: &mut [T]) {
         const TILE: usize = 16;
         let (kg, row) = (self.kg, self.row);
-        let columns = if self.spec.groups > 1 { row } else { TURN.div_ceil(kg).next_multiple_of(TILE).min(row) };
-        in_lanes(split(turned, columns * kg), |i, turned| {
+        let columns = if self.spec.groups > 1 { row } else { TRANSPOSED.div_ceil(kg).next_multiple_of(TILE).min(row) };
+        in_lanes(split(transposed, columns * kg), |i, transposed| {
             let (g, first) = (i * columns / row, i * columns % row);
             let w = &w[g * kg * row + first..];
-            for (block, turned) in turned.chunks_mut(TILE * kg).enumerate() {
+            for (block, transposed) in transposed.chunks_mut(TILE * kg).enumerate() {
                 for k in (0..kg).step_by(TILE) {
-                    for (j, turned) in turned.chunks_exact_mut(kg).enumerate() {
-                        for (k, to) in (k..kg.min(k + TILE)).zip(&mut turned[k..]) {
+                    for (j, transposed) in transposed.chunks_exact_mut(kg).enumerate() {
+                        for (k, to) in (k..kg.min(k + TILE)).zip(&mut transposed[k..]) {
                             *to = w[k * row + block * TILE + j];
                         }
                     }

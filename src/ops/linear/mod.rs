@@ -2,7 +2,7 @@
 //!
 //! The input is an image `[N,H,W,C]` with F = H W C features. The weight `[K,H,W,C]` is torch's `[K, C*H*W]` with the
 //! features reordered, so flattening never copies. The kernels are conv2d's: the layer is a convolution whose kernel
-//! covers the image. The [crate's documentation](crate#one-op) runs a linear layer.
+//! covers the image. The [crate's documentation](crate#a-single-op) runs a linear layer.
 
 mod reference;
 

@@ -70,7 +70,7 @@ pub struct Node {
     pub relu: bool,
 }
 
-/// The kernels; each can do what the ones before it can.
+/// The kernels: the simplest one that the form allows. `End` takes only images and a factor of 1.
 enum Kind {
     /// A plain addition.
     Add,
