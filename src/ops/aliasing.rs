@@ -170,7 +170,7 @@ mod tests {
             &relu::Node { shape: x.into(), pass: relu::Pass::Fwd } as &dyn Operator,
             &sum::Node::of(x),
             &average(x, 3, 1, 1).fwd(),
-            &norm::Node { bn, pass: norm::Pass::Measure },
+            &norm::Node { x, pass: norm::Pass::Measure },
             &bn.infer(false),
         ] {
             let shifted = |arg: &mut Arg| arg.view = arg.view.part(2, arg.view.bytes() - 2).expect("a part");

@@ -37,15 +37,15 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Pixels of `channels` channels.
-    pub fn pixels(rows: usize, channels: usize) -> Self {
-        Self { rows, channels, last_channels: channels, pixels: true }
+    /// The pixels of images `[N,H,W,C]`.
+    pub fn pixels([n, h, w, c]: [usize; 4]) -> Self {
+        Self { rows: n * h * w, channels: c, last_channels: c, pixels: true }
     }
 
     /// The pixels of `shape` if one of `args` is a slice of channels, else runs of [`FLAT_ROW`] elements.
     pub fn of(shape: &Shape, args: &[&Arg]) -> Self {
         match *shape.dims() {
-            [n, h, w, c] if args.iter().any(|a| a.pixel_stride != c) => Self::pixels(n * h * w, c),
+            [n, h, w, c] if args.iter().any(|a| a.pixel_stride != c) => Self::pixels([n, h, w, c]),
             _ => Self::flat(shape.len()),
         }
     }
@@ -57,11 +57,7 @@ impl Rows {
 
     /// Elements from one row of `arg` to the next.
     pub fn stride(&self, arg: &Arg) -> i64 {
-        if self.pixels {
-            arg.pixel_stride as i64
-        } else {
-            self.channels as i64
-        }
+        (if self.pixels { arg.pixel_stride } else { self.channels }) as i64
     }
 
     /// True if every strip is aligned to its size: 16 bytes of `numbers`, or the bytes of as many `positions`.
@@ -93,11 +89,12 @@ impl Strips {
         Self::new(rows, DType::F16, walk, wide)
     }
 
-    /// Divides `rows` into bands for a reduction over rows. The bands depend only on shape and dtype.
-    pub fn bands(rows: Rows, dtype: DType, wide: bool) -> Result<Self> {
+    /// Divides `rows` into bands for a reduction over rows of `numbers` and of window `positions`. The bands depend
+    /// only on shape and dtype.
+    pub fn bands(rows: Rows, dtype: DType, numbers: &[&Arg], positions: &[&Arg]) -> Result<Self> {
         /// The fewest rows per thread: with fewer, merging would cost more than adding.
         const LEAST_WALK: usize = 8;
-        let mut strips = Self::lanes(rows, dtype, wide)?;
+        let mut strips = Self::lanes(rows, dtype, rows.wide(dtype, numbers, positions))?;
         let most = (MANY_BLOCKS / strips.blocks_per_row as usize).max(1);
         let bands = rows.rows.div_ceil(strips.walkers() * LEAST_WALK).clamp(1, most);
         let per_walker = rows.rows.div_ceil(bands * strips.walkers());

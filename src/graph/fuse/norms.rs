@@ -47,8 +47,8 @@ pub(super) fn split(fused: &mut Fused) {
         let mut number = || graph.add_value(pair.bn.per_channel(), Origin::Node);
         let moments = Moments { mean: number(), var: number() };
         let (a, b, c) = (own.then(&mut number), number(), number());
-        pieces.measure(graph, writer, pair.bn, pair.y, moments);
-        let dbias = dbias.filter(|_| own);
+        pieces.measure(graph, writer, pair.bn.spec().x, pair.y, moments);
+        let dbias = bias.filter(|_| own).map(|bias| bias.dbias);
         pieces.split(graph, &pair, Numbers { moments, a, b: b.into(), c: c.into(), dbias });
         if own {
             bias_node.into_iter().for_each(|node| pieces.remove(node));

@@ -84,10 +84,10 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    /// Measures `y`, of the shape of `bn`'s input, after node `writer`, which stores it.
-    pub fn measure(&mut self, graph: &Graph, writer: usize, bn: BatchNorm, y: ValueId, moments: Moments<ValueId>) {
-        let call = norm::Measure { y, moments: moments.map(|_, v| v.into()) };
-        self.measures.insert(writer, piece(bn, norm::Pass::Measure, call, graph.nodes[writer].gate));
+    /// Measures `y`, images of shape `x`, after node `writer`, which stores it.
+    pub fn measure(&mut self, graph: &Graph, writer: usize, x: [usize; 4], y: ValueId, moments: Moments<ValueId>) {
+        let call = Measure { y, moments: moments.map(|_, v| v.into()) };
+        self.measures.insert(writer, piece(x, norm::Pass::Measure, call, graph.nodes[writer].gate));
     }
 
     /// True if the output of node `writer` is measured.
@@ -104,6 +104,7 @@ impl Pieces {
     pub fn split(&mut self, graph: &mut Graph, pair: &Pair, numbers: Numbers) {
         let &Pair { bn, relu, fwd, bwd, y, dy, write, z, dz } = pair;
         let Numbers { moments, a, b, c, dbias } = numbers;
+        let &batch_norm::Spec { x, eps, momentum } = bn.spec();
         let mut number = || graph.add_value(bn.per_channel(), Origin::Node);
         let affine = Affine { scale: number(), shift: number() };
         let Affine { scale, shift } = affine;
@@ -116,19 +117,20 @@ impl Pieces {
         let node = &graph.nodes[fwd];
         let Train { gamma, beta, running_mean, running_var, .. } = node.bind(Train::default());
         let (scale, shift) = (scale.into(), shift.into());
-        let call = norm::Scale { gamma, beta, moments, scale, shift, running_mean, running_var };
-        self.replaced.insert(fwd, vec![piece(bn, norm::Pass::Scale, call, node.gate)]);
+        let call = Scale { gamma, beta, moments, scale, shift, running_mean, running_var };
+        self.replaced.insert(fwd, vec![piece(x, norm::Pass::Scale { eps, momentum }, call, node.gate)]);
         let node = &graph.nodes[bwd];
         let Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd(form), .. }) = node.op else {
             unreachable!("a pair has a backward pass")
         };
         let Bwd { dgamma, dbeta, .. } = node.bind(form);
-        let call = norm::Gradient { dz, mask, g, sums: sums.map(|_, v| v.into()) };
-        let gradient = piece(bn, norm::Pass::Gradient(call.form()), call, node.gate);
+        let call = Gradient { dz, mask, g, sums: sums.map(|_, v| v.into()) };
+        let gradient = piece(x, norm::Pass::Gradient(call.form()), call, node.gate);
         let (dy_sum, dyx_sum) = (sums.dy, sums.first);
         let (a_stored, dbias) = (a.map(Stored::from), dbias.map(Stored::from));
-        let call = norm::Coefficients { dy_sum, dyx_sum, gamma, moments, dgamma, dbeta, a: a_stored, b, c, dbias };
-        let coefficients = piece(bn, norm::Pass::Coefficients(call.form()), call, node.gate);
+        let call = Coefficients { dy_sum, dyx_sum, gamma, moments, dgamma, dbeta, a: a_stored, b, c, dbias };
+        let pass = norm::Pass::Coefficients { form: call.form(), eps };
+        let coefficients = piece(x, pass, call, node.gate);
         self.replaced.insert(bwd, vec![gradient, coefficients]);
         self.loads.insert(z, Operand { value: y, load: Load::Affine { affine, relu } });
         if a.is_some() {
@@ -214,9 +216,9 @@ impl Pieces {
     }
 }
 
-/// The node of one piece of `bn`.
-pub(super) fn piece(bn: BatchNorm, pass: norm::Pass, call: impl Call<ValueId, Stored>, gate: Option<ValueId>) -> Node {
-    Node::new(Op::Norm(norm::Node { bn, pass }), call, gate)
+/// The node of one piece of a batch norm of images of shape `x`.
+pub(super) fn piece(x: [usize; 4], pass: norm::Pass, call: impl Call<ValueId, Stored>, gate: Option<ValueId>) -> Node {
+    Node::new(Op::Norm(norm::Node { x, pass }), call, gate)
 }
 
 /// The pass `dy = g + b y + c`, where `gradient` is g and its correction.

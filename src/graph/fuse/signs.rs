@@ -19,7 +19,6 @@ use super::index::Index;
 use super::pieces::piece;
 use super::{block_end, rectifier, rename, Fused};
 use crate::graph::{Graph, Node, Origin, Stored, ValueId};
-use crate::ops::batch_norm::BatchNorm;
 use crate::ops::load::{Affine, Load, Operand};
 use crate::ops::norm::{self, Gradient};
 use crate::ops::store::{sign_bytes, Mask, Normalised, Sums};
@@ -44,7 +43,7 @@ pub(super) fn mask(fused: &mut Fused) {
         let mask = Mask::Signs { bits, first: of(&first), second: second.as_ref().map(of), gate };
         let sums = Sums { dy: first.sums.dy, first: first.sums.first, second: second.as_ref().map(|n| n.sums.first) };
         let call = Gradient { dz, mask, g: ds.value.into(), sums };
-        graph.nodes[bwd] = piece(first.bn, norm::Pass::Gradient(call.form()), call, graph.nodes[bwd].gate);
+        graph.nodes[bwd] = piece([n, h, w, c], norm::Pass::Gradient(call.form()), call, graph.nodes[bwd].gate);
         for norm in [Some(first), second].into_iter().flatten() {
             gone[norm.node] = true;
             renamed.insert(norm.g, ds.value);
@@ -72,7 +71,6 @@ struct MaskedEnd {
 /// A batch norm in front of the end of a block, and its `Gradient`.
 struct Norm {
     node: usize,
-    bn: BatchNorm,
     y: ValueId,
     mean: ValueId,
     g: ValueId,
@@ -96,10 +94,10 @@ fn find(graph: &Graph, index: &Index, i: usize) -> Option<MaskedEnd> {
 fn norm(graph: &Graph, index: &Index, term: Operand<ValueId>, bwd: usize, ds: ValueId) -> Option<Norm> {
     let Load::Affine { affine: Affine { scale: own, .. }, .. } = term.load else { return None };
     index.readers(ds).iter().find_map(|r| {
-        let Op::Norm(norm::Node { bn, pass: norm::Pass::Gradient(form) }) = graph.nodes[r.node].op else { return None };
+        let Op::Norm(norm::Node { pass: norm::Pass::Gradient(form), .. }) = graph.nodes[r.node].op else { return None };
         let Gradient { mask, g, sums, .. } = graph.nodes[r.node].bind(form);
         let Mask::Affine { y, scale, mean, relu: false, scaled: false, .. } = mask else { return None };
         let stays = index.last_writer(ds, r.node) == Some(bwd) && index.keeps(ds, r.node, g.value);
-        (scale == own && stays).then_some(Norm { node: r.node, bn, y, mean, g: g.value, sums })
+        (scale == own && stays).then_some(Norm { node: r.node, y, mean, g: g.value, sums })
     })
 }

@@ -17,7 +17,7 @@ use super::index::{Index, Reader};
 use super::pieces::{slice, Numbers, Pair, Pieces};
 use super::{block_end, Fused, Place};
 use crate::graph::{Origin, Stored, ValueId};
-use crate::ops::batch_norm::{self, BatchNorm};
+use crate::ops::batch_norm;
 use crate::ops::load::Load;
 use crate::ops::store::Moments;
 use crate::ops::{Op, Write};
@@ -78,8 +78,8 @@ fn split_all(fused: &mut Fused, index: &Index, pieces: &mut Pieces, [root, gradi
         let (at, count) = (index.place(v).channel, channels(fused, v));
         for &writer in index.writers(v) {
             let moments = Moments { mean: numbers(fused, mean, at, count), var: numbers(fused, var, at, count) };
-            let Some(bn) = norm_of(fused, v) else { continue };
-            pieces.measure(&fused.graph, writer, bn, v, moments);
+            let Some(x) = fused.graph.ty(v).shape.nhwc() else { continue };
+            pieces.measure(&fused.graph, writer, x, v, moments);
         }
     }
     for pair in pairs {
@@ -97,9 +97,4 @@ fn split_all(fused: &mut Fused, index: &Index, pieces: &mut Pieces, [root, gradi
         let [b, c] = [b, c].map(|whole| numbers(fused, whole, at, count));
         pieces.correct(g, g, Load::Corrected { y, a: None, b, c });
     }
-}
-
-/// A batch norm of the shape of `v`, to measure it.
-fn norm_of(fused: &Fused, v: ValueId) -> Option<BatchNorm> {
-    BatchNorm::new(batch_norm::Spec { x: fused.graph.ty(v).shape.nhwc()?, eps: 1e-5, momentum: 0.1 }).ok()
 }

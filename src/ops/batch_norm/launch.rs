@@ -1,18 +1,19 @@
 //! The launches: kernels, grids and parameters.
 
-use super::{BatchNorm, Infer, Node, Pass, Train};
+use super::{Infer, Node, Pass, Train};
 use crate::device::table::{entry, kernels, only};
 use crate::device::{Cost, Launch, Target, View};
+use crate::ops::norm::merge::Bands;
 use crate::ops::params::params;
 use crate::ops::strips::{Rows, Strips, THREADS};
 use crate::ops::{Arg, Io, Operator};
-use crate::tensor::DType;
+use crate::tensor::{DType, TensorType};
 use crate::Result;
 
 /// The most rows per thread: enough to make loading scales and shifts cheap.
 const WALK: usize = 16;
 /// Channels per block of the kernels that merge bands.
-const MERGE_LANES: usize = 32;
+const MERGE_CHANNELS: usize = 32;
 /// Bytes of shared memory of the reductions over rows, for 16-bit types, which need the most.
 const STATS_SHARED: u32 = THREADS * (2 * 8 + 1) * 4;
 const SUMS_SHARED: u32 = THREADS * 2 * 8 * 4;
@@ -75,10 +76,7 @@ kernels! {
 /// Two numbers per band and channel.
 pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
     match node.pass {
-        Pass::Train { .. } | Pass::Bwd { .. } => {
-            let bands = Strips::bands(node.rows(), target.dtype, false).map_or(0, |s| s.band_count());
-            2 * bands * node.bn.spec.x[3] * size_of::<f32>()
-        }
+        Pass::Train { .. } | Pass::Bwd { .. } => 2 * Bands::of(node.bn.spec.x, target.dtype).bytes(),
         Pass::Infer { .. } | Pass::Fold { .. } => 0,
     }
 }
@@ -102,32 +100,26 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     }
 }
 
-/// The bands of a reduction over the rows of `tensors`, which are bound as `bn` describes. Their number depends only on
-/// shape and dtype.
-pub(in crate::ops) fn band_strips(bn: &BatchNorm, dtype: DType, tensors: &[&Arg]) -> Result<Strips> {
-    let rows = Rows::pixels(bn.count(), bn.spec.x[3]);
-    Strips::bands(rows, dtype, rows.wide(dtype, tensors, &[]))
-}
-
 /// The launch that leaves the mean of every band of `strips` and the sum of squares about it in `to`, each
-/// `[bands][channels]`, for an x bound as `bn` describes (`Io::check`).
+/// `[bands][channels]`, for images x of `shape` (`Io::check`).
 pub(in crate::ops) fn band_moments(
-    bn: &BatchNorm,
+    shape: [usize; 4],
     target: Target,
     x: &Arg,
     strips: Strips,
     to: [&View; 2],
 ) -> Result<Launch> {
-    let bytes = strips.band_count() * bn.spec.x[3] * size_of::<f32>();
+    let bytes = Bands::of(shape, target.dtype).bytes();
     assert!(to.iter().all(|v| v.bytes() >= bytes), "a number for every band and channel");
-    let params =
-        Stats { x: x.address(), mean: to[0].address(), m2: to[1].address(), x_stride: x.pixel_stride as i64, strips };
+    let [mean, m2] = to.map(View::address);
+    let params = Stats { x: x.address(), mean, m2, x_stride: x.pixel_stride as i64, strips };
+    let ty = TensorType::real(shape);
     let cost = Cost {
-        flops: 3 * bn.x().shape.len() as u64,
-        bytes_read: bn.x().bytes(target.dtype) as u64,
+        flops: 3 * ty.shape.len() as u64,
+        bytes_read: ty.bytes(target.dtype) as u64,
         bytes_written: 2 * bytes as u64,
     };
-    let views = vec![x.view.clone(), to[0].clone(), to[1].clone()];
+    let views = [&x.view, to[0], to[1]].map(View::clone).to_vec();
     // SAFETY: `strips` covers x, which its view holds, and `to` has two numbers for each band and channel.
     Ok(unsafe { Launch::new(entry(target, &STATS)?, strips.grid()?, &params, cost, views) })
 }
@@ -142,32 +134,32 @@ struct Parts<'a> {
     spread: &'a Arg,
 }
 
+/// The bands of a reduction over rows, and the places of two numbers per band and channel.
+struct Reduction {
+    strips: Strips,
+    numbers: Vec<View>,
+}
+
+impl Reduction {
+    /// Bytes of all numbers.
+    fn bytes(&self) -> u64 {
+        self.numbers.iter().map(|view| view.bytes() as u64).sum()
+    }
+}
+
 impl Node {
-    fn rows(&self) -> Rows {
-        Rows::pixels(self.bn.count(), self.bn.spec.x[3])
-    }
-
-    /// The scratch memory, and its halves for the bands of `strips`.
-    fn halves(&self, strips: &Strips, io: &Io<'_>) -> Result<(View, [View; 2])> {
-        let Some(scratch) = io.scratch else {
-            return Err(crate::Error::invalid(self.name(), "no scratch memory"));
-        };
-        let half = strips.band_count() * self.bn.spec.x[3] * size_of::<f32>();
-        Ok((scratch.clone(), [scratch.part(0, half)?, scratch.part(half, half)?]))
-    }
-
-    /// Bytes of two numbers per band and channel.
-    fn band_bytes(&self, strips: &Strips) -> u64 {
-        (2 * strips.band_count() * self.bn.spec.x[3] * size_of::<f32>()) as u64
+    /// The reduction over the rows of `tensors`, which are bound as the node describes.
+    fn reduction(&self, target: Target, tensors: &[&Arg], io: &Io<'_>) -> Result<Reduction> {
+        let strips = Strips::bands(Rows::pixels(self.bn.spec.x), target.dtype, tensors, &[])?;
+        Ok(Reduction { strips, numbers: Bands::of(self.bn.spec.x, target.dtype).views(2, io.scratch)? })
     }
 
     fn launch_statistics(&self, target: Target, io: &Io<'_>) -> Result<[Launch; 2]> {
         let Train { x, mean, invstd, running_mean, running_var, .. } = io.bind(Train::default());
-        let strips = band_strips(&self.bn, target.dtype, &[x])?;
-        let (scratch, from) = self.halves(&strips, io)?;
-        let stats = band_moments(&self.bn, target, x, strips, [&from[0], &from[1]])?;
-        let [band_mean, band_m2] = from.map(|view| view.address());
-        let bands = self.band_bytes(&strips);
+        let bands = self.reduction(target, &[x], io)?;
+        let (strips, from) = (bands.strips, [&bands.numbers[0], &bands.numbers[1]]);
+        let stats = band_moments(self.bn.spec.x, target, x, strips, from)?;
+        let [band_mean, band_m2] = from.map(View::address);
         let channels = self.bn.spec.x[3];
         let params = Finalize {
             band_mean,
@@ -184,11 +176,14 @@ impl Node {
             momentum: self.bn.spec.momentum as f32,
             keep: (1.0 - self.bn.spec.momentum) as f32,
         };
-        let cost =
-            Cost { flops: 5 * bands / 4, bytes_read: bands + 8 * channels as u64, bytes_written: 16 * channels as u64 };
-        let mut views = vec![scratch];
-        views.extend([mean, invstd, running_mean, running_var].map(|a| a.view.clone()));
-        let grid = [channels.div_ceil(MERGE_LANES) as u32, 1, 1];
+        let cost = Cost {
+            flops: 5 * bands.bytes() / 4,
+            bytes_read: bands.bytes() + 8 * channels as u64,
+            bytes_written: 16 * channels as u64,
+        };
+        let outputs = [mean, invstd, running_mean, running_var].map(|arg| arg.view.clone());
+        let views = bands.numbers.into_iter().chain(outputs).collect();
+        let grid = [channels.div_ceil(MERGE_CHANNELS) as u32, 1, 1];
         // SAFETY: one number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
         let finalize = unsafe { Launch::new(only(&FINALIZE), grid, &params, cost, views) };
         Ok([stats, finalize])
@@ -196,7 +191,7 @@ impl Node {
 
     fn launch_apply(&self, target: Target, parts: &Parts<'_>, relu: bool, infer: bool) -> Result<Launch> {
         let Parts { x, y, gamma, beta, mean, spread } = *parts;
-        let rows = self.rows();
+        let rows = Rows::pixels(self.bn.spec.x);
         let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[]))?;
         let params = Apply {
             x: x.address(),
@@ -247,63 +242,62 @@ impl Node {
 
     fn launch_bwd(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<Vec<Launch>> {
         let super::Bwd { invstd, dgamma, dbeta, .. } = io.bind(form);
-        let (sums, strips) = self.launch_sums(target, form, io)?;
-        let (scratch, halves) = self.halves(&strips, io)?;
-        let [dy_sum, dyx_sum] = halves.map(|view| view.address());
+        let (sums, bands) = self.launch_sums(target, form, io)?;
         let channels = self.bn.spec.x[3];
         let params = BwdFinalize {
-            dy_sum,
-            dyx_sum,
+            dy_sum: bands.numbers[0].address(),
+            dyx_sum: bands.numbers[1].address(),
             invstd: invstd.address(),
             dgamma: dgamma.address(),
             dbeta: dbeta.address(),
-            bands: strips.band_count() as u32,
+            bands: bands.strips.band_count() as u32,
             channels: channels as u32,
         };
-        let bands = self.band_bytes(&strips);
-        let cost =
-            Cost { flops: bands / 4, bytes_read: bands + 4 * channels as u64, bytes_written: 8 * channels as u64 };
-        let views = vec![scratch, invstd.view.clone(), dgamma.view.clone(), dbeta.view.clone()];
-        let grid = [channels.div_ceil(MERGE_LANES) as u32, 1, 1];
+        let cost = Cost {
+            flops: bands.bytes() / 4,
+            bytes_read: bands.bytes() + 4 * channels as u64,
+            bytes_written: 8 * channels as u64,
+        };
+        let numbers = [invstd, dgamma, dbeta].map(|arg| arg.view.clone());
+        let views = bands.numbers.into_iter().chain(numbers).collect();
+        let grid = [channels.div_ceil(MERGE_CHANNELS) as u32, 1, 1];
         // SAFETY: one number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
         let finalize = unsafe { Launch::new(only(&BWD_FINALIZE), grid, &params, cost, views) };
         Ok(vec![sums, finalize, self.launch_bwd_x(target, form, io)?])
     }
 
-    fn launch_sums(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<(Launch, Strips)> {
+    fn launch_sums(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<(Launch, Reduction)> {
         let super::Bwd { dy, x, mean, y, .. } = io.bind(form);
-        let (rows, tensors) = (self.rows(), Vec::from_iter([dy, x].into_iter().chain(y)));
-        let strips = band_strips(&self.bn, target.dtype, &tensors)?;
-        let (scratch, halves) = self.halves(&strips, io)?;
-        let [dy_sum, dyx_sum] = halves.map(|view| view.address());
+        let (rows, tensors) = (Rows::pixels(self.bn.spec.x), Vec::from_iter([dy, x].into_iter().chain(y)));
+        let bands = self.reduction(target, &tensors, io)?;
         let params = BandSums {
             dy: dy.address(),
             x: x.address(),
             y: y.map_or(0, Arg::address),
             mean: mean.address(),
-            dy_sum,
-            dyx_sum,
+            dy_sum: bands.numbers[0].address(),
+            dyx_sum: bands.numbers[1].address(),
             dy_stride: rows.stride(dy),
             x_stride: rows.stride(x),
             y_stride: y.map_or(0, |a| rows.stride(a)),
-            strips,
+            strips: bands.strips,
         };
         let cost = Cost {
             flops: 3 * self.bn.x().shape.len() as u64,
             bytes_read: (tensors.len() * self.bn.x().bytes(target.dtype) + 4 * self.bn.spec.x[3]) as u64,
-            bytes_written: self.band_bytes(&strips),
+            bytes_written: bands.bytes(),
         };
-        let mut views: Vec<View> = tensors.iter().map(|a| a.view.clone()).collect();
-        views.extend([mean.view.clone(), scratch]);
+        let read = tensors.iter().chain([&mean]).map(|arg| &arg.view);
+        let views = read.chain(&bands.numbers).cloned().collect();
         // SAFETY: `strips` covers dy, x and y, and the views hold these, the mean and the bands' sums (`Io::check`); y
         // may be null.
-        let launch = unsafe { Launch::new(entry(target, &SUMS)?, strips.grid()?, &params, cost, views) };
-        Ok((launch, strips))
+        let launch = unsafe { Launch::new(entry(target, &SUMS)?, bands.strips.grid()?, &params, cost, views) };
+        Ok((launch, bands))
     }
 
     fn launch_bwd_x(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<Launch> {
         let super::Bwd { dy, x, gamma, mean, invstd, y, dx, dgamma, dbeta } = io.bind(form);
-        let (rows, tensors) = (self.rows(), Vec::from_iter([dy, x, dx].into_iter().chain(y)));
+        let (rows, tensors) = (Rows::pixels(self.bn.spec.x), Vec::from_iter([dy, x, dx].into_iter().chain(y)));
         let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &tensors, &[]))?;
         let params = Bwd {
             dy: dy.address(),

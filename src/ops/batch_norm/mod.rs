@@ -31,8 +31,8 @@ mod host;
 mod launch;
 mod reference;
 
+pub(super) use launch::band_moments;
 pub(crate) use launch::KERNELS;
-pub(super) use launch::{band_moments, band_strips};
 pub(super) use reference::mean_of;
 
 use super::operands::call;

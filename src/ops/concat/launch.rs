@@ -55,8 +55,7 @@ fn slice(whole: &Arg, [n, h, w, c]: [usize; 4], at: usize, target: Target) -> Re
 }
 
 fn copy(src: &Arg, dst: &Arg, shape: [usize; 4], target: Target) -> Result<Launch> {
-    let [n, h, w, c] = shape;
-    let rows = Rows::pixels(n * h * w, c);
+    let rows = Rows::pixels(shape);
     let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[src, dst], &[]))?;
     let (src_stride, dst_stride) = (rows.stride(src), rows.stride(dst));
     let params = ConcatCopy { src: src.address(), dst: dst.address(), src_stride, dst_stride, strips };

@@ -26,8 +26,6 @@ use self::product::{address, grid, stride, Extras};
 use self::variants::{Variant, BIAS_COLS, REDUCE_THREADS};
 use super::{BwdBias, BwdW, BwdX, Conv2d, Fwd, Node, Pass};
 use crate::device::{Cost, Kernel, Launch, Target};
-use crate::ops::batch_norm::{self, BatchNorm};
-use crate::ops::norm;
 use crate::ops::norm::merge::Bands;
 use crate::ops::store::Mask;
 use crate::ops::{Io, Operator};
@@ -90,14 +88,9 @@ fn numbers_per_column(node: &Node, plan: Plan) -> usize {
     }
 }
 
-/// The separate pass for the moments of y, if they are wanted and the tiles of `plan` do not compute them.
-fn measuring(node: &Node, plan: Plan) -> Result<Option<BatchNorm>> {
-    if plan.splits == 1 || !matches!(node.pass, Pass::Fwd(Fwd { moments: Some(_), .. })) {
-        return Ok(None);
-    }
-    let (spec, [p, q]) = (node.conv.spec(), node.conv.output());
-    // Moments need neither eps nor momentum.
-    BatchNorm::new(batch_norm::Spec { x: [spec.n, p, q, spec.k], eps: 1.0, momentum: 0.0 }).map(Some)
+/// True if the moments of y are wanted and the tiles of `plan` do not compute them, but a separate pass.
+fn is_measured(node: &Node, plan: Plan) -> bool {
+    plan.splits > 1 && matches!(node.pass, Pass::Fwd(Fwd { moments: Some(_), .. }))
 }
 
 /// Columns of the result.
@@ -135,10 +128,10 @@ pub(super) fn scratch_bytes(node: &Node, target: Target, plan: Option<Plan>) -> 
     // Addresses decide which of the plan's kernels runs: enough for either.
     let tiles = rows(node, plan).map(|rows| match numbers {
         0 => 0,
-        _ => numbers * bands(node, rows).bytes() + bands(node, rows).merge_bytes(numbers),
+        _ => bands(node, rows).scratch_bytes(numbers),
     });
-    let measure = |bn| norm::Node { bn, pass: norm::Pass::Measure }.scratch_bytes(target);
-    let after = measuring(node, plan).ok().flatten().map_or(0, measure);
+    let y = Bands::of(node.conv.y_shape(), target.dtype);
+    let after = if is_measured(node, plan) { y.scratch_bytes(2) } else { 0 };
     // The partial sums and the pass for the moments of y share memory, one after the other.
     plan.partial_bytes(&problem).max(after) + tiles.into_iter().max().unwrap_or(0)
 }

@@ -154,7 +154,11 @@ impl Conv2d {
 
     /// `y[N,P,Q,K]`.
     pub fn y(&self) -> TensorType {
-        TensorType::real([self.spec.n, self.p, self.q, self.spec.k])
+        TensorType::real(self.y_shape())
+    }
+
+    fn y_shape(&self) -> [usize; 4] {
+        [self.spec.n, self.p, self.q, self.spec.k]
     }
 
     /// A convolution whose kernel covers the image, as a 1x1 convolution of images of one pixel.

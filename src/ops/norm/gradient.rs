@@ -1,6 +1,6 @@
 //! Launches with a [`Mask`]: operands, bands, traffic, and the merge of the bands' sums.
 
-use super::merge::{self, band_views, Bands};
+use super::merge::{self, Bands};
 use crate::device::{Cost, Launch, View};
 use crate::ops::params::params;
 use crate::ops::store::{Mask, Sums};
@@ -36,18 +36,13 @@ pub(in crate::ops) struct BandSums {
     pub strips: Strips,
     bands: Bands,
     views: Vec<View>,
-    scratch: View,
+    /// The scratch memory for merging them.
+    scratch: Option<View>,
 }
 
 /// Bytes of scratch memory for the sums of the bands and for merging them.
 pub(in crate::ops) fn scratch_bytes(mask: Mask, shape: [usize; 4], dtype: DType) -> usize {
-    let count = Strips::bands(rows(shape), dtype, false).map_or(0, |s| s.band_count());
-    let (bands, sums) = (Bands { count, channels: shape[3] }, mask.sums().count());
-    sums * bands.bytes() + bands.merge_bytes(sums)
-}
-
-fn rows([n, h, w, c]: [usize; 4]) -> Rows {
-    Rows::pixels(n * h * w, c)
+    Bands::of(shape, dtype).scratch_bytes(mask.sums().count())
 }
 
 impl<'a> Bound<'a> {
@@ -60,11 +55,6 @@ impl<'a> Bound<'a> {
         }
     }
 
-    /// The batch norms' inputs.
-    fn ys(&self) -> Vec<&'a Arg> {
-        self.mask.normalised().into_iter().map(|n| *n.y).collect()
-    }
-
     /// The bands of a launch that also reads `numbers` and window `positions`, with their sums in the scratch memory.
     pub fn bands(
         &self,
@@ -73,17 +63,16 @@ impl<'a> Bound<'a> {
         positions: &[&Arg],
         scratch: Option<&View>,
     ) -> Result<BandSums> {
-        let rows = rows(self.shape);
-        let all = [numbers, &self.ys(), &[self.g]].concat();
-        let strips = Strips::bands(rows, dtype, rows.wide(dtype, &all, positions))?;
-        let bands = Bands { count: strips.band_count(), channels: self.shape[3] };
-        let (views, scratch) = band_views(bands, self.sums.count(), scratch)?;
-        Ok(BandSums { strips, bands, views, scratch })
+        let ys: Vec<&Arg> = self.mask.normalised().into_iter().map(|n| *n.y).collect();
+        let numbers = [numbers, &ys, &[self.g]].concat();
+        let strips = Strips::bands(Rows::pixels(self.shape), dtype, &numbers, positions)?;
+        let (bands, sums) = (Bands::of(self.shape, dtype), self.sums.count());
+        Ok(BandSums { strips, bands, views: bands.views(sums, scratch)?, scratch: bands.after(sums, scratch)? })
     }
 
     /// The mask as the kernels take it.
     pub fn params(&self, sums: &BandSums) -> Operands {
-        let (rows, g) = (rows(self.shape), self.g);
+        let (rows, g) = (Rows::pixels(self.shape), self.g);
         let address = Arg::address;
         let params = Operands {
             g: address(g),
@@ -137,6 +126,6 @@ impl<'a> Bound<'a> {
     pub fn merge(&self, sums: &BandSums) -> Result<Vec<Launch>> {
         let from: Vec<&View> = sums.views.iter().collect();
         let to: Vec<&View> = self.sums.list().into_iter().map(|arg| &arg.view).collect();
-        merge::sums(sums.bands, &from, &to, Some(&sums.scratch))
+        merge::sums(sums.bands, &from, &to, sums.scratch.as_ref())
     }
 }

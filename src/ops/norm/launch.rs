@@ -1,17 +1,17 @@
 //! The launches: kernels, grids and parameters.
 
 use super::gradient::{self, Bound, Operands, FORMS};
-use super::merge::{self, band_views, BandRows, Bands};
+use super::merge::{self, BandRows, Bands};
 use super::{Gradient, Measure, Node, Pass, Scale};
 use crate::device::table::{entry, kernels, only, Entry};
 use crate::device::{Launch, Target, View};
-use crate::ops::batch_norm::{self, BatchNorm};
+use crate::ops::batch_norm;
 use crate::ops::params::params;
 use crate::ops::store::{Mask, Moments};
-use crate::ops::strips::{Strips, THREADS};
+use crate::ops::strips::{Rows, Strips, THREADS};
 use crate::ops::{Arg, Call, Io, Operator};
-use crate::tensor::DType;
-use crate::Result;
+use crate::tensor::{is_addressable, DType};
+use crate::{Error, Result};
 
 params! {
     /// `Affine` of kernels/norm/channels.cu.
@@ -48,17 +48,15 @@ static GRADIENT: [&[Entry]; FORMS] = [&GRADIENT_AFFINE, &GRADIENT_SIGNS, &GRADIE
 
 pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
     match node.pass {
-        Pass::Measure => {
-            let bands = batch_norm::band_strips(&node.bn, target.dtype, &[]).map_or(0, |s| s.band_count());
-            let bands = Bands { count: bands, channels: node.bn.spec().x[3] };
-            2 * bands.bytes() + bands.merge_bytes(2)
-        }
-        Pass::Gradient(Gradient { mask, .. }) => gradient::scratch_bytes(mask, node.bn.spec().x, target.dtype),
-        Pass::Scale | Pass::Coefficients(_) => 0,
+        Pass::Measure => Bands::of(node.x, target.dtype).scratch_bytes(2),
+        Pass::Gradient(Gradient { mask, .. }) => gradient::scratch_bytes(mask, node.x, target.dtype),
+        Pass::Scale { .. } | Pass::Coefficients { .. } => 0,
     }
 }
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
+    let valid = !node.x.contains(&0) && is_addressable(&node.x);
+    Error::check(valid, node.name(), || format!("images of shape {:?}", node.x))?;
     if let Pass::Gradient(Gradient { mask, sums, .. }) = node.pass {
         Mask::check_sums(node.name(), Some(mask), Some(sums))?;
     }
@@ -66,35 +64,35 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     match node.pass {
         Pass::Measure => {
             let Measure { y, moments } = io.bind(Measure::default());
-            measure(&node.bn, target, y, moments.map(|_, to| &to.view), io.scratch)
+            measure(node.x, target, y, moments.map(|_, to| &to.view), io.scratch)
         }
-        Pass::Scale => Ok(vec![scale(node, io)]),
+        Pass::Scale { eps, momentum } => Ok(vec![scale(node, [eps, momentum], io)]),
         Pass::Gradient(form) => launch_gradient(node, form, target, io),
-        Pass::Coefficients(form) => Ok(vec![coefficients(node, form, io)]),
+        Pass::Coefficients { form, eps } => Ok(vec![coefficients(node, form, eps, io)]),
     }
 }
 
-/// The launches that compute the moments of `y`, the input of `bn`.
+/// The launches that compute the moments of `y`, images of `shape`.
 pub(in crate::ops) fn measure(
-    bn: &BatchNorm,
+    shape: [usize; 4],
     target: Target,
     y: &Arg,
     Moments { mean, var }: Moments<&View>,
     scratch: Option<&View>,
 ) -> Result<Vec<Launch>> {
-    let strips = batch_norm::band_strips(bn, target.dtype, &[y])?;
-    let bands = Bands { count: strips.band_count(), channels: bn.spec().x[3] };
-    let (views, scratch) = band_views(bands, 2, scratch)?;
+    let strips = Strips::bands(Rows::pixels(shape), target.dtype, &[y], &[])?;
+    let bands = Bands::of(shape, target.dtype);
+    let views = bands.views(2, scratch)?;
     let from = [&views[0], &views[1]];
-    let rows = BandRows { rows: bn.count(), each: strips.rows_per_band() as usize };
-    let mut launches = vec![batch_norm::band_moments(bn, target, y, strips, from)?];
-    launches.extend(merge::moments(bands, rows, from, [mean, var], Some(&scratch))?);
+    let rows = BandRows { rows: shape[..3].iter().product(), each: strips.rows_per_band() as usize };
+    let mut launches = vec![batch_norm::band_moments(shape, target, y, strips, from)?];
+    launches.extend(merge::moments(bands, rows, from, [mean, var], bands.after(2, scratch)?.as_ref())?);
     Ok(launches)
 }
 
 fn launch_gradient(node: &Node, form: Gradient, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let Gradient { dz, mask, g, sums } = io.bind(form);
-    let bound = Bound { mask, shape: node.bn.spec().x, g, sums };
+    let bound = Bound { mask, shape: node.x, g, sums };
     let sums = bound.bands(target.dtype, &[dz], &[], io.scratch)?;
     let params = OfStored {
         dz: dz.address(),
@@ -114,12 +112,12 @@ fn launch_gradient(node: &Node, form: Gradient, target: Target, io: &Io<'_>) -> 
 
 /// One thread per channel.
 fn channel_grid(node: &Node) -> [u32; 3] {
-    [node.bn.spec().x[3].div_ceil(THREADS as usize) as u32, 1, 1]
+    [node.x[3].div_ceil(THREADS as usize) as u32, 1, 1]
 }
 
-fn scale(node: &Node, io: &Io<'_>) -> Launch {
+fn scale(node: &Node, [eps, momentum]: [f64; 2], io: &Io<'_>) -> Launch {
     let call = io.bind(Scale::default()).map(|_, arg| arg.address(), |_, arg| arg.address());
-    let (spec, m) = (node.bn.spec(), node.bn.count() as f64);
+    let m = node.count() as f64;
     let params = Affine {
         gamma: call.gamma,
         beta: call.beta,
@@ -129,25 +127,24 @@ fn scale(node: &Node, io: &Io<'_>) -> Launch {
         shift: call.shift,
         running_mean: call.running_mean,
         running_var: call.running_var,
-        channels: spec.x[3] as u32,
-        eps: spec.eps as f32,
-        momentum: spec.momentum as f32,
-        keep: (1.0 - spec.momentum) as f32,
+        channels: node.x[3] as u32,
+        eps: eps as f32,
+        momentum: momentum as f32,
+        keep: (1.0 - momentum) as f32,
         unbiased: (m / (m - 1.0)) as f32,
         unused: 0,
     };
     // The running statistics are read too.
     let mut cost = node.cost(DType::F32);
-    cost.bytes_read += 2 * node.bn.per_channel().bytes(DType::F32) as u64;
+    cost.bytes_read += 2 * 4 * node.x[3] as u64;
     // SAFETY: every view holds one number per channel (`Io::check`).
     unsafe { Launch::new(only(&AFFINE), channel_grid(node), &params, cost, io.views()) }
 }
 
-fn coefficients(node: &Node, form: super::Coefficients, io: &Io<'_>) -> Launch {
+fn coefficients(node: &Node, form: super::Coefficients, eps: f64, io: &Io<'_>) -> Launch {
     let call = io.bind(form);
     let (add_b, add_c) = (call.b.adds(), call.c.adds());
     let call = call.map(|_, arg| arg.address(), |_, arg| arg.address());
-    let spec = node.bn.spec();
     let params = Coefficients {
         dy_sum: call.dy_sum,
         dyx_sum: call.dyx_sum,
@@ -160,15 +157,15 @@ fn coefficients(node: &Node, form: super::Coefficients, io: &Io<'_>) -> Launch {
         b: call.b,
         c: call.c,
         dbias: call.dbias.unwrap_or(0),
-        channels: spec.x[3] as u32,
-        eps: spec.eps as f32,
-        count: node.bn.count() as f32,
-        inverse_count: 1.0 / node.bn.count() as f32,
+        channels: node.x[3] as u32,
+        eps: eps as f32,
+        count: node.count() as f32,
+        inverse_count: 1.0 / node.count() as f32,
         add_b: add_b.into(),
         add_c: add_c.into(),
     };
     let mut cost = node.cost(DType::F32);
-    cost.bytes_read += (usize::from(add_b) + usize::from(add_c)) as u64 * 4 * spec.x[3] as u64;
+    cost.bytes_read += (u64::from(add_b) + u64::from(add_c)) * 4 * node.x[3] as u64;
     // SAFETY: every view holds one number per channel (`Io::check`); `a` and `dbias` may be null.
     unsafe { Launch::new(only(&COEFFICIENTS), channel_grid(node), &params, cost, io.views()) }
 }

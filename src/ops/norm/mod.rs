@@ -16,17 +16,14 @@
 //! `dy = sum a_i g_i + (sum b_i) y + sum c_i`: the gradients are accumulated, each `scaled` by a_i, and corrected once.
 //!
 //! ```
-//! use residuum::ops::batch_norm::{BatchNorm, Spec};
 //! use residuum::ops::norm::{Measure, Node, Pass};
 //! use residuum::ops::store::Moments;
 //! use residuum::ops::{HostIo, HostMut, HostOp, HostRef};
 //!
-//! let bn = BatchNorm::new(Spec { x: [1, 1, 2, 1], eps: 1e-5, momentum: 0.1 })?;
 //! let (y, mut mean, mut var) = ([1.0, 5.0], [f64::NAN], [f64::NAN]);
 //! let moments = Moments { mean: HostMut::Real(&mut mean), var: HostMut::Real(&mut var) };
-//! Node { bn, pass: Pass::Measure }.reference(&mut HostIo::of(Measure { y: HostRef::Real(&y), moments }));
+//! Node { x: [1, 1, 2, 1], pass: Pass::Measure }.reference(&mut HostIo::of(Measure { y: HostRef::Real(&y), moments }));
 //! assert_eq!((mean, var), ([3.0], [4.0]));
-//! # Ok::<(), residuum::Error>(())
 //! ```
 
 pub(super) mod gradient;
@@ -38,11 +35,11 @@ pub(crate) use launch::KERNELS;
 pub(super) use launch::{measure, sums_shared};
 pub(super) use reference::{gradient as reference_gradient, moments as reference_moments};
 
-use super::batch_norm::BatchNorm;
 use super::operands::call;
 use super::store::{Mask, Moments, Sums};
 use super::{Call, Io, Operands, Operator, Written};
 use crate::device::{Launch, Target};
+use crate::tensor::TensorType;
 use crate::Result;
 
 call! {
@@ -62,7 +59,7 @@ call! {
 
 call! {
     /// Scale, shift and running statistics of a batch norm, each operand `[C]`. A channel needs at least 2 elements, as
-    /// in [`BatchNorm::train`].
+    /// in [`BatchNorm::train`](super::batch_norm::BatchNorm::train).
     #[derive(Copy)]
     pub struct Scale {
         reads {
@@ -140,43 +137,60 @@ call! {
 }
 
 /// One piece.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pass {
-    /// [`Measure`].
+    /// [`Measure`]: the op `norm_moments`.
     Measure,
-    /// [`Scale`].
-    Scale,
+    /// [`Scale`]: the op `norm_affine`.
+    Scale {
+        /// Added to the variance.
+        eps: f64,
+        /// The weight of the batch in the running statistics.
+        momentum: f64,
+    },
     /// [`Gradient`].
     Gradient(Gradient),
     /// [`Coefficients`].
-    Coefficients(Coefficients),
+    Coefficients {
+        /// Its operands.
+        form: Coefficients,
+        /// Added to the variance.
+        eps: f64,
+    },
 }
 
 /// A piece of a batch norm in a graph.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Node {
-    /// The batch norm.
-    pub bn: BatchNorm,
+    /// N, H, W, C of the batch norm's input.
+    pub x: [usize; 4],
     /// The piece.
     pub pass: Pass,
+}
+
+impl Node {
+    /// Elements per channel.
+    fn count(&self) -> usize {
+        self.x[..3].iter().product()
+    }
 }
 
 impl Operator for Node {
     fn name(&self) -> &'static str {
         match self.pass {
             Pass::Measure => "norm_moments",
-            Pass::Scale => "norm_affine",
+            Pass::Scale { .. } => "norm_affine",
             Pass::Gradient(_) => "norm_gradient",
-            Pass::Coefficients(_) => "norm_coefficients",
+            Pass::Coefficients { .. } => "norm_coefficients",
         }
     }
 
     fn operands(&self) -> Operands {
-        let (y, number) = (self.bn.x(), || self.bn.per_channel());
+        let (y, number) = (TensorType::real(self.x), || TensorType::stat([self.x[3]]));
         let read = |_, ()| number().into();
         match self.pass {
             Pass::Measure => Operands::of(Measure::default().map(|_, ()| y.clone().into(), |_, ()| number().into())),
-            Pass::Scale => {
+            Pass::Scale { .. } => {
                 let written = |name, ()| match name {
                     "running_mean" | "running_var" => Written::updated(number()),
                     _ => number().into(),
@@ -185,11 +199,11 @@ impl Operator for Node {
             }
             Pass::Gradient(Gradient { mask, .. }) => Operands::of(Gradient {
                 dz: y.clone().into(),
-                mask: mask.types(self.bn.spec().x),
+                mask: mask.types(self.x),
                 g: Written::accumulated(y).in_place(),
-                sums: mask.sum_types(self.bn.spec().x),
+                sums: mask.sum_types(self.x),
             }),
-            Pass::Coefficients(form) => {
+            Pass::Coefficients { form, .. } => {
                 let written = |name, ()| match name {
                     "b" | "c" if form.a.is_none() => Written::accumulated(number()),
                     _ => number().into(),
@@ -200,12 +214,11 @@ impl Operator for Node {
     }
 
     fn flops(&self) -> u64 {
-        let (elements, channels) = (self.bn.x().shape.len() as u64, self.bn.spec().x[3] as u64);
+        let (elements, channels) = (self.x.iter().product::<usize>() as u64, self.x[3] as u64);
         match self.pass {
             Pass::Measure => 3 * elements,
-            Pass::Scale => 12 * channels,
             Pass::Gradient(_) => 6 * elements,
-            Pass::Coefficients(_) => 12 * channels,
+            Pass::Scale { .. } | Pass::Coefficients { .. } => 12 * channels,
         }
     }
 

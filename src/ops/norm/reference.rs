@@ -13,12 +13,12 @@ impl<T: Real> HostOp<T> for Node {
                 let Measure { y, moments: to } = io.numbers(Measure::default());
                 moments(y, to);
             }
-            Pass::Scale => self.scale(io),
+            Pass::Scale { eps, momentum } => self.scale([eps, momentum], io),
             Pass::Gradient(form) => {
                 let Gradient { dz, mask, g, sums } = io.bind(form);
-                gradient(mask, self.bn.spec().x[3], dz.real(), g, sums);
+                gradient(mask, self.x[3], dz.real(), g, sums);
             }
-            Pass::Coefficients(form) => self.coefficients(form, io),
+            Pass::Coefficients { form, eps } => self.coefficients(form, eps, io),
         }
     }
 
@@ -39,11 +39,10 @@ pub(in crate::ops) fn moments<T: Real>(y: &[T], Moments { mean, var }: Moments<&
 }
 
 impl Node {
-    fn scale<T: Real>(&self, io: &mut HostIo<'_, T>) {
+    fn scale<T: Real>(&self, [eps, momentum]: [f64; 2], io: &mut HostIo<'_, T>) {
         let Scale { gamma, beta, moments: Moments { mean, var }, scale, shift, running_mean, running_var } =
             io.numbers(Scale::default());
-        let (m, momentum) = (self.bn.count() as f64, self.bn.spec().momentum);
-        let eps = T::from_f64(self.bn.spec().eps);
+        let (m, eps) = (self.count() as f64, T::from_f64(eps));
         let moved = |old: T, new: f64| T::from_f64((1.0 - momentum) * old.to_f64() + momentum * new);
         for k in 0..scale.len() {
             scale[k] = gamma[k] / (var[k] + eps).sqrt();
@@ -53,11 +52,11 @@ impl Node {
         }
     }
 
-    fn coefficients<T: Real>(&self, form: Coefficients, io: &mut HostIo<'_, T>) {
+    fn coefficients<T: Real>(&self, form: Coefficients, eps: f64, io: &mut HostIo<'_, T>) {
         let mut call = io.bind(form);
         let [dy_sum, dyx_sum, gamma] = [call.dy_sum, call.dyx_sum, call.gamma].map(|v| v.real());
         let Moments { mean, var } = call.moments.map(|_, v| v.real());
-        let (m, eps) = (T::from_usize(self.bn.count()), T::from_f64(self.bn.spec().eps));
+        let (m, eps) = (T::from_usize(self.count()), T::from_f64(eps));
         let add = |out: &mut HostOut<'_, '_, T>, k: usize, v: T| {
             let old = if out.adds() { out.real()[k] } else { T::ZERO };
             out.real()[k] = old + v;

@@ -29,11 +29,11 @@ kernels! {
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
     let (src, dst) = ends(node, io);
-    let Spec { x: [n, h, w, c], stride, lead, .. } = node.shortcut.spec;
-    let [_, p, q, k] = node.shortcut.y_shape();
+    let Spec { x: [_, h, w, c], stride, lead, .. } = node.shortcut.spec;
+    let [_, p, q, _] = node.shortcut.y_shape();
     let (entries, rows) = match node.pass {
-        Pass::Fwd => (&FWD, Rows::pixels(n * p * q, k)),
-        Pass::Bwd => (&BWD, Rows::pixels(n * h * w, c)),
+        Pass::Fwd => (&FWD, Rows::pixels(node.shortcut.y_shape())),
+        Pass::Bwd => (&BWD, Rows::pixels(node.shortcut.spec.x)),
     };
     let width = Strips::width(target.dtype);
     let wide = rows.wide(target.dtype, &[src, dst], &[]) && lead % width == 0 && c % width == 0;

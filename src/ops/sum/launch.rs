@@ -107,7 +107,7 @@ fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         return Err(Error::unsupported(node.name(), format!("a share of {}, expected 1", node.share)));
     }
     let Fwd { a, b, gate, y, signs } = io.bind(node.form);
-    let rows = Rows::pixels(n * h * w, c);
+    let rows = Rows::pixels([n, h, w, c]);
     let strips = Strips::eights(rows, WALK_END, rows.wide(target.dtype, &[a.value, b.value, y], &[]))?;
     let (first, second) = (term(node, &rows, a)?, term(node, &rows, b)?);
     let params = BlockEnd {

@@ -182,12 +182,13 @@ pub fn norms() -> Vec<Row> {
             let at = batch_norm::Bwd { y: relu.then_some(()), ..batch_norm::Bwd::<()>::default() }.places();
             rows.push(row(bn.bwd(relu)).choosing(at.y).multiplying([at.x]));
         }
-        let row = |pass| Row::new(format!("{pass:?} {shape:?}"), Op::Norm(norm::Node { bn, pass }));
-        rows.extend([norm::Pass::Measure, norm::Pass::Scale].map(row));
+        let row = |pass| Row::new(format!("{pass:?} {shape:?}"), Op::Norm(norm::Node { x: shape, pass }));
+        rows.extend([norm::Pass::Measure, norm::Pass::Scale { eps: 1e-5, momentum: 0.1 }].map(row));
         for (lazy, bias) in [(false, false), (true, false), (false, true)] {
             // A bias before a batch norm has a gradient only if numbers are not finite.
             let (a, dbias) = ((!lazy).then_some(()), bias.then_some(()));
-            let pass = norm::Pass::Coefficients(Coefficients { a, dbias, ..Coefficients::default() });
+            let pass =
+                norm::Pass::Coefficients { form: Coefficients { a, dbias, ..Coefficients::default() }, eps: 1e-5 };
             rows.push(row(pass).multiplying(0..if bias { 5 } else { 0 }));
         }
         for &mask in MASKS {

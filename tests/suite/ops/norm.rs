@@ -1,7 +1,6 @@
 //! The pieces of a batch norm: merges, moments, and the numbers of each channel.
 
 use residuum::device::{Launch, View};
-use residuum::ops::batch_norm::{BatchNorm, Spec};
 use residuum::ops::norm::merge::{self, BandRows, Bands};
 use residuum::ops::norm::{Coefficients, Measure, Node, Pass, Scale};
 use residuum::ops::store::Moments;
@@ -15,8 +14,8 @@ use crate::harness::{check, check_refused_with, Case, Compare, Data, Judged, Ran
 use crate::named::{inputs, rules};
 use crate::sweep::{machines, Machine};
 
-fn op(x: [usize; 4], eps: f64, pass: Pass) -> Op {
-    Op::Norm(Node { bn: BatchNorm::new(Spec { x, eps, momentum: 0.5 }).unwrap(), pass })
+fn op(x: [usize; 4], pass: Pass) -> Op {
+    Op::Norm(Node { x, pass })
 }
 
 /// Device memory with `numbers` in f32.
@@ -144,14 +143,14 @@ fn moments_exact() {
     for &shape in EXACT_SHAPES {
         let name = format!("norm moments exact {shape:?}");
         let x = exact_input(&mut Random::new(&name), shape);
-        check(&Case::exact(name, op(shape, 1.0, Pass::Measure), vec![Data::Real(x)]).sliced(), Sweep::Schedules);
+        check(&Case::exact(name, op(shape, Pass::Measure), vec![Data::Real(x)]).sliced(), Sweep::Schedules);
     }
 }
 
 fn moments_case(shape: [usize; 4], mean: f64) -> Case {
     let name = format!("norm moments {shape:?} mean {mean}");
     let x = Random::new(&name).normals(shape.iter().product(), mean, 1.0);
-    Case::bounded(name, op(shape, 1.0, Pass::Measure), vec![Data::Real(x)], move |j| {
+    Case::bounded(name, op(shape, Pass::Measure), vec![Data::Real(x)], move |j| {
         let all = channels_of(j.numbers(<Measure>::default()).y, shape[3]);
         let (mean, var) = all.iter().map(|c| (c.mean_bound(), c.var_bound())).unzip();
         rules(Measure { y: (), moments: Moments { mean, var }.map(|_, off| Compare::Within(off)) })
@@ -206,7 +205,7 @@ fn affine() {
             let exact = <Scale>::default().map(|_, ()| (), |_, ()| Compare::Exact);
             rules(Scale { running_var: Compare::Within(vec![off; channels]), ..exact })
         };
-        let case = Case::bounded(name, op(shape, 0.25, Pass::Scale), inputs, judge);
+        let case = Case::bounded(name, op(shape, Pass::Scale { eps: 0.25, momentum: 0.5 }), inputs, judge);
         check(&case.updating(updates.into()), Sweep::Schedules);
     }
 }
@@ -234,7 +233,8 @@ fn affine_of_real_numbers() {
         };
         rules(<Scale>::default().map(|_, ()| (), within))
     };
-    let case = Case::bounded(name, op(shape, 1e-5, Pass::Scale), inputs, judge).updating(updates.into());
+    let case = Case::bounded(name, op(shape, Pass::Scale { eps: 1e-5, momentum: 0.5 }), inputs, judge)
+        .updating(updates.into());
     check(&case, Sweep::Schedules);
     check_refused_with(&case, <Scale>::default().places().moments.var, |var| {
         var.iter_mut().for_each(|v| *v *= 104.0 / 105.0);
@@ -257,8 +257,8 @@ fn coefficients() {
                 dbias: bias.then_some(()),
                 ..Default::default()
             };
-            let (pass, inputs) = (Pass::Coefficients(call.form()), inputs(call));
-            check(&Case::exact(name, op(shape, 0.25, pass), inputs), Sweep::Schedules);
+            let (pass, inputs) = (Pass::Coefficients { form: call.form(), eps: 0.25 }, inputs(call));
+            check(&Case::exact(name, op(shape, pass), inputs), Sweep::Schedules);
         }
     }
 }

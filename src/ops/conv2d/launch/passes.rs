@@ -6,7 +6,7 @@ use super::bind::{Factors, Matrix};
 use super::choose::{x_dims, y_dims, Plan, Problem};
 use super::loads::{data_gradient, forward, weight_gradient, Reader};
 use super::product::{Bound, Extras};
-use super::{bands, measuring, numbers_per_column, Node};
+use super::{bands, is_measured, numbers_per_column, Node};
 use crate::device::{Cost, Launch, Target, View};
 use crate::ops::conv2d::{BwdW, BwdX, Fwd, Pass};
 use crate::ops::norm;
@@ -135,10 +135,10 @@ impl<'a> Run<'a> {
         let Some(to) = moments.map(|moments| moments.map(|_, arg| &arg.view)) else { return Ok(launches) };
         if let [mean, m2] = &tiles.views[..] {
             let rows = BandRows { rows: y_dims(&self.node.conv)[0], each: tiles.rows };
-            let scratch = self.merge_scratch(tiles)?;
+            let scratch = tiles.bands.after(2, self.tiles.as_ref())?;
             launches.extend(merge::moments(tiles.bands, rows, [mean, m2], [to.mean, to.var], scratch.as_ref())?);
-        } else if let Some(bn) = measuring(self.node, self.plan)? {
-            launches.extend(norm::measure(&bn, self.target, y, to, self.scratch)?);
+        } else if is_measured(self.node, self.plan) {
+            launches.extend(norm::measure(self.node.conv.y_shape(), self.target, y, to, self.scratch)?);
         }
         Ok(launches)
     }
@@ -181,20 +181,9 @@ impl<'a> Run<'a> {
     /// The places of the numbers that the tiles of `bound` leave.
     pub fn tiles(&self, bound: &Bound<'_>) -> Result<Tiles> {
         let rows = bound.formed().variant.tile.m;
-        let (bands, count) = (bands(self.node, rows), numbers_per_column(self.node, self.plan));
-        let views = match &self.tiles {
-            Some(scratch) => {
-                (0..count).map(|i| scratch.part(i * bands.bytes(), bands.bytes())).collect::<Result<_>>()?
-            }
-            None => Vec::new(),
-        };
+        let bands = bands(self.node, rows);
+        let views = bands.views(numbers_per_column(self.node, self.plan), self.tiles.as_ref())?;
         Ok(Tiles { views, bands, rows })
-    }
-
-    /// The scratch memory after the tiles' numbers.
-    fn merge_scratch(&self, tiles: &Tiles) -> Result<Option<View>> {
-        let used = tiles.bytes();
-        self.tiles.as_ref().map(|view| view.part(used, view.bytes() - used)).transpose()
     }
 
     /// The launches that merge the tiles' sums.
@@ -202,6 +191,6 @@ impl<'a> Run<'a> {
         let Some(sums) = sums else { return Ok(Vec::new()) };
         let from: Vec<&View> = tiles.views.iter().collect();
         let to: Vec<&View> = sums.list().into_iter().map(|arg| &arg.view).collect();
-        merge::sums(tiles.bands, &from, &to, self.merge_scratch(tiles)?.as_ref())
+        merge::sums(tiles.bands, &from, &to, tiles.bands.after(from.len(), self.tiles.as_ref())?.as_ref())
     }
 }

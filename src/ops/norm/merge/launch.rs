@@ -8,7 +8,7 @@ use crate::ops::strips::THREADS;
 use crate::{Error, Result};
 
 /// Channels per block.
-const LANES: usize = 8;
+const CHANNELS: usize = 8;
 
 params! {
     /// `MergeMoments` of kernels/norm/merge.cu.
@@ -41,13 +41,12 @@ pub fn moments(
     to: [&View; 2],
     scratch: Option<&View>,
 ) -> Result<Vec<Launch>> {
-    if rows.rows.div_ceil(rows.each) != bands.count {
-        return Err(Error::invalid("norm_merge", format!("{} bands of {rows:?}", bands.count)));
-    }
+    let fits = rows.rows.div_ceil(rows.each) == bands.count;
+    Error::check(fits, "norm_merge", || format!("{} bands of {rows:?}", bands.count))?;
     let Some((parts, each)) = bands.parts() else {
         return Ok(vec![moments_step(bands, rows, bands.count, from, to)?]);
     };
-    let scratch = part_views(parts, 2, scratch)?;
+    let scratch = parts.views(2, scratch)?;
     let between = [&scratch[0], &scratch[1]];
     let merged = BandRows { rows: rows.rows, each: rows.each * each };
     Ok(vec![moments_step(bands, rows, each, from, between)?, moments_step(parts, merged, parts.count, between, to)?])
@@ -60,15 +59,9 @@ pub fn sums(bands: Bands, from: &[&View], to: &[&View], scratch: Option<&View>) 
     let Some((parts, each)) = bands.parts() else {
         return Ok(vec![sums_step(bands, bands.count, from, to)?]);
     };
-    let scratch = part_views(parts, from.len(), scratch)?;
+    let scratch = parts.views(from.len(), scratch)?;
     let between: Vec<&View> = scratch.iter().collect();
     Ok(vec![sums_step(bands, each, from, &between)?, sums_step(parts, parts.count, &between, to)?])
-}
-
-/// The places of `tensors` tensors of parts in the scratch memory.
-fn part_views(parts: Bands, tensors: usize, scratch: Option<&View>) -> Result<Vec<View>> {
-    let Some(scratch) = scratch else { return Err(Error::invalid("norm_merge", "no scratch memory")) };
-    (0..tensors).map(|i| scratch.part(i * parts.bytes(), parts.bytes())).collect()
 }
 
 /// One launch: merges `each` bands to a part.
@@ -103,9 +96,8 @@ fn moments_step(bands: Bands, rows: BandRows, each: usize, from: [&View; 2], to:
 /// As [`moments_step`], for sums.
 fn sums_step(bands: Bands, each: usize, from: &[&View], to: &[&View]) -> Result<Launch> {
     let parts = Bands { count: bands.count.div_ceil(each), ..bands };
-    if !(1..=3).contains(&from.len()) || from.len() != to.len() {
-        return Err(Error::invalid("norm_merge", format!("sums of {} tensors to {}", from.len(), to.len())));
-    }
+    let fits = (1..=3).contains(&from.len()) && from.len() == to.len();
+    Error::check(fits, "norm_merge", || format!("sums of {} tensors to {}", from.len(), to.len()))?;
     check(from, bands)?;
     check(to, parts)?;
     let addresses = |views: &[&View]| std::array::from_fn(|i| views.get(i).map_or(0, |v| v.address()));
@@ -129,14 +121,13 @@ fn sums_step(bands: Bands, each: usize, from: &[&View], to: &[&View]) -> Result<
 }
 
 fn check(views: &[&View], of: Bands) -> Result<()> {
-    match views.iter().find(|v| v.bytes() < of.bytes()) {
-        None => Ok(()),
-        Some(view) => Err(Error::invalid("norm_merge", format!("a view of {} bytes for {of:?}", view.bytes()))),
-    }
+    let bad = views.iter().find(|view| view.bytes() < of.bytes() || !view.address().is_multiple_of(4));
+    let problem = |view: &&View| format!("a view of {} bytes at {:#x} for {of:?}", view.bytes(), view.address());
+    bad.map_or(Ok(()), |view| Err(Error::invalid("norm_merge", problem(view))))
 }
 
 fn blocks(parts: Bands) -> Result<u32> {
-    narrow(parts.channels.div_ceil(LANES) * parts.count)
+    narrow(parts.channels.div_ceil(CHANNELS) * parts.count)
 }
 
 fn narrow(v: usize) -> Result<u32> {

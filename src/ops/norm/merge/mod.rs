@@ -9,6 +9,8 @@ pub(crate) use launch::KERNELS;
 pub use launch::{moments, sums};
 
 use crate::device::View;
+use crate::ops::strips::{Rows, Strips};
+use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// The most bands of one launch: 16 per thread. With more, a first launch merges at least [`PART`] bands to a part.
@@ -28,6 +30,12 @@ pub struct Bands {
 }
 
 impl Bands {
+    /// The bands of a reduction over the pixels of images `[N,H,W,C]`; none if no launch can do it.
+    pub(in crate::ops) fn of(shape: [usize; 4], dtype: DType) -> Self {
+        let strips = Strips::bands(Rows::pixels(shape), dtype, &[], &[]);
+        Self { count: strips.map_or(0, |strips| strips.band_count()), channels: shape[3] }
+    }
+
     /// Bytes of one tensor.
     pub fn bytes(&self) -> usize {
         self.count * self.channels * size_of::<f32>()
@@ -46,6 +54,23 @@ impl Bands {
     pub fn merge_bytes(&self, tensors: usize) -> usize {
         self.parts().map_or(0, |(parts, _)| tensors * parts.bytes())
     }
+
+    /// Bytes of scratch memory for the bands of `tensors` tensors and for merging them.
+    pub(in crate::ops) fn scratch_bytes(&self, tensors: usize) -> usize {
+        tensors * self.bytes() + self.merge_bytes(tensors)
+    }
+
+    /// The places of `tensors` tensors at the start of the scratch memory.
+    pub(in crate::ops) fn views(&self, tensors: usize, scratch: Option<&View>) -> Result<Vec<View>> {
+        let absent = || Error::invalid("norm", "no scratch memory");
+        (0..tensors).map(|i| scratch.ok_or_else(absent)?.part(i * self.bytes(), self.bytes())).collect()
+    }
+
+    /// The scratch memory after `tensors` tensors.
+    pub(in crate::ops) fn after(&self, tensors: usize, scratch: Option<&View>) -> Result<Option<View>> {
+        let used = tensors * self.bytes();
+        scratch.map(|view| view.part(used, view.bytes() - used)).transpose()
+    }
 }
 
 /// The rows of the bands.
@@ -55,11 +80,4 @@ pub struct BandRows {
     pub rows: usize,
     /// Rows per band; the last may have fewer, but at least one.
     pub each: usize,
-}
-
-/// The places of `tensors` tensors of partial results in the scratch memory, and the scratch memory for merging them.
-pub(super) fn band_views(bands: Bands, tensors: usize, scratch: Option<&View>) -> Result<(Vec<View>, View)> {
-    let Some(scratch) = scratch else { return Err(Error::invalid("norm", "no scratch memory")) };
-    let views = (0..tensors).map(|i| scratch.part(i * bands.bytes(), bands.bytes())).collect::<Result<_>>()?;
-    Ok((views, scratch.part(tensors * bands.bytes(), bands.merge_bytes(tensors))?))
 }

@@ -97,14 +97,12 @@ impl Windows {
 impl Pool {
     /// The pixels of the input.
     pub(super) fn x_rows(&self) -> Rows {
-        let [n, h, w, c] = self.spec.x;
-        Rows::pixels(n * h * w, c)
+        Rows::pixels(self.spec.x)
     }
 
     /// The pixels of the output.
     fn y_rows(&self) -> Rows {
-        let [n, p, q, c] = self.y_shape();
-        Rows::pixels(n * p * q, c)
+        Rows::pixels(self.y_shape())
     }
 
     /// True for the rows (`axis` 0) or columns (`axis` 1) of x that a window covers.
