@@ -114,10 +114,10 @@ impl Graph {
         }
         let mut sum = first.grad;
         for part in more {
-            sum = self.add_sum(sum, part.grad, None, own);
+            sum = self.add_sum([sum, part.grad], None, own);
         }
         for part in dropped {
-            sum = self.add_sum(sum, part.grad, part.gate, own);
+            sum = self.add_sum([sum, part.grad], part.gate, own);
         }
         backward.parts.insert(value, vec![Part { grad: sum, gate: own }]);
         Ok(Some(sum))

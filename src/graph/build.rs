@@ -179,7 +179,7 @@ impl Builder {
     pub fn add(&mut self, a: ValueId, b: ValueId) -> Result<ValueId> {
         self.common_shape("add", a, b)?;
         self.graph.check_names()?;
-        Ok(self.graph.add_sum(a, b, None, self.gate))
+        Ok(self.graph.add_sum([a, b], None, self.gate))
     }
 
     /// The shape of `a`. Fails if `b` has another.

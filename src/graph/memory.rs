@@ -83,7 +83,8 @@ pub(super) struct Flat {
     pub stat_bytes: usize,
 }
 
-/// How a device stores elements.
+/// How a device stores elements: with kernels Real in `dtype` and Stat in f32; on the host all numbers in f32 or f64,
+/// Real rounded to `dtype`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Storage {
     pub dtype: DType,
@@ -95,16 +96,6 @@ pub(super) struct Storage {
 }
 
 impl Storage {
-    /// On devices with kernels: Real in `dtype`, Stat in f32.
-    pub fn kernels(dtype: DType) -> Self {
-        Self { dtype, real: dtype.bytes(), stat: 4, kernels: true }
-    }
-
-    /// On the host: all numbers take `bytes` bytes; Real is rounded to `dtype`.
-    pub fn host(dtype: DType, bytes: usize) -> Self {
-        Self { dtype, real: bytes, stat: bytes, kernels: false }
-    }
-
     pub fn bytes(&self, elem: Elem) -> usize {
         match elem {
             Elem::Real => self.real,

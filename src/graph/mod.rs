@@ -360,13 +360,7 @@ impl Graph {
     }
 
     /// Appends `a + b` in `branch`; if `gate` is there and holds 0, the sum is a.
-    pub(crate) fn add_sum(
-        &mut self,
-        a: ValueId,
-        b: ValueId,
-        gate: Option<ValueId>,
-        branch: Option<ValueId>,
-    ) -> ValueId {
+    fn add_sum(&mut self, [a, b]: [ValueId; 2], gate: Option<ValueId>, branch: Option<ValueId>) -> ValueId {
         let call = sum::Fwd { a: a.into(), b: b.into(), gate, y: None, signs: None };
         let op = Op::Sum(sum::Node { form: call.form(), ..sum::Node::of(self.ty(a).shape.clone()) });
         self.add(op, call, branch).y

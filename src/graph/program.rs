@@ -357,11 +357,11 @@ impl Program {
     }
 
     fn classes(&self) -> usize {
-        let mut losses = self.graph.nodes.iter().filter_map(|node| match &node.op {
+        let classes = self.graph.nodes.iter().find_map(|node| match &node.op {
             Op::CrossEntropy(node) => Some(node.loss.spec().classes),
             _ => None,
         });
-        losses.next().unwrap_or(0)
+        classes.unwrap_or(0)
     }
 
     fn slot(&self, value: ValueId) -> Result<Slot> {
@@ -396,7 +396,8 @@ fn bind(fused: &Fused, device: &Device, dtype: DType, optimizer: Option<Sgd>) ->
             let target = Target { arch: backend.arch(), dtype };
             let nodes = fused.graph.nodes.iter();
             let scratch: Vec<usize> = nodes.map(|n| n.op.operator().scratch_bytes(target)).collect();
-            let plan = plan(fused, Storage::kernels(dtype), &scratch, optimizer.is_some())?;
+            let storage = Storage { dtype, real: dtype.bytes(), stat: 4, kernels: true };
+            let plan = plan(fused, storage, &scratch, optimizer.is_some())?;
             let executor = KernelProgram::new(backend, fused, &plan, target, optimizer)?;
             Ok((plan, Box::new(executor)))
         }
@@ -405,7 +406,7 @@ fn bind(fused: &Fused, device: &Device, dtype: DType, optimizer: Option<Sgd>) ->
 
 fn bind_host<T: Real>(fused: &Fused, dtype: DType, optimizer: Option<Sgd>) -> Result<(Plan, Box<dyn Executor>)> {
     let scratch = fused.graph.nodes.iter().map(|n| n.op.host::<T>().host_scratch().saturating_mul(size_of::<T>()));
-    let storage = Storage::host(dtype, size_of::<T>());
+    let storage = Storage { dtype, real: size_of::<T>(), stat: size_of::<T>(), kernels: false };
     let plan = plan(fused, storage, &scratch.collect::<Vec<_>>(), optimizer.is_some())?;
     let executor = HostProgram::<T>::new(fused, &plan, dtype, optimizer)?;
     Ok((plan, Box::new(executor)))

@@ -36,7 +36,7 @@ pub(super) fn split(fused: &mut Fused) {
         let &[writer] = index.writers(pair.y) else { continue };
         let alone = index.is_alone(pair.y) && index.is_alone(pair.dy);
         // One batch norm's moments are enough.
-        if !alone || pieces.is_measured(writer) || shares_gradient(graph, &index, &pieces, pair.z) {
+        if !alone || pieces.measures.contains_key(&writer) || shares_gradient(graph, &index, &pieces, pair.z) {
             continue;
         }
         let (bias_node, dbias) = bias_gradient(graph, &index, pair.dy).unzip();
@@ -51,10 +51,11 @@ pub(super) fn split(fused: &mut Fused) {
         let dbias = bias.filter(|_| own).map(|bias| bias.dbias);
         pieces.split(graph, &pair, Numbers { moments, a, b: b.into(), c: c.into(), dbias });
         if own {
-            bias_node.into_iter().for_each(|node| pieces.remove(node));
+            pieces.replaced.extend(bias_node.map(|node| (node, Vec::new())));
         } else {
             let gradient = Operand { value: pair.dy, load: Load::Corrected { y: pair.y, a: None, b, c } };
-            pieces.append(pair.bwd, corrected(graph, gradient, pair.dy, graph.nodes[pair.bwd].gate));
+            let pass = corrected(graph, gradient, pair.dy, graph.nodes[pair.bwd].gate);
+            pieces.replaced.entry(pair.bwd).or_default().push(pass);
         }
     }
     pieces.apply(fused);
@@ -65,7 +66,7 @@ pub(super) fn split(fused: &mut Fused) {
 fn shares_gradient(graph: &Graph, index: &Index, pieces: &Pieces, z: ValueId) -> bool {
     index.readers(z).iter().any(|r| match block_end(&graph.nodes[r.node]) {
         Some((&sum::Node { relu: false, .. }, end)) => {
-            [end.a.value, end.b.value].iter().any(|&term| term != z && pieces.is_loaded(term))
+            [end.a.value, end.b.value].iter().any(|&term| term != z && pieces.loads.contains_key(&term))
         }
         _ => false,
     })

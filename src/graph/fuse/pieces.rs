@@ -72,15 +72,15 @@ pub(super) struct Numbers {
     pub dbias: Option<ValueId>,
 }
 
-/// A change of a graph that takes batch norms to pieces.
+/// A change of a graph in which readers of batch norms do their work.
 #[derive(Default)]
 pub(super) struct Pieces {
     /// The nodes in place of others.
-    replaced: HashMap<usize, Vec<Node>>,
+    pub replaced: HashMap<usize, Vec<Node>>,
     /// The nodes that measure the outputs of others, right after these.
-    measures: HashMap<usize, Node>,
+    pub measures: HashMap<usize, Node>,
     /// The loads in place of values that are no longer stored.
-    loads: HashMap<ValueId, Operand<ValueId>>,
+    pub loads: HashMap<ValueId, Operand<ValueId>>,
 }
 
 impl Pieces {
@@ -88,16 +88,6 @@ impl Pieces {
     pub fn measure(&mut self, graph: &Graph, writer: usize, x: [usize; 4], y: ValueId, moments: Moments<ValueId>) {
         let call = Measure { y, moments: moments.map(|_, v| v.into()) };
         self.measures.insert(writer, piece(x, norm::Pass::Measure, call, graph.nodes[writer].gate));
-    }
-
-    /// True if the output of node `writer` is measured.
-    pub fn is_measured(&self, writer: usize) -> bool {
-        self.measures.contains_key(&writer)
-    }
-
-    /// True if the readers of `v` load something else.
-    pub fn is_loaded(&self, v: ValueId) -> bool {
-        self.loads.contains_key(&v)
     }
 
     /// Takes the batch norm `pair` to pieces.
@@ -134,28 +124,13 @@ impl Pieces {
         self.replaced.insert(bwd, vec![gradient, coefficients]);
         self.loads.insert(z, Operand { value: y, load: Load::Affine { affine, relu } });
         if a.is_some() {
-            self.correct(dy, g.value, Load::Corrected { y, a, b: b.value, c: c.value });
+            let correction = Load::Corrected { y, a, b: b.value, c: c.value };
+            self.loads.insert(dy, Operand { value: g.value, load: correction });
         }
     }
 
-    /// Makes the readers of `dy` load `g` through `correction`.
-    pub fn correct(&mut self, dy: ValueId, g: ValueId, correction: Load<ValueId>) {
-        self.loads.insert(dy, Operand { value: g, load: correction });
-    }
-
-    /// Puts `node` after the replacement of node `i`.
-    pub fn append(&mut self, i: usize, node: Node) {
-        self.replaced.entry(i).or_default().push(node);
-    }
-
-    /// Removes node `i`.
-    pub fn remove(&mut self, i: usize) {
-        self.replaced.insert(i, Vec::new());
-    }
-
-    /// Changes `fused`.
-    pub fn apply(mut self, fused: &mut Fused) {
-        let graph = &mut fused.graph;
+    /// Changes `graph`.
+    pub fn apply(mut self, graph: &mut Graph) {
         let nodes = std::mem::take(&mut graph.nodes);
         let mut changed = Vec::with_capacity(nodes.len());
         for (i, node) in nodes.into_iter().enumerate() {

@@ -17,8 +17,8 @@ use super::index::{Index, Reader};
 use super::pieces::{slice, Numbers, Pair, Pieces};
 use super::{block_end, Fused, Place};
 use crate::graph::{Origin, Stored, ValueId};
-use crate::ops::batch_norm;
-use crate::ops::load::Load;
+use crate::ops::batch_norm::{self, BatchNorm};
+use crate::ops::load::{Load, Operand};
 use crate::ops::store::Moments;
 use crate::ops::{Op, Write};
 use crate::tensor::TensorType;
@@ -95,6 +95,6 @@ fn split_all(fused: &mut Fused, index: &Index, pieces: &mut Pieces, [root, gradi
         let ty = fused.graph.ty(g).clone();
         let y = slice(fused, ty, Place { root, channel: at });
         let [b, c] = [b, c].map(|whole| numbers(fused, whole, at, count));
-        pieces.correct(g, g, Load::Corrected { y, a: None, b, c });
+        pieces.loads.insert(g, Operand { value: g, load: Load::Corrected { y, a: None, b, c } });
     }
 }

@@ -161,13 +161,9 @@ mod tests {
 
     #[test]
     fn what_is_not_that_pattern_stays() {
-        let conv = |kernel: usize, stride: usize, padding: usize, bias| ConvOptions {
-            k: 4,
-            kernel: [kernel; 2],
-            stride: [stride; 2],
-            padding: [padding; 2],
-            bias,
-            ..Default::default()
+        let conv = |kernel: usize, stride: usize, padding: usize, bias| {
+            let [kernel, stride, padding] = [kernel, stride, padding].map(|extent| [extent; 2]);
+            ConvOptions { k: 4, kernel, stride, padding, bias, ..Default::default() }
         };
         let padded = Window::Sliding { kernel: [2; 2], stride: [2; 2], padding: [1; 2], ceil: false };
         let same = Window::Sliding { kernel: [3; 2], stride: [1; 2], padding: [1; 2], ceil: false };
