@@ -72,8 +72,7 @@ pub enum Error {
         /// The first layer whose output is not finite, if one was found.
         layer: Option<String>,
     },
-    /// The host or the device has no memory for an allocation of a program's or a tensor's size. A smaller batch, or
-    /// freed memory, makes the same call succeed.
+    /// The host or the device has no memory for a program or a tensor. A smaller batch or freed memory helps.
     #[error("out of memory: {what}{}", needs(*.bytes))]
     OutOfMemory {
         /// What the memory was for, and on which device.

@@ -53,7 +53,7 @@ impl Default for LossOptions {
 }
 
 /// Builds a [`Graph`] layer by layer. Shapes are NHWC. Parameters have torch's names (layer `conv1` has `conv1.weight`)
-/// and, in state dicts, torch's layouts. A layer fails on invalid options and on a name in use, and then adds no tensor.
+/// and, in state dicts, torch's layouts. A layer that fails, on invalid options or a name in use, adds no tensor.
 /// If two inputs or two outputs have one name, all later layers and [`Program::compile`](super::Program::compile) fail.
 ///
 /// # Panics
@@ -127,8 +127,7 @@ impl Builder {
         }
     }
 
-    /// A convolution from `[N,H,W,C]` to `[N,P,Q,K]` with the parameters `{name}.weight` (OIHW in state dicts) and, if
-    /// `options` has a bias, `{name}.bias`.
+    /// A convolution from `[N,H,W,C]` to `[N,P,Q,K]` with the parameters `{name}.weight` and, if asked, `{name}.bias`.
     pub fn conv2d(&mut self, name: &str, x: ValueId, options: ConvOptions) -> Result<ValueId> {
         let [n, h, w, c] = self.shape(x);
         let ConvOptions { k, kernel, stride, padding, dilation, groups, bias } = options;

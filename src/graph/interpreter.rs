@@ -59,8 +59,8 @@ impl<'g, T: Real> Interpreter<'g, T> {
         Self { graph, storage, contents, steps: 0 }
     }
 
-    /// Sets the gates of stochastic depth: true, the default, keeps a block's branch. Fails unless there is one for
-    /// each droppable block of a training graph.
+    /// Sets the gates of stochastic depth: true, the default, keeps a branch. Fails unless there is one per droppable
+    /// block of a training graph.
     pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
         let gates = self.graph.gates();
         check_gate_count(open.len(), gates.len())?;
@@ -142,8 +142,11 @@ impl<'g, T: Real> Interpreter<'g, T> {
                 _ => None,
             });
             last = own.or(last);
-            let is_bad = |v: &ValueId| matches!(&self.contents[v.index()], Content::Real(v) if v.iter().any(|a| !a.to_f64().is_finite()));
-            if node.outputs.iter().any(is_bad) {
+            let is_bad = |content: &Content<T>| match content {
+                Content::Real(v) => v.iter().any(|a| !a.to_f64().is_finite()),
+                Content::Index(_) | Content::Byte(_) => false,
+            };
+            if node.outputs.iter().any(|v| is_bad(&self.contents[v.index()])) {
                 let op = node.op.operator().name();
                 return Some(match (own, last) {
                     (Some(layer), _) => layer.into(),

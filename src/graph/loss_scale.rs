@@ -31,8 +31,7 @@ impl Program {
         Ok(self.loss_scale_state()?.map(|state| state.next))
     }
 
-    /// Sets the loss scale of the next run, as returned by [`loss_scale`](Self::loss_scale). Fails if it is invalid or
-    /// the program has no dynamic one.
+    /// Sets the dynamic [`loss_scale`](Self::loss_scale) of the next run. Fails if there is none or it is invalid.
     pub fn load_loss_scale(&mut self, loss_scale: LossScale) -> Result<()> {
         loss_scale.check()?;
         match self.loss_scale_state()? {

@@ -34,8 +34,7 @@ pub struct Plan {
     pub(super) scratch: Vec<Option<Slot>>,
     pub(super) flat: Flat,
     pub(super) gates: GateSlots,
-    /// The two places of each input, or of its root if it is a slice; the first is also in `slots`. Empty if inputs
-    /// have one place.
+    /// The two places of each input, or of its root; the first is also in `slots`. Empty if inputs have one place.
     pub(super) inputs: Vec<[Slot; 2]>,
 }
 
@@ -83,8 +82,7 @@ pub(super) struct Flat {
     pub stat_bytes: usize,
 }
 
-/// How a device stores elements: with kernels Real in `dtype` and Stat in f32; on the host all numbers in f32 or f64,
-/// Real rounded to `dtype`.
+/// How a device stores elements: with kernels Real in `dtype` and Stat in f32, on the host both in f32 or both in f64.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Storage {
     pub dtype: DType,
@@ -183,8 +181,8 @@ fn check_size(graph: &Graph, storage: Storage, scratch_bytes: &[usize]) -> Resul
     let value = |v: &super::Value| {
         let len = v.ty.shape.dims().iter().fold(1u128, |len, &d| len.saturating_mul(d as u128));
         let bytes = len.saturating_mul(storage.bytes(v.ty.elem) as u128).min(u128::from(u64::MAX));
-        // At most 14 bytes per parameter of 2 (master, gradient and velocity in f32, the copy), so 8 times its own bytes;
-        // inputs have two places.
+        // At most 14 bytes per parameter of 2 (master, gradient and velocity in f32, the copy), so 8 times its own
+        // bytes; inputs have two places.
         aligned(bytes) * if v.origin == Origin::Node { 1 } else { 8 }
     };
     let values: u128 = graph.values.iter().map(value).sum();

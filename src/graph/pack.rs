@@ -1,5 +1,4 @@
-//! Packs blocks of memory by their lifetimes: largest first, each at the lowest offset that is free during its whole
-//! lifetime.
+//! Packs blocks of memory by their lifetimes: largest first, each at the lowest offset that is free throughout.
 //!
 //! A segment tree over time finds the free offsets. Its leaves are moments; each node has the ranges in use at some
 //! moment of its span, and those in use during all of it. A lifetime is the union of O(log n) spans, so a block looks

@@ -80,8 +80,8 @@ impl Program {
     ///
     /// In f16 a program with an optimizer has a dynamic loss scale besides the graph's fixed one, see
     /// [`loss_scale`](crate::control::loss_scale). On the CPU f16 and bf16 are computed in f32 and rounded after each
-    /// op. Fails if the device does not support `dtype` or lacks memory, if two inputs or two outputs have one name, and
-    /// if an optimizer is given for a graph that has not been differentiated.
+    /// op. Fails if the device does not support `dtype` or lacks memory, if two inputs or two outputs have one name,
+    /// and if an optimizer is given for a graph that has not been differentiated.
     pub fn compile(graph: &Graph, device: &Device, dtype: DType, optimizer: Option<Sgd>) -> Result<Self> {
         graph.check_names()?;
         let ready = optimizer.is_none() || graph.parameters.iter().all(|p| p.grad.is_some());
@@ -127,8 +127,8 @@ impl Program {
         Ok(report)
     }
 
-    /// The f32 master parameters, buffers and step counters by name, in torch's layout (OIHW, `[out, in]`). Fails
-    /// before the first [`load`](Self::load).
+    /// The f32 masters, buffers and step counters by name, in torch's layout. Fails before the first
+    /// [`load`](Self::load).
     pub fn state(&self) -> Result<StateDict> {
         self.missing.weights("state")?;
         let mut state = self.read_flat(&self.plan.flat.param)?;
@@ -140,8 +140,7 @@ impl Program {
         Ok(state)
     }
 
-    /// The optimizer's velocities by parameter name, in torch's layout (OIHW, `[out, in]`). Empty without an optimizer,
-    /// without momentum and before the first step.
+    /// The velocities by parameter name, in torch's layout. Empty before the first step of an optimizer with momentum.
     pub fn velocity(&self) -> Result<StateDict> {
         if !self.optimizer.is_some_and(|sgd| sgd.has_velocity()) || self.is_fresh()? {
             return Ok(StateDict::new());
@@ -241,8 +240,7 @@ impl Program {
     /// Runs forward, backward if the graph was differentiated, and the optimizer if there is one. A step whose loss is
     /// not finite changes running statistics, but neither parameters nor velocities.
     ///
-    /// Fails before the first [`load`](Self::load) of a graph with parameters or buffers, if an input was never set, and
-    /// with an optimizer if no learning rate was set.
+    /// Fails before the first [`load`](Self::load) of a graph with tensors to load, and if an input was never set.
     pub fn run(&mut self) -> Result<()> {
         self.missing.weights("run")?;
         if let Some((name, _)) = self.graph.inputs.iter().find(|(_, v)| self.missing.inputs.contains(v)) {
@@ -272,8 +270,7 @@ impl Program {
         self.executor.synchronize()
     }
 
-    /// An output of the last run in torch's layout (NCHW): f64 in an f64 program, else f32. Fails before the first run,
-    /// and if there is no such output.
+    /// An output of the last run in NCHW: f64 in an f64 program, else f32. Fails without a run or such an output.
     pub fn output(&self, name: &str) -> Result<HostTensor> {
         let value = find(&self.graph.outputs, "output", name)?;
         self.missing.results(format!("output `{name}`"))?;
@@ -326,8 +323,7 @@ impl Program {
         self.executor.write(&self.plan.flat.control, &control)
     }
 
-    /// True if the next step is the optimizer's first, whose velocity is the gradient. With a dynamic loss scale, which
-    /// may skip steps, the device keeps this flag.
+    /// True if the optimizer has taken no step. With a dynamic loss scale, which may skip steps, the device keeps this.
     fn is_fresh(&self) -> Result<bool> {
         Ok(self.loss_scale_state()?.map_or(self.first_step, |state| state.fresh))
     }

@@ -24,8 +24,7 @@ pub(super) fn max_pool(b: &mut Builder, x: ValueId, kernel: usize, stride: usize
     b.pool(x, window, Kind::Max)
 }
 
-/// Average pooling over disjoint squares, sizes rounded up; a square at the border averages the pixels inside the
-/// image.
+/// Average pooling over disjoint squares, sizes rounded up; a square at the border averages the image's pixels in it.
 pub(super) fn average_pool(b: &mut Builder, x: ValueId, size: usize) -> Result<ValueId> {
     let window = Window::Sliding { kernel: [size; 2], stride: [size; 2], padding: [0; 2], ceil: true };
     b.pool(x, window, Kind::Average { count_padding: false })

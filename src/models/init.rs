@@ -42,8 +42,7 @@ impl Scheme {
     pub const TORCH: Self = Self { conv: Fill::Uniform, linear: Fill::Uniform, bias: Fill::Uniform };
 }
 
-/// New parameters and buffers for `graph`, in f32 and torch's layout (OIHW, `[out, in]`). A tensor depends on `seed`,
-/// its name, its shape and `scheme` only.
+/// New f32 parameters and buffers for `graph` in torch's layout. A tensor depends on `seed`, `scheme`, name and shape.
 pub fn initialise(graph: &Graph, scheme: &Scheme, seed: u64) -> StateDict {
     let mut state = StateDict::new();
     let mut fan_in = 1;

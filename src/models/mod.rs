@@ -141,8 +141,7 @@ pub fn all() -> &'static [Model] {
     &ALL
 }
 
-/// The model called `name`: one of [`all`], or another name of a family's grammar. The error of an unknown name
-/// suggests similar ones.
+/// The model of a name in a family's grammar, as in [`all`]. The error of an unknown name suggests similar ones.
 pub fn find(name: &str) -> Result<Model> {
     Model::new(name).ok_or_else(|| {
         let names = table::ROWS.iter().map(|row| row.name);
@@ -212,8 +211,7 @@ impl Model {
         Ok(b.finish())
     }
 
-    /// New parameters and buffers for `graph` in torch's layout, initialised as in the model's source. Each tensor
-    /// depends on `seed` and its own name only.
+    /// New parameters and buffers for `graph` in torch's layout, as in the model's source: see [`init::initialise`].
     pub fn initialise(&self, graph: &Graph, seed: u64) -> StateDict {
         init::initialise(graph, &self.traits.scheme, seed)
     }
@@ -240,8 +238,7 @@ impl Model {
     }
 
     /// Removes a prefix, such as `module.` or `_orig_mod.`, from the names of `state` and returns it. The prefix ends
-    /// in a dot, is common to all names and leaves this network's names. `None` if there is none; `state` is then
-    /// unchanged.
+    /// in a dot, is common to all names and leaves this network's names. `None`, and no change, if there is none.
     pub fn strip_prefix(&self, state: &mut StateDict) -> Option<String> {
         let stem = format!("{}.weight", self.traits.stem);
         // The names are sorted: a prefix of the first and the last is a prefix of all.

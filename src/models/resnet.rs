@@ -11,8 +11,7 @@
 //! order      _bn_after_add | _relu_before_add | _relu_only_preact | _full_preact
 //! ```
 //!
-//! `_average` is option A with 2x2 average pooling in place of subsampling, as in the code of the stochastic-depth
-//! authors.
+//! `_average` is option A with 2x2 average pooling in place of subsampling, as in the stochastic-depth authors' code.
 //!
 //! The digits after `_survival` are p_L, the survival probability of the last block, without the decimal point: 05 is
 //! 0.5, 08 0.8, 075 0.75. The probabilities decay linearly, p_l = 1 - l / L (1 - p_L) with l from 1 to L (Huang et al.
@@ -222,8 +221,7 @@ fn cifar(body: &str, suffix: &str) -> Option<Spec> {
     }
 }
 
-/// Reads a shortcut type and an activation order. A 1x1 convolution on every shortcut is only defined for the original
-/// order.
+/// Reads a shortcut type and an activation order. [`Shortcut::ProjectAll`] is only defined for the original order.
 fn variant(suffix: &str, default: Shortcut) -> Option<(Shortcut, Order)> {
     let kinds =
         [("_option_b", Shortcut::Project), ("_conv1x1", Shortcut::ProjectAll), ("_average", Shortcut::PadAverage)];

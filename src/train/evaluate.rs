@@ -76,8 +76,7 @@ impl Evaluator {
         self.program.load(state)
     }
 
-    /// Loss and accuracy on all of `data`, summed in f64 from the logits. Fails if `data` does not have the network's
-    /// classes.
+    /// Loss and accuracy on all of `data`, summed in f64 from the logits. Fails if `data` has other classes.
     pub fn run(&mut self, data: &Dataset) -> Result<Evaluation> {
         let (found, expected) = (data.classes(), self.classes);
         Error::check(found == expected, "classes", || format!("{expected} in the network, {found} in the data"))?;

@@ -133,8 +133,7 @@ impl Settings {
         })
     }
 
-    /// The first setting in which `self` and `other` differ: its name, `self`'s value and `other`'s. The folder of the
-    /// data set does not count.
+    /// The first setting in which `self` and `other` differ, with both values. The folder of the data does not count.
     pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
         let set = |settings: &Self| {
             let mut metadata = settings.to_metadata();

@@ -51,8 +51,7 @@ pub trait Observer {
 
 /// A training run. Equal settings, images and device give the same bits, also if the run was interrupted and resumed.
 ///
-/// An epoch takes full batches in a random order and drops left-over images; the next epoch has another order. See the
-/// [module](super) for an example.
+/// An epoch takes full batches in an order of its own and drops left-over images. The [module](super) has an example.
 #[derive(Debug)]
 pub struct Trainer<'a> {
     settings: Settings,
@@ -76,8 +75,7 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
-    /// Resumes the run of `checkpoint`. Fails if the checkpoint's tensors are not the network's, or the images do not
-    /// have its shape and classes.
+    /// Resumes the run of `checkpoint`. Fails if its tensors are not the network's, or the images are not of its kind.
     pub fn resume(checkpoint: &Checkpoint, splits: &'a Splits, device: &Device) -> Result<Self> {
         let Checkpoint { settings, classes, input, step, sums, .. } = checkpoint;
         let (found, shape) = (splits.train.classes(), splits.train.shape());
@@ -159,8 +157,7 @@ impl<'a> Trainer<'a> {
         ((self.step - self.sums.steps) / self.length.steps) as u32
     }
 
-    /// The state of the run. Fails with [`Error::Diverged`] if a number in it is not finite, so that such a network
-    /// replaces no good checkpoint.
+    /// The state of the run. Fails with [`Error::Diverged`] if a number in it is not finite: good checkpoints remain.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         let (state, velocity) = (self.program.state()?, self.program.velocity()?);
         for (kind, tensors) in [("tensor", &state), ("velocity", &velocity)] {

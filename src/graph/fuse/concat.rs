@@ -34,8 +34,7 @@ pub(in crate::graph) struct Place {
     pub channel: usize,
 }
 
-/// Makes slices of parts and removes the ops whose parts are all slices. Returns each value's place; `None` if it has
-/// memory of its own.
+/// Makes slices of parts and removes the ops whose parts are all slices. Returns the place of each slice.
 pub(super) fn in_place(graph: &mut Graph) -> Vec<Option<Place>> {
     let views = places(graph);
     let lies_in = |part: ValueId, whole: ValueId, at: usize| {

@@ -5,8 +5,7 @@
 //! ```
 //!
 //! Legal for a convolution whose tiles load each element of z once ([`can_load_sum`](conv2d::Conv2d::can_load_sum)). It
-//! then runs in place of the sum: its other operands are parameters. It also stores z and the signs, for the rest of
-//! the block and the backward pass.
+//! then runs in place of the sum: its other operands are parameters. It also stores z and the signs for other readers.
 //!
 //! Saves reading z: N H W C elements. After `norms`, which leaves block ends with signs, and after `joint` and
 //! `recompute`, which look at plain loads.

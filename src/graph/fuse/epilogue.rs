@@ -11,8 +11,7 @@
 //!
 //! Saves writing and reading 2 N P Q K elements for each op that moves.
 //!
-//! A transform is *deferred* until all its ops are found; then it becomes the epilogue of the convolution that stores
-//! the value.
+//! A transform is *deferred* until all its ops are found; then it becomes the epilogue of the value's convolution.
 
 use std::collections::HashMap;
 
@@ -87,7 +86,7 @@ impl Fuser {
         self.producer.get(&self.stored(v)).copied()
     }
 
-    /// The stored value behind `v`, the convolution that stores it, and the transform deferred until then. `None` if `v` has
+    /// The stored value behind `v`, the convolution that stores it, and what is deferred so far. `None` if `v` has
     /// more than one reader or the epilogue is complete.
     fn open_conv(&self, v: ValueId) -> Option<(ValueId, conv2d::Fwd<ValueId, Stored>, Deferred)> {
         let stored = self.stored(v);

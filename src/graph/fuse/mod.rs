@@ -63,12 +63,12 @@ pub(super) enum Runner {
 ///
 /// 4. `concat` makes slices. All later rewrites ask which values have memory of their own.
 /// 5. `stem` pads inputs while only convolutions read them.
-/// 6. `norms` takes batch norms to pieces.
-/// 7. `joint` joins adjacent backward passes to which `norms` has given equal loads.
-/// 8. `recompute` repeats forward passes as `norms` has rewritten them.
-/// 9. `prologue` handles the batch norms of inference that `epilogue` could not place.
-/// 10. `ends` takes block ends with pending operands and signs, as `norms` leaves them, and convolutions that no later
-///     rewrite has changed.
+/// 6. `norms` and `slices` take batch norms in training to pieces.
+/// 7. `moments`, `signs` and `masks` move the pieces into adjacent ops; `masks` also moves the masks of `signs`.
+/// 8. `joint` joins adjacent backward passes with equal loads.
+/// 9. `recompute` repeats forward passes with the loads that they have now.
+/// 10. `prologue` handles the batch norms of inference that `epilogue` could not place.
+/// 11. `ends` takes block ends with pending operands and signs, and convolutions that no later rewrite has changed.
 pub(super) fn fuse(graph: &Graph, runner: Runner) -> Fused {
     let mut graph = graph.clone();
     transition::pool_first(&mut graph);
@@ -129,8 +129,8 @@ fn rename(graph: &mut Graph, mut renamed: HashMap<ValueId, ValueId>) {
     }
 }
 
-/// The last name of `v`. The gradients of consecutive residual blocks may all lie in one place, each in that of the next
-/// one, so the names in between are updated.
+/// The last name of `v`. The gradients of consecutive residual blocks may all lie in one place, each in that of the
+/// next one, so the names in between are updated.
 fn last_name(renamed: &mut HashMap<ValueId, ValueId>, v: ValueId) -> ValueId {
     let mut last = v;
     while let Some(&next) = renamed.get(&last) {

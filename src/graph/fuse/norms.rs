@@ -11,8 +11,8 @@
 //! loads, and
 //!
 //! * y is the output of a convolution that nobody else reads, and that convolution's backward passes alone read dy; or
-//! * y is a sum with more readers (pre-activation): g is then scaled and added to dy, which the other readers' gradients
-//!   share, and one pass adds `b y + c` in place.
+//! * y is a sum with more readers (pre-activation): g is then scaled and added to dy, which the other readers'
+//!   gradients share, and one pass adds `b y + c` in place.
 //!
 //! Saves writing and reading z and dy. With `moments`, `signs` and `masks`, the measuring and the gradient's pass cost
 //! nothing either: together 8 accesses per element of y. After `concat`: slices of concatenations are left to `slices`.
@@ -61,7 +61,7 @@ pub(super) fn split(fused: &mut Fused) {
     pieces.apply(fused);
 }
 
-/// True if `z` is added, without a ReLU, to another activation in pieces: both have one gradient, and its producer can
+/// True if `z` is added, without a ReLU, to another activation in pieces. Both have one gradient, whose producer can
 /// leave the sums of one batch norm.
 fn shares_gradient(graph: &Graph, index: &Index, pieces: &Pieces, z: ValueId) -> bool {
     index.readers(z).iter().any(|r| match block_end(&graph.nodes[r.node]) {

@@ -6,8 +6,7 @@
 //!
 //! Legal if every reader of z is a convolution or a pooling that reads it as its x, and z is no output.
 //!
-//! Saves writing and reading z: 2 N H W C elements. After `epilogue`, which places batch norms behind a convolution at
-//! no cost.
+//! Saves writing and reading z: 2 N H W C elements. After `epilogue`, which places batch norms at no cost.
 
 use super::index::Index;
 use super::pieces::Pieces;

@@ -36,8 +36,7 @@ pub(super) fn split(fused: &mut Fused) {
     pieces.apply(fused);
 }
 
-/// The batch norms of slices of `root`, and the value whose memory their gradients are added in. `None` if there is
-/// none, or if another node adds to that gradient.
+/// The batch norms of slices of `root`, and the root of their gradients. `None` if another node adds to that gradient.
 fn pairs(fused: &Fused, index: &Index, root: ValueId) -> Option<(Vec<Pair>, ValueId)> {
     let graph = &fused.graph;
     let mut pairs = Vec::new();

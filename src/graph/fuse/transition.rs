@@ -1,5 +1,4 @@
-//! Average pooling after a 1x1 convolution moves before it, so that the convolution has fewer pixels: the transition
-//! between the blocks of a DenseNet.
+//! Average pooling after a 1x1 convolution, as in a DenseNet's transitions, moves before it to save pixels.
 //!
 //! ```text
 //! fwd  z = conv(x, w)  y = pool(z)                            ->  p = pool(x)  y = conv(p, w)
@@ -10,8 +9,8 @@
 //! Legal because the two commute: both are linear, a 1x1 convolution without padding acts on each pixel alone, and the
 //! weights of a pooling that ignores padding sum to 1. Results differ only by rounding.
 //!
-//! Saves, for 2x2 pooling, three quarters of the convolution's work and of its result's bytes. Before all others, which
-//! change the ops that it matches.
+//! Saves, for 2x2 pooling, three quarters of the convolution's work and of its result's bytes. Others change the ops
+//! that it matches, so it comes first.
 
 use super::count_uses;
 use crate::graph::{Graph, Node, Origin, Stored, ValueId};

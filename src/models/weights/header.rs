@@ -51,8 +51,7 @@ pub fn end(head: &[u8]) -> Option<u64> {
 /// The most surplus bytes with which a file is still read, for the format's reader to refuse it.
 const SURPLUS: u64 = 1 << 30;
 
-/// The problem of a file of `len` bytes that is far longer than its header `head` states, and so perhaps longer than
-/// memory.
+/// The problem of a file of `len` bytes that is far longer than its header `head` states: it may exceed memory.
 pub fn wrong_length(head: &[u8], len: u64) -> Option<String> {
     let start = end(head).filter(|&start| start <= head.len() as u64)?;
     let described = end_of_data(&head[8..start as usize]).unwrap_or(0);
@@ -61,8 +60,7 @@ pub fn wrong_length(head: &[u8], len: u64) -> Option<String> {
         .then(|| format!("{found} bytes of tensor data, the header describes {described}"))
 }
 
-/// The first duplicate name in the header of `bytes`, which the format's reader would accept. `None` also without a
-/// header, which that reader refuses.
+/// The first duplicate name in the header of `bytes`. The format's reader accepts it, but refuses a missing header.
 pub fn duplicate(bytes: &[u8]) -> Option<String> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;

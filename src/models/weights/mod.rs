@@ -155,8 +155,7 @@ pub fn check(path: impl AsRef<Path>, graph: &Graph, state: &StateDict) -> Result
     graph.check_state(state).map_err(|e| Error::file(path.as_ref(), e.to_string()))
 }
 
-/// Writes `state` and `metadata` atomically as a safetensors file: see [`write_atomically`]. Equal content gives equal
-/// bytes.
+/// [`write_atomically`] for a safetensors file of `state` and `metadata`. Equal content gives equal bytes.
 pub fn write(path: impl AsRef<Path>, state: &StateDict, metadata: &Metadata) -> Result<()> {
     state.iter().try_for_each(|(name, tensor)| tensor.check(format!("tensor `{name}`")))?;
     write_atomically(path, |out| write_to(out, state, metadata))
