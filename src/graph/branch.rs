@@ -279,12 +279,7 @@ mod tests {
         graph.nodes.retain(|node| !is_pass(node));
         assert!(graph.check_gates().is_err(), "the sums are missing where the second block is dropped");
         let own = fused().blocks[1].gate;
-        let with_it = |node: &mut Node| {
-            is_pass(node) && {
-                node.gate = own;
-                true
-            }
-        };
+        let with_it = |node: &mut Node| is_pass(node).then(|| node.gate = own).is_some();
         assert!(changed(with_it).check_gates().is_err(), "both behind the same gate");
     }
 }

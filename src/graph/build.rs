@@ -353,8 +353,8 @@ mod tests {
             assert_eq!(b.finish().check_names().unwrap_err().to_string(), layer);
             layer
         };
-        assert_eq!(problem(|b, _| drop(b.input("input", [1; 4]))), "input `input`: another has that name");
-        assert_eq!(problem(|b, _| drop(b.input("labels", [1; 4]))), "input `labels`: another has that name");
+        assert_eq!(problem(|b, _| _ = b.input("input", [1; 4])), "input `input`: another has that name");
+        assert_eq!(problem(|b, _| _ = b.input("labels", [1; 4])), "input `labels`: another has that name");
         assert_eq!(problem(|b, x| b.output("loss", x)), "output `loss`: another has that name");
     }
 }

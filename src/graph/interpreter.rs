@@ -59,8 +59,7 @@ impl<'g, T: Real> Interpreter<'g, T> {
         Self { graph, storage, contents, steps: 0 }
     }
 
-    /// Sets the gates of stochastic depth: true, the default, keeps a branch. Fails unless there is one per droppable
-    /// block of a training graph.
+    /// Sets the gates of stochastic depth: true, the default, keeps a block's branch. Fails on another number of gates.
     pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
         let gates = self.graph.gates();
         check_gate_count(open.len(), gates.len())?;

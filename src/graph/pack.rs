@@ -111,10 +111,6 @@ mod tests {
     use super::*;
     use crate::tensor::philox::Philox;
 
-    fn blocks(spans: &[(usize, usize, usize)]) -> Vec<Lifetime> {
-        spans.iter().map(|&(bytes, first, last)| Lifetime { bytes, first, last }).collect()
-    }
-
     /// `pack` in n^2: it looks at every block that was placed before.
     fn naively_packed(blocks: &[Lifetime]) -> Vec<usize> {
         let mut order: Vec<usize> = (0..blocks.len()).collect();
@@ -140,7 +136,8 @@ mod tests {
 
     #[test]
     fn blocks_that_meet_do_not_overlap() {
-        let blocks = blocks(&[(300, 0, 2), (100, 1, 1), (200, 2, 5), (300, 3, 4), (50, 0, 5), (100, 6, 6)]);
+        let blocks = [(300, 0, 2), (100, 1, 1), (200, 2, 5), (300, 3, 4), (50, 0, 5), (100, 6, 6)]
+            .map(|(bytes, first, last)| Lifetime { bytes, first, last });
         let offsets = pack(&blocks);
         for (i, a) in blocks.iter().enumerate() {
             for (j, b) in blocks.iter().enumerate().take(i) {
@@ -158,15 +155,13 @@ mod tests {
         for case in 0..400 {
             let numbers = Philox::named(case, "blocks").uniforms(3 * 120);
             let moments = 1 + case as usize % 50;
-            let spans: Vec<_> = numbers
-                .chunks_exact(3)
-                .map(|n| {
-                    let (first, length) = ((n[0] * moments as f64) as usize, n[1] * n[1] * moments as f64);
-                    let sizes = if case % 2 == 0 { 5 } else { 90 };
-                    ((n[2] * sizes as f64) as usize, first, (first + length as usize).min(moments - 1))
-                })
-                .collect();
-            let blocks = blocks(&spans);
+            let sizes = if case % 2 == 0 { 5.0 } else { 90.0 };
+            let lifetime = |n: &[f64]| {
+                let (first, length) = ((n[0] * moments as f64) as usize, n[1] * n[1] * moments as f64);
+                let last = (first + length as usize).min(moments - 1);
+                Lifetime { bytes: (n[2] * sizes) as usize, first, last }
+            };
+            let blocks: Vec<Lifetime> = numbers.chunks_exact(3).map(lifetime).collect();
             assert_eq!(pack(&blocks), naively_packed(&blocks), "case {case}");
         }
     }

@@ -86,10 +86,7 @@ impl Program {
         graph.check_names()?;
         let ready = optimizer.is_none() || graph.parameters.iter().all(|p| p.grad.is_some());
         Error::check(ready, "optimizer", || "the graph has not been differentiated".into())?;
-        let runner = match device {
-            Device::Cpu => Runner::Host,
-            Device::Kernels(_) => Runner::Kernels,
-        };
+        let runner = if matches!(device, Device::Cpu) { Runner::Host } else { Runner::Kernels };
         let scaled = (optimizer.is_some() && dtype == DType::F16).then(|| graph.with_loss_scale());
         let fused = fuse(scaled.as_ref().unwrap_or(graph), runner);
         fused.graph.check_gates()?;
@@ -217,8 +214,7 @@ impl Program {
         self.write_words(self.plan.gates.control, &[1, step, seed as u32, (seed >> 32) as u32])
     }
 
-    /// Sets the gates of all later runs: true, the default, keeps a block's branch. Fails unless there is one for each
-    /// droppable block of a training graph.
+    /// Sets the gates of all later runs: true, the default, keeps a block's branch. Fails on another number of gates.
     pub fn set_gates(&mut self, open: &[bool]) -> Result<()> {
         let GateSlots { values, closed, .. } = self.plan.gates;
         check_gate_count(open.len(), values.len)?;

@@ -108,10 +108,7 @@ impl Architecture for Spec {
                 x = self.transition(b, &format!("features.transition{block}"), x)?;
             }
         }
-        let last = match self.stem {
-            Stem::ImageNet => "features.norm5",
-            Stem::Cifar => "features.norm_final",
-        };
+        let last = if self.stem == Stem::ImageNet { "features.norm5" } else { "features.norm_final" };
         x = norm_relu(b, last, x)?;
         x = average_to(b, x, 1)?;
         b.linear("classifier", x, classes)

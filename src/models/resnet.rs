@@ -193,42 +193,31 @@ fn imagenet(depth: usize, shortcut: Shortcut, deep: Block) -> Option<Spec> {
 /// The networks for 32x32 images: `body` is the part of the name before `_cifar`, `suffix` the part after it.
 fn cifar(body: &str, suffix: &str) -> Option<Spec> {
     let (kind, depth, form) = split_depth(body)?;
-    let units = |per_unit: usize| {
-        let n = depth.checked_sub(2)? / per_unit;
-        (n > 0 && n * per_unit + 2 == depth).then(|| vec![n; 3])
-    };
-    let (stem, survival) = (Stem::Cifar, None);
-    let spec = |planes, block, stages, shortcut, order| Spec { stem, planes, block, stages, shortcut, order, survival };
-    match (kind, form) {
-        ("plain", "") if suffix.is_empty() => Some(spec(16, Block::Basic, units(6)?, Shortcut::None, Order::Original)),
-        ("resnet", "") => {
-            let (shortcut, order) = variant(suffix, Shortcut::Pad)?;
-            Some(spec(16, Block::Basic, units(6)?, shortcut, order))
-        }
-        ("resnet", "_bottleneck") => {
-            let (shortcut, order) = variant(suffix, Shortcut::Project)?;
-            Some(spec(16, bottleneck(1, 64, true), units(9)?, shortcut, order))
-        }
+    let (stem, planes, block, (shortcut, order)) = match (kind, form) {
+        ("plain", "") if suffix.is_empty() => (Stem::Cifar, 16, Block::Basic, (Shortcut::None, Order::Original)),
+        ("resnet", "") => (Stem::Cifar, 16, Block::Basic, variant(suffix, Shortcut::Pad)?),
+        ("resnet", "_bottleneck") => (Stem::Cifar, 16, bottleneck(1, 64, true), variant(suffix, Shortcut::Project)?),
         ("preact_resnet", "") if suffix.is_empty() => {
-            let spec = spec(16, bottleneck(1, 64, true), units(9)?, Shortcut::Project, Order::FullPreact);
-            Some(Spec { stem: Stem::CifarBare, ..spec })
+            (Stem::CifarBare, 16, bottleneck(1, 64, true), (Shortcut::Project, Order::FullPreact))
         }
         ("resnext", _) if suffix.is_empty() => {
             let (groups, width) = cardinality(form)?;
-            Some(spec(64, bottleneck(groups, width, false), units(9)?, Shortcut::Project, Order::Original))
+            (Stem::Cifar, 64, bottleneck(groups, width, false), (Shortcut::Project, Order::Original))
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    let layers = if block == Block::Basic { 6 } else { 9 };
+    let units = depth.checked_sub(2)? / layers;
+    let spec = Spec { stem, planes, block, stages: vec![units; 3], shortcut, order, survival: None };
+    (units > 0 && units * layers + 2 == depth).then_some(spec)
 }
 
 /// Reads a shortcut type and an activation order. [`Shortcut::ProjectAll`] is only defined for the original order.
 fn variant(suffix: &str, default: Shortcut) -> Option<(Shortcut, Order)> {
     let kinds =
         [("_option_b", Shortcut::Project), ("_conv1x1", Shortcut::ProjectAll), ("_average", Shortcut::PadAverage)];
-    let (shortcut, rest) = kinds
-        .into_iter()
-        .find_map(|(text, shortcut)| Some((shortcut, suffix.strip_prefix(text)?)))
-        .unwrap_or((default, suffix));
+    let strip = |(text, shortcut)| Some((shortcut, suffix.strip_prefix::<&str>(text)?));
+    let (shortcut, rest) = kinds.into_iter().find_map(strip).unwrap_or((default, suffix));
     let order = match rest {
         "" => Order::Original,
         "_bn_after_add" => Order::BnAfterAdd,

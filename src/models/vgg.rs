@@ -44,10 +44,8 @@ impl Architecture for Spec {
         for (convolutions, k) in self.stages.into_iter().zip(WIDTHS) {
             for _ in 0..convolutions {
                 x = b.conv2d(&format!("features.{index}"), x, ConvOptions { bias: true, ..conv(k, 3, 1) })?;
-                x = match self.norm {
-                    true => norm_relu(b, &format!("features.{}", index + 1), x)?,
-                    false => b.relu(x)?,
-                };
+                let norm = format!("features.{}", index + 1);
+                x = if self.norm { norm_relu(b, &norm, x)? } else { b.relu(x)? };
                 index += if self.norm { 3 } else { 2 };
             }
             x = max_pool(b, x, 2, 2, 0)?;

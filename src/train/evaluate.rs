@@ -116,10 +116,8 @@ fn cross_entropy(row: &[f64], label: usize) -> f64 {
 
 /// The index of the first maximum; `None` if an element is NaN.
 fn first_largest(row: &[f64]) -> Option<usize> {
-    if row.iter().any(|v| v.is_nan()) {
-        return None;
-    }
-    (0..row.len()).reduce(|best, i| if row[i] > row[best] { i } else { best })
+    let ordered = row.iter().all(|v| !v.is_nan());
+    (0..row.len()).reduce(|best, i| if row[i] > row[best] { i } else { best }).filter(|_| ordered)
 }
 
 #[cfg(test)]

@@ -211,8 +211,7 @@ impl<'a> Trainer<'a> {
         let image = Loader::test(&self.splits.test, 1).ok().and_then(|loader| loader.in_order().next());
         // A failed search leaves the layer out of the error.
         let find = |image: Batch| self.model.first_non_finite(state, &image.input, self.settings.dtype).ok().flatten();
-        let layer = image.and_then(find);
-        let layer = layer.or_else(|| name.rsplit_once('.').map(|(layer, _)| layer.into()));
+        let layer = image.and_then(find).or_else(|| name.rsplit_once('.').map(|(layer, _)| layer.into()));
         Error::Diverged { what, step: self.step, learning_rate: self.last_rate(), layer }
     }
 

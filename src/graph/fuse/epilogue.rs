@@ -27,7 +27,7 @@ pub(super) fn absorb(graph: Graph) -> Fused {
     for i in 0..fuser.graph.nodes.len() {
         match fuser.graph.nodes[i].op {
             Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu } }) => {
-                fuser.defer_norm(i, bn, relu);
+                fuser.defer_norm(i, bn, relu)
             }
             Op::Relu(relu::Node { pass: relu::Pass::Fwd, .. }) => fuser.defer_relu(i),
             Op::Sum(sum::Node { form, share, .. }) => fuser.defer_sum(i, form, share),

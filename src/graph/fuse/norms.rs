@@ -47,9 +47,9 @@ pub(super) fn split(fused: &mut Fused) {
         let mut number = || graph.add_value(pair.bn.per_channel(), Origin::Node);
         let moments = Moments { mean: number(), var: number() };
         let (a, b, c) = (own.then(&mut number), number(), number());
-        pieces.measure(graph, writer, pair.bn.spec().x, pair.y, moments);
-        let dbias = bias.filter(|_| own).map(|bias| bias.dbias);
-        pieces.split(graph, &pair, Numbers { moments, a, b: b.into(), c: c.into(), dbias });
+        pieces.measure(graph, writer, pair.bn, pair.y, moments);
+        let numbers = Numbers { moments, a, b: b.into(), c: c.into(), dbias: dbias.filter(|_| own) };
+        pieces.split(graph, &pair, numbers);
         if own {
             pieces.replaced.extend(bias_node.map(|node| (node, Vec::new())));
         } else {

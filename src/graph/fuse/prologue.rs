@@ -14,7 +14,7 @@ use super::Fused;
 use crate::graph::{Node, Origin};
 use crate::ops::batch_norm::{self, Fold, Infer};
 use crate::ops::load::{Affine, Load, Operand};
-use crate::ops::{conv2d, pool, Op};
+use crate::ops::{pool, Op};
 
 /// Moves every such batch norm into its readers.
 pub(super) fn load_norms(fused: &mut Fused) {
@@ -25,7 +25,7 @@ pub(super) fn load_norms(fused: &mut Fused) {
         let Op::BatchNorm(batch_norm::Node { bn, pass: batch_norm::Pass::Infer { relu } }) = node.op else { continue };
         let Infer { x, gamma, beta, running_mean, running_var, y } = node.bind(Infer::default());
         let (y, mut readers) = (y.value, index.readers(y.value).iter());
-        let can_load = readers.all(|r| r.operand == "x" && is_forward(&fused.graph.nodes[r.node].op));
+        let can_load = readers.all(|r| r.operand == "x" && is_forward(&fused.graph.nodes[r.node]));
         if index.is_output(y) || !index.is_alone(y) || !can_load {
             continue;
         }
@@ -43,10 +43,6 @@ pub(super) fn load_norms(fused: &mut Fused) {
 }
 
 /// True for the forward pass of a convolution or a pooling.
-fn is_forward(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Conv2d(conv2d::Node { pass: conv2d::Pass::Fwd(_), .. })
-            | Op::Pool(pool::Node { pass: pool::Pass::Fwd(_), .. })
-    )
+fn is_forward(node: &Node) -> bool {
+    node.as_conv_fwd().is_some() || matches!(node.op, Op::Pool(pool::Node { pass: pool::Pass::Fwd(_), .. }))
 }
