@@ -285,8 +285,8 @@ fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_by
     let end = graph.nodes.len();
     let mut touched: Vec<Option<(usize, usize)>> = vec![None; graph.values.len()];
     let mut touch = |v: ValueId, from: usize, to: usize| {
-        let span = touched[fused.root(v).index()].get_or_insert((from, to));
-        *span = (span.0.min(from), span.1.max(to));
+        let range = touched[fused.root(v).index()].get_or_insert((from, to));
+        *range = (range.0.min(from), range.1.max(to));
     };
     for (i, node) in graph.nodes.iter().enumerate() {
         let (from, to) = if i < fused.prepare { (0, end) } else { (i, i) };
@@ -294,8 +294,8 @@ fn lifetimes(fused: &Fused, storage: Storage, slots: &[Option<Slot>], scratch_by
     }
     graph.outputs.iter().for_each(|&(_, v)| touch(v, end, end));
     graph.inputs.iter().for_each(|&(_, v)| touch(v, 0, end));
-    let values = touched.iter().enumerate().filter(|&(i, _)| slots[i].is_none()).filter_map(|(i, span)| {
-        let (first, last) = (*span)?;
+    let values = touched.iter().enumerate().filter(|&(i, _)| slots[i].is_none()).filter_map(|(i, range)| {
+        let (first, last) = (*range)?;
         let bytes = storage.value_bytes(&graph.values[i].ty).next_multiple_of(ALIGN);
         Some(Span { lifetime: Lifetime { bytes, first, last }, owner: Owner::Value(ValueId(i as u32)) })
     });

@@ -137,7 +137,7 @@ impl Program {
         Ok(state)
     }
 
-    /// The velocities by parameter name, in torch's layout. Empty before the first step of an optimizer with momentum.
+    /// The velocities by parameter name, in torch's layout. Empty without optimizer or momentum, or before a step.
     pub fn velocity(&self) -> Result<StateDict> {
         if !self.optimizer.is_some_and(|sgd| sgd.has_velocity()) || self.is_fresh()? {
             return Ok(StateDict::new());

@@ -85,8 +85,8 @@ impl Schedule {
     /// The one-cycle policy.
     pub const ONE_CYCLE: Self = Self { curve: Curve::OneCycle, warmup: 0.0 };
 
-    /// `curve` after a linear warm-up of `warmup` epochs, which may be a fraction; one-cycle has its own. Fails on other
-    /// numbers.
+    /// `curve` after a linear warm-up of `warmup` epochs, which may be a fraction. Fails on invalid numbers, and for
+    /// one-cycle with a warm-up: it has its own.
     pub fn new(curve: Curve, warmup: f64) -> Result<Self> {
         let check = |holds: bool, problem: String| Error::check(holds, "schedule", || problem);
         check(warmup >= 0.0 && warmup.is_finite(), format!("a warm-up of {warmup} epochs, expected 0 or more"))?;
