@@ -53,19 +53,21 @@ pub trait Call<I, O>: Sized {
     }
 }
 
-/// Declares the call of a pass: a struct with a field for each operand, inputs first.
+/// Declares the calls of passes: structs with a field for each operand, inputs first. They are `Copy`, unless the block
+/// begins with `derive();`.
 ///
 /// The word after a field's type is its kind: `one` operand, `maybe` one, `many`, an `operand` with its load, a `group`
 /// with a method `map`, or a `maybe_group`.
 macro_rules! call {
-    (
+    (derive $derives:tt; $(
         $(#[$meta:meta])*
         pub struct $name:ident {
             reads { $($(#[$rmeta:meta])* $r:ident: $rty:ty [$rkind:ident],)* }
             writes { $($(#[$wmeta:meta])* $w:ident: $wty:ty [$wkind:ident],)* }
         }
-    ) => {
+    )+) => {$(
         $(#[$meta])*
+        #[derive $derives]
         #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
         pub struct $name<I = (), O = I> {
             $($(#[$rmeta])* pub $r: $rty,)*
@@ -87,6 +89,9 @@ macro_rules! call {
                 }
             }
         }
+    )+};
+    ($($calls:tt)+) => {
+        $crate::ops::operands::call! { derive(Copy); $($calls)+ }
     };
 }
 

@@ -61,17 +61,13 @@ pub struct BatchNorm {
 impl BatchNorm {
     /// Fails if an extent is 0 or too large, eps is not positive, or momentum is not in 0..=1.
     pub fn new(spec: Spec) -> Result<Self> {
-        if spec.x.contains(&0) {
-            return Err(Error::invalid("batch_norm", format!("input {:?} has a zero extent", spec.x)));
-        }
-        if !is_addressable(&spec.x) {
-            return Err(Error::invalid("batch_norm", format!("input {:?}, more than any memory holds", spec.x)));
-        }
-        if !(spec.eps > 0.0 && spec.eps.is_finite() && (0.0..=1.0).contains(&spec.momentum)) {
-            let Spec { eps, momentum, .. } = spec;
-            let problem = format!("eps {eps} and momentum {momentum}, expected eps > 0 and momentum in 0..=1");
-            return Err(Error::invalid("batch_norm", problem));
-        }
+        let check = |holds, problem: &dyn Fn() -> String| Error::check(holds, "batch_norm", problem);
+        let Spec { x, eps, momentum } = spec;
+        check(!x.contains(&0), &|| format!("input {x:?} has a zero extent"))?;
+        check(is_addressable(&x), &|| format!("input {x:?}, more than any memory holds"))?;
+        check(eps > 0.0 && eps.is_finite() && (0.0..=1.0).contains(&momentum), &|| {
+            format!("eps {eps} and momentum {momentum}, expected eps > 0 and momentum in 0..=1")
+        })?;
         Ok(Self { spec })
     }
 
@@ -97,10 +93,8 @@ impl BatchNorm {
 
     /// The training pass. Fails if a channel has one element, whose unbiased variance does not exist.
     pub fn train(self, relu: bool) -> Result<Node> {
-        if self.count() < 2 {
-            let problem = format!("training on {:?}: at least 2 elements per channel are needed", self.spec.x);
-            return Err(Error::invalid("batch_norm", problem));
-        }
+        let problem = || format!("training on {:?}: at least 2 elements per channel are needed", self.spec.x);
+        Error::check(self.count() >= 2, "batch_norm", problem)?;
         Ok(Node { bn: self, pass: Pass::Train { relu } })
     }
 
@@ -145,9 +139,7 @@ call! {
             running_var: O [one],
         }
     }
-}
 
-call! {
     /// The operands of the pass with running statistics.
     pub struct Infer {
         reads {
@@ -167,9 +159,7 @@ call! {
             y: O [one],
         }
     }
-}
 
-call! {
     /// The operands of folding, each `[C]`.
     pub struct Fold {
         reads {
@@ -191,9 +181,7 @@ call! {
             shift: O [one],
         }
     }
-}
 
-call! {
     /// The operands of the backward pass.
     pub struct Bwd {
         reads {
@@ -220,9 +208,6 @@ call! {
         }
     }
 }
-
-impl Copy for Fold {}
-impl Copy for Bwd {}
 
 /// One pass of a batch norm.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -43,12 +43,9 @@ pub struct Concat {
 impl Concat {
     /// Fails if there is no part or an extent is 0.
     pub fn new(spec: Spec) -> Result<Self> {
-        if spec.channels.is_empty() {
-            return Err(Error::invalid("concat", "no tensors, expected at least one"));
-        }
-        if spec.pixels.contains(&0) || spec.channels.contains(&0) {
-            return Err(Error::invalid("concat", format!("{spec:?} has a zero where at least 1 is needed")));
-        }
+        Error::check(!spec.channels.is_empty(), "concat", || "no tensors, expected at least one".into())?;
+        let problem = || format!("{spec:?} has a zero where at least 1 is needed");
+        Error::check(!spec.pixels.contains(&0) && !spec.channels.contains(&0), "concat", problem)?;
         Ok(Self { spec })
     }
 
@@ -95,6 +92,8 @@ impl Concat {
 }
 
 call! {
+    derive();
+
     /// The forward pass.
     pub struct Fwd {
         reads {
@@ -106,9 +105,7 @@ call! {
             y: O [one],
         }
     }
-}
 
-call! {
     /// The backward pass: a split.
     pub struct Bwd {
         reads {

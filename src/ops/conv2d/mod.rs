@@ -103,30 +103,29 @@ impl Conv2d {
     /// than the padded input, or an image, the weights or all pixels are 2^31 elements or more.
     pub fn new(spec: Spec) -> Result<Self> {
         let Spec { n, h, w, c, k, kernel: [r, s], stride, padding, dilation, groups } = spec;
-        let bad = |problem: String| Err(Error::invalid("conv2d", problem));
-        if [n, h, w, c, k, r, s, groups, stride[0], stride[1], dilation[0], dilation[1]].contains(&0) {
-            return bad(format!("{spec:?} has a zero where at least 1 is needed"));
-        }
-        if c % groups != 0 || k % groups != 0 {
-            return bad(format!("{groups} groups do not divide {c} input and {k} output channels"));
-        }
+        let check = |holds, problem: &dyn Fn() -> String| Error::check(holds, "conv2d", problem);
+        let positive = [n, h, w, c, k, r, s, groups].iter().chain(&stride).chain(&dilation).all(|&extent| extent > 0);
+        check(positive, &|| format!("{spec:?} has a zero where at least 1 is needed"))?;
+        check(c % groups == 0 && k % groups == 0, &|| {
+            format!("{groups} groups do not divide {c} input and {k} output channels")
+        })?;
         let extent = |size: usize, taps: usize, i: usize| -> Option<usize> {
             let span = dilation[i].checked_mul(taps - 1)?.checked_add(1)?;
             let padded = padding[i].checked_mul(2)?.checked_add(size)?;
             Some(padded.checked_sub(span)? / stride[i] + 1)
         };
         let (Some(p), Some(q)) = (extent(h, r, 0), extent(w, s, 1)) else {
-            return bad(format!(
-                "a {r}x{s} kernel of dilation {dilation:?} does not fit an input of {h}x{w} padded by {padding:?}"
-            ));
+            let input = format!("an input of {h}x{w} padded by {padding:?}");
+            let problem = format!("a {r}x{s} kernel of dilation {dilation:?} does not fit {input}");
+            return Err(Error::invalid("conv2d", problem));
         };
         let fits = |dims: &[usize]| {
             dims.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).is_some_and(|len| len <= i32::MAX as usize)
         };
-        if ![[h, w, c], [p, q, k], [n, h, w], [n, p, q]].iter().all(|dims| fits(dims)) || !fits(&[k, r, s, c / groups])
-        {
-            return bad(format!("{spec:?} is larger than 2^31 - 1 elements an image, weights or pixels"));
-        }
+        let tensors = [&[h, w, c][..], &[p, q, k], &[n, h, w], &[n, p, q], &[k, r, s, c / groups]];
+        check(tensors.into_iter().all(fits), &|| {
+            format!("{spec:?} is larger than 2^31 - 1 elements an image, weights or pixels")
+        })?;
         Ok(Self { spec, p, q })
     }
 

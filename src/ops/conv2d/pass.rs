@@ -11,7 +11,6 @@ use crate::{Error, Result};
 
 call! {
     /// `y = epilogue(x * w)`.
-    #[derive(Copy)]
     pub struct Fwd {
         reads {
             /// `[N,H,W,C]`.
@@ -44,7 +43,6 @@ group! {
 
 call! {
     /// `dx = mask(dy * w)`.
-    #[derive(Copy)]
     pub struct BwdX {
         reads {
             /// `[N,P,Q,K]`.
@@ -61,11 +59,8 @@ call! {
             sums: Option<Sums<O>> [maybe_group],
         }
     }
-}
 
-call! {
     /// `dw = dy * x`, in f32.
-    #[derive(Copy)]
     pub struct BwdW {
         reads {
             /// `[N,P,Q,K]`.
@@ -78,11 +73,8 @@ call! {
             dw: O [one],
         }
     }
-}
 
-call! {
     /// Both gradients in one launch, whose blocks read dy and x at about the same time.
-    #[derive(Copy)]
     pub struct Bwd {
         reads {
             /// `[N,P,Q,K]`.
@@ -103,11 +95,8 @@ call! {
             sums: Option<Sums<O>> [maybe_group],
         }
     }
-}
 
-call! {
     /// `dbias[k] = sum of dy`, in f32.
-    #[derive(Copy)]
     pub struct BwdBias {
         reads {
             /// `[N,P,Q,K]`.

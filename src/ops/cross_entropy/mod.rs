@@ -61,17 +61,13 @@ pub struct CrossEntropy {
 impl CrossEntropy {
     /// Fails without an image or a class, with smoothing outside 0..1, or if `grad_scale` is no positive normal f32.
     pub fn new(spec: Spec) -> Result<Self> {
-        if spec.n == 0 || spec.classes == 0 {
-            return Err(Error::invalid("cross_entropy", format!("{} images of {} classes", spec.n, spec.classes)));
-        }
-        if !(0.0..1.0).contains(&spec.smoothing) {
-            let problem = format!("{}, expected at least 0, less than 1", spec.smoothing);
-            return Err(Error::invalid("smoothing", problem));
-        }
-        if !(f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&spec.grad_scale) {
-            let problem = format!("{:e}, expected a number from 1.2e-38 to 3.4e38", spec.grad_scale);
-            return Err(Error::invalid("gradient scale", problem));
-        }
+        let Spec { n, classes, smoothing, grad_scale } = spec;
+        Error::check(n > 0 && classes > 0, "cross_entropy", || format!("{n} images of {classes} classes"))?;
+        let problem = || format!("{smoothing}, expected at least 0, less than 1");
+        Error::check((0.0..1.0).contains(&smoothing), "smoothing", problem)?;
+        let normal = (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&grad_scale);
+        let problem = || format!("{grad_scale:e}, expected a number from 1.2e-38 to 3.4e38");
+        Error::check(normal, "gradient scale", problem)?;
         Ok(Self { spec })
     }
 
@@ -88,7 +84,6 @@ impl CrossEntropy {
 
 call! {
     /// The forward pass.
-    #[derive(Copy)]
     pub struct Fwd {
         reads {
             /// `[N,K]`.
@@ -103,11 +98,8 @@ call! {
             correct: O [one],
         }
     }
-}
 
-call! {
     /// The backward pass. The gradient of the loss is 1.
-    #[derive(Copy)]
     pub struct Bwd {
         reads {
             /// `[N,K]`.

@@ -80,9 +80,7 @@ call! {
             y: O [one],
         }
     }
-}
 
-call! {
     /// The operands of x's gradient.
     pub struct BwdX {
         reads {
@@ -96,9 +94,7 @@ call! {
             dx: O [one],
         }
     }
-}
 
-call! {
     /// The operands of w's gradient.
     pub struct BwdW {
         reads {
@@ -112,9 +108,7 @@ call! {
             dw: O [one],
         }
     }
-}
 
-call! {
     /// The operands of the bias's gradient.
     pub struct BwdBias {
         reads {
@@ -127,8 +121,6 @@ call! {
         }
     }
 }
-
-impl Copy for Fwd {}
 
 /// One pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

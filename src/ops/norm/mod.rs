@@ -44,7 +44,6 @@ use crate::Result;
 
 call! {
     /// The moments of y, if its producer cannot leave them.
-    #[derive(Copy)]
     pub struct Measure {
         reads {
             /// `[N,H,W,C]`.
@@ -55,12 +54,9 @@ call! {
             moments: Moments<O> [group],
         }
     }
-}
 
-call! {
     /// Scale, shift and running statistics of a batch norm, each operand `[C]`. A channel needs at least 2 elements, as
     /// in [`BatchNorm::train`](super::batch_norm::BatchNorm::train).
-    #[derive(Copy)]
     pub struct Scale {
         reads {
             /// Gamma.
@@ -81,11 +77,8 @@ call! {
             running_var: O [one],
         }
     }
-}
 
-call! {
     /// Masks a gradient and sums it, if its producer cannot.
-    #[derive(Copy)]
     pub struct Gradient {
         reads {
             /// `[N,H,W,C]`.
@@ -100,13 +93,10 @@ call! {
             sums: Sums<O> [group],
         }
     }
-}
 
-call! {
     /// The gradients of gamma and beta, and the correction; each operand is `[C]`.
     ///
     /// Without `a` the gradients were `scaled` and accumulated, and b and c may be accumulated.
-    #[derive(Copy)]
     pub struct Coefficients {
         reads {
             /// The sum of g.

@@ -96,23 +96,20 @@ impl Pool {
     /// is over more than 256 pixels inside the image. torch allows such windows. Here the index of a maximum is a byte,
     /// a quarter of the traffic of a 32-bit index; the networks of [`models`](crate::models) need at most 9 pixels.
     pub fn new(spec: Spec) -> Result<Self> {
-        let bad = |problem: String| Err(Error::invalid("pool", problem));
-        let [_, h, w, _] = spec.x;
-        if spec.x.contains(&0) {
-            return bad(format!("input {:?} has a zero extent", spec.x));
-        }
-        if !is_addressable(&spec.x) || h.max(w) > i32::MAX as usize {
-            return bad(format!("input {:?}, more than any memory holds", spec.x));
-        }
+        let check = |holds, problem: &dyn Fn() -> String| Error::check(holds, "pool", problem);
+        let (x, [_, h, w, _]) = (spec.x, spec.x);
+        check(!x.contains(&0), &|| format!("input {x:?} has a zero extent"))?;
+        let addressable = is_addressable(&x) && h.max(w) <= i32::MAX as usize;
+        check(addressable, &|| format!("input {x:?}, more than any memory holds"))?;
         let (p, q) = match spec.window {
             Window::Adaptive([p, q]) => (p, q),
             Window::Sliding { kernel, stride, padding, ceil } => {
-                if kernel.contains(&0) || stride.contains(&0) {
-                    return bad(format!("kernel {kernel:?} and stride {stride:?}, expected at least 1"));
-                }
-                if (0..2).any(|i| padding[i] > kernel[i] / 2) {
-                    return bad(format!("a padding of {padding:?}, expected at most half the kernel {kernel:?}"));
-                }
+                check(!kernel.contains(&0) && !stride.contains(&0), &|| {
+                    format!("kernel {kernel:?} and stride {stride:?}, expected at least 1")
+                })?;
+                check((0..2).all(|i| padding[i] <= kernel[i] / 2), &|| {
+                    format!("a padding of {padding:?}, expected at most half the kernel {kernel:?}")
+                })?;
                 // torch's `pooling_output_shape`; intermediate values may be negative.
                 let count = |size: usize, i: usize| -> usize {
                     let [size, kernel, stride, padding] = [size, kernel[i], stride[i], padding[i]].map(|v| v as i128);
@@ -122,20 +119,17 @@ impl Pool {
                     usize::try_from(windows - i128::from(beyond)).unwrap_or(0)
                 };
                 let (p, q) = (count(h, 0), count(w, 1));
-                if p == 0 || q == 0 {
-                    return bad(format!("a window of {kernel:?} padded by {padding:?} does not fit {h}x{w}"));
-                }
+                check(p > 0 && q > 0, &|| {
+                    format!("a window of {kernel:?} padded by {padding:?} does not fit {h}x{w}")
+                })?;
                 (p, q)
             }
         };
-        if p == 0 || q == 0 {
-            return bad(format!("an output of {p}x{q}"));
-        }
+        check(p > 0 && q > 0, &|| format!("an output of {p}x{q}"))?;
         let pool = Self { spec, p, q };
         let most = pool.most_pixels();
-        if spec.kind == Kind::Max && most > 256 {
-            return bad(format!("a maximum over {most} pixels, expected at most 256"));
-        }
+        let fits = spec.kind != Kind::Max || most <= 256;
+        check(fits, &|| format!("a maximum over {most} pixels, expected at most 256"))?;
         Ok(pool)
     }
 
@@ -214,7 +208,6 @@ impl Pool {
 
 call! {
     /// The forward pass.
-    #[derive(Copy)]
     pub struct Fwd {
         reads {
             /// `[N,H,W,C]`, loaded as it is or through a batch norm.
@@ -227,11 +220,8 @@ call! {
             index: Option<O> [maybe],
         }
     }
-}
 
-call! {
     /// The backward pass.
-    #[derive(Copy)]
     pub struct Bwd {
         reads {
             /// The gradient of y, `[N,P,Q,C]`.

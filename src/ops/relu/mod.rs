@@ -24,7 +24,6 @@ use crate::Result;
 
 call! {
     /// The forward pass.
-    #[derive(Copy)]
     pub struct Fwd {
         reads {
             /// The input, of the node's shape as all operands.
@@ -35,11 +34,8 @@ call! {
             y: O [one],
         }
     }
-}
 
-call! {
     /// The backward pass.
-    #[derive(Copy)]
     pub struct Bwd {
         reads {
             /// The gradient of y.

@@ -47,13 +47,10 @@ pub struct Shortcut {
 impl Shortcut {
     /// Fails if an extent or the stride is 0, or if `lead + C > k`.
     pub fn new(spec: Spec) -> Result<Self> {
-        if spec.x.contains(&0) || spec.stride == 0 {
-            return Err(Error::invalid("shortcut", format!("{spec:?} has a zero where at least 1 is needed")));
-        }
-        if spec.lead + spec.x[3] > spec.k {
-            let problem = format!("{} channels after {} zeros do not fit {}", spec.x[3], spec.lead, spec.k);
-            return Err(Error::invalid("shortcut", problem));
-        }
+        let Spec { x: [_, _, _, c], k, stride, lead } = spec;
+        let problem = || format!("{spec:?} has a zero where at least 1 is needed");
+        Error::check(!spec.x.contains(&0) && stride > 0, "shortcut", problem)?;
+        Error::check(lead + c <= k, "shortcut", || format!("{c} channels after {lead} zeros do not fit {k}"))?;
         Ok(Self { spec })
     }
 
@@ -76,7 +73,6 @@ impl Shortcut {
 
 call! {
     /// The forward pass.
-    #[derive(Copy)]
     pub struct Fwd {
         reads {
             /// `[N,H,W,C]`.
@@ -87,11 +83,8 @@ call! {
             y: O [one],
         }
     }
-}
 
-call! {
     /// The backward pass.
-    #[derive(Copy)]
     pub struct Bwd {
         reads {
             /// The gradient of y, `[N,P,Q,K]`.

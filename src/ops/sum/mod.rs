@@ -38,7 +38,6 @@ use crate::{Error, Result};
 
 call! {
     /// A sum.
-    #[derive(Copy)]
     pub struct Fwd {
         reads {
             /// The first term, of the node's shape.
