@@ -62,15 +62,11 @@ impl LossScale {
     /// Fails if no run can have this scale: it is no power of two in 1..=2^127, or has [`INTERVAL`] or more good steps.
     pub fn check(&self) -> Result<()> {
         let power = self.scale.to_bits() & ((1 << 52) - 1) == 0;
-        if !(power && (LEAST..=2f64.powi(127)).contains(&self.scale)) {
-            let problem = format!("{}, expected a power of two from 1 to 2^127", self.scale);
-            return Err(Error::invalid("loss scale", problem));
-        }
-        if self.good_steps >= INTERVAL {
-            let problem = format!("{} good steps, expected less than {INTERVAL}", self.good_steps);
-            return Err(Error::invalid("loss scale", problem));
-        }
-        Ok(())
+        let valid = power && (LEAST..=2f64.powi(127)).contains(&self.scale);
+        let problem = || format!("{}, expected a power of two from 1 to 2^127", self.scale);
+        Error::check(valid, "loss scale", problem)?;
+        let problem = || format!("{} good steps, expected less than {INTERVAL}", self.good_steps);
+        Error::check(self.good_steps < INTERVAL, "loss scale", problem)
     }
 }
 

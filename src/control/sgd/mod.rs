@@ -53,18 +53,14 @@ impl Sgd {
     /// Fails if momentum or dampening is not in 0..=1, weight decay is negative or not finite, or Nesterov is used
     /// without momentum or with dampening.
     pub fn new(spec: Spec) -> Result<Self> {
-        let unit = 0.0..=1.0;
-        for (what, value) in [("momentum", spec.momentum), ("dampening", spec.dampening)] {
-            if !unit.contains(&value) {
-                return Err(Error::invalid(what, format!("{value}, expected 0..=1")));
-            }
+        let Spec { momentum, dampening, nesterov, weight_decay } = spec;
+        for (what, value) in [("momentum", momentum), ("dampening", dampening)] {
+            Error::check((0.0..=1.0).contains(&value), what, || format!("{value}, expected 0..=1"))?;
         }
-        if !(spec.weight_decay >= 0.0 && spec.weight_decay.is_finite()) {
-            return Err(Error::invalid("weight decay", format!("{}, expected at least 0", spec.weight_decay)));
-        }
-        if spec.nesterov && (spec.momentum == 0.0 || spec.dampening != 0.0) {
-            return Err(Error::invalid("sgd", "Nesterov needs a momentum and no dampening"));
-        }
+        let decays = weight_decay >= 0.0 && weight_decay.is_finite();
+        Error::check(decays, "weight decay", || format!("{weight_decay}, expected at least 0"))?;
+        let possible = !nesterov || (momentum != 0.0 && dampening == 0.0);
+        Error::check(possible, "sgd", || "Nesterov needs a momentum and no dampening".into())?;
         Ok(Self { spec })
     }
 

@@ -150,9 +150,8 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>, plan: Option<Pl
     io.check_counts(node)?;
     io.check_aliases(node, target)?;
     let problem = problem(node);
-    if plan.is_some_and(|plan| !problem.is_some_and(|p| choose::fits(plan, &p, target))) {
-        return Err(Error::invalid(node.name(), "the plan is for another pass or dtype"));
-    }
+    let fits = plan.is_none_or(|plan| problem.is_some_and(|p| choose::fits(plan, &p, target)));
+    Error::check(fits, node.name(), || "the plan is for another pass or dtype".into())?;
     io.check_scratch(node.name(), scratch_bytes(node, target, plan))?;
     let Some(problem) = problem else { return bwd_bias(node, bias, target, io) };
     let plan = plan.or_else(|| choose(node, target));

@@ -60,9 +60,7 @@ fn extents(spec: &Spec) -> Result<[u32; 2]> {
 
 fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let Fwd { logits, labels, loss, correct } = io.bind(Fwd::default());
-    let Some(scratch) = io.scratch else {
-        return Err(Error::invalid(node.name(), "no scratch memory"));
-    };
+    let Some(scratch) = io.scratch else { return Err(Error::invalid(node.name(), "no scratch memory")) };
     let spec = &node.loss.spec;
     let [n, classes] = extents(spec)?;
     let rows = scratch.address();

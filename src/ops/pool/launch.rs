@@ -56,9 +56,8 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
             form.index
         }
     };
-    if index != node.pool.has_index() {
-        return Err(Error::invalid(node.name(), "an index goes with max pooling, and with that alone"));
-    }
+    let problem = || "an index goes with max pooling, and with that alone".into();
+    Error::check(index == node.pool.has_index(), node.name(), problem)?;
     io.check(node, target)?;
     match node.pass {
         Pass::Fwd(form) => {

@@ -44,20 +44,14 @@ impl<'a> Matrix<'a> {
     }
 
     fn new(what: &str, view: &'a View, rows: usize, cols: usize, stride: usize, elem: usize) -> Result<Self> {
-        let bad = |problem: String| Err(Error::invalid(format!("conv2d {what}"), problem));
-        if stride < cols {
-            return bad(format!("{stride} elements from pixel to pixel, but {cols} channels"));
-        }
+        let (found, address) = (view.bytes(), view.address());
+        let check = |holds, problem: &dyn Fn() -> String| Error::check(holds, format!("conv2d {what}"), problem);
+        check(stride >= cols, &|| format!("{stride} elements from pixel to pixel, but {cols} channels"))?;
         let bytes = (stride.saturating_mul(rows - 1).saturating_add(cols)).saturating_mul(elem);
-        if view.bytes() < bytes {
-            return bad(format!("a view of {} bytes, {bytes} expected", view.bytes()));
-        }
-        if !view.address().is_multiple_of(elem as u64) {
-            return bad(format!("address {:#x} is not a multiple of {elem}", view.address()));
-        }
-        if stride >= 1 << 29 {
-            return bad(format!("{stride} elements from row to row, below 2^29 expected"));
-        }
+        check(found >= bytes, &|| format!("a view of {found} bytes, {bytes} expected"))?;
+        let aligned = address.is_multiple_of(elem as u64);
+        check(aligned, &|| format!("address {address:#x} is not a multiple of {elem}"))?;
+        check(stride < 1 << 29, &|| format!("{stride} elements from row to row, below 2^29 expected"))?;
         Ok(Self { view, rows, cols, stride, elem })
     }
 
