@@ -15,10 +15,10 @@ macro_rules! params {
 }
 pub(crate) use params;
 
-/// `v` as a kernel's parameter. Fails beyond 2^31 - 1.
-pub(super) fn narrow(op: &str, v: usize) -> Result<u32> {
-    match i32::try_from(v) {
-        Ok(v) => Ok(v as u32),
-        Err(_) => Err(Error::unsupported(op, format!("an extent or a stride of {v}, the most is 2^31 - 1"))),
+/// `numbers` as a kernel's parameters. Fails beyond 2^31 - 1.
+pub(super) fn narrow<const N: usize>(op: &str, numbers: [usize; N]) -> Result<[u32; N]> {
+    match numbers.iter().find(|&&number| number > i32::MAX as usize) {
+        None => Ok(numbers.map(|number| number as u32)),
+        Some(large) => Err(Error::unsupported(op, format!("an extent or a stride of {large}, the most is 2^31 - 1"))),
     }
 }

@@ -69,6 +69,15 @@ impl Rows {
     }
 }
 
+/// The most rows per thread of an elementwise launch.
+pub(super) const WALK: usize = 4;
+
+/// The strips of an elementwise launch on `args`, tensors of `shape`, and the stride of each.
+pub(super) fn elementwise<const N: usize>(shape: &Shape, dtype: DType, args: [&Arg; N]) -> Result<(Strips, [i64; N])> {
+    let rows = Rows::of(shape, &args);
+    Ok((Strips::new(rows, dtype, WALK, rows.wide(dtype, &args, &[]))?, args.map(|arg| rows.stride(arg))))
+}
+
 impl Strips {
     /// Elements of a strip: 16 bytes of `dtype`.
     pub fn width(dtype: DType) -> usize {

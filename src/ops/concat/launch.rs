@@ -4,13 +4,10 @@ use super::{Bwd, Fwd, Node, Pass};
 use crate::device::table::{entry, kernels};
 use crate::device::{Cost, Launch, Target};
 use crate::ops::params::params;
-use crate::ops::strips::{Rows, Strips};
+use crate::ops::strips::{Rows, Strips, WALK};
 use crate::ops::{Arg, Io};
 use crate::tensor::TensorType;
 use crate::Result;
-
-/// The most rows per thread.
-const WALK: usize = 4;
 
 params! {
     /// `ConcatCopy` of kernels/concat/concat.cu.

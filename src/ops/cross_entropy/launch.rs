@@ -3,7 +3,7 @@
 use super::{Bwd, Fwd, Node, Pass, Spec};
 use crate::device::table::{entry, kernels, only};
 use crate::device::{Cost, Launch, Target};
-use crate::ops::params::params;
+use crate::ops::params::{narrow, params};
 use crate::ops::strips::THREADS;
 use crate::ops::{Arg, Io, Operator};
 use crate::{Error, Result};
@@ -50,29 +50,26 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     }
 }
 
-/// N and K, if they fit the grid and the kernels' counters.
-fn extents(spec: &Spec) -> Result<[u32; 2]> {
-    match (i32::try_from(spec.n), i32::try_from(spec.classes)) {
-        (Ok(n), Ok(classes)) => Ok([n as u32, classes as u32]),
-        _ => Err(Error::unsupported("cross_entropy", format!("{} images of {} classes", spec.n, spec.classes))),
-    }
+/// The target of an image's own class, less that of the others, and the target of every class.
+fn targets(spec: &Spec) -> [f32; 2] {
+    [(1.0 - spec.smoothing) as f32, (spec.smoothing / spec.classes as f64) as f32]
 }
 
 fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let Fwd { logits, labels, loss, correct } = io.bind(Fwd::default());
     let Some(scratch) = io.scratch else { return Err(Error::invalid(node.name(), "no scratch memory")) };
     let spec = &node.loss.spec;
-    let [n, classes] = extents(spec)?;
-    let rows = scratch.address();
+    let ([n, classes], [on, everywhere]) = (narrow("cross_entropy", [spec.n, spec.classes])?, targets(spec));
     let rows_bytes = u64::from(n) * 8;
+    let (row_loss, row_correct) = (scratch.address(), scratch.address() + rows_bytes / 2);
     let params = CrossEntropyFwd {
         logits: logits.address(),
         labels: labels.address(),
-        loss: rows,
-        correct: rows + rows_bytes / 2,
+        loss: row_loss,
+        correct: row_correct,
         classes,
-        on: (1.0 - spec.smoothing) as f32,
-        everywhere: (spec.smoothing / spec.classes as f64) as f32,
+        on,
+        everywhere,
         unused: 0,
     };
     let cost = Cost { bytes_written: rows_bytes, ..node.cost(target.dtype) };
@@ -80,16 +77,10 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     // SAFETY: one block per row of K logits, and two numbers per row in the scratch memory (`Io::check`).
     let fwd = unsafe { Launch::new(entry(target, &FWD)?, [n, 1, 1], &params, cost, views) };
 
-    let params = CrossEntropyMean {
-        row_loss: rows,
-        row_correct: rows + rows_bytes / 2,
-        loss: loss.address(),
-        correct: correct.address(),
-        n,
-        unused: 0,
-    };
-    let cost = Cost { flops: 2 * u64::from(n), bytes_read: rows_bytes, bytes_written: 8 };
     let views = vec![scratch.clone(), loss.view.clone(), correct.view.clone()];
+    let [loss, correct] = [loss, correct].map(Arg::address);
+    let params = CrossEntropyMean { row_loss, row_correct, loss, correct, n, unused: 0 };
+    let cost = Cost { flops: 2 * u64::from(n), bytes_read: rows_bytes, bytes_written: 8 };
     // SAFETY: two numbers per image in the scratch memory, and one in each output (`Io::check`).
     let mean = unsafe { Launch::new(only(&MEAN), [1, 1, 1], &params, cost, views) };
     Ok(vec![fwd, mean])
@@ -98,17 +89,10 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
 fn bwd(node: &Node, form: Bwd, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let Bwd { logits, labels, loss_scale, dlogits } = io.bind(form);
     let spec = &node.loss.spec;
-    let [n, classes] = extents(spec)?;
-    let params = CrossEntropyBwd {
-        logits: logits.address(),
-        labels: labels.address(),
-        dlogits: dlogits.address(),
-        loss_scale: loss_scale.map_or(0, Arg::address),
-        classes,
-        on: (1.0 - spec.smoothing) as f32,
-        everywhere: (spec.smoothing / spec.classes as f64) as f32,
-        scale: (spec.grad_scale / spec.n as f64) as f32,
-    };
+    let ([n, classes], [on, everywhere]) = (narrow("cross_entropy", [spec.n, spec.classes])?, targets(spec));
+    let [logits, labels, dlogits] = [logits, labels, dlogits].map(Arg::address);
+    let (loss_scale, scale) = (loss_scale.map_or(0, Arg::address), (spec.grad_scale / spec.n as f64) as f32);
+    let params = CrossEntropyBwd { logits, labels, dlogits, loss_scale, classes, on, everywhere, scale };
     let kernel = entry(target, &BWD)?;
     // SAFETY: one block per row of K logits; the views hold logits, labels and the loss scale, if any (`Io::check`).
     Ok(vec![unsafe { Launch::new(kernel, [n, 1, 1], &params, node.cost(target.dtype), io.views()) }])

@@ -4,12 +4,9 @@ use super::{Bwd, Fwd, Node, Pass};
 use crate::device::table::{entry, kernels};
 use crate::device::{Launch, Target};
 use crate::ops::params::params;
-use crate::ops::strips::{Rows, Strips};
-use crate::ops::Io;
+use crate::ops::strips::{elementwise, Strips};
+use crate::ops::{Arg, Io};
 use crate::Result;
-
-/// The most rows per thread.
-const WALK: usize = 4;
 
 params! {
     /// `ReluFwd` of kernels/relu/relu.cu.
@@ -39,9 +36,8 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
 
 fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let Fwd { x, y } = io.bind(Fwd::default());
-    let rows = Rows::of(&node.shape, &[x, y]);
-    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[]))?;
-    let params = ReluFwd { x: x.address(), y: y.address(), x_stride: rows.stride(x), y_stride: rows.stride(y), strips };
+    let (strips, [x_stride, y_stride]) = elementwise(&node.shape, target.dtype, [x, y])?;
+    let params = ReluFwd { x: x.address(), y: y.address(), x_stride, y_stride, strips };
     let kernel = entry(target, &FWD)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
@@ -49,19 +45,10 @@ fn fwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
 
 fn bwd(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let Bwd { dy, y, dx } = io.bind(Bwd::default());
-    let rows = Rows::of(&node.shape, &[dy, y, dx]);
-    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, y, dx], &[]))?;
-    let params = ReluBwd {
-        dy: dy.address(),
-        y: y.address(),
-        dx: dx.address(),
-        dy_stride: rows.stride(dy),
-        y_stride: rows.stride(y),
-        dx_stride: rows.stride(dx),
-        strips,
-        accumulate: dx.adds().into(),
-        unused: 0,
-    };
+    let (strips, [dy_stride, y_stride, dx_stride]) = elementwise(&node.shape, target.dtype, [dy, y, dx])?;
+    let accumulate = dx.adds().into();
+    let [dy, y, dx] = [dy, y, dx].map(Arg::address);
+    let params = ReluBwd { dy, y, dx, dy_stride, y_stride, dx_stride, strips, accumulate, unused: 0 };
     let kernel = entry(target, &BWD)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })

@@ -4,13 +4,10 @@ use super::{Bwd, Fwd, Node, Pass, Spec};
 use crate::device::table::{entry, kernels};
 use crate::device::{Cost, Launch, Target};
 use crate::ops::params::{narrow, params};
-use crate::ops::strips::{Rows, Strips};
+use crate::ops::strips::{Rows, Strips, WALK};
 use crate::ops::{touched, Arg, Io};
 use crate::tensor::DType;
 use crate::Result;
-
-/// The most rows per thread.
-const WALK: usize = 4;
 
 params! {
     /// `Shortcut` of kernels/shortcut/shortcut.cu.
@@ -38,22 +35,10 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     let width = Strips::width(target.dtype);
     let wide = rows.wide(target.dtype, &[src, dst], &[]) && lead % width == 0 && c % width == 0;
     let strips = Strips::new(rows, target.dtype, WALK, wide)?;
-    let narrow = |v: usize| narrow("shortcut", v);
-    let params = Shortcut {
-        src: src.address(),
-        dst: dst.address(),
-        src_stride: rows.stride(src),
-        dst_stride: rows.stride(dst),
-        strips,
-        h: narrow(h)?,
-        w: narrow(w)?,
-        p: narrow(p)?,
-        q: narrow(q)?,
-        stride: narrow(stride)?,
-        c: narrow(c)?,
-        lead: narrow(lead)?,
-        accumulate: dst.adds().into(),
-    };
+    let [h, w, p, q, stride, c, lead] = narrow("shortcut", [h, w, p, q, stride, c, lead])?;
+    let (src_stride, dst_stride, accumulate) = (rows.stride(src), rows.stride(dst), dst.adds().into());
+    let [src, dst] = [src, dst].map(Arg::address);
+    let params = Shortcut { src, dst, src_stride, dst_stride, strips, h, w, p, q, stride, c, lead, accumulate };
     let kernel = entry(target, entries)?;
     // SAFETY: `strips` covers the output, the pixels read lie inside the input, and the views hold both (`Io::check`).
     Ok(vec![unsafe { Launch::new(kernel, strips.grid()?, &params, cost(node, target.dtype, io), io.views()) }])

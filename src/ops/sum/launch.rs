@@ -5,12 +5,10 @@ use crate::device::table::{entry, kernels};
 use crate::device::{Launch, Target};
 use crate::ops::load::{Affine, Load, Operand};
 use crate::ops::params::params;
-use crate::ops::strips::{Rows, Strips};
+use crate::ops::strips::{elementwise, Rows, Strips};
 use crate::ops::{Arg, Io, Operator};
 use crate::{Error, Result};
 
-/// The most rows per thread.
-const WALK: usize = 4;
 /// The most rows per thread if it first loads scales and shifts: enough to make that cheap.
 const WALK_END: usize = 16;
 
@@ -58,41 +56,22 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
 }
 
 fn add(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
-    let Fwd { a: Operand { value: a, .. }, b: Operand { value: b, .. }, y, .. } = io.bind(node.form);
-    let rows = Rows::of(&node.shape, &[a, b, y]);
-    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[a, b, y], &[]))?;
-    let params = Add {
-        a: a.address(),
-        b: b.address(),
-        y: y.address(),
-        a_stride: rows.stride(a),
-        b_stride: rows.stride(b),
-        y_stride: rows.stride(y),
-        strips,
-        relu: node.relu.into(),
-        unused: 0,
-    };
+    let Fwd { a, b, y, .. } = io.bind(node.form);
+    let args = [a.value, b.value, y];
+    let (strips, [a_stride, b_stride, y_stride]) = elementwise(&node.shape, target.dtype, args)?;
+    let ([a, b, y], relu) = (args.map(Arg::address), node.relu.into());
+    let params = Add { a, b, y, a_stride, b_stride, y_stride, strips, relu, unused: 0 };
     let kernel = entry(target, &ADD)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape (`Io::check`).
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
 }
 
 fn join(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
-    let Fwd { a: Operand { value: a, .. }, b: Operand { value: b, .. }, gate, y, .. } = io.bind(node.form);
-    let rows = Rows::of(&node.shape, &[a, b, y]);
-    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[a, b, y], &[]))?;
-    let params = Join {
-        a: a.address(),
-        b: b.address(),
-        y: y.address(),
-        gate: gate.map_or(0, Arg::address),
-        a_stride: rows.stride(a),
-        b_stride: rows.stride(b),
-        y_stride: rows.stride(y),
-        strips,
-        survival: node.share as f32,
-        relu: node.relu.into(),
-    };
+    let Fwd { a, b, gate, y, .. } = io.bind(node.form);
+    let (args, open) = ([a.value, b.value, y], gate.map_or(0, Arg::address));
+    let (strips, [a_stride, b_stride, y_stride]) = elementwise(&node.shape, target.dtype, args)?;
+    let ([a, b, y], share, relu) = (args.map(Arg::address), node.share as f32, node.relu.into());
+    let params = Join { a, b, y, open, a_stride, b_stride, y_stride, strips, share, relu };
     let kernel = entry(target, &JOIN)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape and the gate (`Io::check`);
     // without a gate `gate` is null.

@@ -7,7 +7,7 @@ use crate::{Error, Result};
 
 /// `v` as a kernel's parameter.
 pub fn int(v: usize) -> Result<i32> {
-    params::narrow("conv2d", v).map(|v| v as i32)
+    params::narrow("conv2d", [v]).map(|[v]| v as i32)
 }
 
 /// The tensors of a product.

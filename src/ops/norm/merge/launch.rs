@@ -3,7 +3,7 @@
 use super::{BandRows, Bands};
 use crate::device::table::{kernels, only};
 use crate::device::{Cost, Launch, View};
-use crate::ops::params::{self, params};
+use crate::ops::params::{narrow, params};
 use crate::ops::strips::THREADS;
 use crate::{Error, Result};
 
@@ -67,20 +67,20 @@ pub fn sums(bands: Bands, from: &[&View], to: &[&View], scratch: Option<&View>) 
 /// One launch: merges `each` bands to a part.
 fn moments_step(bands: Bands, rows: BandRows, each: usize, from: [&View; 2], to: [&View; 2]) -> Result<Launch> {
     let parts = Bands { count: bands.count.div_ceil(each), ..bands };
-    let [band_mean, band_m2] = from;
-    let [mean, m2] = to;
     check(&from, bands)?;
     check(&to, parts)?;
+    let [band_mean, band_m2, mean, m2] = [from[0], from[1], to[0], to[1]].map(View::address);
+    let [count, channels, bands_per_part] = narrow("norm_merge", [bands.count, bands.channels, each])?;
     let params = MergeMoments {
-        band_mean: band_mean.address(),
-        band_m2: band_m2.address(),
-        mean: mean.address(),
-        m2: m2.address(),
+        band_mean,
+        band_m2,
+        mean,
+        m2,
         rows: rows.rows as i64,
         rows_per_band: rows.each as i64,
-        bands: narrow(bands.count)?,
-        channels: narrow(bands.channels)?,
-        bands_per_part: narrow(each)?,
+        bands: count,
+        channels,
+        bands_per_part,
         last: (parts.count == 1).into(),
     };
     let cost = Cost {
@@ -101,15 +101,9 @@ fn sums_step(bands: Bands, each: usize, from: &[&View], to: &[&View]) -> Result<
     check(from, bands)?;
     check(to, parts)?;
     let addresses = |views: &[&View]| std::array::from_fn(|i| views.get(i).map_or(0, |v| v.address()));
-    let params = MergeSums {
-        from: addresses(from),
-        to: addresses(to),
-        bands: narrow(bands.count)?,
-        channels: narrow(bands.channels)?,
-        bands_per_part: narrow(each)?,
-        unused: 0,
-    };
-    let tensors = from.len();
+    let [count, channels, bands_per_part] = narrow("norm_merge", [bands.count, bands.channels, each])?;
+    let (from_at, to_at, tensors) = (addresses(from), addresses(to), from.len());
+    let params = MergeSums { from: from_at, to: to_at, bands: count, channels, bands_per_part, unused: 0 };
     let cost = Cost {
         flops: (tensors * bands.bytes() / 4) as u64,
         bytes_read: (tensors * bands.bytes()) as u64,
@@ -127,9 +121,5 @@ fn check(views: &[&View], of: Bands) -> Result<()> {
 }
 
 fn blocks(parts: Bands) -> Result<u32> {
-    narrow(parts.channels.div_ceil(CHANNELS) * parts.count)
-}
-
-fn narrow(v: usize) -> Result<u32> {
-    params::narrow("norm_merge", v)
+    narrow("norm_merge", [parts.channels.div_ceil(CHANNELS) * parts.count]).map(|[blocks]| blocks)
 }

@@ -7,7 +7,7 @@ use crate::ops::pool::{Kind, Pool, Window};
 use crate::ops::strips::{Rows, Strips};
 use crate::ops::Arg;
 use crate::tensor::DType;
-use crate::{Error, Result};
+use crate::Result;
 
 params! {
     /// `Windows` of kernels/pool/window.cuh.
@@ -71,26 +71,14 @@ params! {
 impl Windows {
     fn new(pool: &Pool) -> Result<Self> {
         let [_, h, w, _] = pool.spec.x;
-        let narrow = |v: usize| narrow("pool", v);
-        let pair = |v: [usize; 2]| Ok::<_, Error>([narrow(v[0])?, narrow(v[1])?]);
-        let mut windows = Self {
-            h: narrow(h)?,
-            w: narrow(w)?,
-            p: narrow(pool.p)?,
-            q: narrow(pool.q)?,
-            kernel: [0; 2],
-            stride: [0; 2],
-            padding: [0; 2],
-            adaptive: 1,
-            count_padding: (pool.spec.kind == Kind::Average { count_padding: true }).into(),
+        let [h, w, p, q] = narrow("pool", [h, w, pool.p, pool.q])?;
+        let count_padding = (pool.spec.kind == Kind::Average { count_padding: true }).into();
+        let ([kernel, stride, padding], adaptive) = match pool.spec.window {
+            Window::Sliding { kernel, stride, padding, .. } => ([kernel, stride, padding], 0),
+            Window::Adaptive(_) => ([[0; 2]; 3], 1),
         };
-        if let Window::Sliding { kernel, stride, padding, .. } = pool.spec.window {
-            windows.kernel = pair(kernel)?;
-            windows.stride = pair(stride)?;
-            windows.padding = pair(padding)?;
-            windows.adaptive = 0;
-        }
-        Ok(windows)
+        let (kernel, stride, padding) = (narrow("pool", kernel)?, narrow("pool", stride)?, narrow("pool", padding)?);
+        Ok(Self { h, w, p, q, kernel, stride, padding, adaptive, count_padding })
     }
 }
 
@@ -117,16 +105,10 @@ impl MaxFwd {
     /// The parameters for tensors bound as `pool` describes them.
     pub fn new(pool: &Pool, dtype: DType, x: &Arg, [y, index]: [&Arg; 2]) -> Result<Self> {
         let rows = pool.y_rows();
-        Ok(Self {
-            x: x.address(),
-            y: y.address(),
-            index: index.address(),
-            x_stride: rows.stride(x),
-            y_stride: rows.stride(y),
-            index_stride: rows.stride(index),
-            strips: Strips::new(rows, dtype, WALK, rows.wide(dtype, &[x, y], &[index]))?,
-            windows: Windows::new(pool)?,
-        })
+        let strips = Strips::new(rows, dtype, WALK, rows.wide(dtype, &[x, y], &[index]))?;
+        let [x_stride, y_stride, index_stride] = [x, y, index].map(|arg| rows.stride(arg));
+        let ([x, y, index], windows) = ([x, y, index].map(Arg::address), Windows::new(pool)?);
+        Ok(Self { x, y, index, x_stride, y_stride, index_stride, strips, windows })
     }
 }
 
@@ -135,29 +117,17 @@ impl AvgFwd {
     pub fn new(pool: &Pool, dtype: DType, x: &Arg, y: &Arg) -> Result<(Self, bool)> {
         let rows = pool.y_rows();
         let (wide, tree) = (rows.wide(dtype, &[x, y], &[]), pool.most_pixels() >= TREE_PIXELS);
-        let params = Self {
-            x: x.address(),
-            y: y.address(),
-            x_stride: rows.stride(x),
-            y_stride: rows.stride(y),
-            strips: if tree { Strips::blocks(rows, dtype, wide)? } else { Strips::new(rows, dtype, WALK, wide)? },
-            windows: Windows::new(pool)?,
-        };
-        Ok((params, tree))
+        let strips = if tree { Strips::blocks(rows, dtype, wide)? } else { Strips::new(rows, dtype, WALK, wide)? };
+        let (x_stride, y_stride, windows) = (rows.stride(x), rows.stride(y), Windows::new(pool)?);
+        Ok((Self { x: x.address(), y: y.address(), x_stride, y_stride, strips, windows }, tree))
     }
 }
 
 impl MaxGradient {
     /// dy and index, bound as `pool` describes them.
     pub fn new(pool: &Pool, dy: &Arg, index: &Arg) -> Result<Self> {
-        let rows = pool.y_rows();
-        Ok(Self {
-            dy: dy.address(),
-            index: index.address(),
-            dy_stride: rows.stride(dy),
-            index_stride: rows.stride(index),
-            windows: Windows::new(pool)?,
-        })
+        let [dy_stride, index_stride] = [dy, index].map(|arg| pool.y_rows().stride(arg));
+        Ok(Self { dy: dy.address(), index: index.address(), dy_stride, index_stride, windows: Windows::new(pool)? })
     }
 }
 
