@@ -117,6 +117,15 @@ pub trait HostOp<T: Real> {
     }
 }
 
+/// One pass of an op whose operands are always the same: `Fwd` or `Bwd` of the op's module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// The forward pass.
+    Fwd,
+    /// The backward pass.
+    Bwd,
+}
+
 /// The operands of an op that are used only while its gate, its last input, is open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Behind {

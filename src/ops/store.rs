@@ -176,16 +176,11 @@ impl<T> Mask<T> {
     }
 
     /// The mask without its operands.
-    pub fn form(&self) -> Mask {
-        match self {
-            &Self::Affine { relu, scaled, .. } => Mask::Affine { y: (), scale: (), shift: (), mean: (), relu, scaled },
-            Self::Signs { second, gate, .. } => Mask::Signs {
-                bits: (),
-                first: Normalised::default(),
-                second: second.as_ref().map(|_| Normalised::default()),
-                gate: gate.as_ref().map(|_| ()),
-            },
-        }
+    pub fn form(&self) -> Mask
+    where
+        T: Clone,
+    {
+        self.clone().map(|_, _| ())
     }
 
     /// The gate of the first batch norm's branch.

@@ -6,14 +6,14 @@ use crate::device::{Cost, Launch, Target, View};
 use crate::ops::norm::merge::Bands;
 use crate::ops::params::params;
 use crate::ops::strips::{Rows, Strips, THREADS};
-use crate::ops::{Arg, Io, Operator};
+use crate::ops::{Arg, Call, Io, Operator};
 use crate::tensor::{DType, TensorType};
 use crate::Result;
 
 /// The most rows per thread: enough to make loading scales and shifts cheap.
 const WALK: usize = 16;
 /// Channels per block of the kernels that merge bands.
-const MERGE_CHANNELS: usize = 32;
+const MERGE_CHANNELS: u32 = 32;
 /// Bytes of shared memory of the reductions over rows, for 16-bit types, which need the most.
 const STATS_SHARED: u32 = THREADS * (2 * 8 + 1) * 4;
 const SUMS_SHARED: u32 = THREADS * 2 * 8 * 4;
@@ -183,7 +183,7 @@ impl Node {
         };
         let outputs = [mean, invstd, running_mean, running_var].map(|arg| arg.view.clone());
         let views = bands.numbers.into_iter().chain(outputs).collect();
-        let grid = [channels.div_ceil(MERGE_CHANNELS) as u32, 1, 1];
+        let grid = [(channels as u32).div_ceil(MERGE_CHANNELS), 1, 1];
         // SAFETY: one number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
         let finalize = unsafe { Launch::new(only(&FINALIZE), grid, &params, cost, views) };
         Ok([stats, finalize])
@@ -193,49 +193,28 @@ impl Node {
         let Parts { x, y, gamma, beta, mean, spread } = *parts;
         let rows = Rows::pixels(self.bn.spec.x);
         let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[x, y], &[]))?;
-        let params = Apply {
-            x: x.address(),
-            y: y.address(),
-            gamma: gamma.address(),
-            beta: beta.address(),
-            mean: mean.address(),
-            spread: spread.address(),
-            x_stride: rows.stride(x),
-            y_stride: rows.stride(y),
-            strips,
-            relu: relu.into(),
-            infer: infer.into(),
-            eps: self.bn.spec.eps as f32,
-            unused: 0,
-        };
+        let (x_stride, y_stride) = (rows.stride(x), rows.stride(y));
+        let views = [x, y, gamma, beta, mean, spread].map(|a| a.view.clone()).to_vec();
+        let [x, y, gamma, beta, mean, spread] = [x, y, gamma, beta, mean, spread].map(Arg::address);
+        let (relu, infer, eps) = (relu.into(), infer.into(), self.bn.spec.eps as f32);
+        let params = Apply { x, y, gamma, beta, mean, spread, x_stride, y_stride, strips, relu, infer, eps, unused: 0 };
         let bytes = self.bn.x().bytes(target.dtype) as u64;
         let cost = Cost {
             flops: 3 * self.bn.x().shape.len() as u64,
             bytes_read: bytes + 16 * self.bn.spec.x[3] as u64,
             bytes_written: bytes,
         };
-        let views = [x, y, gamma, beta, mean, spread].map(|a| a.view.clone()).to_vec();
         // SAFETY: `strips` covers x and y, and the views hold these and one number per channel (`Io::check`).
         Ok(unsafe { Launch::new(entry(target, &APPLY)?, strips.grid()?, &params, cost, views) })
     }
 
     fn launch_fold(&self, form: super::Fold, share: f64, io: &Io<'_>) -> Result<Vec<Launch>> {
-        let super::Fold { gamma, beta, running_mean, running_var, bias, scale, shift } = io.bind(form);
-        let channels = self.bn.spec.x[3];
-        let params = Fold {
-            gamma: gamma.address(),
-            beta: beta.address(),
-            mean: running_mean.address(),
-            var: running_var.address(),
-            bias: bias.map_or(0, Arg::address),
-            scale: scale.address(),
-            shift: shift.address(),
-            channels: channels as u32,
-            eps: self.bn.spec.eps as f32,
-            survival: share as f32,
-            unused: 0,
-        };
-        let grid = [channels.div_ceil(THREADS as usize) as u32, 1, 1];
+        let call = io.bind(form).map(|_, arg| arg.address(), |_, arg| arg.address());
+        let super::Fold { gamma, beta, running_mean: mean, running_var: var, bias, scale, shift } = call;
+        let (bias, channels) = (bias.unwrap_or(0), self.bn.spec.x[3] as u32);
+        let (eps, share) = (self.bn.spec.eps as f32, share as f32);
+        let params = Fold { gamma, beta, mean, var, bias, scale, shift, channels, eps, share, unused: 0 };
+        let grid = [channels.div_ceil(THREADS), 1, 1];
         // SAFETY: every view holds one number per channel (`Io::check`); the bias may be null.
         Ok(vec![unsafe { Launch::new(only(&FOLD), grid, &params, self.cost(DType::F32), io.views()) }])
     }
@@ -243,24 +222,17 @@ impl Node {
     fn launch_bwd(&self, target: Target, form: super::Bwd, io: &Io<'_>) -> Result<Vec<Launch>> {
         let super::Bwd { invstd, dgamma, dbeta, .. } = io.bind(form);
         let (sums, bands) = self.launch_sums(target, form, io)?;
-        let channels = self.bn.spec.x[3];
-        let params = BwdFinalize {
-            dy_sum: bands.numbers[0].address(),
-            dyx_sum: bands.numbers[1].address(),
-            invstd: invstd.address(),
-            dgamma: dgamma.address(),
-            dbeta: dbeta.address(),
-            bands: bands.strips.band_count() as u32,
-            channels: channels as u32,
-        };
+        let [dy_sum, dyx_sum] = [0, 1].map(|i| bands.numbers[i].address());
+        let views = bands.numbers.iter().chain([invstd, dgamma, dbeta].map(|arg| &arg.view)).cloned().collect();
+        let [invstd, dgamma, dbeta] = [invstd, dgamma, dbeta].map(Arg::address);
+        let (count, channels) = (bands.strips.band_count() as u32, self.bn.spec.x[3] as u32);
+        let params = BwdFinalize { dy_sum, dyx_sum, invstd, dgamma, dbeta, bands: count, channels };
         let cost = Cost {
             flops: bands.bytes() / 4,
-            bytes_read: bands.bytes() + 4 * channels as u64,
-            bytes_written: 8 * channels as u64,
+            bytes_read: bands.bytes() + 4 * u64::from(channels),
+            bytes_written: 8 * u64::from(channels),
         };
-        let numbers = [invstd, dgamma, dbeta].map(|arg| arg.view.clone());
-        let views = bands.numbers.into_iter().chain(numbers).collect();
-        let grid = [channels.div_ceil(MERGE_CHANNELS) as u32, 1, 1];
+        let grid = [channels.div_ceil(MERGE_CHANNELS), 1, 1];
         // SAFETY: one number per channel in each view, two per band and channel in the scratch memory (`Io::check`).
         let finalize = unsafe { Launch::new(only(&BWD_FINALIZE), grid, &params, cost, views) };
         Ok(vec![sums, finalize, self.launch_bwd_x(target, form, io)?])

@@ -17,6 +17,7 @@
 mod launch;
 mod reference;
 
+pub use super::Pass;
 pub(crate) use launch::KERNELS;
 
 use super::operands::{call, Call, Operands, Written};
@@ -117,15 +118,6 @@ call! {
             dx: Vec<O> [many],
         }
     }
-}
-
-/// One pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pass {
-    /// [`Fwd`].
-    Fwd,
-    /// [`Bwd`].
-    Bwd,
 }
 
 /// A concatenation's pass in a graph.

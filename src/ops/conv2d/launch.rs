@@ -93,23 +93,15 @@ fn is_measured(node: &Node, plan: Plan) -> bool {
     plan.splits > 1 && matches!(node.pass, Pass::Fwd(Fwd { moments: Some(_), .. }))
 }
 
-/// Columns of the result.
-fn columns(node: &Node) -> usize {
-    match node.pass {
-        Pass::BwdX(_) | Pass::Bwd(_) => node.conv.spec().c,
-        _ => node.conv.spec().k,
-    }
-}
-
 /// The bands to merge: the row tiles, of `rows` rows each, of all residues.
 fn bands(node: &Node, rows: usize) -> Bands {
-    let problem = match node.pass {
-        Pass::Bwd(_) => Some(both::problems(node).x),
-        _ => problem(node),
+    let (problem, channels) = match node.pass {
+        Pass::Bwd(_) => (Some(both::problems(node).x), node.conv.spec.c),
+        Pass::BwdX(_) => (problem(node), node.conv.spec.c),
+        _ => (problem(node), node.conv.spec.k),
     };
     let shape = problem.map(|problem| problem.shape());
-    let count = shape.map_or(0, |shape| shape.m.div_ceil(rows) * shape.residues);
-    Bands { count, channels: columns(node) }
+    Bands { count: shape.map_or(0, |shape| shape.m.div_ceil(rows) * shape.residues), channels }
 }
 
 /// Rows of the tiles to merge, for the plan's scalar and vector kernels.

@@ -153,32 +153,22 @@ fn avg_fwd(
 
 fn max_bwd(node: &Node, [dy, index, dx]: [&Arg; 3], target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = node.pool.x_rows();
-    let params = MaxBwd {
-        from: MaxGradient::new(&node.pool, dy, index)?,
-        dx: dx.address(),
-        dx_stride: rows.stride(dx),
-        strips: Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[index]))?,
-        accumulate: dx.adds().into(),
-        unused: 0,
-    };
+    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[index]))?;
+    let (from, dx_stride, accumulate) = (MaxGradient::new(&node.pool, dy, index)?, rows.stride(dx), dx.adds().into());
+    let params = MaxBwd { from, dx: dx.address(), dx_stride, strips, accumulate, unused: 0 };
     let kernel = entry(target, &MAX_BWD)?;
     // SAFETY: `strips` covers dx, only windows of dy and index are read, and the views hold these (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
 }
 
 fn avg_bwd(node: &Node, [dy, dx]: [&Arg; 2], target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = node.pool.x_rows();
-    let params = AvgBwd {
-        from: AvgGradient::new(&node.pool, dy)?,
-        dx: dx.address(),
-        dx_stride: rows.stride(dx),
-        strips: Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[]))?,
-        accumulate: dx.adds().into(),
-        unused: 0,
-    };
+    let strips = Strips::new(rows, target.dtype, WALK, rows.wide(target.dtype, &[dy, dx], &[]))?;
+    let (from, dx_stride, accumulate) = (AvgGradient::new(&node.pool, dy)?, rows.stride(dx), dx.adds().into());
+    let params = AvgBwd { from, dx: dx.address(), dx_stride, strips, accumulate, unused: 0 };
     let kernel = entry(target, &AVG_BWD)?;
     // SAFETY: `strips` covers dx, only windows of dy are read, and the views hold both (`Io::check`).
-    Ok(unsafe { Launch::new(kernel, params.strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
+    Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, io.cost(node, target.dtype), io.views()) })
 }
 
 /// A backward pass that masks dx and leaves sums, and the launches that merge the sums.

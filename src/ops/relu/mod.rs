@@ -14,6 +14,7 @@
 mod launch;
 mod reference;
 
+pub use super::Pass;
 pub(crate) use launch::KERNELS;
 
 use super::operands::{call, Call, Operands, Written};
@@ -48,15 +49,6 @@ call! {
             dx: O [one],
         }
     }
-}
-
-/// One pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pass {
-    /// [`Fwd`].
-    Fwd,
-    /// [`Bwd`].
-    Bwd,
 }
 
 /// A rectifier's pass in a graph.
