@@ -19,6 +19,8 @@ pub(crate) use params;
 pub(super) fn narrow<const N: usize>(op: &str, numbers: [usize; N]) -> Result<[u32; N]> {
     match numbers.iter().find(|&&number| number > i32::MAX as usize) {
         None => Ok(numbers.map(|number| number as u32)),
-        Some(large) => Err(Error::unsupported(op, format!("an extent or a stride of {large}, the most is 2^31 - 1"))),
+        Some(large) => {
+            Err(Error::unsupported(op, format!("an extent, a stride or a grid of {large}, the most is 2^31 - 1")))
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! The launch geometry of the memory-bound kernels, shared with kernels/common/strips.cuh.
 
+use super::params::narrow;
 use super::Arg;
 use crate::tensor::{DType, Shape};
-use crate::{Error, Result};
+use crate::Result;
 
 /// Threads per block.
 pub(crate) const THREADS: u32 = 256;
@@ -46,13 +47,12 @@ impl Rows {
     pub fn of(shape: &Shape, args: &[&Arg]) -> Self {
         match *shape.dims() {
             [n, h, w, c] if args.iter().any(|a| a.pixel_stride != c) => Self::pixels([n, h, w, c]),
-            _ => Self::flat(shape.len()),
+            _ => {
+                let rows = shape.len().div_ceil(FLAT_ROW).max(1);
+                let last_channels = shape.len() - (rows - 1) * FLAT_ROW;
+                Self { rows, channels: FLAT_ROW, last_channels, pixels: false }
+            }
         }
-    }
-
-    fn flat(len: usize) -> Self {
-        let rows = len.div_ceil(FLAT_ROW).max(1);
-        Self { rows, channels: FLAT_ROW, last_channels: len - (rows - 1) * FLAT_ROW, pixels: false }
     }
 
     /// Elements from one row of `arg` to the next.
@@ -86,7 +86,7 @@ impl Strips {
 
     /// Divides `rows` so that each thread walks `walk` rows, or fewer if too few blocks would remain to fill the GPU.
     pub fn new(rows: Rows, dtype: DType, walk: usize, wide: bool) -> Result<Self> {
-        let mut strips = Self::lanes(rows, dtype, wide)?;
+        let mut strips = Self::blocks(rows, dtype, wide)?;
         let blocks = |walk: usize| rows.rows.div_ceil(strips.walkers() * walk) * strips.blocks_per_row as usize;
         let walk = (1..=walk).rev().find(|&w| blocks(w) >= MANY_BLOCKS).unwrap_or(1);
         strips.rows_per_block = (strips.walkers() * walk) as u32;
@@ -103,32 +103,22 @@ impl Strips {
     pub fn bands(rows: Rows, dtype: DType, numbers: &[&Arg], positions: &[&Arg]) -> Result<Self> {
         /// The fewest rows per thread: with fewer, merging would cost more than adding.
         const LEAST_WALK: usize = 8;
-        let mut strips = Self::lanes(rows, dtype, rows.wide(dtype, numbers, positions))?;
+        let mut strips = Self::blocks(rows, dtype, rows.wide(dtype, numbers, positions))?;
         let most = (MANY_BLOCKS / strips.blocks_per_row as usize).max(1);
         let bands = rows.rows.div_ceil(strips.walkers() * LEAST_WALK).clamp(1, most);
         let per_walker = rows.rows.div_ceil(bands * strips.walkers());
-        strips.rows_per_block = u32::try_from(per_walker * strips.walkers()).map_err(|_| too_large(rows))?;
+        [strips.rows_per_block] = narrow("launch", [per_walker * strips.walkers()])?;
         Ok(strips)
     }
 
     /// Divides `rows` so that each block takes one.
     pub fn blocks(rows: Rows, dtype: DType, wide: bool) -> Result<Self> {
-        Self::lanes(rows, dtype, wide)
-    }
-
-    fn lanes(rows: Rows, dtype: DType, wide: bool) -> Result<Self> {
         let across = rows.channels.div_ceil(Self::width(dtype));
         let lanes = across.next_power_of_two().min(MOST_LANES);
-        let narrow = |v: usize| u32::try_from(v).map_err(|_| too_large(rows));
-        Ok(Self {
-            rows: rows.rows as i64,
-            channels: narrow(rows.channels)?,
-            last_channels: narrow(rows.last_channels)?,
-            blocks_per_row: narrow(across.div_ceil(lanes))?,
-            lanes_log2: lanes.ilog2(),
-            rows_per_block: 1,
-            wide: wide.into(),
-        })
+        let [channels, last_channels, blocks_per_row] =
+            narrow("launch", [rows.channels, rows.last_channels, across.div_ceil(lanes)])?;
+        let (rows, lanes_log2, wide) = (rows.rows as i64, lanes.ilog2(), wide.into());
+        Ok(Self { rows, channels, last_channels, blocks_per_row, lanes_log2, rows_per_block: 1, wide })
     }
 
     /// Walkers of a block: threads at different rows.
@@ -148,14 +138,7 @@ impl Strips {
 
     /// The grid. Fails beyond 2^31 - 1 blocks.
     pub fn grid(&self) -> Result<[u32; 3]> {
-        let blocks = self.band_count() * self.blocks_per_row as usize;
-        match i32::try_from(blocks) {
-            Ok(blocks) => Ok([blocks as u32, 1, 1]),
-            Err(_) => Err(Error::unsupported("launch", format!("{blocks} blocks, the most is 2^31 - 1"))),
-        }
+        let [blocks] = narrow("launch", [self.band_count() * self.blocks_per_row as usize])?;
+        Ok([blocks, 1, 1])
     }
-}
-
-fn too_large(rows: Rows) -> Error {
-    Error::unsupported("launch", format!("{} rows of {} channels", rows.rows, rows.channels))
 }

@@ -24,7 +24,7 @@ use self::params::{BiasParams, ReduceParams};
 use self::passes::Run;
 use self::product::{address, grid, stride, Extras};
 use self::variants::{Variant, BIAS_COLS, REDUCE_THREADS};
-use super::{BwdBias, BwdW, BwdX, Conv2d, Fwd, Node, Pass};
+use super::{Bwd, BwdBias, BwdW, BwdX, Conv2d, Fwd, Node, Pass};
 use crate::device::{Cost, Kernel, Launch, Target};
 use crate::ops::norm::merge::Bands;
 use crate::ops::store::Mask;
@@ -81,9 +81,7 @@ fn choose(node: &Node, target: Target) -> Option<Plan> {
 fn numbers_per_column(node: &Node, plan: Plan) -> usize {
     match node.pass {
         Pass::Fwd(Fwd { moments: Some(_), .. }) if plan.splits == 1 => 2,
-        Pass::BwdX(BwdX { mask: Some(mask), .. }) | Pass::Bwd(super::Bwd { mask: Some(mask), .. }) => {
-            mask.sums().count()
-        }
+        Pass::BwdX(BwdX { mask: Some(mask), .. }) | Pass::Bwd(Bwd { mask: Some(mask), .. }) => mask.sums().count(),
         _ => 0,
     }
 }
@@ -134,10 +132,8 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>, plan: Option<Pl
         let reason = "f64 runs on the cpu device only";
         return Err(Error::unsupported(format!("{} in {}", node.name(), target.dtype), reason));
     };
-    match node.pass {
-        Pass::BwdX(form) => Mask::check_sums(node.name(), form.mask, form.sums)?,
-        Pass::Bwd(form) => Mask::check_sums(node.name(), form.mask, form.sums)?,
-        _ => {}
+    if let Pass::BwdX(BwdX { mask, sums, .. }) | Pass::Bwd(Bwd { mask, sums, .. }) = node.pass {
+        Mask::check_sums(node.name(), mask, sums)?;
     }
     io.check_counts(node)?;
     io.check_aliases(node, target)?;

@@ -72,36 +72,26 @@ impl<'a> Bound<'a> {
 
     /// The mask as the kernels take it.
     pub fn params(&self, sums: &BandSums) -> Operands {
-        let (rows, g) = (Rows::pixels(self.shape), self.g);
-        let address = Arg::address;
+        let (rows, norms) = (Rows::pixels(self.shape), self.mask.normalised());
         let params = Operands {
-            g: address(g),
-            g_stride: rows.stride(g),
+            g: self.g.address(),
+            g_stride: rows.stride(self.g),
+            y: std::array::from_fn(|i| norms.get(i).map_or(0, |norm| norm.y.address())),
+            y_stride: std::array::from_fn(|i| norms.get(i).map_or(0, |norm| rows.stride(norm.y))),
+            mean: std::array::from_fn(|i| norms.get(i).map_or(0, |norm| norm.mean.address())),
             sums: std::array::from_fn(|i| sums.views.get(i).map_or(0, View::address)),
-            accumulate: g.adds().into(),
+            accumulate: self.g.adds().into(),
             ..bytemuck::Zeroable::zeroed()
         };
         match self.mask {
-            Mask::Affine { y, scale, shift, mean, relu, scaled } => Operands {
-                y: [address(y), 0],
-                y_stride: [rows.stride(y), 0],
-                scale: address(scale),
-                shift: address(shift),
-                mean: [address(mean), 0],
-                relu: relu.into(),
-                scaled: scaled.into(),
-                ..params
-            },
-            Mask::Signs { bits, first, second, gate } => Operands {
-                bits: address(bits),
-                bits_stride: rows.stride(bits),
-                y: [address(first.y), second.map_or(0, |n| address(n.y))],
-                y_stride: [rows.stride(first.y), second.map_or(0, |n| rows.stride(n.y))],
-                mean: [address(first.mean), second.map_or(0, |n| address(n.mean))],
-                gate: gate.map_or(0, address),
-                relu: 1,
-                ..params
-            },
+            Mask::Affine { scale, shift, relu, scaled, .. } => {
+                let [scale, shift] = [scale, shift].map(Arg::address);
+                Operands { scale, shift, relu: relu.into(), scaled: scaled.into(), ..params }
+            }
+            Mask::Signs { bits, gate, .. } => {
+                let (bits_stride, open) = (rows.stride(bits), gate.map_or(0, Arg::address));
+                Operands { bits: bits.address(), bits_stride, open, relu: 1, ..params }
+            }
         }
     }
 

@@ -88,10 +88,9 @@ pub struct Shape {
 }
 
 pub fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 {
-        a
-    } else {
-        gcd(b, a % b)
+    match b {
+        0 => a,
+        _ => gcd(b, a % b),
     }
 }
 
