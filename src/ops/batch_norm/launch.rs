@@ -73,14 +73,6 @@ kernels! {
     BWD: Bwd = "batch_norm_bwd_*", 0;
 }
 
-/// Two numbers per band and channel.
-pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
-    match node.pass {
-        Pass::Train { .. } | Pass::Bwd { .. } => 2 * Bands::of(node.bn.spec.x, target.dtype).bytes(),
-        Pass::Infer { .. } | Pass::Fold { .. } => 0,
-    }
-}
-
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
     match node.pass {

@@ -35,6 +35,7 @@ pub(super) use launch::band_moments;
 pub(crate) use launch::KERNELS;
 pub(super) use reference::mean_of;
 
+use super::norm::merge::Bands;
 use super::operands::call;
 use super::{Call, Gradient, Io, Op, Operands, Operator, Source, Written};
 use crate::device::{Launch, Target};
@@ -301,8 +302,12 @@ impl Operator for Node {
         Ok(vec![Gradient::node(Op::BatchNorm(self.bn.bwd(relu)), bwd)])
     }
 
+    /// Two numbers per band and channel.
     fn scratch_bytes(&self, target: Target) -> usize {
-        launch::scratch_bytes(self, target)
+        match self.pass {
+            Pass::Train { .. } | Pass::Bwd { .. } => 2 * Bands::of(self.bn.spec.x, target.dtype).bytes(),
+            Pass::Infer { .. } | Pass::Fold { .. } => 0,
+        }
     }
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {

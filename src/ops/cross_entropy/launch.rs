@@ -34,14 +34,6 @@ kernels! {
     BWD: CrossEntropyBwd = "cross_entropy_bwd_*", SHARED;
 }
 
-/// Forward: the loss of each image, and 1 if it is right.
-pub(super) fn scratch_bytes(node: &Node, _target: Target) -> usize {
-    match node.pass {
-        Pass::Fwd => 2 * node.loss.spec.n * size_of::<f32>(),
-        Pass::Bwd(_) => 0,
-    }
-}
-
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     io.check(node, target)?;
     match node.pass {

@@ -1,6 +1,6 @@
 //! The launches: kernels, grids and parameters.
 
-use super::gradient::{self, Bound, Operands, FORMS};
+use super::gradient::{Bound, Operands, FORMS};
 use super::merge::{self, BandRows, Bands};
 use super::{Gradient, Measure, Node, Pass, Scale};
 use crate::device::table::{entry, kernels, only, Entry};
@@ -45,14 +45,6 @@ kernels! {
 }
 
 static GRADIENT: [&[Entry]; FORMS] = [&GRADIENT_AFFINE, &GRADIENT_SIGNS, &GRADIENT_SIGNS_TWO];
-
-pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
-    match node.pass {
-        Pass::Measure => Bands::of(node.x, target.dtype).scratch_bytes(2),
-        Pass::Gradient(Gradient { mask, .. }) => gradient::scratch_bytes(mask, node.x, target.dtype),
-        Pass::Scale { .. } | Pass::Coefficients { .. } => 0,
-    }
-}
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let valid = !node.x.contains(&0) && is_addressable(&node.x);

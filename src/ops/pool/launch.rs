@@ -9,7 +9,7 @@ use super::{Bwd, Fwd, Node, Pass};
 use crate::device::table::{entry, kernels, Entry};
 use crate::device::{Cost, Launch, Target};
 use crate::ops::load::{Affine, Load};
-use crate::ops::norm::gradient::{self, Bound, FORMS};
+use crate::ops::norm::gradient::{Bound, FORMS};
 use crate::ops::norm::sums_shared;
 use crate::ops::store::{Mask, Sums};
 use crate::ops::strips::{Strips, THREADS};
@@ -41,13 +41,6 @@ kernels! {
 static NORM_MAX_BWD: [&[Entry]; FORMS] = [&MAX_BWD_AFFINE, &MAX_BWD_SIGNS, &MAX_BWD_SIGNS_TWO];
 static NORM_AVG_BWD: [&[Entry]; FORMS] = [&AVG_BWD_AFFINE, &AVG_BWD_SIGNS, &AVG_BWD_SIGNS_TWO];
 
-pub(super) fn scratch_bytes(node: &Node, target: Target) -> usize {
-    match node.pass {
-        Pass::Bwd(Bwd { mask: Some(mask), .. }) => gradient::scratch_bytes(mask, node.pool.spec.x, target.dtype),
-        _ => 0,
-    }
-}
-
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let index = match node.pass {
         Pass::Fwd(form) => form.index,
@@ -60,14 +53,7 @@ pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<L
     Error::check(index == node.pool.has_index(), node.name(), problem)?;
     io.check(node, target)?;
     match node.pass {
-        Pass::Fwd(form) => {
-            let call = io.bind(form);
-            let numbers = numbers(node, call.x.load)?;
-            Ok(vec![match call.index {
-                Some(index) => max_fwd(node, call, index, numbers, target, io)?,
-                None => avg_fwd(node, call, numbers, target, io)?,
-            }])
-        }
+        Pass::Fwd(form) => Ok(vec![forward(node, form, target, io)?]),
         Pass::Bwd(form) => match io.bind(form) {
             Bwd { dy, index, mask: Some(mask), dx, sums: Some(sums) } => {
                 masked(node, (dy, index, dx), mask, sums, target, io)
@@ -103,52 +89,32 @@ fn fwd_cost(node: &Node, x: &Arg, plain: bool, target: Target, io: &Io<'_>) -> C
     }
 }
 
-fn max_fwd(
-    node: &Node,
-    Fwd { x, y, .. }: Fwd<&Arg>,
-    index: &Arg,
-    numbers: Option<Numbers>,
-    target: Target,
-    io: &Io<'_>,
-) -> Result<Launch> {
-    let pool = MaxFwd::new(&node.pool, target.dtype, x.value, [y, index])?;
-    let (grid, cost) = (pool.strips.grid()?, fwd_cost(node, x.value, numbers.is_none(), target, io));
-    let kernel = entry(target, if numbers.is_some() { &FUSED_MAX_FWD } else { &MAX_FWD })?;
-    Ok(match numbers {
-        Some(numbers) => {
-            // SAFETY: `strips` covers y and index, windows lie inside x, and the views hold these, scale and shift
-            // (`Io::check`).
-            unsafe { Launch::new(kernel, grid, &FusedMaxFwd { pool, numbers }, cost, io.views()) }
-        }
-        // SAFETY: as above, without scale and shift.
-        None => unsafe { Launch::new(kernel, grid, &pool, cost, io.views()) },
-    })
-}
-
-fn avg_fwd(
-    node: &Node,
-    Fwd { x, y, .. }: Fwd<&Arg>,
-    numbers: Option<Numbers>,
-    target: Target,
-    io: &Io<'_>,
-) -> Result<Launch> {
+fn forward(node: &Node, form: Fwd, target: Target, io: &Io<'_>) -> Result<Launch> {
+    let Fwd { x, y, index } = io.bind(form);
+    let numbers = numbers(node, x.load)?;
+    let (cost, views) = (fwd_cost(node, x.value, numbers.is_none(), target, io), io.views());
+    if let Some(index) = index {
+        let pool = MaxFwd::new(&node.pool, target.dtype, x.value, [y, index])?;
+        let grid = pool.strips.grid()?;
+        let Some(numbers) = numbers else {
+            let kernel = entry(target, &MAX_FWD)?;
+            // SAFETY: `strips` covers y and index, windows lie inside x, and the views hold these (`Io::check`).
+            return Ok(unsafe { Launch::new(kernel, grid, &pool, cost, views) });
+        };
+        let kernel = entry(target, &NORM_MAX_FWD)?;
+        // SAFETY: as above, and the views hold scale and shift.
+        return Ok(unsafe { Launch::new(kernel, grid, &NormMaxFwd { pool, numbers }, cost, views) });
+    }
     let (pool, tree) = AvgFwd::new(&node.pool, target.dtype, x.value, y)?;
-    let (grid, cost) = (pool.strips.grid()?, fwd_cost(node, x.value, numbers.is_none(), target, io));
-    let entries: &[Entry] = match (&numbers, tree) {
-        (None, false) => &AVG_FWD,
-        (None, true) => &AVG_FWD_TREE,
-        (Some(_), false) => &FUSED_AVG_FWD,
-        (Some(_), true) => &FUSED_AVG_FWD_TREE,
+    let grid = pool.strips.grid()?;
+    let Some(numbers) = numbers else {
+        let kernel = if tree { entry(target, &AVG_FWD_TREE)? } else { entry(target, &AVG_FWD)? };
+        // SAFETY: `strips` covers y, windows lie inside x, and the views hold these (`Io::check`).
+        return Ok(unsafe { Launch::new(kernel, grid, &pool, cost, views) });
     };
-    let kernel = entry(target, entries)?;
-    Ok(match numbers {
-        Some(numbers) => {
-            // SAFETY: `strips` covers y, windows lie inside x, and the views hold these, scale and shift (`Io::check`).
-            unsafe { Launch::new(kernel, grid, &FusedAvgFwd { pool, numbers }, cost, io.views()) }
-        }
-        // SAFETY: as above, without scale and shift.
-        None => unsafe { Launch::new(kernel, grid, &pool, cost, io.views()) },
-    })
+    let kernel = if tree { entry(target, &NORM_AVG_FWD_TREE)? } else { entry(target, &NORM_AVG_FWD)? };
+    // SAFETY: as above, and the views hold scale and shift.
+    Ok(unsafe { Launch::new(kernel, grid, &NormAvgFwd { pool, numbers }, cost, views) })
 }
 
 fn max_bwd(node: &Node, [dy, index, dx]: [&Arg; 3], target: Target, io: &Io<'_>) -> Result<Launch> {

@@ -35,6 +35,7 @@ mod reference;
 pub(crate) use launch::KERNELS;
 
 use super::load::Operand;
+use super::norm::gradient::scratch_bytes;
 use super::operands::{call, Call, Operands, Written};
 use super::store::{Mask, Sums};
 use super::{Gradient, Io, Op, Operator, Source};
@@ -318,7 +319,10 @@ impl Operator for Node {
     }
 
     fn scratch_bytes(&self, target: Target) -> usize {
-        launch::scratch_bytes(self, target)
+        match self.pass {
+            Pass::Bwd(Bwd { mask: Some(mask), .. }) => scratch_bytes(mask, self.pool.spec.x, target.dtype),
+            _ => 0,
+        }
     }
 
     fn launches(&self, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {

@@ -88,9 +88,9 @@ fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let Fwd { a, b, gate, y, signs } = io.bind(node.form);
     let rows = Rows::pixels([n, h, w, c]);
     let strips = Strips::eights(rows, WALK_END, rows.wide(target.dtype, &[a.value, b.value, y], &[]))?;
-    let (first, second) = (term(node, &rows, a)?, term(node, &rows, b)?);
+    let ((first, first_relu), (second, second_relu)) = (term(node, &rows, a)?, term(node, &rows, b)?);
     let params = BlockEnd {
-        terms: [first.0, second.0],
+        terms: [first, second],
         y: y.address(),
         signs: signs.map_or(0, Arg::address),
         gate: gate.map_or(0, Arg::address),
@@ -98,7 +98,7 @@ fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
         signs_stride: signs.map_or(0, |s| rows.stride(s)),
         strips,
         relu: node.relu.into(),
-        activated: u32::from(first.1) | u32::from(second.1) << 1,
+        activated: u32::from(first_relu) | u32::from(second_relu) << 1,
     };
     let kernel = entry(target, &END)?;
     // SAFETY: `strips` covers a, b, y and the signs, and the views hold these and the other operands (`Io::check`);

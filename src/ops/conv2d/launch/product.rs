@@ -92,11 +92,6 @@ impl<'a> Extras<'a> {
     }
 }
 
-/// True if 16-byte accesses to partial sums in rows of `columns` are possible.
-fn vector_partial(partial: Option<Matrix<'_>>, columns: usize) -> bool {
-    columns.is_multiple_of(8) && partial.is_some_and(|p| p.takes_vectors(columns))
-}
-
 /// The address; null if there is no matrix.
 pub fn address(m: Option<Matrix<'_>>) -> u64 {
     m.map_or(0, |m| m.address())
@@ -235,12 +230,11 @@ impl<'a> Bound<'a> {
     }
 
     fn flags(&self, columns: usize) -> i32 {
-        let mut matrices = std::iter::once(&self.factors.out).chain(&self.extras.residual).chain(&self.beside.out);
-        let vector_out = matrices.all(|m| m.takes_vectors(columns));
         let whole = columns.is_multiple_of(8);
-        self.extras.flags()
-            | flag(VECTOR_OUT, whole && vector_out)
-            | flag(VECTOR_PARTIAL, vector_partial(self.partial, columns))
+        let mut out = std::iter::once(&self.factors.out).chain(&self.extras.residual).chain(&self.beside.out);
+        let vector_out = whole && out.all(|m| m.takes_vectors(columns));
+        let vector_partial = whole && self.partial.is_some_and(|m| m.takes_vectors(columns));
+        self.extras.flags() | flag(VECTOR_OUT, vector_out) | flag(VECTOR_PARTIAL, vector_partial)
     }
 
     /// The parameters of fwd and bwd_x.
