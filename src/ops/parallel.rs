@@ -53,6 +53,14 @@ impl Cut {
         in_lanes(split(&mut scratch[..self.parts * each], each), |i, scratch| vectorized(|| f(i, scratch)));
     }
 
+    /// Repeats the first `c` elements of each wide row to its end.
+    pub(super) fn widen<T: Real>(&self, rows: &mut [T]) {
+        for row in rows.chunks_exact_mut(self.wide) {
+            let (first, more) = row.split_at_mut(self.c);
+            repeat(first, more);
+        }
+    }
+
     /// Folds the `wide` sums of a part into its first `c`; the others are left undefined.
     pub(super) fn fold<T: Real>(&self, sums: &mut [T]) {
         let (total, rest) = sums.split_at_mut(self.c);

@@ -178,10 +178,7 @@ struct Affine<'a, T> {
 impl<'a, T: Real> Affine<'a, T> {
     /// Takes three wide rows that begin with C scales, means and shifts.
     fn new(cut: &Cut, rows: &'a mut [T]) -> Self {
-        for row in rows.chunks_exact_mut(cut.wide) {
-            let (first, more) = row.split_at_mut(cut.c);
-            repeat(first, more);
-        }
+        cut.widen(rows);
         let (scale, rest) = rows.split_at(cut.wide);
         let (mean, shift) = rest.split_at(cut.wide);
         Self { scale, mean, shift }
@@ -190,9 +187,10 @@ impl<'a, T: Real> Affine<'a, T> {
     fn apply(&self, cut: &Cut, relu: bool, x: &[T], y: &mut [T]) {
         in_lanes(split(y, cut.part), |i, y| {
             let x = &x[cut.range(i, x.len())];
-            vectorized(
-                || if relu { self.rows(cut, x, y, |v| v.maximum(T::ZERO)) } else { self.rows(cut, x, y, |v| v) },
-            );
+            vectorized(|| match relu {
+                true => self.rows(cut, x, y, |v| v.maximum(T::ZERO)),
+                false => self.rows(cut, x, y, |v| v),
+            });
         });
     }
 
@@ -216,14 +214,10 @@ fn bwd<T: Real>(node: &Node, form: Bwd, io: &mut HostIo<'_, T>) {
     let (parts, wide) = scratch.split_at_mut(cut.parts * 2 * cut.wide);
     let (center, wide) = wide.split_at_mut(cut.wide);
     repeat(mean, center);
-    cut.for_each(parts, 2 * cut.wide, |i, sums| {
-        let range = cut.range(i, x.len());
-        let tensors = [&dy[range.clone()], &x[range.clone()], &y[range]];
-        if relu {
-            reduce::<T, true>(&cut, tensors, center, sums);
-        } else {
-            reduce::<T, false>(&cut, tensors, center, sums);
-        }
+    let part = |i: usize| [dy, x, y].map(|tensor| &tensor[cut.range(i, x.len())]);
+    cut.for_each(parts, 2 * cut.wide, |i, sums| match relu {
+        true => reduce::<T, true>(&cut, part(i), center, sums),
+        false => reduce::<T, false>(&cut, part(i), center, sums),
     });
     let m = node.bn.count() as f64;
     for k in 0..cut.c {
@@ -236,19 +230,15 @@ fn bwd<T: Real>(node: &Node, form: Bwd, io: &mut HostIo<'_, T>) {
         wide[cut.wide + k] = T::from_f64(-scale * invstd[k].to_f64() * along / m);
         wide[2 * cut.wide + k] = T::from_f64(-scale * sum / m);
     }
-    for row in wide.chunks_exact_mut(cut.wide) {
-        let (first, more) = row.split_at_mut(cut.c);
-        repeat(first, more);
-    }
-    let affine = Correction { center, wide, cut: &cut };
+    cut.widen(wide);
+    let correction = Correction { center, wide, cut: &cut };
     in_lanes(split(dx, cut.part), |i, dx| {
-        let range = cut.range(i, x.len());
-        let tensors = [&dy[range.clone()], &x[range.clone()], &y[range]];
+        let tensors = part(i);
         vectorized(|| match (relu, accumulate) {
-            (false, false) => affine.rows::<false, false>(tensors, dx),
-            (false, true) => affine.rows::<false, true>(tensors, dx),
-            (true, false) => affine.rows::<true, false>(tensors, dx),
-            (true, true) => affine.rows::<true, true>(tensors, dx),
+            (false, false) => correction.rows::<false, false>(tensors, dx),
+            (false, true) => correction.rows::<false, true>(tensors, dx),
+            (true, false) => correction.rows::<true, false>(tensors, dx),
+            (true, true) => correction.rows::<true, true>(tensors, dx),
         });
     });
 }

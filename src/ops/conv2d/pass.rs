@@ -9,6 +9,16 @@ use crate::ops::{Call, Gradient, Io, Op, Operands, Operator, Read, Source, Writt
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
+group! {
+    /// The end of a residual block, stored by the convolution that reads it.
+    pub struct End {
+        /// `[N,H,W,C]`.
+        z: T [one],
+        /// `[N,H,W,ceil(C / 8)]`, bytes: one bit per element of z, 0 where it is 0 or less.
+        signs: T [one],
+    }
+}
+
 call! {
     /// `y = epilogue(x * w)`.
     pub struct Fwd {
@@ -29,19 +39,7 @@ call! {
             end: Option<End<O>> [maybe_group],
         }
     }
-}
 
-group! {
-    /// The end of a residual block, stored by the convolution that reads it.
-    pub struct End {
-        /// `[N,H,W,C]`.
-        z: T [one],
-        /// `[N,H,W,ceil(C / 8)]`, bytes: one bit per element of z, 0 where it is 0 or less.
-        signs: T [one],
-    }
-}
-
-call! {
     /// `dx = mask(dy * w)`.
     pub struct BwdX {
         reads {

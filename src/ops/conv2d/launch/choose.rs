@@ -216,6 +216,10 @@ impl Problem {
         self.entries(target).filter(move |v| v.access == access)
     }
 
+    fn most_splits(&self) -> usize {
+        self.split_launches.map_or(1, |_| MAX_SPLITS)
+    }
+
     /// The target's kernels, its own family's first, so that they win ties.
     fn entries(&self, target: Target) -> impl Iterator<Item = &'static Variant> {
         table::on(self.table, target.arch).filter(move |v| v.dtype == target.dtype)
@@ -231,11 +235,10 @@ pub fn fits(plan: Plan, problem: &Problem, target: Target) -> bool {
         Access::Stem => problem.is_stem(target.dtype),
         Access::Scalar => false,
     };
-    let most = if problem.split_launches.is_some() { MAX_SPLITS } else { 1 };
     known(plan.scalar)
         && plan.vector.is_none_or(|v| known(v) && allowed(v))
         && problem.conv.spec.groups.is_multiple_of(plan.pack)
-        && (1..=most).contains(&plan.splits)
+        && (1..=problem.most_splits()).contains(&plan.splits)
 }
 
 /// Elements of the reduction per stage.
@@ -251,7 +254,7 @@ const MAX_PARTIAL: usize = 16 << 20;
 
 fn possible_splits(problem: &Problem, shape: Shape, dtype: DType) -> impl Iterator<Item = usize> {
     let stages = shape.depth.div_ceil(stage_depth(dtype));
-    let (partial, most) = (problem.result_len(), if problem.split_launches.is_some() { MAX_SPLITS } else { 1 });
+    let (partial, most) = (problem.result_len(), problem.most_splits());
     std::iter::successors(Some(1), |s| Some(s * 2))
         .take_while(move |&s| s == 1 || (s <= most && stages / s >= MIN_STAGES && s * partial <= MAX_PARTIAL))
 }
