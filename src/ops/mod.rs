@@ -258,7 +258,6 @@ impl<'a> Io<'a> {
 }
 
 impl Arg {
-    /// The device address.
     pub(crate) fn address(&self) -> u64 {
         self.view.address()
     }

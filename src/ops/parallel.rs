@@ -25,11 +25,9 @@ const RUN: usize = 1 << 14;
 /// The cut of a matrix of rows of `c` channels.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cut {
-    /// Channels.
     pub(super) c: usize,
     /// Elements of a wide row, a multiple of `c`.
     pub(super) wide: usize,
-    /// Parts.
     pub(super) parts: usize,
     /// Elements of a part, a multiple of `wide`; the last may have fewer.
     pub(super) part: usize,

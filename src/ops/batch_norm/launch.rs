@@ -234,28 +234,21 @@ impl Node {
         let super::Bwd { dy, x, mean, y, .. } = io.bind(form);
         let (rows, tensors) = (Rows::pixels(self.bn.spec.x), Vec::from_iter([dy, x].into_iter().chain(y)));
         let bands = self.reduction(target, &tensors, io)?;
-        let params = BandSums {
-            dy: dy.address(),
-            x: x.address(),
-            y: y.map_or(0, Arg::address),
-            mean: mean.address(),
-            dy_sum: bands.numbers[0].address(),
-            dyx_sum: bands.numbers[1].address(),
-            dy_stride: rows.stride(dy),
-            x_stride: rows.stride(x),
-            y_stride: y.map_or(0, |a| rows.stride(a)),
-            strips: bands.strips,
-        };
+        let read = tensors.iter().chain([&mean]).map(|arg| &arg.view);
+        let views = read.chain(&bands.numbers).cloned().collect();
+        let [dy_stride, x_stride] = [dy, x].map(|arg| rows.stride(arg));
+        let (y_stride, y) = (y.map_or(0, |y| rows.stride(y)), y.map_or(0, Arg::address));
+        let [dy_sum, dyx_sum] = [0, 1].map(|i| bands.numbers[i].address());
+        let ([dy, x, mean], strips) = ([dy, x, mean].map(Arg::address), bands.strips);
+        let params = BandSums { dy, x, y, mean, dy_sum, dyx_sum, dy_stride, x_stride, y_stride, strips };
         let cost = Cost {
             flops: 3 * self.bn.x().shape.len() as u64,
             bytes_read: (tensors.len() * self.bn.x().bytes(target.dtype) + 4 * self.bn.spec.x[3]) as u64,
             bytes_written: bands.bytes(),
         };
-        let read = tensors.iter().chain([&mean]).map(|arg| &arg.view);
-        let views = read.chain(&bands.numbers).cloned().collect();
         // SAFETY: `strips` covers dy, x and y, and the views hold these, the mean and the bands' sums (`Io::check`); y
         // may be null.
-        let launch = unsafe { Launch::new(entry(target, &SUMS)?, bands.strips.grid()?, &params, cost, views) };
+        let launch = unsafe { Launch::new(entry(target, &SUMS)?, strips.grid()?, &params, cost, views) };
         Ok((launch, bands))
     }
 

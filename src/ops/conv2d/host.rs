@@ -69,20 +69,14 @@ pub(super) fn scratch(node: &Node) -> usize {
         return 0;
     }
     let plan = Plan::new(&node.conv);
-    let rows = |lanes: usize, pixels: usize| if plan.direct { 0 } else { lanes * pixels * plan.row };
+    let rows = |cut: &Cut| cut.lanes * plan.scratch_of(cut);
     match node.pass {
-        Pass::Fwd(_) => {
-            let cut = plan.cut(plan.pixels, 1);
-            rows(cut.lanes, cut.chunk) + plan.transposed()
-        }
-        Pass::BwdX(_) => {
-            let cut = plan.cut(plan.spec.n, plan.image);
-            rows(cut.lanes, cut.chunk)
-        }
+        Pass::Fwd(_) => rows(&plan.cut(plan.pixels, 1)) + plan.transposed(),
+        Pass::BwdX(_) => rows(&plan.cut(plan.spec.n, plan.image)),
         Pass::BwdW(_) => {
             let (cut, block) = plan.cut_weights();
             let partials = if cut.lanes > 1 { cut.lanes * plan.spec.k * plan.row } else { 0 };
-            rows(cut.lanes * plan.spec.k.div_ceil(block), cut.chunk) + partials
+            rows(&cut) * plan.spec.k.div_ceil(block) + partials
         }
         Pass::BwdBias(_) => parallel::columns_scratch(plan.pixels * plan.spec.k, plan.spec.k),
         Pass::Bwd(_) => 0,

@@ -86,17 +86,13 @@ fn launch_gradient(node: &Node, form: Gradient, target: Target, io: &Io<'_>) -> 
     let Gradient { dz, mask, g, sums } = io.bind(form);
     let bound = Bound { mask, shape: node.x, g, sums };
     let sums = bound.bands(target.dtype, &[dz], &[], io.scratch)?;
-    let params = OfStored {
-        dz: dz.address(),
-        stride: dz.pixel_stride as i64,
-        epilogue: bound.params(&sums),
-        strips: sums.strips,
-    };
+    let (stride, epilogue, strips) = (dz.pixel_stride as i64, bound.params(&sums), sums.strips);
+    let params = OfStored { dz: dz.address(), stride, epilogue, strips };
     let cost = bound.cost(target.dtype, &node.inputs(), node.flops(), &sums);
     let kernel = entry(target, GRADIENT[bound.form()])?;
     // SAFETY: `strips` covers dz, g, y and the bits; the views hold these, the mask's other operands (`Io::check`) and
     // the bands' sums; operands that the form does not read are null.
-    let first = unsafe { Launch::new(kernel, sums.strips.grid()?, &params, cost, bound.views(io.inputs, &sums)) };
+    let first = unsafe { Launch::new(kernel, strips.grid()?, &params, cost, bound.views(io.inputs, &sums)) };
     let mut launches = vec![first];
     launches.extend(bound.merge(&sums)?);
     Ok(launches)

@@ -89,17 +89,11 @@ fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = Rows::pixels([n, h, w, c]);
     let strips = Strips::eights(rows, WALK_END, rows.wide(target.dtype, &[a.value, b.value, y], &[]))?;
     let ((first, first_relu), (second, second_relu)) = (term(node, &rows, a)?, term(node, &rows, b)?);
-    let params = BlockEnd {
-        terms: [first, second],
-        y: y.address(),
-        signs: signs.map_or(0, Arg::address),
-        gate: gate.map_or(0, Arg::address),
-        y_stride: rows.stride(y),
-        signs_stride: signs.map_or(0, |s| rows.stride(s)),
-        strips,
-        relu: node.relu.into(),
-        activated: u32::from(first_relu) | u32::from(second_relu) << 1,
-    };
+    let (terms, open) = ([first, second], gate.map_or(0, Arg::address));
+    let (y_stride, signs_stride) = (rows.stride(y), signs.map_or(0, |signs| rows.stride(signs)));
+    let (y, signs) = (y.address(), signs.map_or(0, Arg::address));
+    let (relu, activated) = (node.relu.into(), u32::from(first_relu) | u32::from(second_relu) << 1);
+    let params = BlockEnd { terms, y, signs, open, y_stride, signs_stride, strips, relu, activated };
     let kernel = entry(target, &END)?;
     // SAFETY: `strips` covers a, b, y and the signs, and the views hold these and the other operands (`Io::check`);
     // scales, shifts, signs and the gate may be null.

@@ -55,7 +55,6 @@ impl<'a> Matrix<'a> {
         Ok(Self { view, rows, cols, stride, elem })
     }
 
-    /// The device address.
     pub fn address(&self) -> u64 {
         self.view.address()
     }

@@ -19,9 +19,7 @@ pub enum Product {
 /// A product to plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Problem {
-    /// The convolution.
     pub conv: Conv2d,
-    /// The product.
     pub product: Product,
     /// The kernels for it, of every architecture.
     pub table: &'static [Variant],

@@ -107,7 +107,6 @@ pub struct Bound<'a> {
     problem: Problem,
     plan: Plan,
     pub factors: Factors<Matrix<'a>>,
-    /// The epilogue's operands.
     pub extras: Extras<'a>,
     partial: Option<Matrix<'a>>,
     /// True if the epilogue also visits results that no tap reaches.

@@ -69,25 +69,16 @@ fn moments_step(bands: Bands, rows: BandRows, each: usize, from: [&View; 2], to:
     let parts = Bands { count: bands.count.div_ceil(each), ..bands };
     check(&from, bands)?;
     check(&to, parts)?;
-    let [band_mean, band_m2, mean, m2] = [from[0], from[1], to[0], to[1]].map(View::address);
-    let [count, channels, bands_per_part] = narrow("norm_merge", [bands.count, bands.channels, each])?;
-    let params = MergeMoments {
-        band_mean,
-        band_m2,
-        mean,
-        m2,
-        rows: rows.rows as i64,
-        rows_per_band: rows.each as i64,
-        bands: count,
-        channels,
-        bands_per_part,
-        last: (parts.count == 1).into(),
-    };
     let cost = Cost {
         flops: 10 * (bands.bytes() / 4) as u64,
         bytes_read: 2 * bands.bytes() as u64,
         bytes_written: 2 * parts.bytes() as u64,
     };
+    let [band_mean, band_m2, mean, m2] = [from[0], from[1], to[0], to[1]].map(View::address);
+    let [bands, channels, bands_per_part] = narrow("norm_merge", [bands.count, bands.channels, each])?;
+    let (rows, rows_per_band, last) = (rows.rows as i64, rows.each as i64, (parts.count == 1).into());
+    let params =
+        MergeMoments { band_mean, band_m2, mean, m2, rows, rows_per_band, bands, channels, bands_per_part, last };
     let views = [from, to].concat().into_iter().cloned().collect();
     // SAFETY: `check` found room for two numbers per channel and band, and per channel and part.
     Ok(unsafe { Launch::new(only(&MOMENTS), [blocks(parts)?, 1, 1], &params, cost, views) })
