@@ -157,7 +157,7 @@ impl Pass {
     }
 }
 
-/// A convolution's pass in a graph.
+/// One pass of a convolution in a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     /// The convolution.

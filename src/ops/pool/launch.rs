@@ -42,13 +42,11 @@ static NORM_MAX_BWD: [&[Entry]; FORMS] = [&MAX_BWD_AFFINE, &MAX_BWD_SIGNS, &MAX_
 static NORM_AVG_BWD: [&[Entry]; FORMS] = [&AVG_BWD_AFFINE, &AVG_BWD_SIGNS, &AVG_BWD_SIGNS_TWO];
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
-    let index = match node.pass {
-        Pass::Fwd(form) => form.index,
-        Pass::Bwd(form) => {
-            Mask::check_sums(node.name(), form.mask, form.sums)?;
-            form.index
-        }
+    let (index, mask, sums) = match node.pass {
+        Pass::Fwd(form) => (form.index, None, None),
+        Pass::Bwd(form) => (form.index, form.mask, form.sums),
     };
+    Mask::check_sums(node.name(), mask, sums)?;
     let problem = || "an index goes with max pooling, and with that alone".into();
     Error::check(index == node.pool.has_index(), node.name(), problem)?;
     io.check(node, target)?;
@@ -81,12 +79,9 @@ fn fwd_cost(node: &Node, x: &Arg, plain: bool, target: Target, io: &Io<'_>) -> C
     if !plain {
         return node.cost(target.dtype);
     }
-    let covered = [0, 1].map(|axis| node.pool.covered(axis));
-    let reached = [&covered[0][..], &covered[1][..]];
-    Cost {
-        bytes_read: x.touched_pixels(node.pool.spec.x, target.dtype.bytes(), reached),
-        ..io.cost(node, target.dtype)
-    }
+    let [rows, columns] = [0, 1].map(|axis| node.pool.covered(axis));
+    let bytes_read = x.touched_pixels(node.pool.spec.x, target.dtype.bytes(), [&rows, &columns]);
+    Cost { bytes_read, ..io.cost(node, target.dtype) }
 }
 
 fn forward(node: &Node, form: Fwd, target: Target, io: &Io<'_>) -> Result<Launch> {

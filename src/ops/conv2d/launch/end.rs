@@ -7,7 +7,7 @@ use super::loads::{forward, Reader};
 use super::passes::Run;
 use super::product::{address, Extras};
 use crate::device::{Cost, Launch};
-use crate::ops::conv2d::{End, Fwd};
+use crate::ops::conv2d::Fwd;
 use crate::ops::load::Load;
 use crate::ops::store::sign_bytes;
 use crate::ops::{Arg, Operator};
@@ -26,9 +26,8 @@ impl<'a> Run<'a> {
         let mut reader = Reader::default();
         let other = reader.pixels("the other operand", other, [rows, channels], elem)?;
         let (own, others) = (reader.affine(own, channels)?, reader.affine(others, channels)?);
-        let End { z, signs } = end;
-        let z = Matrix::pixels("z", z, [rows, channels], elem)?;
-        let signs = Matrix::pixels("signs", signs, [rows, sign_bytes(channels)], 1)?;
+        let z = Matrix::pixels("z", end.z, [rows, channels], elem)?;
+        let signs = Matrix::pixels("signs", end.signs, [rows, sign_bytes(channels)], 1)?;
         let factors = Factors { a: x.value, b: w, out: y };
         let mut bound = self.bound(self.problem, self.plan, factors, Extras::default())?;
         bound.beside.x = reader.read.iter().copied().chain([z]).collect();
@@ -49,12 +48,8 @@ impl<'a> Run<'a> {
             signs_stride: signs.stride(),
             unused: 0,
         };
-        let end = Cost {
-            flops: self.node.flops() - 2 * conv.macs(),
-            bytes_read: 0,
-            bytes_written: z.bytes() + signs.bytes(),
-        };
-        let cost = Self::cost(&bound, &reader.read, &tiles) + end;
+        let (flops, bytes_written) = (self.node.flops() - 2 * conv.macs(), z.bytes() + signs.bytes());
+        let cost = Self::cost(&bound, &reader.read, &tiles) + Cost { flops, bytes_read: 0, bytes_written };
         let mut views = Self::views(&bound, &reader.read, &tiles);
         views.extend([z, signs].map(|m| m.view.clone()));
         let kernel = &bound.formed().variant.kernel;

@@ -332,9 +332,9 @@ impl<'a> Bound<'a> {
     /// Bytes of the pixels of x or dx that no tap of the kernel reaches.
     fn unreached(&self, x: &Matrix<'_>) -> u64 {
         let Spec { n, h, w, c, .. } = self.problem.conv.spec;
-        let reached = [0, 1].map(|axis| self.problem.conv.reached(axis));
+        let [rows, columns] = [0, 1].map(|axis| self.problem.conv.reached(axis));
         let pitch = x.stride * x.elem;
-        let touched = touched::pixels(x.address(), [n, h, w, c], [pitch, x.elem], [&reached[0], &reached[1]]);
+        let touched = touched::pixels(x.address(), [n, h, w, c], [pitch, x.elem], [&rows, &columns]);
         x.bytes().saturating_sub(touched)
     }
 
