@@ -71,13 +71,19 @@ impl Workshop {
         self.folder.path().join("kernels")
     }
 
-    /// Every kernel file of a folder, unchanged.
+    /// Every kernel file of a folder and of the folders in it, unchanged.
     fn compile_folder(&self, name: &str) -> Result<Objects, String> {
-        let mut units: Vec<PathBuf> = std::fs::read_dir(self.kernels().join(name))
-            .map_err(|e| format!("kernels/{name}: {e}"))?
-            .filter_map(|e| e.ok().map(|e| e.path()))
-            .filter(|p| p.extension().is_some_and(|e| e == "cu"))
-            .collect();
+        let (mut units, mut folders) = (Vec::new(), vec![self.kernels().join(name)]);
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))? {
+                let path = entry.map_err(|e| e.to_string())?.path();
+                match path.extension() {
+                    None if path.is_dir() => folders.push(path),
+                    Some(extension) if extension == "cu" => units.push(path),
+                    _ => {}
+                }
+            }
+        }
         units.sort();
         self.compile(&units, "o")
     }
@@ -127,6 +133,9 @@ impl Workshop {
         let original = std::fs::read_to_string(&changed).map_err(|e| e.to_string())?;
         std::fs::write(&changed, mutant.apply(&self.root)?).map_err(|e| e.to_string())?;
         let (stale, kept): (Vec<_>, Vec<_>) = objects.iter().partition(|(_, parts)| parts.contains(&changed));
+        if stale.is_empty() {
+            return Err(format!("{}: no kernel of the test's op includes {}", mutant.place, mutant.file));
+        }
         let units: Vec<PathBuf> = stale.iter().map(|(object, _)| object.with_extension("cu")).collect();
         let compiled = self.compile(&units, "mutant.o");
         std::fs::write(&changed, original).map_err(|e| e.to_string())?;
