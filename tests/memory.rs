@@ -89,6 +89,7 @@ fn feed(program: &mut Program, (state, images): &(StateDict, HostTensor), labels
     program.load(state).expect("weights");
     program.set_input("input", images).expect("an input");
     program.set_labels(labels).expect("labels");
+    program.set_learning_rate(0.1).expect("a rate");
 }
 
 fn optimizer() -> Sgd {

@@ -198,7 +198,7 @@ impl Program {
         Ok(())
     }
 
-    /// Sets the learning rate of the next runs, which read it from device memory. Fails unless it is at least 0 and finite.
+    /// Sets the learning rate of the next runs, which read it on the device. Fails if it is negative or not finite.
     pub fn set_learning_rate(&mut self, lr: f64) -> Result<()> {
         Error::check(lr >= 0.0 && lr.is_finite(), "learning rate", || {
             format!("{lr}, expected a number of at least 0")
