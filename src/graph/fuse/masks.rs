@@ -27,7 +27,7 @@ pub(super) fn append(fused: &mut Fused) {
     let graph = &mut fused.graph;
     let mut renamed = HashMap::new();
     let mut gone = vec![false; graph.nodes.len()];
-    for i in 0..graph.nodes.len() {
+    for (i, gone) in gone.iter_mut().enumerate() {
         let Some(call) = gradient(&graph.nodes[i]) else { continue };
         let Some(writer) = writer(graph, &index, i, &call) else { continue };
         let Some(joined) = join(&graph.nodes[writer], &call) else { continue };
@@ -37,7 +37,7 @@ pub(super) fn append(fused: &mut Fused) {
         let gate = graph.nodes[writer].gate;
         match gate.filter(|_| gate != graph.nodes[i].gate) {
             Some(gate) => graph.nodes[i].gate = Some(graph.inverse(gate)),
-            None => gone[i] = true,
+            None => *gone = true,
         }
         graph.nodes[writer] = joined;
     }

@@ -95,8 +95,8 @@ impl<'a> Reader<'a> {
         let ([rows, channels], mut masking) = (dims, Masking::default());
         let Some(mask) = mask else { return Ok(masking) };
         for (i, Normalised { y, mean }) in mask.normalised().into_iter().enumerate() {
-            masking.y[i] = Some(self.pixels("y of the mask", *y, dims, dtype.bytes())?);
-            masking.mean[i] = Some(self.numbers("mean", *mean, channels)?);
+            masking.y[i] = Some(self.pixels("y of the mask", y, dims, dtype.bytes())?);
+            masking.mean[i] = Some(self.numbers("mean", mean, channels)?);
         }
         match mask {
             Mask::Affine { scale, shift, relu, scaled, .. } => {
