@@ -77,15 +77,6 @@ impl Default for BuildOptions {
     }
 }
 
-/// A network's descriptor, parsed from its name by its family's grammar.
-#[derive(Clone, Debug, PartialEq)]
-enum Network {
-    AlexNet(alexnet::Spec),
-    Dense(densenet::Spec),
-    Residual(resnet::Spec),
-    Vgg(vgg::Spec),
-}
-
 /// The properties of a network besides its layers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Traits {
@@ -114,24 +105,35 @@ trait Architecture {
     fn layers(&self, b: &mut Builder, x: ValueId, classes: usize) -> Result<ValueId>;
 }
 
-impl Network {
-    /// Parses `name` by the grammar of every family.
-    fn parse(name: &str) -> Option<Self> {
-        resnet::parse(name)
-            .map(Self::Residual)
-            .or_else(|| densenet::parse(name).map(Self::Dense))
-            .or_else(|| vgg::parse(name).map(Self::Vgg))
-            .or_else(|| alexnet::parse(name).map(Self::AlexNet))
-    }
-
-    fn architecture(&self) -> &dyn Architecture {
-        match self {
-            Self::AlexNet(spec) => spec,
-            Self::Dense(spec) => spec,
-            Self::Residual(spec) => spec,
-            Self::Vgg(spec) => spec,
+/// Declares the families; each is a module with a `Spec` and the grammar of its names, `parse`.
+macro_rules! families {
+    ($($variant:ident: $family:ident,)*) => {
+        /// A network's descriptor, parsed from its name by its family's grammar.
+        #[derive(Clone, Debug, PartialEq)]
+        enum Network {
+            $($variant($family::Spec),)*
         }
-    }
+
+        impl Network {
+            /// Parses `name` by the grammar of every family.
+            fn parse(name: &str) -> Option<Self> {
+                None$(.or_else(|| $family::parse(name).map(Self::$variant)))*
+            }
+
+            fn architecture(&self) -> &dyn Architecture {
+                match self {
+                    $(Self::$variant(spec) => spec,)*
+                }
+            }
+        }
+    };
+}
+
+families! {
+    AlexNet: alexnet,
+    Dense: densenet,
+    Residual: resnet,
+    Vgg: vgg,
 }
 
 /// The models with published figures, in the table's order.
