@@ -28,8 +28,8 @@ pub(crate) fn ensure() {
     READY.set(true);
 }
 
-/// Runs `work` on this thread and on one more for each other core, as far as the system gives threads, until all
-/// return. `work` should take its tasks from a common list.
+/// Runs `work` on this thread and on one for each other core, or fewer if the system refuses threads; returns when all
+/// have returned. `work` should take its tasks from a common list.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,9 +1,5 @@
-//! Densely connected networks (Huang et al. 2017, arXiv:1608.06993), with torchvision's tensor names.
-//!
-//! ```text
-//! densenet{121|161|169|201|264}         ImageNet
-//! densenet[_b|_c|_bc]{L}_k{k}_cifar     L layers of growth k: three blocks of (L-4)/3 layers, (L-4)/6 with B
-//! ```
+//! Densely connected networks (Huang et al. 2017, arXiv:1608.06993), with torchvision's tensor names. [`super`] has
+//! the names of the networks.
 //!
 //! A layer is BN ReLU conv3x3 to k channels, with B (bottlenecks) preceded by BN ReLU conv1x1 to 4k; its input is the
 //! channels of all earlier layers of its block. A transition is BN ReLU conv1x1 and 2x2 average pooling; with C

@@ -3,6 +3,22 @@
 //! Each family has a grammar of names: [`find`] accepts every name of [`all`] and others of its form, such as
 //! `resnet26_cifar`, `resnext50_16x4d` or `densenet_bc40_k24_cifar`. Parameters have torchvision's names and layouts.
 //!
+//! ```text
+//! resnet{18|34|50|101|152|200}[_v1|_option_a|_option_c]   plain{18|34}     ImageNet; _v1: stride in the first 1x1
+//! resnext{50|101}_{C}x{d}d   wide_resnet{50|101}_{f}                       C groups of d channels; f times as wide
+//! resnet{6n+2}_cifar[shortcut][order]   plain{6n+2}_cifar                  basic blocks
+//! resnet{9n+2}_bottleneck_cifar[shortcut][order]                           bottlenecks
+//! resnext{9n+2}_{C}x{d}d_cifar   preact_resnet{9n+2}_cifar
+//! NETWORK_survival{05}[_uniform]                           stochastic depth on any of these but the plain ones
+//! shortcut   _option_b | _conv1x1 | _average
+//! order      _bn_after_add | _relu_before_add | _relu_only_preact | _full_preact
+//!
+//! densenet{121|161|169|201|264}         ImageNet
+//! densenet[_b|_c|_bc]{L}_k{k}_cifar     L layers of growth k: three blocks of (L-4)/3 layers, (L-4)/6 with B
+//!
+//! vgg{11|13|16|19}[_bn]   alexnet       ImageNet
+//! ```
+//!
 //! ```
 //! use residuum::graph::Mode;
 //! use residuum::models::{self, BuildOptions};

@@ -1,15 +1,4 @@
-//! Residual networks and their plain twins: He et al. 2015 and 2016, ResNeXt, wide networks.
-//!
-//! ```text
-//! resnet{18|34|50|101|152|200}[_v1|_option_a|_option_c]   plain{18|34}     ImageNet; _v1: stride in the first 1x1
-//! resnext{50|101}_{C}x{d}d   wide_resnet{50|101}_{f}                       C groups of d channels; f times as wide
-//! resnet{6n+2}_cifar[shortcut][order]   plain{6n+2}_cifar                  basic blocks
-//! resnet{9n+2}_bottleneck_cifar[shortcut][order]                           bottlenecks
-//! resnext{9n+2}_{C}x{d}d_cifar   preact_resnet{9n+2}_cifar
-//! NETWORK_survival{05}[_uniform]                           stochastic depth on any of these but the plain ones
-//! shortcut   _option_b | _conv1x1 | _average
-//! order      _bn_after_add | _relu_before_add | _relu_only_preact | _full_preact
-//! ```
+//! Residual networks and their plain twins: He et al. 2015 and 2016, ResNeXt, wide networks. [`super`] has the names.
 //!
 //! `_average` is option A with 2x2 average pooling in place of subsampling, as in the stochastic-depth authors' code.
 //!

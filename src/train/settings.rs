@@ -63,8 +63,8 @@ impl Default for Settings {
     }
 }
 
-/// The loss scale of a single pass in `dtype`: 256 in f16, whose smallest positive number is 6e-8, else 1. A run in f16
-/// has a dynamic one, see [`loss_scale`](crate::control::loss_scale).
+/// A fixed loss scale for a backward pass without an optimizer in `dtype`: 256 in f16, whose smallest positive number
+/// is 6e-8, else 1. With an optimizer f16 has a dynamic one: see [`loss_scale`](crate::control::loss_scale).
 pub fn grad_scale(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => 256.0,
@@ -79,8 +79,9 @@ impl Settings {
         sgd::Sgd::new(sgd::Spec { momentum, dampening: 0.0, nesterov: momentum > 0.0, weight_decay })
     }
 
-    /// Fails on invalid settings: no epoch, a batch size of 0, a learning rate that is not positive and finite, a
-    /// warm-up longer than the run.
+    /// Fails on the first invalid setting: no epoch, a batch size of 0, a learning rate that is not positive and
+    /// finite, label smoothing outside 0..1, shifts of too many pixels, a warm-up not shorter than the run, or an
+    /// invalid momentum or weight decay. The names of the model and of the data set are not checked.
     pub fn check(&self) -> Result<()> {
         let Self { learning_rate: rate, smoothing, augment: Augment { pad, .. }, .. } = self;
         Error::check(self.epochs > 0, "epochs", || "0, expected at least 1".into())?;

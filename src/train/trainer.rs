@@ -219,7 +219,7 @@ impl<'a> Trainer<'a> {
         self.rate(self.step.saturating_sub(1))
     }
 
-    /// Runs to the end of the epoch and evaluates; of `observer` only [`step`](Observer::step) is called. Fails with
+    /// Runs to the end of the epoch and evaluates; calls [`Observer::step`], but not [`Observer::epoch`]. Fails with
     /// [`Error::Diverged`] if a loss or a logit is not finite.
     pub fn run_epoch(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
         let start = Instant::now();

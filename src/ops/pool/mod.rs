@@ -12,8 +12,8 @@
 //! A single window may be larger than the padded image, as in torch; it is clipped. Adaptive windows run from
 //! `floor(i H / P)` to `ceil((i + 1) H / P)`.
 //!
-//! A batch norm and a ReLU before the pooling may be fused ([`norm`](super::norm)): applied as x is loaded, and dx is
-//! masked before it is stored.
+//! A batch norm and a ReLU before the pooling may be fused: applied as x is [loaded](super::load), and dx is masked
+//! before it is [stored](super::store).
 //!
 //! ```
 //! use residuum::ops::pool::{Bwd, Kind, Pool, Spec, Window};

@@ -27,7 +27,7 @@ call! {
     /// The forward pass.
     pub struct Fwd {
         reads {
-            /// The input, of the node's shape as all operands.
+            /// The input; all operands have the node's shape.
             x: I [one],
         }
         writes {
