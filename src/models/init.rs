@@ -20,7 +20,7 @@ pub enum Fill {
 }
 
 /// The distributions of a network's tensors. Batch norms start as the identity: gamma 1, beta 0, running mean 0 and
-/// variance 1. See the [crate](crate) for an example.
+/// variance 1. See the [crate] for an example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scheme {
     /// Weights of convolutions.
