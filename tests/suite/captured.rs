@@ -205,7 +205,8 @@ fn a_run_reads_what_was_set_last() {
     for backend in simulator().into_iter().chain(machine::gpu("inputs in two places")) {
         let device = Device::Kernels(backend.clone());
         let spec = Spec { momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
-        let two = Program::compile(&graph, &device, DType::F32, Some(Sgd::new(spec).unwrap())).unwrap();
+        let mut two = Program::compile(&graph, &device, DType::F32, Some(Sgd::new(spec).unwrap())).unwrap();
+        two.set_learning_rate(0.0).unwrap();
         // Without an optimizer every input has one place.
         let one = Program::compile(&graph, &device, DType::F32, None).unwrap();
         let mut programs = [two, one];
