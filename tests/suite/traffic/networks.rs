@@ -27,6 +27,7 @@ fn check(name: &str, mode: Mode, batch: usize, [h, w]: [usize; 2], dtype: DType)
     program.set_input("input", &HostTensor::f32(images, pixels)).unwrap();
     if train {
         program.set_labels(&vec![3; batch]).unwrap();
+        program.set_learning_rate(0.0).unwrap();
     }
     let blocks = graph.survival().len();
     let mut patterns = vec![vec![true; blocks]];
