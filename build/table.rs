@@ -13,7 +13,7 @@ use super::arch::{family, TARGETS};
 /// The content of a `KERNEL` line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The entry point: `<op>_<pass>_<dtype>[_<M>x<N>]..[_<form>][_sm<NN>]`.
+    /// The entry point: `<op>[_fused]_<pass>_<dtype>[_<M>x<N>]..[_<form>][_sm<NN>]`.
     pub name: String,
     /// The name with `*` for the dtype and without tiles, access and family: `conv2d_fwd_*`. All entries of a kind
     /// compute the same result; the host chooses one.

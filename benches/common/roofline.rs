@@ -1,4 +1,4 @@
-//! The measured limits of GPUs.
+//! The limits of GPUs, measured with other software.
 
 use residuum::device::Cost;
 use residuum::tensor::DType;

@@ -19,7 +19,7 @@ use crate::train::at_least_one;
 /// Compiles the network without running it, in little memory. Bytes are global memory traffic, each byte counted once
 /// per launch; a multiply-add counts as two operations. With stochastic depth the figures describe a step that drops no
 /// block. The least time is the bytes over the GPU's bandwidth or the operations over its peak, whichever is longer
-/// (the roofline).
+/// (the roofline). A kernel named `_fused` also does the work of the batch norms and ReLUs next to its op.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   residuum plan resnet50 --dtype bf16

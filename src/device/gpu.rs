@@ -45,7 +45,7 @@ impl Gpu {
             source: source.into(),
         };
         vec![
-            row("H200", Arch::Sm90, 4.3e12, 67e12, 790e12, "measured (f16 as bf16); f32 from NVIDIA's data sheet"),
+            row("H200", Arch::Sm90, 4.3e12, 67e12, 790e12, "measured by other software, f16 as bf16; f32 data sheet"),
             row("H100", Arch::Sm90, 3.35e12, 67e12, 989e12, "NVIDIA's data sheet of the SXM5 module, dense"),
             row("A100", Arch::Sm80, 2.039e12, 19.5e12, 312e12, "NVIDIA's data sheet of the 80 GB SXM4 module, dense"),
         ]

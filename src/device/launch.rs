@@ -125,7 +125,7 @@ impl Launch {
         Self { gate: Some(gate), ..self }
     }
 
-    /// Fails if a view or the gate is of another device than `device`; a [`Backend`](super::Backend) calls it first.
+    /// Fails if a view or the gate is another device's memory; a [`Backend`](super::Backend) checks it before a launch.
     pub fn check_device(&self, device: DeviceId) -> Result<()> {
         let mut owners = self.views.iter().chain(&self.gate).filter_map(View::device);
         let all = owners.all(|owner| owner == device);

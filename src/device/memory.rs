@@ -163,8 +163,11 @@ impl View {
     /// scratch memory of launches. This library neither frees nor copies them.
     ///
     /// # Safety
-    /// The memory is of the device that runs the launches, `address` is aligned as the tensor needs (256 bytes always
-    /// suffice), and it lives until the last launch that uses the view or a clone has ended.
+    /// * The `bytes` bytes from `address` on are memory of the device that runs the launches, and `address` is aligned
+    ///   to the tensor's elements (256 bytes always suffice).
+    /// * The memory lives until the last launch that uses the view or a clone has ended.
+    /// * While such a launch runs, nobody else writes the memory, nor reads what the launch writes.
+    /// * The memory belongs to no [`Memory`] of this library: [`overlaps`](Self::overlaps) would miss that.
     pub unsafe fn foreign(address: u64, bytes: usize) -> Self {
         Self::whole(Arc::new(Foreign { address, bytes }))
     }

@@ -54,7 +54,7 @@ struct Missing {
 
 impl Missing {
     /// Nothing is missing on a blueprint, whose memory itself fails on reads.
-    fn new(graph: &Graph, views: &[Option<Place>], device: &Device) -> Self {
+    fn new(graph: &Graph, views: &[Option<Place>], device: &Device, optimizer: bool) -> Self {
         if device.kind() == "blueprint" {
             return Self { weights: false, inputs: Vec::new(), run: false, learning_rate: false };
         }
@@ -92,7 +92,7 @@ impl Program {
         fused.graph.check_gates()?;
         let (plan, executor) = bind(&fused, device, dtype, optimizer)?;
         let Fused { graph, views, .. } = fused;
-        let missing = Missing::new(&graph, &views, device);
+        let missing = Missing::new(&graph, &views, device, optimizer.is_some());
         let (batches, learning_rate, first_step) = (0, 0.0, true);
         let mut program =
             Self { graph, views, plan, executor, dtype, optimizer, batches, learning_rate, first_step, missing };
@@ -236,7 +236,8 @@ impl Program {
     /// Runs forward, backward if the graph was differentiated, and the optimizer if there is one. A step whose loss is
     /// not finite changes running statistics, but neither parameters nor velocities.
     ///
-    /// Fails before the first [`load`](Self::load) of a graph with tensors to load, and if an input was never set.
+    /// Fails before the first [`load`](Self::load) of a graph with tensors to load, if an input was never set, and with
+    /// an optimizer if no learning rate was set.
     pub fn run(&mut self) -> Result<()> {
         self.missing.weights("run")?;
         if let Some((name, _)) = self.graph.inputs.iter().find(|(_, v)| self.missing.inputs.contains(v)) {

@@ -41,6 +41,7 @@ impl Graph {
             let tensor = state.get(name).ok_or_else(missing)?;
             let floating = !matches!(tensor.data, HostData::I64(_));
             Error::check(floating, &what, || "integers, expected floating-point numbers".into())?;
+            tensor.check(&what)?;
             check_shape(what, shape.clone(), &tensor.shape)?;
         }
         let counters: BTreeSet<_> = self.counters().collect();
@@ -62,6 +63,7 @@ impl Graph {
         let value = find(&self.inputs, "input", name)?;
         let (ty, what) = (self.ty(value), format!("input `{name}`"));
         Error::check(ty.elem == Elem::Real, &what, || "it takes labels, which set_labels sets".into())?;
+        tensor.check(&what)?;
         check_shape(what, torch_shape(ty), &tensor.shape)?;
         Ok((value, to_library(tensor, ty)?))
     }

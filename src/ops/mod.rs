@@ -244,7 +244,8 @@ impl<'a> Io<'a> {
         let writes = writes.into_iter().map(|(name, written)| ("output", name, written.ty)).zip(self.outputs);
         for ((side, name, ty), arg) in reads.chain(writes) {
             let (what, element) = (format!("{side} `{name}` of {}", op.name()), ty.elem.bytes(target.dtype));
-            let fits = arg.elements(&ty.shape).is_some_and(|n| n * element <= arg.view.bytes());
+            let fits =
+                arg.elements(&ty.shape).and_then(|n| n.checked_mul(element)).is_some_and(|n| n <= arg.view.bytes());
             Error::check(fits, &what, || {
                 let (bytes, stride, dtype) = (arg.view.bytes(), arg.pixel_stride, target.dtype);
                 format!("a view of {bytes} bytes with a pixel stride of {stride} for {dtype} of shape {}", ty.shape)

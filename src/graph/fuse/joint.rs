@@ -10,21 +10,14 @@
 //! assumes that it does. After `masks`, and only next to batch norms in pieces: the plain passes have faster kernels of
 //! their own.
 
+use super::join_adjacent;
 use crate::graph::{Graph, Node};
 use crate::ops::conv2d::{self, Bwd, Pass};
 use crate::ops::Op;
 
 /// Joins the backward passes of every convolution next to batch norms in pieces.
 pub(super) fn gradients(graph: &mut Graph) {
-    let mut nodes: Vec<Node> = Vec::with_capacity(graph.nodes.len());
-    for node in std::mem::take(&mut graph.nodes) {
-        let joint = nodes.last().and_then(|before| join(before, &node));
-        if joint.is_some() {
-            nodes.pop();
-        }
-        nodes.push(joint.unwrap_or(node));
-    }
-    graph.nodes = nodes;
+    join_adjacent(graph, join);
 }
 
 /// One node in place of `bwd_w` and `bwd_x`, if they are passes of one convolution with an equal dy.

@@ -41,8 +41,7 @@ pub(super) fn append(fused: &mut Fused) {
         }
         graph.nodes[writer] = joined;
     }
-    let mut gone = gone.into_iter();
-    graph.nodes.retain(|_| !gone.next().unwrap_or(false));
+    graph.remove(gone);
     rename(graph, renamed);
 }
 
@@ -87,18 +86,17 @@ fn is_touched(graph: &Graph, index: &Index, v: ValueId, nodes: std::ops::Range<u
 /// `node` extended by the mask and sums of `call`; `None` if there is no such kernel.
 fn join(node: &Node, call: &norm::Gradient<ValueId, Stored>) -> Option<Node> {
     let store = call.mask.is_scaled().then_some(call.g);
+    let (mask, sums) = (Some(call.mask), Some(call.sums));
     match node.op {
-        Op::Conv2d(conv2d::Node { conv, pass: conv2d::Pass::BwdX(form @ conv2d::BwdX { mask: None, .. }) }) => {
-            let mut bwd = node.bind(form);
-            (bwd.dx, bwd.mask, bwd.sums) = (store.unwrap_or(bwd.dx), Some(call.mask), Some(call.sums));
-            let pass = conv2d::Pass::BwdX(bwd.form());
-            Some(Node::new(Op::Conv2d(conv2d::Node { conv, pass }), bwd, node.gate))
+        Op::Conv2d(conv2d::Node { conv, pass: Pass::BwdX(form @ BwdX { mask: None, .. }) }) => {
+            let bwd = node.bind(form);
+            let bwd = BwdX { dx: store.unwrap_or(bwd.dx), mask, sums, ..bwd };
+            Some(Node::conv2d(conv, Pass::BwdX(bwd), node.gate))
         }
         Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd(form @ pool::Bwd { mask: None, .. }) }) => {
-            let mut bwd = node.bind(form);
-            (bwd.dx, bwd.mask, bwd.sums) = (store.unwrap_or(bwd.dx), Some(call.mask), Some(call.sums));
-            let pass = pool::Pass::Bwd(bwd.form());
-            Some(Node::new(Op::Pool(pool::Node { pool, pass }), bwd, node.gate))
+            let bwd = node.bind(form);
+            let bwd = pool::Bwd { dx: store.unwrap_or(bwd.dx), mask, sums, ..bwd };
+            Some(Node::new(Op::Pool(pool::Node { pool, pass: pool::Pass::Bwd(bwd.form()) }), bwd, node.gate))
         }
         _ => None,
     }

@@ -47,7 +47,7 @@ pub(super) fn split(fused: &mut Fused) {
         let mut number = || graph.add_value(pair.bn.per_channel(), Origin::Node);
         let moments = Moments { mean: number(), var: number() };
         let (a, b, c) = (own.then(&mut number), number(), number());
-        pieces.measure(graph, writer, pair.bn, pair.y, moments);
+        pieces.measure(graph, writer, pair.bn.spec().x, pair.y, moments);
         let numbers = Numbers { moments, a, b: b.into(), c: c.into(), dbias: dbias.filter(|_| own) };
         pieces.split(graph, &pair, numbers);
         if own {
@@ -58,7 +58,7 @@ pub(super) fn split(fused: &mut Fused) {
             pieces.replaced.entry(pair.bwd).or_default().push(pass);
         }
     }
-    pieces.apply(fused);
+    pieces.apply(&mut fused.graph);
 }
 
 /// True if `z` is added, without a ReLU, to another activation in pieces. Both have one gradient, whose producer can

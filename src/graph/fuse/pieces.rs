@@ -86,7 +86,7 @@ pub(super) struct Pieces {
 impl Pieces {
     /// Measures `y`, images of shape `x`, after node `writer`, which stores it.
     pub fn measure(&mut self, graph: &Graph, writer: usize, x: [usize; 4], y: ValueId, moments: Moments<ValueId>) {
-        let call = Measure { y, moments: moments.map(|_, v| v.into()) };
+        let call = norm::Measure { y, moments: moments.map(|_, v| v.into()) };
         self.measures.insert(writer, piece(x, norm::Pass::Measure, call, graph.nodes[writer].gate));
     }
 
@@ -107,18 +107,18 @@ impl Pieces {
         let node = &graph.nodes[fwd];
         let Train { gamma, beta, running_mean, running_var, .. } = node.bind(Train::default());
         let (scale, shift) = (scale.into(), shift.into());
-        let call = Scale { gamma, beta, moments, scale, shift, running_mean, running_var };
+        let call = norm::Scale { gamma, beta, moments, scale, shift, running_mean, running_var };
         self.replaced.insert(fwd, vec![piece(x, norm::Pass::Scale { eps, momentum }, call, node.gate)]);
         let node = &graph.nodes[bwd];
         let Op::BatchNorm(batch_norm::Node { pass: batch_norm::Pass::Bwd(form), .. }) = node.op else {
             unreachable!("a pair has a backward pass")
         };
         let Bwd { dgamma, dbeta, .. } = node.bind(form);
-        let call = Gradient { dz, mask, g, sums: sums.map(|_, v| v.into()) };
+        let call = norm::Gradient { dz, mask, g, sums: sums.map(|_, v| v.into()) };
         let gradient = piece(x, norm::Pass::Gradient(call.form()), call, node.gate);
         let (dy_sum, dyx_sum) = (sums.dy, sums.first);
         let (a_stored, dbias) = (a.map(Stored::from), dbias.map(Stored::from));
-        let call = Coefficients { dy_sum, dyx_sum, gamma, moments, dgamma, dbeta, a: a_stored, b, c, dbias };
+        let call = norm::Coefficients { dy_sum, dyx_sum, gamma, moments, dgamma, dbeta, a: a_stored, b, c, dbias };
         let pass = norm::Pass::Coefficients { form: call.form(), eps };
         let coefficients = piece(x, pass, call, node.gate);
         self.replaced.insert(bwd, vec![gradient, coefficients]);
@@ -143,7 +143,6 @@ impl Pieces {
             changed.extend(self.measures.remove(&i));
         }
         graph.nodes = changed;
-        fused.views.resize(fused.graph.values.len(), None);
     }
 
     /// `node` with its loads. A gradient that it cannot correct while it loads is corrected before, in `nodes`.
@@ -174,7 +173,7 @@ impl Pieces {
                     conv2d::Pass::BwdW(call) => [&mut call.dy, &mut call.x].into_iter().for_each(load),
                     conv2d::Pass::Bwd(_) | conv2d::Pass::BwdBias(_) => {}
                 }
-                Node::new(Op::Conv2d(conv2d::Node { conv, pass: pass.form() }), pass, node.gate)
+                Node::conv2d(conv, pass, node.gate)
             }
             Op::Pool(pool::Node { pool, pass: pool::Pass::Fwd(form) }) => {
                 let mut call = node.bind(form);

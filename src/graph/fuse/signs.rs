@@ -52,10 +52,8 @@ pub(super) fn mask(fused: &mut Fused) {
             }
         }
     }
-    let mut gone = gone.into_iter();
-    graph.nodes.retain(|_| !gone.next().unwrap_or(false));
+    graph.remove(gone);
     rename(graph, renamed);
-    fused.views.resize(fused.graph.values.len(), None);
 }
 
 /// The end of a block whose gradients can be joined.

@@ -17,7 +17,7 @@ use super::index::{Index, Reader};
 use super::pieces::{slice, Numbers, Pair, Pieces};
 use super::{block_end, Fused, Place};
 use crate::graph::{Origin, Stored, ValueId};
-use crate::ops::batch_norm::{self, BatchNorm};
+use crate::ops::batch_norm;
 use crate::ops::load::{Load, Operand};
 use crate::ops::store::Moments;
 use crate::ops::{Op, Write};
@@ -33,7 +33,7 @@ pub(super) fn split(fused: &mut Fused) {
             split_all(fused, &index, &mut pieces, [root, gradient], &pairs);
         }
     }
-    pieces.apply(fused);
+    pieces.apply(&mut fused.graph);
 }
 
 /// The batch norms of slices of `root`, and the root of their gradients. `None` if another node adds to that gradient.

@@ -204,8 +204,8 @@ impl Node {
         let call = io.bind(form).map(|_, arg| arg.address(), |_, arg| arg.address());
         let super::Fold { gamma, beta, running_mean: mean, running_var: var, bias, scale, shift } = call;
         let (bias, channels) = (bias.unwrap_or(0), self.bn.spec.x[3] as u32);
-        let (eps, share) = (self.bn.spec.eps as f32, share as f32);
-        let params = Fold { gamma, beta, mean, var, bias, scale, shift, channels, eps, share, unused: 0 };
+        let (eps, survival) = (self.bn.spec.eps as f32, share as f32);
+        let params = Fold { gamma, beta, mean, var, bias, scale, shift, channels, eps, survival, unused: 0 };
         let grid = [channels.div_ceil(THREADS), 1, 1];
         // SAFETY: every view holds one number per channel (`Io::check`); the bias may be null.
         Ok(vec![unsafe { Launch::new(only(&FOLD), grid, &params, self.cost(DType::F32), io.views()) }])

@@ -89,8 +89,8 @@ impl<'a> Bound<'a> {
                 Operands { scale, shift, relu: relu.into(), scaled: scaled.into(), ..params }
             }
             Mask::Signs { bits, gate, .. } => {
-                let (bits_stride, open) = (rows.stride(bits), gate.map_or(0, Arg::address));
-                Operands { bits: bits.address(), bits_stride, open, relu: 1, ..params }
+                let (bits_stride, gate) = (rows.stride(bits), gate.map_or(0, Arg::address));
+                Operands { bits: bits.address(), bits_stride, gate, relu: 1, ..params }
             }
         }
     }

@@ -38,8 +38,8 @@ kernels! {
     AVG_BWD_SIGNS_TWO: OfAvg = "pool_fused_avg_bwd_*_signs_two", sums_shared(3);
 }
 
-static NORM_MAX_BWD: [&[Entry]; FORMS] = [&MAX_BWD_AFFINE, &MAX_BWD_SIGNS, &MAX_BWD_SIGNS_TWO];
-static NORM_AVG_BWD: [&[Entry]; FORMS] = [&AVG_BWD_AFFINE, &AVG_BWD_SIGNS, &AVG_BWD_SIGNS_TWO];
+static FUSED_MAX_BWD: [&[Entry]; FORMS] = [&MAX_BWD_AFFINE, &MAX_BWD_SIGNS, &MAX_BWD_SIGNS_TWO];
+static FUSED_AVG_BWD: [&[Entry]; FORMS] = [&AVG_BWD_AFFINE, &AVG_BWD_SIGNS, &AVG_BWD_SIGNS_TWO];
 
 pub(super) fn launches(node: &Node, target: Target, io: &Io<'_>) -> Result<Vec<Launch>> {
     let (index, mask, sums) = match node.pass {
@@ -96,9 +96,9 @@ fn forward(node: &Node, form: Fwd, target: Target, io: &Io<'_>) -> Result<Launch
             // SAFETY: `strips` covers y and index, windows lie inside x, and the views hold these (`Io::check`).
             return Ok(unsafe { Launch::new(kernel, grid, &pool, cost, views) });
         };
-        let kernel = entry(target, &NORM_MAX_FWD)?;
+        let kernel = entry(target, &FUSED_MAX_FWD)?;
         // SAFETY: as above, and the views hold scale and shift.
-        return Ok(unsafe { Launch::new(kernel, grid, &NormMaxFwd { pool, numbers }, cost, views) });
+        return Ok(unsafe { Launch::new(kernel, grid, &FusedMaxFwd { pool, numbers }, cost, views) });
     }
     let (pool, tree) = AvgFwd::new(&node.pool, target.dtype, x.value, y)?;
     let grid = pool.strips.grid()?;
@@ -107,9 +107,9 @@ fn forward(node: &Node, form: Fwd, target: Target, io: &Io<'_>) -> Result<Launch
         // SAFETY: `strips` covers y, windows lie inside x, and the views hold these (`Io::check`).
         return Ok(unsafe { Launch::new(kernel, grid, &pool, cost, views) });
     };
-    let kernel = if tree { entry(target, &NORM_AVG_FWD_TREE)? } else { entry(target, &NORM_AVG_FWD)? };
+    let kernel = if tree { entry(target, &FUSED_AVG_FWD_TREE)? } else { entry(target, &FUSED_AVG_FWD)? };
     // SAFETY: as above, and the views hold scale and shift.
-    Ok(unsafe { Launch::new(kernel, grid, &NormAvgFwd { pool, numbers }, cost, views) })
+    Ok(unsafe { Launch::new(kernel, grid, &FusedAvgFwd { pool, numbers }, cost, views) })
 }
 
 fn max_bwd(node: &Node, [dy, index, dx]: [&Arg; 3], target: Target, io: &Io<'_>) -> Result<Launch> {
@@ -151,12 +151,12 @@ fn masked(
             let params = OfMax { from: MaxGradient::new(&node.pool, dy, index)?, epilogue, strips };
             // SAFETY: `strips` covers dx, y and the bits, only windows of dy and index are read, the views hold these
             // and the mask's other operands (`Io::check`) and the sums of every band; the rest is null.
-            unsafe { Launch::new(entry(target, NORM_MAX_BWD[form])?, grid, &params, cost, views) }
+            unsafe { Launch::new(entry(target, FUSED_MAX_BWD[form])?, grid, &params, cost, views) }
         }
         None => {
             let params = OfAvg { from: AvgGradient::new(&node.pool, dy)?, epilogue, strips };
             // SAFETY: as above, without index.
-            unsafe { Launch::new(entry(target, NORM_AVG_BWD[form])?, grid, &params, cost, views) }
+            unsafe { Launch::new(entry(target, FUSED_AVG_BWD[form])?, grid, &params, cost, views) }
         }
     };
     Ok(std::iter::once(first).chain(bound.merge(&bands)?).collect())

@@ -68,13 +68,13 @@ fn add(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
 
 fn join(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let Fwd { a, b, gate, y, .. } = io.bind(node.form);
-    let (args, open) = ([a.value, b.value, y], gate.map_or(0, Arg::address));
+    let (args, gate) = ([a.value, b.value, y], gate.map_or(0, Arg::address));
     let (strips, [a_stride, b_stride, y_stride]) = elementwise(&node.shape, target.dtype, args)?;
-    let ([a, b, y], share, relu) = (args.map(Arg::address), node.share as f32, node.relu.into());
-    let params = Join { a, b, y, open, a_stride, b_stride, y_stride, strips, share, relu };
+    let ([a, b, y], survival, relu) = (args.map(Arg::address), node.share as f32, node.relu.into());
+    let params = Join { a, b, y, gate, a_stride, b_stride, y_stride, strips, survival, relu };
     let kernel = entry(target, &JOIN)?;
     // SAFETY: `strips` covers the node's shape, and the views hold tensors of that shape and the gate (`Io::check`);
-    // without a gate `gate` is null.
+    // a missing gate is null.
     Ok(unsafe { Launch::new(kernel, strips.grid()?, &params, node.cost(target.dtype), io.views()) })
 }
 
@@ -89,11 +89,11 @@ fn end(node: &Node, target: Target, io: &Io<'_>) -> Result<Launch> {
     let rows = Rows::pixels([n, h, w, c]);
     let strips = Strips::eights(rows, WALK_END, rows.wide(target.dtype, &[a.value, b.value, y], &[]))?;
     let ((first, first_relu), (second, second_relu)) = (term(node, &rows, a)?, term(node, &rows, b)?);
-    let (terms, open) = ([first, second], gate.map_or(0, Arg::address));
+    let (terms, gate) = ([first, second], gate.map_or(0, Arg::address));
     let (y_stride, signs_stride) = (rows.stride(y), signs.map_or(0, |signs| rows.stride(signs)));
     let (y, signs) = (y.address(), signs.map_or(0, Arg::address));
     let (relu, activated) = (node.relu.into(), u32::from(first_relu) | u32::from(second_relu) << 1);
-    let params = BlockEnd { terms, y, signs, open, y_stride, signs_stride, strips, relu, activated };
+    let params = BlockEnd { terms, y, signs, gate, y_stride, signs_stride, strips, relu, activated };
     let kernel = entry(target, &END)?;
     // SAFETY: `strips` covers a, b, y and the signs, and the views hold these and the other operands (`Io::check`);
     // scales, shifts, signs and the gate may be null.

@@ -38,12 +38,12 @@ impl<'a> Run<'a> {
         let (tiles, grid) = (self.tiles(&bound)?, bound.grid()?);
         let params = EndParams {
             forward: forward(&bound, &own, &tiles.views)?,
-            b: other.address(),
-            b_scale: address(others.scale),
-            b_shift: address(others.shift),
+            other: other.address(),
+            other_scale: address(others.scale),
+            other_shift: address(others.shift),
             z: z.address(),
             signs: signs.address(),
-            b_stride: other.stride(),
+            other_stride: other.stride(),
             z_stride: z.stride(),
             signs_stride: signs.stride(),
             unused: 0,

@@ -106,7 +106,7 @@ impl<'a> Reader<'a> {
             }
             Mask::Signs { bits, gate, .. } => {
                 masking.bits = Some(self.pixels("signs", bits, [rows, sign_bytes(channels)], 1)?);
-                masking.open = gate.map(|gate| self.numbers("gate", gate, 1)).transpose()?;
+                masking.gate = gate.map(|gate| self.numbers("gate", gate, 1)).transpose()?;
             }
         }
         Ok(masking)
