@@ -26,7 +26,7 @@ constexpr int ACCUMULATE = 2;       // add to the output
 constexpr int VECTOR_OUT = 4;       // the output and the residual take 16-byte accesses
 constexpr int VECTOR_PARTIAL = 8;   // the partial sums take 16-byte accesses
 
-// fwd and bwd_x. Channels are those of one group; a stride is a pixel stride, in elements.
+// The parameters of fwd and bwd_x. Channel counts are per group; pixel strides are in elements.
 struct GatherParams {
   const void* input;    // x or dy
   const void* w;        // w[K,R,S,C/groups]

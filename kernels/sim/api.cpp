@@ -104,8 +104,8 @@ Pool& pool() {
 
 bool replacing = false;
 
-// Replaces compiled-in kernels by those of the shared object that RESIDUUM_SIM_KERNELS names: tests a changed kernel
-// without a new test binary. Returns an empty string or the problem.
+// Loads kernels from the shared object RESIDUUM_SIM_KERNELS in place of compiled-in kernels, so that a test binary can
+// run a changed kernel. Returns an empty string or the problem.
 const std::string& load_replacements() {
   static const std::string problem = []() -> std::string {
     const char* path = getenv("RESIDUUM_SIM_KERNELS");

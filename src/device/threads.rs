@@ -1,7 +1,8 @@
 //! Thread creation that tolerates a system limit: any thread but the first may be refused.
 //!
 //! rayon builds its global pool on first use, panics if it cannot spawn a thread, and can never retry. So this module
-//! spawns the threads first and builds the pool from those that started; if none did, the calling thread is the pool.
+//! spawns the threads first and builds the pool from the threads that started. If none started, the calling thread is
+//! the pool.
 
 use std::cell::Cell;
 use std::sync::{mpsc, Arc, Mutex, OnceLock, PoisonError};
@@ -9,7 +10,7 @@ use std::thread;
 
 use crate::tensor::memory;
 
-/// Bytes that a new thread needs: its stack, that of its signal handlers, without which Rust aborts, and for its work.
+/// Bytes for a new thread: its stack, the stack of its signal handlers (Rust aborts without it), and its work.
 const ROOM: usize = 8 << 20;
 
 /// Makes rayon usable on this thread, before its first parallel work. Leaves a pool's thread and a global pool alone.

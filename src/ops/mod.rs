@@ -340,38 +340,57 @@ impl<'a, T: Real> HostIo<'a, T> {
     }
 }
 
-/// Every op that a graph can hold.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub enum Op {
-    BatchNorm(batch_norm::Node),
-    Concat(concat::Node),
-    Conv2d(conv2d::Node),
-    CrossEntropy(cross_entropy::Node),
-    Linear(linear::Node),
-    Norm(norm::Node),
-    Pool(pool::Node),
-    Relu(relu::Node),
-    Shortcut(shortcut::Node),
-    Sum(sum::Node),
+/// Declares the ops that a graph can hold: for each its variant and its module, which has a `Node`.
+macro_rules! ops {
+    ($($variant:ident: $module:ident,)+) => {
+        /// Every op that a graph can hold.
+        #[derive(Clone, Debug, PartialEq)]
+        #[allow(missing_docs)]
+        pub enum Op {
+            $($variant($module::Node),)+
+        }
+
+        impl Op {
+            /// The modules of all ops.
+            #[doc(hidden)]
+            pub const MODULES: &'static [&'static str] = &[$(stringify!($module)),+];
+
+            /// The module of the op.
+            #[doc(hidden)]
+            pub fn module(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => stringify!($module),)+
+                }
+            }
+
+            /// The op as the graph sees it.
+            pub fn operator(&self) -> &dyn Operator {
+                match self {
+                    $(Self::$variant(node) => node,)+
+                }
+            }
+
+            /// The op on the host.
+            pub fn host<T: Real>(&self) -> &dyn HostOp<T> {
+                match self {
+                    $(Self::$variant(node) => node,)+
+                }
+            }
+        }
+    };
 }
 
-/// The node in an [`Op`], whichever it is.
-macro_rules! each_op {
-    ($op:expr; $($name:ident)+) => { match $op { $(Op::$name(node) => node,)+ } };
-    ($op:expr) => { each_op!($op; BatchNorm Concat Conv2d CrossEntropy Linear Norm Pool Relu Shortcut Sum) };
-}
-
-impl Op {
-    /// The op as the graph sees it.
-    pub fn operator(&self) -> &dyn Operator {
-        each_op!(self)
-    }
-
-    /// The op on the host.
-    pub fn host<T: Real>(&self) -> &dyn HostOp<T> {
-        each_op!(self)
-    }
+ops! {
+    BatchNorm: batch_norm,
+    Concat: concat,
+    Conv2d: conv2d,
+    CrossEntropy: cross_entropy,
+    Linear: linear,
+    Norm: norm,
+    Pool: pool,
+    Relu: relu,
+    Shortcut: shortcut,
+    Sum: sum,
 }
 
 /// Every kernel that the ops' launch code uses.

@@ -1,6 +1,6 @@
 //! Poolings.
 
-use residuum::ops::pool::Window;
+use residuum::ops::pool::{Kind, Window};
 
 /// An input and its windows, for a maximum and for averages.
 #[derive(Clone, Copy, Debug)]
@@ -58,3 +58,19 @@ pub const LARGE_AVERAGES: &[Case] = &[
     adaptive([1, 97, 89, 3], [1, 1]),
     adaptive([1, 128, 64, 8], [1, 1]),
 ];
+
+/// Windows of all forms, each with every kind of pooling.
+pub fn crossed() -> Vec<(Window, Kind)> {
+    let sliding = |kernel, stride, padding, ceil| Window::Sliding { kernel, stride, padding, ceil };
+    let windows = [
+        sliding([2, 2], [2, 2], [0, 0], false),
+        sliding([3, 3], [2, 2], [1, 1], false),
+        sliding([3, 2], [2, 3], [1, 0], true),
+        sliding([1, 1], [2, 2], [0, 0], false),
+        Window::Adaptive([1, 1]),
+        Window::Adaptive([3, 4]),
+        Window::Adaptive([9, 8]),
+    ];
+    let kinds = [Kind::Max, Kind::Average { count_padding: false }, Kind::Average { count_padding: true }];
+    windows.into_iter().flat_map(|window| kinds.map(|kind| (window, kind))).collect()
+}

@@ -259,18 +259,7 @@ fn relu_and_add() {
 
 #[test]
 fn pool() {
-    use pool::{Kind, Window};
-    let sliding = |kernel, stride, padding, ceil| Window::Sliding { kernel, stride, padding, ceil };
-    let windows = [
-        sliding([2, 2], [2, 2], [0, 0], false),
-        sliding([3, 3], [2, 2], [1, 1], false),
-        sliding([3, 2], [2, 3], [1, 0], true),
-        sliding([1, 1], [2, 2], [0, 0], false),
-        Window::Adaptive([1, 1]),
-        Window::Adaptive([3, 4]),
-    ];
-    let kinds = [Kind::Max, Kind::Average { count_padding: false }, Kind::Average { count_padding: true }];
-    for (window, kind) in windows.iter().flat_map(|w| kinds.iter().map(move |k| (*w, *k))) {
+    for (window, kind) in crate::cases::pool::crossed() {
         let x = [2, 7, 6, 3];
         let pool = pool::Pool::new(pool::Spec { x, window, kind }).expect("a pooling");
         check(&Point::new("pool", Op::Pool(pool.fwd()), vec![spread("pool", x.iter().product())]), &[0]);

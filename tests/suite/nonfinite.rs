@@ -9,11 +9,13 @@
 
 mod rows;
 
+use std::collections::BTreeSet;
+
 use residuum::device::{Arch, Device, Target};
 use residuum::graph::{Builder, ConvOptions, Mode, Program};
 use residuum::models::init::{initialise, Scheme};
 use residuum::ops::conv2d::{Conv2d, Node, Plan};
-use residuum::ops::Operator;
+use residuum::ops::{Op, Operator};
 use residuum::tensor::{DType, HostTensor};
 
 use self::rows::Row;
@@ -387,6 +389,9 @@ fn a_leak_and_a_loss_are_found() {
 fn every_op_has_a_row() {
     let tables = [rows::elementwise(), rows::norms(), rows::poolings(), rows::losses()];
     let mut names: Vec<&str> = tables.iter().flatten().map(|row| row.case.op.operator().name()).collect();
+    let mut modules: BTreeSet<&str> = tables.iter().flatten().map(|row| row.case.op.module()).collect();
+    modules.insert("conv2d"); // its rows are products
+    assert!(modules.into_iter().eq(Op::MODULES.iter().copied()), "an op has no row");
     for (conv, padded) in rows::convolutions() {
         names.extend(rows::products(conv).iter().map(|n| n.name()));
         names.extend(rows::fused(conv, padded).iter().map(|n| n.name()));

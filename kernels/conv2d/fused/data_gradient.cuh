@@ -28,6 +28,8 @@ __device__ __forceinline__ void data_gradient(const DataGradientParams& p, const
     no_sums<Tile>(p, band, col0, p.out_c - n0);
     return;
   }
+  // no tap reaches this residue, and no sum needs its dx
+  if (gather_length(p, slice_h, slice_w) == 0 && p.splits == 1 && !p.sums && (p.flags & ACCUMULATE) != 0) return;
   SHARED(u8, shared);
   Row* rows = reinterpret_cast<Row*>(shared + Tile::SHARED_BYTES);
   const Corrected<T, Tile::SECOND> in(p.input, p.in_stride, p.y, p.y_stride, p.a, p.b, p.c, block.group * p.in_c);

@@ -80,7 +80,7 @@ pub fn launches(buffers: &Buffers<'_>) -> Vec<Launch> {
         let units = (grad.bytes() / (4 * UNIT)).min(u32::MAX as usize) as u32;
         let [gates_at, ranges_at, grad_at] = [gates, ranges, grad].map(View::address);
         let params = Clear { gates: gates_at, ranges: ranges_at, grad: grad_at, units, unused: 0 };
-        // As for every gated launch, the cost is that of open gates.
+        // The cost assumes open gates, as for every gated launch.
         let cost = Cost { flops: 0, bytes_read: words(blocks), bytes_written: 0 };
         let chunks = longest.div_ceil(UNIT * THREADS as usize).clamp(1, MOST_CHUNKS);
         let views = [gates, ranges, grad].map(View::clone).to_vec();

@@ -129,8 +129,8 @@ fn rename(graph: &mut Graph, mut renamed: HashMap<ValueId, ValueId>) {
     }
 }
 
-/// The last name of `v`. The gradients of consecutive residual blocks may all lie in one place, each in that of the
-/// next one, so the names in between are updated.
+/// The last name of `v`. The gradients of consecutive residual blocks may share one place and make a long chain of
+/// names; updating the names on the way keeps the search linear.
 fn last_name(renamed: &mut HashMap<ValueId, ValueId>, v: ValueId) -> ValueId {
     let mut last = v;
     while let Some(&next) = renamed.get(&last) {

@@ -61,7 +61,7 @@ impl Pair {
     }
 }
 
-/// The values of a batch norm in pieces, beside those of its [`Pair`].
+/// The values that splitting a [`Pair`] adds to the graph.
 pub(super) struct Numbers {
     pub moments: Moments<ValueId>,
     /// Without `a`, the scaled gradient is added to dy, which is corrected later.

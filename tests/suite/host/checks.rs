@@ -236,19 +236,8 @@ fn elementwise() {
 
 #[test]
 fn pool() {
-    use pool::{Fwd, Kind, Window};
-    let sliding = |kernel, stride, padding, ceil| Window::Sliding { kernel, stride, padding, ceil };
-    let windows = [
-        sliding([2, 2], [2, 2], [0, 0], false),
-        sliding([3, 3], [2, 2], [1, 1], false),
-        sliding([3, 2], [2, 3], [1, 0], true),
-        sliding([1, 1], [2, 2], [0, 0], false),
-        Window::Adaptive([1, 1]),
-        Window::Adaptive([3, 4]),
-        Window::Adaptive([9, 8]),
-    ];
-    let kinds = [Kind::Max, Kind::Average { count_padding: false }, Kind::Average { count_padding: true }];
-    for (window, kind) in windows.iter().flat_map(|w| kinds.iter().map(move |k| (*w, *k))) {
+    use pool::{Fwd, Kind};
+    for (window, kind) in crate::cases::pool::crossed() {
         for x in [[2, 7, 6, 3], [1, 3, 4, 1], [33, 8, 8, 64]] {
             let spec = pool::Spec { x, window, kind };
             let pool = pool::Pool::new(spec).expect("a pooling");

@@ -88,8 +88,8 @@ fn convolutions_cost_what_they_touch() {
     }));
 }
 
-/// A stride beyond the kernel leaves pixels that no tap reaches: the fused kernels rewrite them. Tensors of zeros close
-/// every gate.
+/// A stride beyond the kernel leaves pixels that no tap reaches: fused kernels visit them only if sums need them. Forms
+/// with gates are left out, since tensors of zeros close every gate.
 #[test]
 fn fused_convolutions_with_a_stride_cost_what_they_touch() {
     let beyond = |row: &cases::conv2d::Row| row.spec.stride[0] > row.spec.kernel[0];

@@ -57,7 +57,7 @@ const WITHOUT: &str = "1 2 3 4 5 6 7 8 9 10";
 
 const PATTERNS: [[bool; 2]; 4] = [[true, true], [false, true], [true, false], [false, false]];
 
-/// Two gates and the plan's launches, each of which fills its own word with its number.
+/// Two gates and the launches of a plan. Each launch writes its number to a word of its own.
 struct Scene {
     device: Arc<dyn Backend>,
     gates: View,

@@ -66,7 +66,7 @@ impl<'a> Run<'a> {
         let mut data = self.bound(problems.x, data_plan(self.plan), factors, none)?;
         correcting.beside(&mut data);
         masking.beside(&mut data);
-        data.whole_out = true; // the fused kernel also visits pixels that no tap reaches
+        data.whole_out = sums.is_some(); // the sums need every pixel of dx
         let factors = Factors { a: dy.value, b: x.value, out: dw };
         let mut weight = self.bound(problems.w, self.plan, factors, none)?;
         correcting.beside(&mut weight);

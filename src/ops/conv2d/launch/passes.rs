@@ -167,7 +167,7 @@ impl<'a> Run<'a> {
         let mut bound = self.bound(self.problem, self.plan, factors, Extras::default())?;
         correcting.beside(&mut bound);
         masking.beside(&mut bound);
-        bound.whole_out = !self.node.pass.is_plain(); // the fused kernel also visits pixels that no tap reaches
+        bound.whole_out = sums.is_some(); // the sums need every pixel of dx
         let tiles = self.tiles(&bound)?;
         let params = (bound.gather_params()?, data_gradient(&bound, &correcting, &masking, &tiles.views)?);
         // SAFETY: the rows of the plain table take GatherParams, the rows of the fused one DataGradientParams.
