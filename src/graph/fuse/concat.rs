@@ -12,8 +12,9 @@
 //! bwd  dy is written only before the split and not read after it: from then on its memory is dx's
 //! ```
 //!
-//! and if x or dx is no tensor of the caller (input, output, parameter or its gradient: these are dense) and a part of
-//! one whole only. Other parts are copied. `autodiff` concatenates only values and splits only gradients.
+//! and if neither x nor dx is a part of a second whole or a tensor of the caller (an input, an output, a parameter or
+//! its gradient: these are dense). Other parts are copied. `autodiff` concatenates only values and splits only
+//! gradients.
 //!
 //! Saves, forward and backward, writing and reading each part once more: 2 accesses per element of the whole. After
 //! `accumulate`, so that all writers of a gradient are known.

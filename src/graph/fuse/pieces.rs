@@ -1,4 +1,5 @@
-//! How a batch norm in training is written in [pieces](crate::ops::norm). The rewrites `norms` and `slices` use it.
+//! How a batch norm in training is written in [pieces](crate::ops::norm). The rewrites `norms` and
+//! `slices` use it, and `prologue` its loads.
 //!
 //! ```text
 //! fwd  z = norm(y; relu)         ->  moments = measure(y)  scale, shift = scale(moments, gamma, beta)
